@@ -1,0 +1,47 @@
+# Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up first, once.
+PYTHON ?= python3
+VENV   ?= .venv
+PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
+STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
+
+.PHONY: help setup demo test test-all check proto lock clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
+
+setup: $(STAMP)  ## create .venv and install everything (again only when the pins change)
+
+# torch first and alone: it is the one package that cannot be pinned by hash (CPU and CUDA builds share a version).
+# Then the whole closure with --no-deps, crypten among it (its own metadata cannot be installed).
+$(STAMP): requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11 setup")'
+	@echo "setting up $(VENV) (some minutes the first time)"
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) install torch==2.13.0
+	$(PIP) install --no-deps --require-hashes -r requirements.txt
+	$(PIP) install --no-deps --no-build-isolation --editable .
+	@rm -f $(VENV)/.installed-*
+	@touch $@
+
+demo: setup  ## teacher -> student -> private inference by separate processes; the table at the end
+	$(VENV)/bin/mpcformer demo
+
+test: setup  ## the default suite (under 10 minutes on 2 cores)
+	$(VENV)/bin/python -m pytest
+
+test-all: setup  ## every test, the slow ones too
+	$(VENV)/bin/python -m pytest -m 'slow or not slow'
+
+check: setup  ## ruff, mypy --strict, freshness of the generated wire code
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python protos/generate.py --check
+
+proto: setup  ## regenerate parties/stubs from protos/
+	$(VENV)/bin/python protos/generate.py
+
+lock:  ## renew requirements.txt from requirements.in
+	$(PYTHON) scripts/lock.py
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) runs *.egg-info .pytest_cache .mypy_cache .ruff_cache
