@@ -73,7 +73,9 @@ class Channel(Protocol):
 class MemoryChannel:
     """One end of an in-memory pair. Counts the tensors' bytes, as there are no frames."""
 
-    def __init__(self, inbox: "queue.Queue[list[torch.Tensor]]", outbox: "queue.Queue[list[torch.Tensor]]", timeout_s: float) -> None:
+    def __init__(
+        self, inbox: "queue.Queue[list[torch.Tensor]]", outbox: "queue.Queue[list[torch.Tensor]]", timeout_s: float
+    ) -> None:
         self.counters = Counters()
         self._inbox = inbox
         self._outbox = outbox

@@ -1,0 +1,93 @@
+"""What a protocol asks the dealer for, how big it is, and how it is keyed.
+
+A plan is a list of requests; both owners derive the same plan from public data alone, and a request's position in it
+is its operation index. Each (session, operation) has its own AES-128-CTR key per party, and is used once.
+"""
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.errors import ProtocolError
+from mpcformer.ring.random import derive_key
+
+Shape = tuple[int, ...]
+ADDITIVE_OPS = ("mul", "matmul")
+MAX_ELEMENTS = 1 << 31
+
+
+@dataclass(frozen=True)
+class Request:
+    """One correlation of a kind in `mpcformer.correlations.kinds`.
+
+    Args:
+        kind: its name.
+        shapes: the operands' shapes.
+        op: the product, for a triple.
+        bits: the shift, for a truncation.
+    """
+
+    kind: str
+    shapes: tuple[Shape, ...]
+    op: str = ""
+    bits: int = 0
+
+    def validate(self) -> None:
+        """Refuse what cannot be dealt, before memory is taken.
+
+        Raises:
+            ProtocolError: naming the field.
+        """
+        from mpcformer.correlations.kinds import KINDS
+
+        if self.kind not in KINDS:
+            raise ProtocolError(f"correlation kind {self.kind!r} is unknown; known: {', '.join(KINDS)}")
+        KINDS[self.kind].check(self)
+        for shape in (*self.shapes, self.result_shape):
+            if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+                raise ProtocolError(f"correlation shape {shape} is empty or exceeds {MAX_ELEMENTS} elements")
+
+    @property
+    def result_shape(self) -> Shape:
+        """The shape of the product, or of the operand."""
+        if len(self.shapes) == 1:
+            return self.shapes[0]
+        return product_shape(self.op, *self.shapes)
+
+
+def product_shape(op: str, left: Shape, right: Shape) -> Shape:
+    """The shape of `left op right` under torch's broadcasting.
+
+    Raises:
+        ProtocolError: the shapes do not fit.
+    """
+    try:
+        if op == "matmul":
+            if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
+                raise RuntimeError
+            return (*torch.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])
+        return tuple(torch.broadcast_shapes(left, right))
+    except RuntimeError:
+        raise ProtocolError(f"{op or 'elementwise'} of shapes {left} and {right} is not defined") from None
+
+
+def session_key(seed: bytes, session_id: bytes, operation: int) -> bytes:
+    """A party's 16-byte key for one operation of one session."""
+    return derive_key(seed, "correlation", session_id, operation)
+
+
+def plan_digest(plan: Sequence[Request]) -> bytes:
+    """32 bytes that differ whenever two plans do."""
+    return hashlib.sha256(json.dumps([asdict(request) for request in plan]).encode()).digest()
+
+
+def correction_specs(request: Request) -> list[Spec]:
+    """Dtypes and shapes of what the dealer sends to party 0 for `request`."""
+    from mpcformer.correlations.kinds import KINDS
+
+    return KINDS[request.kind].correction_specs(request)

@@ -1,0 +1,58 @@
+"""One party's correlations of one session: used in order, each exactly once."""
+
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.correlations.kinds import Dealt, expand
+from mpcformer.correlations.requests import Request, correction_specs, session_key
+from mpcformer.errors import ProtocolError
+
+
+class CorrelationStore:
+    """Expands a party's seed operation by operation; party 0 also holds the dealer's corrections until they are used.
+
+    Args:
+        party: 0 (model owner, receives corrections) or 1 (data owner, everything from its seed).
+        seed: 16 bytes that only this party and the dealer know.
+        session_id: 16 bytes, public.
+    """
+
+    def __init__(self, *, party: int, seed: bytes, session_id: bytes) -> None:
+        self.party = party
+        self.next_operation = 0
+        self._seed = seed
+        self._session_id = session_id
+        self._corrections: dict[int, list[torch.Tensor]] = {}
+
+    def put(self, operation: int, correction: list[torch.Tensor]) -> None:
+        """Keep the dealer's correction for `operation` until it is taken.
+
+        Raises:
+            ProtocolError: at party 1, for an operation already used, or one that already has its correction.
+        """
+        if self.party != 0:
+            raise ProtocolError("party 1 takes no corrections: all its shares come from its seed")
+        if operation < self.next_operation or operation in self._corrections:
+            raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
+        self._corrections[operation] = correction
+
+    def take(self, request: Request) -> Dealt:
+        """This party's part of the next operation's correlation.
+
+        Raises:
+            ProtocolError: the correction is missing or has another shape.
+        """
+        operation = self.next_operation
+        correction: list[torch.Tensor] = []
+        if self.party == 0:
+            if operation not in self._corrections:
+                raise ProtocolError(f"the dealer's correction for operation {operation} ({request.kind}) is missing")
+            correction = self._corrections.pop(operation)
+            arrived = [Spec.of(tensor) for tensor in correction]
+            if arrived != correction_specs(request):
+                raise ProtocolError(f"operation {operation}: correction {arrived} for {request}")
+        self.next_operation += 1
+        return expand(request, session_key(self._seed, self._session_id, operation), self.party, correction)
+
+    def __repr__(self) -> str:
+        return f"CorrelationStore(party={self.party}, next_operation={self.next_operation})"
