@@ -7,17 +7,20 @@ Source for all: Beaver, Efficient Multiparty Protocols Using Circuit Randomizati
 Boyle et al., Efficient Pseudorandom Correlation Generators, CRYPTO 2019, section 1.
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.requests import ADDITIVE_OPS, Request
+from mpcformer.correlations.requests import Request
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import Stream
 
 SIGN_SHIFT = 63
+ADDITIVE_OPS = ("mul", "matmul")
+MAX_ELEMENTS = 1 << 31
 
 
 def logical_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -150,6 +153,25 @@ KINDS: dict[str, Kind] = {
 }
 
 
+def validate(request: Request) -> None:
+    """Refuse what cannot be dealt, before memory is taken.
+
+    Raises:
+        ProtocolError: naming the field.
+    """
+    if request.kind not in KINDS:
+        raise ProtocolError(f"correlation kind {request.kind!r} is unknown; known: {', '.join(KINDS)}")
+    KINDS[request.kind].check(request)
+    for shape in (*request.shapes, request.result_shape):
+        if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
+            raise ProtocolError(f"correlation shape {shape} is empty or exceeds {MAX_ELEMENTS} elements")
+
+
+def correction_specs(request: Request) -> list[Spec]:
+    """Dtypes and shapes of what the dealer sends to party 0 for `request`."""
+    return KINDS[request.kind].correction_specs(request)
+
+
 @dataclass(frozen=True)
 class Dealt:
     """One party's part of a correlation: the tensors in the order of its kind's docstring."""
@@ -167,7 +189,7 @@ def deal(request: Request, key_0: bytes, key_1: bytes) -> list[torch.Tensor]:
     Raises:
         ProtocolError: a malformed request.
     """
-    request.validate()
+    validate(request)
     kind = KINDS[request.kind]
     share_0 = kind.draw(request, Stream(key_0), party=0)
     share_1 = kind.draw(request, Stream(key_1), party=1)

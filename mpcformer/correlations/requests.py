@@ -6,19 +6,15 @@ is its operation index. Each (session, operation) has its own AES-128-CTR key pe
 
 import hashlib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 
-from mpcformer.channel import Spec
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import derive_key
 
 Shape = tuple[int, ...]
-ADDITIVE_OPS = ("mul", "matmul")
-MAX_ELEMENTS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -36,21 +32,6 @@ class Request:
     shapes: tuple[Shape, ...]
     op: str = ""
     bits: int = 0
-
-    def validate(self) -> None:
-        """Refuse what cannot be dealt, before memory is taken.
-
-        Raises:
-            ProtocolError: naming the field.
-        """
-        from mpcformer.correlations.kinds import KINDS
-
-        if self.kind not in KINDS:
-            raise ProtocolError(f"correlation kind {self.kind!r} is unknown; known: {', '.join(KINDS)}")
-        KINDS[self.kind].check(self)
-        for shape in (*self.shapes, self.result_shape):
-            if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
-                raise ProtocolError(f"correlation shape {shape} is empty or exceeds {MAX_ELEMENTS} elements")
 
     @property
     def result_shape(self) -> Shape:
@@ -70,8 +51,8 @@ def product_shape(op: str, left: Shape, right: Shape) -> Shape:
         if op == "matmul":
             if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
                 raise RuntimeError
-            return (*torch.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])
-        return tuple(torch.broadcast_shapes(left, right))
+            return (*torch.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])  # type: ignore[no-untyped-call]
+        return tuple(torch.broadcast_shapes(left, right))  # type: ignore[no-untyped-call]
     except RuntimeError:
         raise ProtocolError(f"{op or 'elementwise'} of shapes {left} and {right} is not defined") from None
 
@@ -84,10 +65,3 @@ def session_key(seed: bytes, session_id: bytes, operation: int) -> bytes:
 def plan_digest(plan: Sequence[Request]) -> bytes:
     """32 bytes that differ whenever two plans do."""
     return hashlib.sha256(json.dumps([asdict(request) for request in plan]).encode()).digest()
-
-
-def correction_specs(request: Request) -> list[Spec]:
-    """Dtypes and shapes of what the dealer sends to party 0 for `request`."""
-    from mpcformer.correlations.kinds import KINDS
-
-    return KINDS[request.kind].correction_specs(request)

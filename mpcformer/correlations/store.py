@@ -3,8 +3,8 @@
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.kinds import Dealt, expand
-from mpcformer.correlations.requests import Request, correction_specs, session_key
+from mpcformer.correlations.kinds import Dealt, correction_specs, expand
+from mpcformer.correlations.requests import Request, session_key
 from mpcformer.errors import ProtocolError
 
 

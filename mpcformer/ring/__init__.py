@@ -1,0 +1,1 @@
+"""Ring arithmetic and randomness: tensors in, tensors out. Knows nothing of parties."""

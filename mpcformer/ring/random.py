@@ -52,7 +52,7 @@ class Stream:
         out = torch.zeros(tuple(shape), dtype=torch.int64)
         if out.numel():
             # Encrypting the zeros in place of themselves yields the key stream without a copy.
-            view = memoryview(out.view(-1).numpy()).cast("B")
+            view = memoryview(out.view(-1).numpy()).cast("B")  # type: ignore[arg-type]
             self._encryptor.update_into(view, view)
         return out
 
