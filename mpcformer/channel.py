@@ -36,7 +36,7 @@ class Spec:
 
 @dataclass
 class Counters:
-    """What went over a channel. A receive that follows a send (or is the first) is a round: a two-way opening is one."""
+    """What went over a channel. A receive after a send, or the first, is a round: a two-way opening is one."""
 
     bytes_sent: int = 0
     bytes_received: int = 0
