@@ -1,0 +1,121 @@
+"""The public constants of a private BERT: how far each private value is scaled, and how each Newton iteration starts.
+
+All follow from the configuration and the calibrated ranges, which both owners know, by exactly rounded arithmetic.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+
+from mpcformer.errors import RangeError
+from mpcformer.inference.newton import NewtonPlan, even_shift, reciprocal_plan, rsqrt_plan, widened
+
+QUAD_SOFTMAX_SHIFT = 5.0
+# A value below 2^13 leaves 2^30 for sums of products at 16 fractional bits.
+MAX_ACTIVATION = 2.0**13
+MAX_TANH_INPUT = 32.0
+
+Bounds = Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class NormConstants:
+    """LayerNorm: the variance is scaled by 2^-shift (even), then inverted."""
+
+    shift: int
+    plan: NewtonPlan
+
+
+@dataclass(frozen=True)
+class LayerConstants:
+    """One encoder layer.
+
+    Args:
+        score_scale: the scores are computed 2^-score_scale times their size.
+        score_bound: softmax form only, the largest |score| expected.
+        row: the reciprocal of the row sum divided by a power of two near the number of keys.
+        row_offset: added to that sum (2ReLU's epsilon).
+    """
+
+    score_scale: int
+    score_bound: float
+    row: NewtonPlan
+    row_offset: float
+    attention_norm: NormConstants
+    output_norm: NormConstants
+
+
+@dataclass(frozen=True)
+class ModelConstants:
+    """Everything public that is no shape."""
+
+    embedding_norm: NormConstants
+    layers: tuple[LayerConstants, ...]
+    tanh_bound: float
+
+    def digest(self) -> str:
+        """Hex SHA-256: owners whose constants differ must not start."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def model_constants(*, softmax: str, n_layers: int, bounds: Bounds, row_epsilon: float) -> ModelConstants:
+    """Derive the constants of a model.
+
+    Args:
+        softmax: softmax, 2quad or 2relu.
+        n_layers: encoder layers.
+        bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
+        row_epsilon: added to the mean of 2ReLU's row.
+
+    Raises:
+        RangeError: a range is missing, not finite, or outside what fixed point carries.
+    """
+    for name, (low, high) in bounds.items():
+        if not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
+            raise RangeError(
+                f"calibrated range {name} = {low}..{high} does not fit -{MAX_ACTIVATION:.0f}..{MAX_ACTIVATION:.0f}",
+                "the student diverged or its ranges.json is damaged: distil it again",
+            )
+    layers = tuple(_layer(softmax, f"layer.{n}", bounds, row_epsilon) for n in range(n_layers))
+    low, high = _bounds(bounds, "pooler.tanh")
+    tanh_bound = 2 * max(abs(low), abs(high), 1.0)
+    return ModelConstants(_norm(bounds, "embeddings.variance"), layers, tanh_bound)
+
+
+def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
+    if name not in bounds:
+        raise RangeError(f"calibrated range {name} is missing from ranges.json", "distil the student again")
+    return bounds[name]
+
+
+def _norm(bounds: Bounds, name: str) -> NormConstants:
+    low, high = widened(*_bounds(bounds, name))
+    shift = even_shift(low, high) if low > 0 else 0
+    factor = 2.0**-shift
+    return NormConstants(shift, rsqrt_plan(low * factor, high * factor))
+
+
+def _layer(softmax: str, name: str, bounds: Bounds, row_epsilon: float) -> LayerConstants:
+    score_scale, bound, offset = 0, 0.0, 0.0
+    if softmax == "softmax":
+        bound = 1.5 * max(abs(edge) for edge in _bounds(bounds, f"{name}.scores"))
+        low, high = 0.5**10, 1.05
+    else:
+        low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
+        if softmax == "2quad":
+            score_scale = even_shift(low, high) // 2
+            low, high = low * 4.0**-score_scale, high * 4.0**-score_scale
+        else:
+            offset = row_epsilon
+            low, high = max(low, 0.0) + offset, high + offset
+        # The row sum is divided by a power of two between n and 2 n instead of by the number of keys n.
+        low = low / 2
+    return LayerConstants(
+        score_scale=score_scale,
+        score_bound=bound,
+        row=reciprocal_plan(low, high),
+        row_offset=offset,
+        attention_norm=_norm(bounds, f"{name}.attention.variance"),
+        output_norm=_norm(bounds, f"{name}.output.variance"),
+    )

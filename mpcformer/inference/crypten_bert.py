@@ -1,0 +1,163 @@
+"""BERT for sequence classification on CrypTen's shares: MPCFormer's computation, made correct.
+
+Every linear map is a Beaver product of two shared matrices, both re-opened (masked) each time, as in MPCFormer's own
+benchmark. What differs from it: the embedding's LayerNorm and the layers' are real, the public mask multiplies the
+scores, row sums are scaled by public powers of two before their reciprocal, the division follows the product with V,
+truncation is exact, and pooler and classifier are there.
+
+Shapes at the line: B sentences, L positions, H hidden, A heads, D = H / A, V + T words and token types.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from mpcformer.crypten_compat import current
+from mpcformer.inference import crypten_ops as ops
+from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT, LayerConstants, ModelConstants, NormConstants
+from mpcformer.inference.parameters import ParameterShapes
+
+Shared = ops.Shared
+
+
+class CrypTenBert:
+    """The shared parameters and the forward pass. Runs inside `active(party)`, in both parties alike.
+
+    Args:
+        parameters: shared tensors by the names of `mpcformer.inference.parameters`.
+        config: architecture and forms.
+        constants: public scales and Newton plans.
+    """
+
+    def __init__(self, parameters: dict[str, Any], config: Any, constants: ModelConstants) -> None:
+        self._p = parameters
+        self._config = config
+        self._constants = constants
+        # (x, y) with y = x^(-1/2) or 1/x, re-multiplied at the end to prove that no value left its range.
+        self._rsqrt_pairs: list[tuple[Any, Any]] = []
+        self._reciprocal_pairs: list[tuple[Any, Any]] = []
+
+    def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
+        """Shared logits (B, C), and the shared sum of squared Newton residuals (1,).
+
+        Args:
+            one_hot: shared at scale 1, (B L, V + T): the word's and the token type's unit vectors side by side.
+            mask: public int64 (B, L), 1 at real tokens.
+        """
+        self._rsqrt_pairs.clear()
+        self._reciprocal_pairs.clear()
+        n_batch, n_positions = mask.shape
+        words = ops.wrap(ops.beaver.matmul(one_hot, self._p["embeddings.words_and_types"]).share)  # (B L, H)
+        x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
+        x = self._layer_norm(x, "embeddings.norm", self._constants.embedding_norm)
+        for index, constants in enumerate(self._constants.layers):
+            x = self._layer(x, mask, f"layer.{index}", constants)
+        pooled = ops.tanh(self._linear(ops.wrap(x.share[:, 0]), "pooler"), bound=self._constants.tanh_bound)  # (B, H)
+        return self._linear(pooled, "classifier"), self._residual()
+
+    def _linear(self, x: Any, name: str) -> Any:
+        weight = self._p[f"{name}.weight"]  # (in, out)
+        flat = ops.wrap(x.share.reshape(-1, x.share.size(-1)))
+        product = ops.matmul(flat, weight).share + self._p[f"{name}.bias"].share
+        return ops.wrap(product.view(*x.share.shape[:-1], -1))
+
+    def _layer_norm(self, x: Any, name: str, constants: NormConstants) -> Any:
+        width = x.share.size(-1)
+        mean = ops.times_public(ops.wrap(x.share.sum(-1, keepdim=True)), 1.0 / width)
+        centred = ops.wrap(x.share - mean.share)
+        # Variance times 2^-shift, so that the Newton iteration works near 1.
+        scaled = ops.times_public(ops.square_sum(centred, dim=-1), 2.0**-constants.shift / width)
+        inverse = ops.rsqrt(scaled, constants.plan)
+        self._rsqrt_pairs.append((scaled, inverse))
+        normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
+        return ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
+
+    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+        attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
+        x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
+        inner = self._activation(self._linear(x, f"{name}.intermediate"))  # (B, L, I)
+        outer = self._linear(inner, f"{name}.output")
+        return self._layer_norm(ops.wrap(x.share + outer.share), f"{name}.norm", constants.output_norm)
+
+    def _activation(self, u: Any) -> Any:
+        form = self._config.gelu
+        if form == "quad":  # 0.125 u^2 + 0.25 u + 0.5 = (u + 1)^2 / 8 + 3/8
+            return ops.add_public(ops.square(ops.add_public(u, 1.0), shift=3), 0.375)
+        return ops.relu(u) if form == "relu" else ops.gelu(u)
+
+    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+        n_batch, n_positions, width = x.share.shape
+        n_heads = self._config.num_attention_heads
+
+        def heads(part: str) -> torch.Tensor:
+            projected: torch.Tensor = self._linear(x, f"{name}.attention.{part}").share
+            return projected.view(n_batch, n_positions, n_heads, -1).transpose(1, 2)  # (B, A, L, D)
+
+        query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
+        scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
+        keys = mask[:, None, None, :]  # (B, 1, 1, L)
+        numerators = ops.times_integers(self._numerators(scores, keys, constants), keys)
+
+        # Divide by 2^k near the number of keys: multiply by 2^(K - k) now, divide by 2^K when truncating.
+        common = math.ceil(math.log2(n_positions))
+        numerators = ops.times_integers(numerators, _key_factors(mask, common))
+        context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
+        row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
+        row = ops.add_public(row, constants.row_offset)
+        inverse = ops.reciprocal(row, constants.row)
+        self._reciprocal_pairs.append((row, inverse))
+        divided = ops.multiply(context, inverse)
+        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, width))
+
+    def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
+        form = self._config.softmax
+        if form == "2quad":
+            return ops.square(ops.add_public(scores, QUAD_SOFTMAX_SHIFT * 2.0**-constants.score_scale))
+        if form == "2relu":
+            return ops.relu(scores)
+        # Masked keys take the public lower bound, so that the maximum is over the others.
+        bounded = ops.times_integers(scores, keys)
+        bounded = ops.add_public(bounded, (keys - 1).double() * constants.score_bound)
+        largest = ops.maximum(bounded, dim=-1)
+        return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
+
+    def _residual(self) -> Any:
+        """The sum over all rows of (x y^2 - 1)^2 and (x y - 1)^2, a shared scalar: near zero unless a row left its range."""
+        x_norm, y_norm = _joined(self._rsqrt_pairs)
+        x_row, y_row = _joined(self._reciprocal_pairs)
+        squares = ops.square(y_norm)
+        left = ops.wrap(torch.cat([x_norm.share, x_row.share]))
+        right = ops.wrap(torch.cat([squares.share, y_row.share]))
+        residual = ops.add_public(ops.multiply(left, right), -1.0)
+        return ops.square_sum(residual, dim=0)
+
+
+def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    xs, ys = zip(*pairs, strict=True)
+    return tuple(ops.wrap(torch.cat([t.share.reshape(-1) for t in side])) for side in (xs, ys))  # type: ignore[return-value]
+
+
+def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:
+    """2^(K - k) with 2^k the power of two from the number of keys up; (B, 1, 1, 1) int64, public."""
+    if mask.device.type == "meta":
+        return mask.new_empty((mask.size(0), 1, 1, 1))
+    exponents = [common - math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
+    return torch.tensor([1 << e for e in exponents])[:, None, None, None]
+
+
+def shared_parameters(
+    shapes: ParameterShapes, values: dict[str, torch.Tensor] | None, device: str = "cpu"
+) -> dict[str, Any]:
+    """The model owner's parameters as shares, without a message: both parties draw the same sharing of zero.
+
+    Args:
+        shapes: public.
+        values: float tensors at the model owner (rank 0), None at the data owner.
+        device: "meta" when planning.
+    """
+    owner = current().rank == 0
+    return {
+        name: Shared(tensor=values[name] if owner and values is not None else None, size=shape, src=0, device=device)
+        for name, shape in shapes.items()
+    }

@@ -1,0 +1,119 @@
+"""An engine runs a private BERT between two owners. `create_engine` is the one way to get one.
+
+Party 0 is the model owner (weights), party 1 the data owner (text). Both call the same methods in the same order:
+`setup` once, then per batch `plan` (public, local) and, with the plan's correlations in a store, `infer`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from mpcformer.channel import Channel
+from mpcformer.correlations import CorrelationStore, Request
+from mpcformer.errors import UserInputError
+from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
+
+ENGINES = ("crypten",)
+MODEL_OWNER, DATA_OWNER = 0, 1
+
+
+@dataclass(frozen=True)
+class PublicModel:
+    """What both owners know of the model: its architecture and forms, and its calibrated ranges."""
+
+    config: MPCFormerConfig
+    ranges: Ranges
+
+    def digest(self) -> str:
+        """Hex SHA-256 of everything that the private computation takes from here."""
+        keys = (
+            "vocab_size type_vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
+            " max_position_embeddings num_labels layer_norm_eps gelu softmax task"
+        )
+        public = {key: getattr(self.config, key) for key in keys.split()}
+        text = json.dumps([public, self.ranges.to_json()], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def load_public_model(folder: Path) -> PublicModel:
+    """Read config.json and ranges.json; no weight is needed.
+
+    Raises:
+        UserInputError: a file is missing or damaged.
+    """
+    if not (folder / "config.json").is_file():
+        raise UserInputError(f"{folder} has no config.json", "give the folder of a distilled student")
+    return PublicModel(MPCFormerConfig.from_pretrained(folder), load_ranges(folder))
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """B sentences padded to L positions."""
+
+    batch_size: int
+    seq_len: int
+
+
+@dataclass(frozen=True)
+class BatchInputs:
+    """One batch: the public mask for both owners, token ids for the data owner alone. All int64 (B, L)."""
+
+    attention_mask: torch.Tensor
+    input_ids: torch.Tensor | None = None
+    token_type_ids: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> BatchShape:
+        """The padded shape."""
+        return BatchShape(*self.attention_mask.shape)
+
+    def __repr__(self) -> str:
+        return f"BatchInputs({self.shape})"
+
+
+class Engine(Protocol):
+    """One owner's side of the private computation."""
+
+    name: str
+
+    def fingerprint(self) -> str:
+        """Hex digest of every public constant; owners must agree on it before they start."""
+
+    def setup(self) -> None:
+        """Agree on keys and share the weights; once a session, both owners at the same time."""
+
+    def plan(self, shape: BatchShape) -> list[Request]:
+        """The correlations of one batch, in order of use; the same at both owners."""
+
+    def infer(self, inputs: BatchInputs, store: CorrelationStore) -> torch.Tensor | None:
+        """float32 (B, C) logits at the data owner, None at the model owner.
+
+        Raises:
+            RangeError: an activation left its calibrated range; both owners learn that one bit, and no logit is opened.
+        """
+
+
+def create_engine(
+    name: str,
+    *,
+    party: int,
+    public: PublicModel,
+    channel: Channel | None,
+    weights: Mapping[str, torch.Tensor] | None,
+) -> Engine:
+    """An engine by name. `weights` is a BERT state dict at the model owner, None at the data owner.
+
+    Raises:
+        UserInputError: unknown name.
+        RangeError: ranges or weights that fixed point cannot carry.
+    """
+    if name not in ENGINES:
+        raise UserInputError(f"engine {name!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
+    from mpcformer.inference.crypten_engine import CrypTenEngine
+
+    return CrypTenEngine(party=party, public=public, channel=channel, weights=weights)

@@ -1,0 +1,103 @@
+"""Public constants of the private Newton iterations, from calibrated ranges. Pure arithmetic: both owners get the same bits.
+
+Only +, -, *, / and sqrt are used, which IEEE 754 rounds correctly everywhere: a constant that differed in its last bit
+between the two owners would tear their shares apart.
+"""
+
+import math
+from dataclasses import dataclass
+
+from mpcformer.errors import RangeError
+
+TARGET_ERROR = 2.0**-15
+MARGIN = 1.5
+MAX_ITERATIONS = 14
+
+
+@dataclass(frozen=True)
+class NewtonPlan:
+    """Start y0 = c0 - c1 x and iterate; valid for low <= x <= high.
+
+    Args:
+        low, high: the range covered, margin included.
+        c0, c1: the linear start.
+        iterations: Newton steps until the largest relative error is below 2^-15.
+    """
+
+    low: float
+    high: float
+    c0: float
+    c1: float
+    iterations: int
+
+
+def reciprocal_plan(low: float, high: float) -> NewtonPlan:
+    """Newton for 1/x, y <- y (2 - x y), from the best linear start on [low, high].
+
+    The error e = 1 - x y is squared by each step; the start's largest error is ((r - 1) / (r + 1))^2 with
+    r = sqrt(high / low) after the change of variable, reached at both ends and in the middle.
+    Source: Schulte, Omar, Swartzlander, Optimal Initial Approximations for the Newton-Raphson Division, Computing 1994.
+
+    Raises:
+        RangeError: the range is empty, not positive, or too wide.
+    """
+    _check("reciprocal", low, high)
+    c1 = 8 / (low * low + 6 * low * high + high * high)
+    c0 = c1 * (low + high)
+    error = 1 - low * (c0 - c1 * low)
+    steps = 0
+    while error > TARGET_ERROR:
+        error, steps = error * error, steps + 1
+    return _checked("reciprocal", NewtonPlan(low, high, c0, c1, steps))
+
+
+def rsqrt_plan(low: float, high: float) -> NewtonPlan:
+    """Newton for x^(-1/2), y <- y (3 - x y^2) / 2, from the chord on [low, high], scaled down.
+
+    With t = y sqrt(x), a step is t <- t (3 - t^2) / 2. The chord has t = 1 at both ends and t = R > 1 between;
+    scaled by s with s^2 = 3 / (R^2 + R + 1), ends and middle give the same t after the first step.
+
+    Raises:
+        RangeError: the range is empty, not positive, or too wide.
+    """
+    _check("inverse square root", low, high)
+    slope = (1 / math.sqrt(low) - 1 / math.sqrt(high)) / (high - low)
+    at_zero = 1 / math.sqrt(low) + slope * low
+    largest = 2 * at_zero / 3 * math.sqrt(at_zero / (3 * slope))
+    scale = math.sqrt(3 / (largest * largest + largest + 1))
+    t, steps = scale, 0
+    while 1 - t > TARGET_ERROR:
+        t, steps = t * (3 - t * t) / 2, steps + 1
+    return _checked("inverse square root", NewtonPlan(low, high, at_zero * scale, slope * scale, steps))
+
+
+def widened(low: float, high: float) -> tuple[float, float]:
+    """The calibrated range with the safety margin on both sides; a single point is widened too."""
+    return low / MARGIN, high * MARGIN
+
+
+def even_shift(low: float, high: float) -> int:
+    """The even s that brings sqrt(low high) 2^-s nearest to 1: scaling by 2^-s then keeps fixed point accurate."""
+    middle, shift = low * high, 0
+    while middle >= 4:
+        middle, shift = middle / 16, shift + 2
+    while middle < 0.25:
+        middle, shift = middle * 16, shift - 2
+    return shift
+
+
+def _check(name: str, low: float, high: float) -> None:
+    if not (0 < low < high < math.inf):
+        raise RangeError(
+            f"the calibrated range of a {name}, {low}..{high}, is not positive", "distil the student again"
+        )
+
+
+def _checked(name: str, plan: NewtonPlan) -> NewtonPlan:
+    if plan.iterations > MAX_ITERATIONS:
+        raise RangeError(
+            f"the calibrated range of a {name}, {plan.low:.3g}..{plan.high:.3g}, needs {plan.iterations} Newton steps"
+            f" (at most {MAX_ITERATIONS})",
+            "distil the student again, or calibrate it on more typical sentences",
+        )
+    return plan

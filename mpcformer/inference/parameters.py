@@ -1,0 +1,74 @@
+"""BERT's parameters as the private computation wants them: transposed, merged, and with public factors folded in."""
+
+import math
+from typing import Any
+
+import torch
+
+from mpcformer.inference.constants import ModelConstants
+
+ParameterShapes = dict[str, tuple[int, ...]]
+
+
+def parameter_shapes(config: Any) -> ParameterShapes:
+    """Name -> shape, from the public configuration alone; the order is fixed."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes: ParameterShapes = {
+        "embeddings.words_and_types": (config.vocab_size + config.type_vocab_size, hidden),
+        "embeddings.positions": (config.max_position_embeddings, hidden),
+    }
+
+    def norm(name: str) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
+
+    def linear(name: str, n_in: int, n_out: int) -> None:
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (n_in, n_out), (n_out,)
+
+    norm("embeddings.norm")
+    for index in range(config.num_hidden_layers):
+        for part in ("query", "key", "value", "output"):
+            linear(f"layer.{index}.attention.{part}", hidden, hidden)
+        norm(f"layer.{index}.attention.norm")
+        linear(f"layer.{index}.intermediate", hidden, inner)
+        linear(f"layer.{index}.output", inner, hidden)
+        norm(f"layer.{index}.norm")
+    linear("pooler", hidden, hidden)
+    linear("classifier", hidden, config.num_labels)
+    return shapes
+
+
+def parameter_values(config: Any, constants: ModelConstants, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The model owner's float tensors, named and shaped as `parameter_shapes` says, from a BERT state dict.
+
+    The queries carry 1 / sqrt(D) and the layer's 2^-score_scale, both exact where they are powers of two.
+    """
+    values: dict[str, torch.Tensor] = {}
+
+    def norm(name: str, source: str) -> None:
+        values[f"{name}.weight"], values[f"{name}.bias"] = state[f"{source}.weight"], state[f"{source}.bias"]
+
+    def linear(name: str, source: str, factor: float = 1.0) -> None:
+        values[f"{name}.weight"] = state[f"{source}.weight"].t().contiguous() * factor
+        values[f"{name}.bias"] = state[f"{source}.bias"] * factor
+
+    source = "bert.embeddings"
+    tables = [state[f"{source}.{part}_embeddings.weight"] for part in ("word", "token_type")]
+    values["embeddings.words_and_types"] = torch.cat(tables)
+    values["embeddings.positions"] = state[f"{source}.position_embeddings.weight"]
+    norm("embeddings.norm", f"{source}.LayerNorm")
+    head_size = config.hidden_size // config.num_attention_heads
+    for index, layer in enumerate(constants.layers):
+        name, source = f"layer.{index}", f"bert.encoder.layer.{index}"
+        linear(
+            f"{name}.attention.query", f"{source}.attention.self.query", 2.0**-layer.score_scale / math.sqrt(head_size)
+        )
+        linear(f"{name}.attention.key", f"{source}.attention.self.key")
+        linear(f"{name}.attention.value", f"{source}.attention.self.value")
+        linear(f"{name}.attention.output", f"{source}.attention.output.dense")
+        norm(f"{name}.attention.norm", f"{source}.attention.output.LayerNorm")
+        linear(f"{name}.intermediate", f"{source}.intermediate.dense")
+        linear(f"{name}.output", f"{source}.output.dense")
+        norm(f"{name}.norm", f"{source}.output.LayerNorm")
+    linear("pooler", "bert.pooler.dense")
+    linear("classifier", "classifier")
+    return values
