@@ -2,13 +2,13 @@
 
 What is replaced, and why:
 - import: `torch.onnx._internal.registration` is gone from torch 2.13; an empty stand-in lets CrypTen import.
-- communicator: torch.distributed sends in clear to whoever answers. `ChannelCommunicator` uses an authenticated channel.
+- communicator: torch.distributed sends in clear to whoever answers. `ChannelCommunicator` has an authenticated link.
 - provider: CrypTen's default lets party 0 see every triple. `DealerProvider` takes correlations from a dealer's store.
 - randomness: MT19937 has 32 effective seed bits. Every share comes from `mpcformer.ring.random`.
 - truncation: CrypTen's two-party division is local and destroys an element with probability |x| / 2^64; ours is exact.
 - encoding: NaN and overflow were silent, fractions truncated, some negatives decoded one whole unit off.
 
-The state of a party (rank, channel, correlations) belongs to a thread, so that a test can run both parties in one process.
+A party's state (rank, channel, correlations) belongs to a thread, so that a test can run both parties in one process.
 """
 
 import logging

@@ -1,0 +1,1 @@
+"""The private BERT, put together from shared-tensor operations, behind one engine interface."""

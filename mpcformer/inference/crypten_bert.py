@@ -123,7 +123,7 @@ class CrypTenBert:
         return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
 
     def _residual(self) -> Any:
-        """The sum over all rows of (x y^2 - 1)^2 and (x y - 1)^2, a shared scalar: near zero unless a row left its range."""
+        """Shared sum over all rows of (x y^2 - 1)^2 and (x y - 1)^2: near zero unless a row left its range."""
         x_norm, y_norm = _joined(self._rsqrt_pairs)
         x_row, y_row = _joined(self._reciprocal_pairs)
         squares = ops.square(y_norm)

@@ -1,4 +1,4 @@
-"""Public constants of the private Newton iterations, from calibrated ranges. Pure arithmetic: both owners get the same bits.
+"""Public constants of the private Newton iterations, from calibrated ranges; both owners get the same bits.
 
 Only +, -, *, / and sqrt are used, which IEEE 754 rounds correctly everywhere: a constant that differed in its last bit
 between the two owners would tear their shares apart.

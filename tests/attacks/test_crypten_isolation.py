@@ -1,0 +1,122 @@
+"""CrypTen's own generators, providers and torch.distributed are never reached by a private inference."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mpcformer import crypten_compat as compat
+from mpcformer.channel import MemoryChannel, memory_pair
+from mpcformer.errors import ProtocolError
+from mpcformer.inference import crypten_ops as ops
+from mpcformer.inference.newton import reciprocal_plan, rsqrt_plan
+from tests.pair import run_pair, shared
+
+X = torch.linspace(0.5, 4.0, 24).view(4, 6)
+
+
+def everything(party: int) -> torch.Tensor:
+    """Each kind of operation that an inference is made of."""
+    x = shared(X)
+    w = shared(X.t().contiguous(), owner=0)
+    y = ops.matmul(ops.relu(ops.add_public(ops.square(x), -3.0)), w)
+    y = ops.multiply(y, ops.tanh(y, bound=200.0))
+    row = ops.wrap(x.share.sum(-1, keepdim=True))
+    inverse = ops.wrap(
+        ops.reciprocal(row, reciprocal_plan(1.0, 30.0)).share + ops.rsqrt(row, rsqrt_plan(1.0, 30.0)).share
+    )
+    result: torch.Tensor = ops.multiply(y, inverse).get_plain_text()
+    return result
+
+
+def test_no_other_source_of_randomness_and_no_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("a forbidden source was reached")
+
+    for name in (
+        "rand",
+        "randn",
+        "randint",
+        "rand_like",
+        "randn_like",
+        "randint_like",
+        "randperm",
+        "bernoulli",
+        "normal",
+    ):
+        monkeypatch.setattr(torch, name, refuse)
+    for name in ("random_", "uniform_", "normal_", "bernoulli_"):
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    for name in (
+        "send",
+        "recv",
+        "isend",
+        "irecv",
+        "all_reduce",
+        "reduce",
+        "broadcast",
+        "barrier",
+        "init_process_group",
+    ):
+        monkeypatch.setattr(torch.distributed, name, refuse)
+    monkeypatch.setattr(random, "random", refuse)
+    monkeypatch.setattr(np.random, "random", refuse)
+    states = torch.get_rng_state()
+    (left, right), _, requests = run_pair(everything)
+    assert torch.equal(left, right)
+    assert torch.equal(states, torch.get_rng_state()), "torch's global generator moved"
+    assert {r.kind for r in requests} == {"additive_triple", "square_pair", "truncation", "binary_triple", "bit_pair"}
+
+
+def test_insecure_parts_refuse_to_start() -> None:
+    crypten = compat.crypten
+    for start in (crypten.init, crypten.mpc.provider.TrustedFirstParty, crypten.mpc.provider.TrustedThirdParty):
+        with pytest.raises(ProtocolError, match="never used"):
+            start()
+    with pytest.raises(ProtocolError, match="randomness outside"):
+        crypten.common.rng.generate_random_ring_element((2,))
+    with pytest.raises(ProtocolError, match="'local' generator"):
+        crypten.generators["local"]
+    with pytest.raises(RuntimeError, match="not initialized"):
+        crypten.communicator.get()
+    assert isinstance(crypten.mpc.get_default_provider(), compat.DealerProvider)
+
+
+def test_communicator_has_no_object_channel() -> None:
+    """send_obj and its like would unpickle what the peer sends."""
+    with pytest.raises(ProtocolError, match="send_obj is not part"):
+        run_pair(lambda party: compat.current().communicator.send_obj({}, 0))
+
+
+class Recorder:
+    """A channel end that keeps what it sends."""
+
+    def __init__(self, end: MemoryChannel) -> None:
+        self.counters, self.receive, self._end = end.counters, end.receive, end
+        self.seen: list[torch.Tensor] = []
+
+    def send(self, tensors: list[torch.Tensor]) -> None:
+        self.seen.extend(tensor.clone() for tensor in tensors)
+        self._end.send(tensors)
+
+
+def test_what_is_opened_looks_uniform_whatever_the_input() -> None:
+    """Bytes on the wire, for two very different inputs: chi-square against uniform, Bonferroni over both."""
+    for value in (0.0, 1000.0):
+        ends = memory_pair(20)
+        recorder = Recorder(ends[1])
+        run_pair(lambda party, v=value: ops.square(shared(torch.full((4000,), v))).share, channels=(ends[0], recorder))  # type: ignore[misc, arg-type]
+        data = torch.cat([t.reshape(-1) for t in recorder.seen]).numpy().view("u1")
+        counts = np.bincount(data, minlength=256)
+        assert stats.chisquare(counts).pvalue > 1e-6 / 2
+
+
+def test_shares_do_not_show_themselves() -> None:
+    def run(party: int) -> bool:
+        x = shared(X)
+        wrapped = compat.crypten.mpc.MPCTensor.from_shares(x.share)
+        return any(str(int(v)) in repr(x) + repr(wrapped) for v in x.share.flatten())
+
+    assert run_pair(run)[0] == [False, False]

@@ -1,0 +1,118 @@
+"""Correlations: the shares multiply out, party 1 needs nothing, each is used once, and nothing malformed is dealt."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.correlations import CorrelationStore, Request, correction_specs, deal, expand, plan_digest, session_key
+from mpcformer.correlations.kinds import logical_shift
+from mpcformer.errors import ProtocolError
+from mpcformer.ring.random import fresh_key
+
+KEY_0, KEY_1 = bytes(range(16)), bytes(range(16, 32))
+
+
+def both(request: Request) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    correction = deal(request, KEY_0, KEY_1)
+    assert [spec.shape for spec in correction_specs(request)] == [tuple(c.shape) for c in correction]
+    return expand(request, KEY_0, 0, correction).shares, expand(request, KEY_1, 1, []).shares
+
+
+def opened(request: Request) -> list[torch.Tensor]:
+    return [left + right for left, right in zip(*both(request), strict=True)]
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3))
+def test_matmul_triple(m: int, k: int, n: int, batch: int) -> None:
+    a, b, c = opened(Request("additive_triple", ((batch, m, k), (k, n)), op="matmul"))
+    assert torch.equal(c, a @ b)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 5))
+def test_mul_triple_broadcasts(m: int, n: int) -> None:
+    a, b, c = opened(Request("additive_triple", ((m, n), (n,)), op="mul"))
+    assert torch.equal(c, a * b)
+
+
+def test_square_pair() -> None:
+    r, r2 = opened(Request("square_pair", ((4, 5),)))
+    assert torch.equal(r2, r * r)
+
+
+@pytest.mark.parametrize("bits", [1, 16, 19, 61])
+def test_truncation_mask(bits: int) -> None:
+    r, shifted, top = opened(Request("truncation", ((500,),), bits=bits))
+    assert torch.equal(shifted, logical_shift(r, bits))
+    assert torch.equal(top, (r < 0).long())
+    assert 150 < int(top.sum()) < 350
+
+
+def test_binary_triple_and_bit_pair() -> None:
+    a, b, c = (x ^ y for x, y in zip(*both(Request("binary_triple", ((3, 4), (3, 4)))), strict=True))
+    assert torch.equal(c, a & b)
+    (bit_0, word_0), (bit_1, word_1) = both(Request("bit_pair", ((200,),)))
+    assert torch.equal(bit_0 ^ bit_1, word_0 + word_1)
+    assert set((word_0 + word_1).tolist()) == {0, 1}
+
+
+def test_party_one_learns_nothing_from_the_dealer_and_sessions_differ() -> None:
+    request = Request("square_pair", ((8,),))
+    keys = {session_key(KEY_0, session, op) for session in (b"a" * 16, b"b" * 16) for op in range(10)}
+    assert len(keys) == 20
+    store = CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16)
+    with pytest.raises(ProtocolError, match="party 1 takes no corrections"):
+        store.put(0, [])
+    assert store.take(request).shares[0].shape == (8,)
+
+
+def test_a_correlation_is_used_once() -> None:
+    request = Request("square_pair", ((8,),))
+    store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
+    correction = [torch.zeros(8, dtype=torch.int64)]
+    store.put(0, correction)
+    with pytest.raises(ProtocolError, match="used once"):
+        store.put(0, correction)
+    store.take(request)
+    with pytest.raises(ProtocolError, match="used once"):
+        store.put(0, correction)
+    with pytest.raises(ProtocolError, match=r"operation 1 .* is missing"):
+        store.take(request)
+
+
+def test_a_correction_of_another_shape_is_refused() -> None:
+    store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
+    store.put(0, [torch.zeros(9, dtype=torch.int64)])
+    with pytest.raises(ProtocolError, match="operation 0"):
+        store.take(Request("square_pair", ((8,),)))
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("os.system", ((1,),)), "unknown"),
+        (Request("square_pair", ((1,), (1,))), "1 shapes"),
+        (Request("additive_triple", ((2, 3), (4, 5)), op="matmul"), "not defined"),
+        (Request("additive_triple", ((2, 3), (3, 5)), op="exec"), "'exec' is unknown"),
+        (Request("square_pair", ((0,),)), "empty"),
+        (Request("square_pair", ((1 << 20, 1 << 20),)), "exceeds"),
+        (Request("truncation", ((1,),), bits=62), "1..61"),
+        (Request("truncation", ((1,),), bits=0), "1..61"),
+    ],
+)
+def test_malformed_requests(request_: Request, message: str) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        deal(request_, KEY_0, KEY_1)
+
+
+def test_plan_digest_sees_every_field_and_the_order() -> None:
+    a, b = Request("truncation", ((4,),), bits=16), Request("truncation", ((4,),), bits=17)
+    plans = [[a, b], [b, a], [a], [Request("square_pair", ((4,),)), b]]
+    assert len({plan_digest(plan) for plan in plans}) == len(plans)
+
+
+def test_shares_are_hidden_from_repr() -> None:
+    dealt = expand(Request("square_pair", ((2,),)), fresh_key(), 1, [])
+    assert str(int(dealt.shares[0][0])) not in repr(dealt)
