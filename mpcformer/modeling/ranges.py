@@ -1,0 +1,61 @@
+"""The ranges of every private non-linearity's input, recorded on training data and kept with the student.
+
+Names, for layer N: embeddings.variance; layer.N.scores; layer.N.row_mean (the mean of a row's unmasked numerators);
+layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh; logits.
+Only real tokens count. Both owners and the dealer learn the ranges: they are public model data.
+"""
+
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, write_json
+
+FILE_NAME = "ranges.json"
+
+
+@dataclass
+class Ranges:
+    """bounds: name -> (low, high); n_examples: how many sentences they were seen on."""
+
+    bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
+    n_examples: int = 0
+
+    def observe(self, name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
+        """Widen the range of `name` by the valid values; an `Observer` of the student."""
+        chosen = values.detach()[valid].float()
+        if chosen.numel():
+            low, high = float(chosen.min()), float(chosen.max())
+            before = self.bounds.get(name, (math.inf, -math.inf))
+            self.bounds[name] = (min(before[0], low), max(before[1], high))
+
+    def to_json(self) -> dict[str, Any]:
+        """A JSON object, names sorted."""
+        return {"n_examples": self.n_examples, "bounds": {name: list(self.bounds[name]) for name in sorted(self.bounds)}}
+
+    def save(self, folder: Path) -> None:
+        """Write ranges.json."""
+        write_json(folder / FILE_NAME, self.to_json())
+
+
+def load_ranges(folder: Path) -> Ranges:
+    """Read ranges.json.
+
+    Raises:
+        UserInputError: the file is missing, or holds no finite ordered pairs.
+    """
+    path = folder / FILE_NAME
+    value = read_json(path)
+    try:
+        bounds = {str(name): (float(low), float(high)) for name, (low, high) in value["bounds"].items()}
+        n_examples = int(value["n_examples"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise UserInputError(f"{path} is not a ranges file: {error!r}", "distil the student again") from None
+    for name, (low, high) in bounds.items():
+        if not -math.inf < low <= high < math.inf:
+            raise UserInputError(f"{path}: range {name} = {low}..{high} is not finite", "distil the student again")
+    return Ranges(bounds, n_examples)
