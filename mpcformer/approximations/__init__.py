@@ -1,4 +1,4 @@
-"""The forms of GeLU and softmax: formula, torch function, valid range, source. Student and private model use these alone."""
+"""The forms of GeLU and softmax: formula, torch function, valid range, source; for student and private model alike."""
 
 from mpcformer.approximations.activations import GELU_FORMS, QUAD_COEFFICIENTS, quad
 from mpcformer.approximations.attention import (

@@ -37,6 +37,7 @@ class CrypTenBert:
         # (x, y) with y = x^(-1/2) or 1/x, re-multiplied at the end to prove that no value left its range.
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
         self._reciprocal_pairs: list[tuple[Any, Any]] = []
+        self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
         """Shared logits (B, C), and the shared sum of squared Newton residuals (1,).
@@ -54,7 +55,7 @@ class CrypTenBert:
         for index, constants in enumerate(self._constants.layers):
             x = self._layer(x, mask, f"layer.{index}", constants)
         pooled = ops.tanh(self._linear(ops.wrap(x.share[:, 0]), "pooler"), bound=self._constants.tanh_bound)  # (B, H)
-        return self._linear(pooled, "classifier"), self._residual()
+        return self._linear(pooled, "classifier"), self._residual(mask)
 
     def _linear(self, x: Any, name: str) -> Any:
         weight = self._p[f"{name}.weight"]  # (in, out)
@@ -88,11 +89,10 @@ class CrypTenBert:
 
     def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
         n_batch, n_positions, width = x.share.shape
-        n_heads = self._config.num_attention_heads
 
         def heads(part: str) -> torch.Tensor:
             projected: torch.Tensor = self._linear(x, f"{name}.attention.{part}").share
-            return projected.view(n_batch, n_positions, n_heads, -1).transpose(1, 2)  # (B, A, L, D)
+            return projected.view(n_batch, n_positions, self._n_heads, -1).transpose(1, 2)  # (B, A, L, D)
 
         query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
         scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
@@ -122,7 +122,7 @@ class CrypTenBert:
         largest = ops.maximum(bounded, dim=-1)
         return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
 
-    def _residual(self) -> Any:
+    def _residual(self, mask: torch.Tensor) -> Any:
         """Shared sum over all rows of (x y^2 - 1)^2 and (x y - 1)^2: near zero unless a row left its range."""
         x_norm, y_norm = _joined(self._rsqrt_pairs)
         x_row, y_row = _joined(self._reciprocal_pairs)
@@ -130,7 +130,10 @@ class CrypTenBert:
         left = ops.wrap(torch.cat([x_norm.share, x_row.share]))
         right = ops.wrap(torch.cat([squares.share, y_row.share]))
         residual = ops.add_public(ops.multiply(left, right), -1.0)
-        return ops.square_sum(residual, dim=0)
+        # Padding rows mean nothing and may hold anything; their keys are masked, so they reach no real token.
+        norms = mask.reshape(-1).repeat(len(self._rsqrt_pairs))
+        rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1).repeat(len(self._reciprocal_pairs))
+        return ops.square_sum(ops.times_integers(residual, torch.cat([norms, rows])), dim=0)
 
 
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

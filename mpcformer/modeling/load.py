@@ -100,7 +100,11 @@ def load_checkpoint(
         RangeError: NaN, infinite or huge weights.
     """
     raw = read_config(folder)
-    known = {key: value for key, value in raw.items() if key not in ("model_type", "gelu", "softmax", "task", "architectures")}
+    known = {
+        key: value
+        for key, value in raw.items()
+        if key not in ("model_type", "gelu", "softmax", "task", "architectures")
+    }
     config = MPCFormerConfig(gelu=gelu, softmax=softmax, task=task, **known)
     if num_labels is not None:
         config.num_labels = num_labels
@@ -113,7 +117,7 @@ def load_checkpoint(
     missing = [key for key in expected if key not in fits and not key.startswith(HEAD)]
     if missing:
         raise UserInputError(
-            f"{folder}: {len(missing)} tensors are missing or have another shape than config.json says, first {missing[0]}",
+            f"{folder}: {len(missing)} tensors are missing or not shaped as config.json says, first {missing[0]}",
             "restore the checkpoint",
         )
     model.load_state_dict(fits, strict=False)

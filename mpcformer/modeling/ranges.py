@@ -35,7 +35,10 @@ class Ranges:
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, names sorted."""
-        return {"n_examples": self.n_examples, "bounds": {name: list(self.bounds[name]) for name in sorted(self.bounds)}}
+        return {
+            "n_examples": self.n_examples,
+            "bounds": {name: list(self.bounds[name]) for name in sorted(self.bounds)},
+        }
 
     def save(self, folder: Path) -> None:
         """Write ranges.json."""

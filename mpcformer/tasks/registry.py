@@ -1,0 +1,86 @@
+"""The tasks: nine of GLUE, IMDb and the demo. Columns and label order are those of the Hugging Face hub's datasets."""
+
+from dataclasses import dataclass
+
+from mpcformer.errors import UserInputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """A classification or regression task on one or two texts.
+
+    Args:
+        name: as on the command line, and the folder of its parquet files.
+        text_columns: one or two column names.
+        labels: class names in label order; empty for regression.
+        metrics: what GLUE reports, in its order.
+        hub_path, hub_config: for `datasets.load_dataset`; empty path for the demo task.
+        label_range: the smallest and largest label of a regression.
+        eval_splits: the splits the reported score is measured on.
+    """
+
+    name: str
+    text_columns: tuple[str, ...]
+    labels: tuple[str, ...]
+    metrics: tuple[str, ...]
+    hub_path: str = "nyu-mll/glue"
+    hub_config: str | None = None
+    label_column: str = "label"
+    label_range: tuple[float, float] = (0.0, 0.0)
+    train_split: str = "train"
+    eval_splits: tuple[str, ...] = ("validation",)
+
+    @property
+    def is_regression(self) -> bool:
+        """Whether labels are numbers on a scale."""
+        return not self.labels
+
+    @property
+    def num_labels(self) -> int:
+        """Width of the logits: 1 for regression."""
+        return len(self.labels) or 1
+
+
+def _glue(name: str, columns: str, labels: str, metrics: str = "accuracy", **more: object) -> Task:
+    return Task(
+        name,
+        tuple(columns.split()),
+        tuple(labels.split()),
+        tuple(metrics.split()),
+        hub_config=name,
+        **more,  # type: ignore[arg-type]
+    )
+
+
+TASKS: dict[str, Task] = {
+    task.name: task
+    for task in (
+        Task("movie-sentiment", ("sentence",), ("negative", "positive"), ("accuracy",), hub_path=""),
+        _glue("cola", "sentence", "unacceptable acceptable", "matthews"),
+        _glue("sst2", "sentence", "negative positive"),
+        _glue("mrpc", "sentence1 sentence2", "not_equivalent equivalent", "accuracy f1"),
+        _glue("stsb", "sentence1 sentence2", "", "pearson spearman", label_range=(0.0, 5.0)),
+        _glue("qqp", "question1 question2", "not_duplicate duplicate", "accuracy f1"),
+        _glue(
+            "mnli",
+            "premise hypothesis",
+            "entailment neutral contradiction",
+            eval_splits=("validation_matched", "validation_mismatched"),
+        ),
+        _glue("qnli", "question sentence", "entailment not_entailment"),
+        _glue("rte", "sentence1 sentence2", "entailment not_entailment"),
+        _glue("wnli", "sentence1 sentence2", "not_entailment entailment"),
+        Task("imdb", ("text",), ("neg", "pos"), ("accuracy",), hub_path="stanfordnlp/imdb", eval_splits=("test",)),
+    )
+}
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+        UserInputError: there is none; the message lists the names.
+    """
+    if name not in TASKS:
+        raise UserInputError(f"--task: {name!r} is unknown", f"choose one of: {', '.join(TASKS)}")
+    return TASKS[name]
