@@ -1,0 +1,1 @@
+"""Recipes that make a student: teacher -> student -> saved checkpoint with calibrated ranges."""

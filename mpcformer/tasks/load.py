@@ -71,7 +71,8 @@ def load_examples(task: Task, split: str, *, data_dir: Path | None = None, limit
 
 def carve_selection(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
     """Training examples in two: (for training, for choosing steps). By hash, so equal texts stay together."""
-    chosen = [int(_hash(text)[:8], 16) < fraction * 2**32 for text in examples.texts]
+    # Another hash than `limit` sorts by, or a limited sample would be set aside whole.
+    chosen = [int(_hash(("selection", *text))[:8], 16) < fraction * 2**32 for text in examples.texts]
     keep = [i for i, flag in enumerate(chosen) if not flag]
     select = [i for i, flag in enumerate(chosen) if flag]
     if not keep or not select:

@@ -1,0 +1,27 @@
+"""Record the ranges of the student's private non-linearities on its training data."""
+
+import torch
+
+from mpcformer.inference.plaintext import predict
+from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges
+from mpcformer.tasks import Encoded
+
+BATCH_SIZE = 32
+
+
+def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded], *, pad_id: int) -> Ranges:
+    """Ranges over the given sentences, in float32 and evaluation mode.
+
+    Args:
+        model: the final student.
+        encoded: training sentences.
+        pad_id: the padding token.
+    """
+    ranges = Ranges(n_examples=len(encoded))
+    model.observer = ranges.observe
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE)
+    finally:
+        model.observer = None
+    return ranges

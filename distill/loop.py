@@ -1,0 +1,236 @@
+"""The one training loop: length-bucketed batches, AdamW, a learning-rate schedule, checkpoints, selection."""
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.workspace import Tensors, Workspace
+from mpcformer.console import progress
+from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
+from mpcformer.tasks import Encoded, pad_batch, shuffled_length_batches
+
+Batch = dict[str, torch.Tensor]
+GRADIENT_CLIP = 1.0
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pass of training.
+
+    Args:
+        name: shown in the progress bar and the log.
+        epochs: passes over the examples.
+        learning_rate: its peak.
+        loss: batch -> scalar loss.
+        score: called after each epoch, higher is better; the best epoch's weights are kept. None: the last ones are.
+        linear_decay: to zero after the warm-up; otherwise constant.
+    """
+
+    name: str
+    epochs: int
+    learning_rate: float
+    loss: Callable[[Batch], torch.Tensor]
+    score: Callable[[], float] | None
+    linear_decay: bool = True
+    warmup: float = 0.1
+    weight_decay: float = 0.01
+
+
+@dataclass(frozen=True)
+class Data:
+    """Training examples: ids, labels (N,), and the id that pads."""
+
+    encoded: list[Encoded]
+    labels: torch.Tensor
+    pad_id: int
+    batch_size: int
+
+    def batch(self, indices: list[int], device: torch.device) -> Batch:
+        """One padded batch with labels, on `device`."""
+        tensors = {**pad_batch([self.encoded[i] for i in indices], self.pad_id), "labels": self.labels[indices]}
+        return {key: value.to(device) for key, value in tensors.items()}
+
+
+@dataclass
+class Options:
+    """How to train, apart from what."""
+
+    seed: int
+    precision: str
+    checkpoint_minutes: float
+    tensorboard: Path | None
+
+
+def pick_device() -> torch.device:
+    """A CUDA device where there is one."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """bfloat16 products where asked, or where `auto` finds hardware for them.
+
+    Raises:
+        UserInputError: an unknown precision.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UserInputError(f"--precision: {precision!r} is unknown", "choose one of: auto, fp32, bf16")
+    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "fp32" or (precision == "auto" and not native):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)
+
+
+def train(
+    model: torch.nn.Module, stages: list[Stage], data: Data, *, work: Workspace, options: Options
+) -> list[dict[str, Any]]:
+    """Run the stages in order, from the last checkpoint if the workspace has one; returns the log, a row per epoch.
+
+    Raises:
+        MPCFormerError: the loss is no longer finite.
+    """
+    saved = work.load("last")
+    facts: dict[str, Any] = {"stage": 0, "step": 0, "log": []}
+    optimiser_state: Tensors = {}
+    if saved:
+        tensors, facts = saved
+        model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+        optimiser_state = {k: v for k, v in tensors.items() if k.startswith("optimiser.")}
+    log: list[dict[str, Any]] = facts["log"]
+    for index, stage in enumerate(stages):
+        if index < facts["stage"]:
+            continue
+        first_step = facts["step"] if index == facts["stage"] else 0
+        runner = _Runner(model, stage, index, data, work, options, log)
+        runner.run(first_step, optimiser_state if first_step else {})
+        runner.checkpoint(index + 1, 0, with_optimiser=False)
+    return log
+
+
+class _Runner:
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        stage: Stage,
+        index: int,
+        data: Data,
+        work: Workspace,
+        options: Options,
+        log: list[dict[str, Any]],
+    ) -> None:
+        self.model, self.stage, self.index, self.data = model, stage, index, data
+        self.work, self.options, self.log = work, options, log
+        self.device = next(model.parameters()).device
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        plain = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.AdamW(groups, lr=stage.learning_rate)
+        self.parameters = [*decayed, *plain]
+        self.steps_per_epoch = math.ceil(len(data.encoded) / data.batch_size)
+        self.n_steps = self.steps_per_epoch * stage.epochs
+        self.writer = _tensorboard(options.tensorboard)
+
+    def run(self, step: int, optimiser_state: Tensors) -> None:
+        self._load_optimiser(optimiser_state)
+        last_save, smooth = time.monotonic(), 0.0
+        with progress() as bar:
+            task = bar.add_task(self.stage.name, total=self.n_steps, completed=step, info="")
+            while step < self.n_steps:
+                epoch, position = divmod(step, self.steps_per_epoch)
+                batches = self._batches(epoch)
+                total, start = 0.0, position
+                for indices in batches[position:]:
+                    loss = self._step(step, indices)
+                    total, step = total + loss, step + 1
+                    smooth = loss if smooth == 0 else 0.95 * smooth + 0.05 * loss
+                    bar.update(task, completed=step, info=f"loss {smooth:.4f}")
+                    if self.writer:
+                        self.writer.add_scalar(f"{self.stage.name}/loss", loss, step)
+                    due = time.monotonic() - last_save > 60 * self.options.checkpoint_minutes
+                    if due and step < (epoch + 1) * self.steps_per_epoch:
+                        self.checkpoint(self.index, step)
+                        last_save = time.monotonic()
+                self._end_epoch(epoch, step, total / max(1, len(batches) - start))
+        if self.stage.score is not None:
+            best = self.work.load("best")
+            if best:
+                self.model.load_state_dict(best[0])
+
+    def _batches(self, epoch: int) -> list[list[int]]:
+        generator = torch.Generator().manual_seed(_mix(self.options.seed, self.stage.name, epoch))
+        order = torch.randperm(len(self.data.encoded), generator=generator).tolist()
+        lengths = [len(row.input_ids) for row in self.data.encoded]
+        return shuffled_length_batches(lengths, self.data.batch_size, order)
+
+    def _step(self, step: int, indices: list[int]) -> float:
+        torch.manual_seed(_mix(self.options.seed, f"{self.stage.name} dropout", step))
+        rate = self.stage.learning_rate * self._schedule(step)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        batch = self.data.batch(indices, self.device)
+        with autocast(self.options.precision, self.device):
+            loss = self.stage.loss(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise MPCFormerError(
+                f"{self.stage.name}: the loss is {value} at step {step}", "lower the learning rate of this stage"
+            )
+        torch.nn.utils.clip_grad_norm_(self.parameters, GRADIENT_CLIP)
+        self.optimiser.step()
+        return value
+
+    def _schedule(self, step: int) -> float:
+        warm = max(1, round(self.n_steps * self.stage.warmup))
+        if step < warm and self.stage.warmup:
+            return (step + 1) / warm
+        return (self.n_steps - step) / max(1, self.n_steps - warm) if self.stage.linear_decay else 1.0
+
+    def _end_epoch(self, epoch: int, step: int, loss: float) -> None:
+        row: dict[str, Any] = {"stage": self.stage.name, "epoch": epoch + 1, "loss": round(loss, 6)}
+        if self.stage.score is not None:
+            row["selection_score"] = score = round(self.stage.score(), 6)
+            best = max((r["selection_score"] for r in self.log if r["stage"] == self.stage.name), default=-math.inf)
+            if score > best:
+                self.work.save("best", dict(self.model.state_dict()), {"stage": self.index, "step": step})
+            if self.writer:
+                self.writer.add_scalar(f"{self.stage.name}/selection", score, step)
+        self.log.append(row)
+        self.checkpoint(self.index, step)
+
+    def checkpoint(self, stage: int, step: int, with_optimiser: bool = True) -> None:
+        tensors = {f"model.{key}": value for key, value in self.model.state_dict().items()}
+        if with_optimiser:
+            for i, parameter in enumerate(self.parameters):
+                for key, value in self.optimiser.state[parameter].items():
+                    tensors[f"optimiser.{i}.{key}"] = value
+        self.work.save("last", tensors, {"stage": stage, "step": step, "log": self.log})
+
+    def _load_optimiser(self, state: Tensors) -> None:
+        for name, value in state.items():
+            _, index, key = name.split(".")
+            parameter = self.parameters[int(index)]
+            self.optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+
+
+def _tensorboard(folder: Path | None) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise DependencyError("--tensorboard: the tensorboard package is missing", "pip install tensorboard") from None
+    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+
+
+def _mix(seed: int, purpose: str, number: int) -> int:
+    """A 63-bit seed for one purpose, so that no two purposes share a sequence."""
+    digest = hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1

@@ -1,0 +1,88 @@
+"""What both recipes need before they train: checked options, examples, batches."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.loop import Data, autocast, pick_device
+from mpcformer.errors import UserInputError
+from mpcformer.inference.plaintext import predict
+from mpcformer.modeling import MPCFormerForSequenceClassification
+from mpcformer.tasks import (
+    Encoded,
+    Examples,
+    Task,
+    carve_selection,
+    compute_metrics,
+    encode,
+    load_examples,
+    primary_score,
+)
+
+EVAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Training data and the part set aside for choosing steps; the reported split is never loaded."""
+
+    task: Task
+    data: Data
+    selection: Examples
+    selection_encoded: list[Encoded]
+
+    def scorer(self, model: MPCFormerForSequenceClassification) -> Callable[[], float]:
+        """A function that scores `model` on the selection part."""
+
+        def score() -> float:
+            logits, _ = predict(model, self.selection_encoded, pad_id=self.data.pad_id, batch_size=EVAL_BATCH)
+            return primary_score(compute_metrics(self.task, logits, self.selection.labels))
+
+        return score
+
+
+def prepare(
+    task: Task,
+    tokenizer: Any,
+    *,
+    data_dir: Path | None,
+    limit: int | None,
+    max_length: int,
+    batch_size: int,
+    selection_share: float,
+    positions: int,
+) -> Prepared:
+    """Load the training split, set the selection part aside, tokenise.
+
+    Raises:
+        UserInputError: see `load_examples`, `encode`.
+    """
+    if batch_size < 1:
+        raise UserInputError(f"--batch-size: {batch_size} is below 1", "give a positive number")
+    examples = load_examples(task, task.train_split, data_dir=data_dir, limit=limit)
+    training, selection = carve_selection(examples, selection_share)
+    encoded, selection_encoded = (
+        encode(tokenizer, part, positions=positions, max_length=max_length) for part in (training, selection)
+    )
+    labels = torch.tensor(training.labels, dtype=torch.float32 if task.is_regression else torch.int64)
+    data = Data(encoded, labels, tokenizer.pad_token_id, batch_size)
+    return Prepared(task, data, selection, selection_encoded)
+
+
+def check_numbers(**numbers: float) -> None:
+    """Refuse what is not positive; keyword names are the options'.
+
+    Raises:
+        UserInputError: naming the option and its value.
+    """
+    for name, value in numbers.items():
+        if not value > 0:
+            raise UserInputError(f"--{name.replace('_', '-')}: {value} is not positive", "give a positive number")
+
+
+def check_precision(precision: str) -> None:
+    """Refuse an unknown precision before work starts."""
+    autocast(precision, pick_device())

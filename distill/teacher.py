@@ -1,0 +1,109 @@
+"""Fine-tune a teacher: BERT from a checkpoint, on a task. The best epoch is chosen inside the training set."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import BertConfig, BertForSequenceClassification
+from transformers.utils import logging as hf_logging
+
+from distill.loop import Batch, Options, Stage, pick_device, train
+from distill.prepare import check_numbers, check_precision, prepare
+from distill.record import versions
+from distill.workspace import Workspace
+from mpcformer.files import write_json
+from mpcformer.modeling import default_backbone, load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling.load import read_config
+from mpcformer.tasks import get_task
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """How a teacher is made; part of the result's record."""
+
+    task: str
+    model: str = field(default_factory=lambda: str(default_backbone()))
+    data_dir: Path | None = None
+    limit: int | None = None
+    epochs: int = 3
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    max_length: int = 128
+    seed: int = 0
+    precision: str = "auto"
+    selection_share: float = 0.05
+
+
+def train_teacher(
+    recipe: TeacherRecipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+    tensorboard: Path | None = None,
+) -> dict[str, Any]:
+    """Fine-tune and save a teacher: a transformers BertForSequenceClassification, its tokenizer, teacher.json.
+
+    Returns:
+        What teacher.json holds.
+
+    Raises:
+        UserInputError: anything wrong with the recipe, found before training.
+    """
+    task = get_task(recipe.task)
+    check_numbers(epochs=recipe.epochs, lr=recipe.learning_rate)
+    check_precision(recipe.precision)
+    work = Workspace(out, recipe, resume=resume)
+    source = resolve_checkpoint(recipe.model)
+    model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
+    tokenizer = load_tokenizer(source)
+    prepared = prepare(
+        task,
+        tokenizer,
+        data_dir=recipe.data_dir,
+        limit=recipe.limit,
+        max_length=recipe.max_length,
+        batch_size=recipe.batch_size,
+        selection_share=recipe.selection_share,
+        positions=model.config.max_position_embeddings,
+    )
+    work.open()
+    model.to(pick_device()).train()
+
+    def loss(batch: Batch) -> Any:
+        return model(**batch).loss.float()
+
+    stage = Stage("teacher", recipe.epochs, recipe.learning_rate, loss, prepared.scorer(model))
+    options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
+    log = train(model, [stage], prepared.data, work=work, options=options)
+
+    _as_bert(model, read_config(source), task.labels).save_pretrained(work.folder)
+    tokenizer.save_pretrained(work.folder)
+    record = {
+        "task": task.name,
+        "recipe": work.recipe,
+        "n_training": len(prepared.data.encoded),
+        "n_selection": len(prepared.selection),
+        "selection_score": max(row["selection_score"] for row in log),
+        "log": log,
+        "versions": versions(),
+    }
+    write_json(work.folder / "teacher.json", record)
+    work.finish()
+    return record
+
+
+def _as_bert(model: Any, raw: dict[str, Any], labels: tuple[str, ...]) -> BertForSequenceClassification:
+    """The same weights as transformers' own class, so that anybody can use the teacher."""
+    dropped = ("model_type", "gelu", "softmax", "task", "architectures", "id2label", "label2id")
+    config = BertConfig(**{key: value for key, value in raw.items() if key not in dropped})
+    config.num_labels = model.num_labels
+    if labels:
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    else:
+        config.problem_type = "regression"
+    hf_logging.disable_progress_bar()
+    bert = BertForSequenceClassification(config)
+    bert.load_state_dict(model.cpu().state_dict(), strict=True)
+    return bert.eval()

@@ -1,0 +1,5 @@
+"""The command `mpcformer demo`."""
+
+
+def demo() -> None:
+    """Teacher, student, private inference (not there yet)."""

@@ -1,0 +1,34 @@
+"""A model's logits in plaintext, batched as the private run is: the twin that private inference is compared with."""
+
+import time
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from mpcformer.tasks import Encoded, length_batches, pad_batch
+
+
+def predict(
+    model: torch.nn.Module, encoded: list[Encoded], *, pad_id: int, batch_size: int
+) -> tuple[NDArray[np.float32], list[float]]:
+    """float32 logits (N, C) in the examples' order, and each example's seconds (its batch's divided by its size)."""
+    n_examples = len(encoded)
+    logits: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * n_examples
+    seconds = [0.0] * n_examples
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for batch in length_batches([len(row.input_ids) for row in encoded], batch_size):
+            inputs: dict[str, Any] = {
+                key: value.to(device) for key, value in pad_batch([encoded[i] for i in batch], pad_id).items()
+            }
+            start = time.perf_counter()
+            output = model(**inputs).logits.float().cpu().numpy()
+            elapsed = time.perf_counter() - start
+            for row, index in enumerate(batch):
+                logits[index], seconds[index] = output[row], elapsed / len(batch)
+    model.train(was_training)
+    return np.stack(logits), seconds
