@@ -1,0 +1,1 @@
+"""The parties and the wire: dealer, model owner, data owner, coordinator."""

@@ -1,0 +1,102 @@
+"""One party's configuration: a TOML file, checked whole before anything starts."""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mpcformer.errors import UserInputError
+
+PROTOCOL_VERSION = 1
+Role = Literal["dealer", "model-owner", "data-owner"]
+
+
+class TlsFiles(BaseModel):
+    """PEM files: the authority both sides trust, and this party's certificate and key."""
+
+    model_config = ConfigDict(extra="forbid")
+    authority: Path
+    certificate: Path
+    key: Path
+
+
+class Peers(BaseModel):
+    """Party ids: the names their certificates must bear."""
+
+    model_config = ConfigDict(extra="forbid")
+    coordinator: str
+    dealer: str
+    model_owner: str
+    data_owner: str
+
+
+class PartyConfig(BaseModel):
+    """A party's own file.
+
+    Args:
+        role: what it does.
+        id: its name; its certificate's too.
+        coordinator: HOST:PORT.
+        listen: HOST:PORT for dealer and model owner; port 0 takes a free one.
+        student: model owner only, the distilled student's folder.
+        public_model: data owner only, a folder with config.json, ranges.json and the tokenizer, no weights.
+        data_dir: data owner only, as in `load_examples`.
+        threads: torch threads.
+        deadline_s: how long a peer may stay silent in the middle of a computation.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    role: Role
+    id: str
+    coordinator: str
+    listen: str = "127.0.0.1:0"
+    tls: TlsFiles
+    peers: Peers
+    student: Path | None = None
+    public_model: Path | None = None
+    data_dir: Path | None = None
+    threads: int = Field(default=1, ge=1)
+    deadline_s: float = Field(default=300.0, gt=0)
+
+    @model_validator(mode="after")
+    def _role_has_what_it_needs(self) -> "PartyConfig":
+        if (self.role == "model-owner") != (self.student is not None):
+            raise ValueError("student: exactly the model owner has one")
+        if (self.role == "data-owner") != (self.public_model is not None):
+            raise ValueError("public_model: exactly the data owner has one")
+        if self.data_dir is not None and self.role != "data-owner":
+            raise ValueError("data_dir: only the data owner may have one")
+        return self
+
+
+def load_config(path: Path) -> PartyConfig:
+    """Read a party's file.
+
+    Raises:
+        UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
+    """
+    try:
+        return PartyConfig.model_validate(tomllib.loads(path.read_text()))
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise UserInputError(f"--config: {path}: {error}", "check the path and the syntax") from None
+    except ValidationError as error:
+        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        raise UserInputError(f"--config: {path}: {lines}", "correct these keys") from None
+
+
+def to_toml(config: PartyConfig) -> str:
+    """The configuration as TOML (strings, numbers and two flat tables)."""
+    fields = config.model_dump(mode="json", exclude_none=True)
+    tables = {key: fields.pop(key) for key in ("tls", "peers")}
+    lines = [_line(key, value) for key, value in fields.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]", *(_line(key, value) for key, value in table.items())]
+    return "\n".join(lines) + "\n"
+
+
+def _line(key: str, value: str | int | float) -> str:
+    if isinstance(value, str):
+        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+        return f'{key} = "{escaped}"'
+    return f"{key} = {value}"

@@ -1,0 +1,103 @@
+"""One private evaluation, from checked input to a whole run folder."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mpcformer.console import console, progress
+from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.files import check_new_folder, read_json
+from mpcformer.inference.engine import ENGINES, BatchShape, create_engine, load_public_model
+from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
+from mpcformer.tasks import encode, get_task, length_batches, load_examples
+from parties import report
+from parties.simulation import InferenceJob, check_ports, plaintext, simulate
+
+
+def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str | None = None) -> None:
+    """Everything that can be wrong with the input, before any process starts.
+
+    Raises:
+        MPCFormerError: naming the option, its value and the remedy.
+    """
+    check_new_folder(out)
+    if job.engine not in ENGINES:
+        raise UserInputError(f"--engine: {job.engine!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
+    if job.threads < 1:
+        raise UserInputError(f"--threads: {job.threads} is below 1", "give a positive number")
+    task = get_task(job.task)
+    check_ports(job.port)
+    student = load_student(job.student, gelu=gelu, softmax=softmax)
+    models = {"--student": student}
+    if job.teacher:
+        models["--teacher"] = load_checkpoint(job.teacher)
+    for option, model in models.items():
+        if model.num_labels != task.num_labels:
+            raise UserInputError(
+                f"{option}: the model has {model.num_labels} outputs, task {task.name} needs {task.num_labels}",
+                f"give a model of task {task.name}",
+            )
+    examples = load_examples(task, job.split, data_dir=job.data_dir, limit=job.limit)
+    positions = student.config.max_position_embeddings
+    encoded = encode(load_tokenizer(job.student), examples, positions=positions, max_length=job.max_length)
+    longest = length_batches([len(row.input_ids) for row in encoded], job.batch_size)[0]
+    # Planning also proves that the engine can run the student's forms and ranges.
+    public = load_public_model(job.student)
+    engine = create_engine(job.engine, party=1, public=public, channel=None, weights=None)
+    engine.plan(BatchShape(len(longest), max(len(encoded[i].input_ids) for i in longest)))
+
+
+def run(job: InferenceJob, out: Path) -> dict[str, Any]:
+    """Run a checked job into the folder `out`; returns results.json's value.
+
+    A failed run leaves `<out>.failed` with the parties' logs and nothing that looks like a result.
+
+    Raises:
+        MPCFormerError: naming the party that failed.
+    """
+    partial, failed = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.failed")
+    _remove(partial)
+    logs = partial / "logs"
+    logs.mkdir(parents=True)
+    try:
+        with console.status("plaintext student and teacher, for comparison"):
+            twins = plaintext(job, logs)
+        with progress() as bar:
+            task = bar.add_task("private inference", total=None, info="starting the parties")
+            results = simulate(job, logs, lambda batch, n: bar.update(task, completed=batch, total=n, info="batches"))
+        values = report.build(job, results, twins)
+        report.write(partial, job, values, results, twins)
+        if out.is_dir():
+            out.rmdir()
+        partial.rename(out)
+    except BaseException as error:
+        _remove(failed)
+        partial.rename(failed)
+        if isinstance(error, MPCFormerError):
+            error.remedy = f"{error.remedy}; logs: {failed / 'logs'}".removeprefix("; ")
+        raise
+    return values
+
+
+def teacher_of(student: Path) -> Path | None:
+    """The teacher named in a student's record, if it is still there unchanged in name."""
+    path = student / "distillation.json"
+    folder = Path(read_json(path)["teacher"]["folder"]) if path.is_file() else None
+    return folder if folder and (folder / "config.json").is_file() else None
+
+
+def task_of(student: Path) -> str:
+    """The task a student was distilled for.
+
+    Raises:
+        UserInputError: its configuration names none.
+    """
+    task = load_public_model(student).config.task
+    if not task:
+        raise UserInputError(f"--task: {student}/config.json names no task", "give --task")
+    return str(task)
+
+
+def _remove(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

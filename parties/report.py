@@ -1,0 +1,196 @@
+"""What a run leaves: results.json, predictions.parquet, logs, and manifest.json last; and the table in the terminal."""
+
+import statistics
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from safetensors.numpy import load_file
+
+from mpcformer.console import console
+from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.modeling import MPCFormerConfig
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
+from parties.coordinator import Results
+from parties.plaintext import summary
+from parties.simulation import InferenceJob
+from parties.stubs import parties_pb2 as pb
+from parties.threat_model import THREAT_MODEL
+
+# Two regression outputs agree when they differ by less than 1% of STS-B's scale.
+REGRESSION_TOLERANCE = 0.05
+VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
+
+
+def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int | None = None) -> dict[str, Any]:
+    """results.json as a value.
+
+    Args:
+        job: what was asked for.
+        results: what the parties reported.
+        plaintext: folder with the twins' logits and latency.json.
+        peak_dealer: bytes, if known.
+    """
+    task = get_task(job.task)
+    predictions = results.predictions
+    private, twins = private_logits(predictions), twin_logits(plaintext)
+    labels, groups = list(predictions.labels), list(predictions.groups)
+    config = MPCFormerConfig.from_pretrained(job.student)
+    distilled = read_json(job.student / "distillation.json") if (job.student / "distillation.json").is_file() else {}
+    scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
+    return {
+        "task": task.name,
+        "split": sorted(set(groups)),
+        "examples": len(labels),
+        "batch_size": job.batch_size,
+        "engine": job.engine,
+        "student": {
+            "sha256": sha256_file(job.student / WEIGHTS),
+            "gelu": config.gelu,
+            "softmax": config.softmax,
+            "layers": config.num_hidden_layers,
+            "hidden": config.hidden_size,
+        },
+        "metrics": {
+            "teacher": scores.get("teacher"),
+            "student": scores["student"],
+            "private": compute_metrics(task, private, labels, groups),
+        },
+        "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
+        "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
+        "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
+        "online": _online(results),
+        "offline": _offline(results),
+        "setup": _setup(results),
+        "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
+        "peak_rss_bytes": {
+            "model-owner": results.model_owner.peak_rss_bytes,
+            "data-owner": results.data_owner.peak_rss_bytes,
+        },
+        "network": {"profile": "none", "transport": "gRPC over mutual TLS on the loopback interface"},
+        "threads_per_party": job.threads,
+        "versions": {name: version(name) for name in VERSIONS},
+        "seeds": {"training": distilled.get("recipe", {}).get("seed"), "protocol": "fresh, from the operating system"},
+        "threat_model": THREAT_MODEL,
+        "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
+    }
+
+
+def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
+    """(N, C), as the data owner reported them."""
+    return np.asarray(predictions.logits, dtype=np.float32).reshape(-1, predictions.n_outputs)
+
+
+def twin_logits(plaintext: Path) -> dict[str, NDArray[np.float32]]:
+    """(N, C) by model name."""
+    return {path.stem: load_file(path)["logits"] for path in sorted(plaintext.glob("*.safetensors"))}
+
+
+def write(out: Path, job: InferenceJob, values: dict[str, Any], results: Results, plaintext: Path) -> None:
+    """Write results.json and predictions.parquet into `out`, and the manifest last: a folder with one is whole."""
+    task = get_task(job.task)
+    _write_predictions(out / "predictions.parquet", task, results.predictions, twin_logits(plaintext))
+    write_json(out / "results.json", values)
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
+    job_facts = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(job).items()}
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
+
+
+def _write_predictions(
+    path: Path, task: Task, predictions: pb.Predictions, twins: dict[str, NDArray[np.float32]]
+) -> None:
+    private = private_logits(predictions)
+    columns: dict[str, Any] = {"id": list(predictions.ids), "split": list(predictions.groups)}
+    columns["label"] = list(predictions.labels)
+    for name, logits in {"private": private, **twins}.items():
+        columns[f"{name}_logits"] = logits.tolist()
+        columns[f"{name}_prediction"] = predictions_of(task, logits).tolist()
+    pq.write_table(pa.table(columns), path)
+
+
+def _online(results: Results) -> dict[str, Any]:
+    batches = results.data_owner.batches
+    per_example = [b.online.seconds / b.batch_size for b in batches for _ in range(b.batch_size)]
+    received = {
+        "model-owner->data-owner": sum(b.online.bytes_received for b in batches),
+        "data-owner->model-owner": sum(b.online.bytes_received for b in results.model_owner.batches),
+    }
+    return {
+        "seconds": sum(b.online.seconds for b in batches),
+        "seconds_per_example": summary(per_example),
+        "rounds_per_batch": int(statistics.median(b.online.rounds for b in batches)),
+        "bytes": received,
+    }
+
+
+def _offline(results: Results) -> dict[str, Any]:
+    batches = results.model_owner.batches
+    return {
+        "seconds": sum(b.offline.seconds for b in batches),
+        "bytes": {
+            "dealer->model-owner": sum(b.offline.bytes_from_dealer for b in batches),
+            "data-owner->model-owner": sum(b.offline.bytes_received for b in batches),
+            "model-owner->data-owner": sum(b.offline.bytes_received for b in results.data_owner.batches),
+        },
+    }
+
+
+def _setup(results: Results) -> dict[str, Any]:
+    return {
+        "seconds": max(results.model_owner.setup.seconds, results.data_owner.setup.seconds),
+        "bytes": {
+            "data-owner->model-owner": results.model_owner.setup.bytes_received,
+            "model-owner->data-owner": results.data_owner.setup.bytes_received,
+        },
+    }
+
+
+def show(values: dict[str, Any], out: Path) -> None:
+    """The table: teacher, plaintext student and private student side by side."""
+    console.print(table(values))
+    console.print(f"Everything is in {out} (results.json, predictions.parquet, logs/).", soft_wrap=True)
+
+
+def table(values: dict[str, Any]) -> Group:
+    """The same numbers as results.json, for people."""
+    columns = ("teacher", "student", "private")
+    titles = ("teacher\n(plaintext)", "student\n(plaintext)", "student\n(private)")
+    student = values["student"]
+    head = f"{values['task']}: {values['examples']} examples of {', '.join(values['split'])}; "
+    head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; engine {values['engine']}"
+    grid = Table(title=head, title_justify="left")
+    grid.add_column("")
+    for title in titles:
+        grid.add_column(title, justify="right")
+    metrics = values["metrics"]
+    for metric in metrics["student"]:
+        grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
+    latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}
+    for name in ("median", "p95"):
+        grid.add_row(f"seconds/example, {name}", *(f"{latency[c][name]:.4f}" if c in latency else "-" for c in columns))
+    online, offline = values["online"], values["offline"]
+    online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
+    n_examples = values["examples"]
+    lines = [
+        f"private = plaintext student on {values['label_agreement']:.2%} of predictions;"
+        f" largest logit error {values['max_abs_logit_error']:.5f}",
+        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB an example both ways,"
+        f" {online['rounds_per_batch']} rounds a batch of {values['batch_size']}",
+        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB an example from the dealer;"
+        f" set-up {values['setup']['seconds']:.1f} s",
+        f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
+        f"leaks {values['threat_model']['leaks']}",
+    ]
+    return Group(grid, Text("\n".join(lines)))

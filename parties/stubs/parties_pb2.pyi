@@ -1,0 +1,229 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class DType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    DTYPE_UNSPECIFIED: _ClassVar[DType]
+    DTYPE_INT64: _ClassVar[DType]
+    DTYPE_UINT8: _ClassVar[DType]
+DTYPE_UNSPECIFIED: DType
+DTYPE_INT64: DType
+DTYPE_UINT8: DType
+
+class TensorHeader(_message.Message):
+    __slots__ = ("dtype", "shape")
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    dtype: DType
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class Frame(_message.Message):
+    __slots__ = ("session_id", "sender", "operation", "tensors", "offset", "payload")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    SENDER_FIELD_NUMBER: _ClassVar[int]
+    OPERATION_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    sender: str
+    operation: int
+    tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
+    offset: int
+    payload: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., sender: _Optional[str] = ..., operation: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+
+class OpenSessionRequest(_message.Message):
+    __slots__ = ("session_id",)
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
+
+class OpenSessionReply(_message.Message):
+    __slots__ = ("seed",)
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    seed: bytes
+    def __init__(self, seed: _Optional[bytes] = ...) -> None: ...
+
+class CorrelationShape(_message.Message):
+    __slots__ = ("sizes",)
+    SIZES_FIELD_NUMBER: _ClassVar[int]
+    sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class CorrelationRequest(_message.Message):
+    __slots__ = ("kind", "shapes", "op", "bits")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    SHAPES_FIELD_NUMBER: _ClassVar[int]
+    OP_FIELD_NUMBER: _ClassVar[int]
+    BITS_FIELD_NUMBER: _ClassVar[int]
+    kind: str
+    shapes: _containers.RepeatedCompositeFieldContainer[CorrelationShape]
+    op: str
+    bits: int
+    def __init__(self, kind: _Optional[str] = ..., shapes: _Optional[_Iterable[_Union[CorrelationShape, _Mapping]]] = ..., op: _Optional[str] = ..., bits: _Optional[int] = ...) -> None: ...
+
+class DealRequest(_message.Message):
+    __slots__ = ("session_id", "first_operation", "plan")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    FIRST_OPERATION_FIELD_NUMBER: _ClassVar[int]
+    PLAN_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    first_operation: int
+    plan: _containers.RepeatedCompositeFieldContainer[CorrelationRequest]
+    def __init__(self, session_id: _Optional[bytes] = ..., first_operation: _Optional[int] = ..., plan: _Optional[_Iterable[_Union[CorrelationRequest, _Mapping]]] = ...) -> None: ...
+
+class PartyEvent(_message.Message):
+    __slots__ = ("hello", "ready", "progress", "heartbeat", "report", "predictions", "failure")
+    HELLO_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    PROGRESS_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    FAILURE_FIELD_NUMBER: _ClassVar[int]
+    hello: Hello
+    ready: Ready
+    progress: Progress
+    heartbeat: Heartbeat
+    report: Report
+    predictions: Predictions
+    failure: Failure
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+
+class Hello(_message.Message):
+    __slots__ = ("protocol_version", "role")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    role: str
+    def __init__(self, protocol_version: _Optional[int] = ..., role: _Optional[str] = ...) -> None: ...
+
+class Ready(_message.Message):
+    __slots__ = ("address",)
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    address: str
+    def __init__(self, address: _Optional[str] = ...) -> None: ...
+
+class Progress(_message.Message):
+    __slots__ = ("batch", "n_batches")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    N_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    n_batches: int
+    def __init__(self, batch: _Optional[int] = ..., n_batches: _Optional[int] = ...) -> None: ...
+
+class Heartbeat(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class Phase(_message.Message):
+    __slots__ = ("seconds", "bytes_received", "bytes_from_dealer", "rounds")
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_RECEIVED_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FROM_DEALER_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    seconds: float
+    bytes_received: int
+    bytes_from_dealer: int
+    rounds: int
+    def __init__(self, seconds: _Optional[float] = ..., bytes_received: _Optional[int] = ..., bytes_from_dealer: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
+
+class BatchReport(_message.Message):
+    __slots__ = ("batch_size", "seq_len", "offline", "online")
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    SEQ_LEN_FIELD_NUMBER: _ClassVar[int]
+    OFFLINE_FIELD_NUMBER: _ClassVar[int]
+    ONLINE_FIELD_NUMBER: _ClassVar[int]
+    batch_size: int
+    seq_len: int
+    offline: Phase
+    online: Phase
+    def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ...) -> None: ...
+
+class Report(_message.Message):
+    __slots__ = ("setup", "batches", "peak_rss_bytes")
+    SETUP_FIELD_NUMBER: _ClassVar[int]
+    BATCHES_FIELD_NUMBER: _ClassVar[int]
+    PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    setup: Phase
+    batches: _containers.RepeatedCompositeFieldContainer[BatchReport]
+    peak_rss_bytes: int
+    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., batches: _Optional[_Iterable[_Union[BatchReport, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ...) -> None: ...
+
+class Predictions(_message.Message):
+    __slots__ = ("ids", "labels", "groups", "n_outputs", "logits")
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    LABELS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    N_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
+    LOGITS_FIELD_NUMBER: _ClassVar[int]
+    ids: _containers.RepeatedScalarFieldContainer[int]
+    labels: _containers.RepeatedScalarFieldContainer[float]
+    groups: _containers.RepeatedScalarFieldContainer[str]
+    n_outputs: int
+    logits: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[float]] = ..., groups: _Optional[_Iterable[str]] = ..., n_outputs: _Optional[int] = ..., logits: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class Failure(_message.Message):
+    __slots__ = ("culprit", "what", "remedy", "exit_code")
+    CULPRIT_FIELD_NUMBER: _ClassVar[int]
+    WHAT_FIELD_NUMBER: _ClassVar[int]
+    REMEDY_FIELD_NUMBER: _ClassVar[int]
+    EXIT_CODE_FIELD_NUMBER: _ClassVar[int]
+    culprit: str
+    what: str
+    remedy: str
+    exit_code: int
+    def __init__(self, culprit: _Optional[str] = ..., what: _Optional[str] = ..., remedy: _Optional[str] = ..., exit_code: _Optional[int] = ...) -> None: ...
+
+class Command(_message.Message):
+    __slots__ = ("job", "abort", "finish")
+    JOB_FIELD_NUMBER: _ClassVar[int]
+    ABORT_FIELD_NUMBER: _ClassVar[int]
+    FINISH_FIELD_NUMBER: _ClassVar[int]
+    job: Job
+    abort: Abort
+    finish: Finish
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+
+class Job(_message.Message):
+    __slots__ = ("session_id", "model_owner_address", "dealer_address", "engine", "task", "split", "limit", "batch_size", "max_length")
+    SESSION_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_OWNER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEALER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    ENGINE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
+    MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    session_id: bytes
+    model_owner_address: str
+    dealer_address: str
+    engine: str
+    task: str
+    split: str
+    limit: int
+    batch_size: int
+    max_length: int
+    def __init__(self, session_id: _Optional[bytes] = ..., model_owner_address: _Optional[str] = ..., dealer_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+
+class Abort(_message.Message):
+    __slots__ = ("culprit", "reason")
+    CULPRIT_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
+    culprit: str
+    reason: str
+    def __init__(self, culprit: _Optional[str] = ..., reason: _Optional[str] = ...) -> None: ...
+
+class Finish(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...

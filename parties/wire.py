@@ -1,0 +1,153 @@
+"""One factory for channels, one for servers, and messages cut into frames.
+
+A message (a list of tensors) becomes frames of at most 1 MiB: gRPC refuses more than 4 MiB, and small frames let both
+directions move. The receiver knows what it expects; a frame is checked against that before any of its bytes is kept,
+and memory is taken for the expectation, never for what a header claims.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.errors import ProtocolError, UserInputError
+from parties import tls
+from parties.config import TlsFiles
+from parties.stubs import parties_pb2 as pb
+
+FRAME_BYTES = 1 << 20
+DTYPES = {torch.int64: pb.DTYPE_INT64, torch.uint8: pb.DTYPE_UINT8}
+
+COMMON_OPTIONS = [
+    # A peer that is stopped or cut off keeps its TCP connection: only pings find out. 4 + 6 s stays below 20 s.
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 6_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Frames are 1 MiB; anything near gRPC's default of 4 MiB is an attack or a bug.
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 4 << 20),
+]
+CLIENT_OPTIONS = [
+    # A call that failed half-way must fail: correlations are used once.
+    ("grpc.enable_retries", 0),
+    # Shares do not pass through a proxy that the environment happens to name.
+    ("grpc.enable_http_proxy", 0),
+]
+SERVER_OPTIONS = [
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # A port in use is an error, not something to share.
+    ("grpc.so_reuseport", 0),
+]
+
+
+def open_channel(address: str, peer_id: str, files: TlsFiles) -> grpc.Channel:
+    """A mutually authenticated channel to the party `peer_id`, whatever its address is called."""
+    name = [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
+    return grpc.secure_channel(address, tls.channel_credentials(files), [*COMMON_OPTIONS, *CLIENT_OPTIONS, *name])
+
+
+def start_server(add_services: Callable[[grpc.Server], None], listen: str, files: TlsFiles) -> tuple[grpc.Server, str]:
+    """A started server and its HOST:PORT.
+
+    Raises:
+        UserInputError: the address cannot be bound.
+    """
+    server = grpc.server(ThreadPoolExecutor(max_workers=16), options=[*COMMON_OPTIONS, *SERVER_OPTIONS])
+    add_services(server)
+    try:
+        port = server.add_secure_port(listen, tls.server_credentials(files))
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise UserInputError(f"cannot listen on {listen}", "the port is in use or the address is not this machine's")
+    server.start()
+    return server, f"{listen.rpartition(':')[0]}:{port}"
+
+
+def to_frames(tensors: Sequence[torch.Tensor], *, session_id: bytes, sender: str, operation: int) -> Iterator[pb.Frame]:
+    """Cut one message into frames; the payload is copied once, frame by frame, as they are sent."""
+    headers = [pb.TensorHeader(dtype=DTYPES[t.dtype], shape=list(t.shape)) for t in tensors]
+    views = [memoryview(t.contiguous().view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
+    total, offset = sum(len(view) for view in views), 0
+    while offset < total or offset == 0:
+        payload = _slice(views, offset, min(FRAME_BYTES, total - offset))
+        yield pb.Frame(
+            session_id=session_id,
+            sender=sender,
+            operation=operation,
+            tensors=headers if offset == 0 else [],
+            offset=offset,
+            payload=payload,
+        )
+        offset += len(payload)
+        if total == 0:
+            return
+
+
+def from_frames(
+    frames: Iterator[pb.Frame], specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int
+) -> tuple[list[torch.Tensor], int]:
+    """Collect one message of exactly `specs`; also the bytes of its serialised frames.
+
+    Raises:
+        ProtocolError: another session, sender, operation, shape, dtype, offset or length; or the stream ended.
+    """
+    tensors = [torch.empty(spec.shape, dtype=spec.dtype) for spec in specs]
+    views = [memoryview(t.view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
+    total, offset, n_wire = sum(len(view) for view in views), 0, 0
+    while offset < total or offset == 0:
+        frame = next(frames, None)
+        if frame is None:
+            raise ProtocolError(f"{sender}'s stream ended in operation {operation} at byte {offset} of {total}")
+        _check(frame, specs, session_id=session_id, sender=sender, operation=operation, offset=offset, total=total)
+        _fill(views, offset, frame.payload)
+        offset += len(frame.payload)
+        n_wire += frame.ByteSize()
+        if total == 0:
+            break
+    return tensors, n_wire
+
+
+def _check(
+    frame: pb.Frame, specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int, offset: int, total: int
+) -> None:
+    expected = {"session_id": session_id, "sender": sender, "operation": operation, "offset": offset}
+    for name, value in expected.items():
+        if getattr(frame, name) != value:
+            shown = "another" if name == "session_id" else repr(getattr(frame, name))
+            raise ProtocolError(f"frame from {sender}: {name} is {shown}, expected {value!r}")
+    if not 0 <= len(frame.payload) <= min(FRAME_BYTES, total - offset) or (total and not frame.payload):
+        raise ProtocolError(f"frame from {sender}: {len(frame.payload)} bytes at {offset} of {total}")
+    if offset == 0:
+        claimed = [(header.dtype, tuple(header.shape)) for header in frame.tensors]
+        wanted = [(DTYPES[spec.dtype], spec.shape) for spec in specs]
+        if claimed != wanted:
+            raise ProtocolError(f"frame from {sender}: operation {operation} holds {claimed}, expected {wanted}")
+    elif frame.tensors:
+        raise ProtocolError(f"frame from {sender}: a second header in operation {operation}")
+
+
+def _slice(views: list[memoryview], offset: int, length: int) -> bytes:
+    parts = []
+    for view in views:
+        if length and offset < len(view):
+            part = view[offset : offset + length]
+            parts.append(part)
+            length -= len(part)
+        offset = max(0, offset - len(view))
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+def _fill(views: list[memoryview], offset: int, payload: bytes) -> None:
+    position = 0
+    for view in views:
+        if offset < len(view) and position < len(payload):
+            part = payload[position : position + len(view) - offset]
+            view[offset : offset + len(part)] = part
+            position += len(part)
+            offset = len(view)
+        offset -= len(view)

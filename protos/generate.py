@@ -1,0 +1,43 @@
+"""Generate parties/stubs from protos/; with --check, fail if the committed stubs are not what the protos give.
+
+Run with: make proto. The proto path equals the proto package; the stubs live where they are used, which protoc's
+virtual path (`-Iparties/stubs=protos/mpcformer/v1`) arranges.
+"""
+
+import filecmp
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+STUBS = Path("parties/stubs")
+SOURCE = Path("protos/mpcformer/v1")
+
+
+def generate(target: Path) -> Path:
+    """Write the stubs below `target` and return their folder."""
+    names = [f"{STUBS}/{path.name}" for path in sorted((ROOT / SOURCE).glob("*.proto"))]
+    outputs = [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")]
+    command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{STUBS}={SOURCE}", *outputs, *names]
+    subprocess.run(command, cwd=ROOT, check=True)
+    (target / STUBS / "__init__.py").write_text('"""Generated from protos/ by protos/generate.py. Do not edit."""\n')
+    return target / STUBS
+
+
+def main() -> None:
+    """Write, or compare."""
+    if "--check" not in sys.argv[1:]:
+        generate(ROOT)
+        return
+    with tempfile.TemporaryDirectory() as name:
+        fresh = generate(Path(name))
+        names = sorted(path.name for path in fresh.iterdir())
+        _, different, missing = filecmp.cmpfiles(fresh, ROOT / STUBS, names, shallow=False)
+    if different or missing:
+        sys.exit(f"error: parties/stubs is not what protos/ gives ({', '.join(different + missing)}); run: make proto")
+    print("stubs are fresh")
+
+
+if __name__ == "__main__":
+    main()
