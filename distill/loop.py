@@ -227,7 +227,7 @@ def _tensorboard(folder: Path | None) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise DependencyError("--tensorboard: the tensorboard package is missing", "pip install tensorboard") from None
-    return SummaryWriter(str(folder))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder))
 
 
 def _mix(seed: int, purpose: str, number: int) -> int:

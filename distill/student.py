@@ -166,7 +166,7 @@ def _matcher(
     teacher: MPCFormerForSequenceClassification, student: MPCFormerForSequenceClassification
 ) -> Callable[..., tuple[Any, Any]]:
     def match(batch: Batch, inner: bool) -> tuple[Any, Any]:
-        inputs = {key: value for key, value in batch.items() if key != "labels"}
+        inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
         inputs |= {"output_hidden_states": inner, "output_attention_scores": inner}
         with torch.no_grad():
             theirs = teacher(**inputs)

@@ -31,7 +31,7 @@ FRAC_BITS = 16
 MAX_ENCODED = float(2 ** (62 - FRAC_BITS))
 
 
-def _import_crypten() -> types.ModuleType:
+def _import_crypten() -> Any:
     name = "torch.onnx._internal.registration"
     if name not in sys.modules:
         stand_in = types.ModuleType(name)
@@ -256,10 +256,10 @@ def truncate(share: torch.Tensor, bits: int) -> torch.Tensor:
     masked = share + r
     if state.rank == 0:
         masked = masked + offset
-    opened = state.communicator.all_reduce(masked)
+    opened: torch.Tensor = state.communicator.all_reduce(masked)
     # The sum z + 2^62 + r wrapped past 2^64 exactly when r has its top bit and the opened sum has not.
     may_wrap = (opened >= 0).to(torch.int64)
-    result = (r_msb * may_wrap << (64 - bits)) - r_shifted
+    result: torch.Tensor = (r_msb * may_wrap << (64 - bits)) - r_shifted
     if state.rank == 0:
         result += (opened >> bits) & ((1 << (64 - bits)) - 1)
         result -= 1 << (62 - bits)

@@ -73,7 +73,7 @@ class DealerService(rpc.DealerServicer):
             if request.first_operation != session.next_operation:
                 context.abort(
                     grpc.StatusCode.ALREADY_EXISTS,
-                    f"operation {request.first_operation} is not the next, {session.next_operation}: each is dealt once",
+                    f"operation {request.first_operation} is not next ({session.next_operation}): each is dealt once",
                 )
             session.next_operation += len(plan)
         log.info("dealing %d operations from %d", len(plan), request.first_operation)

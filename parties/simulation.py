@@ -16,13 +16,13 @@ from pathlib import Path
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.modeling.ranges import FILE_NAME as RANGES
 from mpcformer.ring.random import fresh_key
-from parties.config import PartyConfig, Peers, to_toml
+from parties.config import PartyConfig, Peers, Role, to_toml
 from parties.coordinator import Coordinator, Results
 from parties.stubs import parties_pb2 as pb
 from parties.tls import make_certificates
 
 COORDINATOR = "coordinator"
-ROLES = ("dealer", "model-owner", "data-owner")
+ROLES: tuple[Role, ...] = ("dealer", "model-owner", "data-owner")
 PUBLIC_FILES = (
     "config.json",
     RANGES,
@@ -131,7 +131,7 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
     with _workspace() as folder:
         files = make_certificates(folder / "tls", [COORDINATOR, *ROLES])
         coordinator = Coordinator(
-            {role: role for role in ROLES},
+            {str(role): str(role) for role in ROLES},
             listen=_listen(job.port, 0),
             files=files[COORDINATOR],
             on_progress=on_progress,

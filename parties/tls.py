@@ -64,8 +64,8 @@ def channel_credentials(files: TlsFiles) -> grpc.ChannelCredentials:
 def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
     """The caller's id, if it is one of `allowed`; otherwise the call ends with PERMISSION_DENIED naming both."""
     names = [name.decode() for name in context.auth_context().get("x509_subject_alternative_name", [])]
-    for name in names:
-        if name in allowed:
+    for name in allowed:
+        if name in names:
             return name
     context.abort(
         grpc.StatusCode.PERMISSION_DENIED,

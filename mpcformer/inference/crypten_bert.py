@@ -138,7 +138,7 @@ class CrypTenBert:
 
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     xs, ys = zip(*pairs, strict=True)
-    return tuple(ops.wrap(torch.cat([t.share.reshape(-1) for t in side])) for side in (xs, ys))  # type: ignore[return-value]
+    return tuple(ops.wrap(torch.cat([t.share.reshape(-1) for t in side])) for side in (xs, ys))
 
 
 def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:

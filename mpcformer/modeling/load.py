@@ -193,6 +193,7 @@ def _read_weights(folder: Path, config: MPCFormerConfig) -> dict[str, torch.Tens
 def _draw_head(model: MPCFormerForSequenceClassification, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for linear in (model.bert.pooler["dense"], model.classifier):
+        assert isinstance(linear, nn.Linear)
         nn.init.normal_(linear.weight, std=model.config.initializer_range, generator=generator)
         nn.init.zeros_(linear.bias)
 

@@ -155,8 +155,8 @@ class Bert(nn.Module):
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        layers = nn.ModuleList(Layer(config) for _ in range(config.num_hidden_layers))
-        self.encoder = nn.ModuleDict({"layer": layers})
+        self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 
     def forward(
@@ -165,7 +165,7 @@ class Bert(nn.Module):
         """Pooled (B, H) and the hidden states."""
         x = self.embeddings(input_ids, token_type_ids, context)
         hidden = [x]
-        for index, layer in enumerate(self.encoder["layer"]):  # type: ignore[arg-type]
+        for index, layer in enumerate(self.layers):
             x = layer(x, context, f"layer.{index}")
             hidden.append(x)
         before = self.pooler["dense"](x[:, 0])

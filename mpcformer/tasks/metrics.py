@@ -37,8 +37,9 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 def predictions_of(task: Task, logits: NDArray[np.float32]) -> Array:
     """(N, C) logits -> (N,) class indices; for regression the value, clipped to the task's scale."""
     if task.is_regression:
-        return np.clip(logits[:, 0].astype(np.float64), *task.label_range)
-    return logits.argmax(axis=1).astype(np.float64)
+        values: Array = np.clip(logits[:, 0].astype(np.float64), *task.label_range)
+        return values
+    return np.argmax(logits, axis=1).astype(np.float64)
 
 
 def compute_metrics(
