@@ -1,0 +1,1 @@
+"""Replayable experiments on top of the library, the recipes and the parties."""

@@ -39,7 +39,8 @@ def predictions_of(task: Task, logits: NDArray[np.float32]) -> Array:
     if task.is_regression:
         values: Array = np.clip(logits[:, 0].astype(np.float64), *task.label_range)
         return values
-    return np.argmax(logits, axis=1).astype(np.float64)
+    labels: Array = np.argmax(logits, axis=1).astype(np.float64)
+    return labels
 
 
 def compute_metrics(

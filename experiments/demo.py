@@ -1,0 +1,99 @@
+"""The demo: teacher, student, private inference, on sentences that install from PyPI. Finished parts are kept."""
+
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill.student import DistillRecipe, distill_student
+from distill.teacher import TeacherRecipe, train_teacher
+from mpcformer.console import console
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, write_json
+from mpcformer.tasks import EVAL, get_task, load_examples
+from parties import evaluate, report
+from parties.simulation import InferenceJob
+
+TASK = "movie-sentiment"
+RUN_FILES = ("results.json", "predictions.parquet", "logs", "plaintext", "manifest.json")
+# Chosen on the part of the training set that is set aside; see docs/results.md.
+TEACHER = {"epochs": 2, "max_length": 64}
+STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
+
+
+@dataclass(frozen=True)
+class DemoOptions:
+    """How much of it: training sentences (None: all), private examples, and its folder."""
+
+    out: Path
+    examples: int
+    train_limit: int | None
+    batch_size: int
+
+
+def run(options: DemoOptions) -> dict[str, Any]:
+    """Make what is missing below `options.out`, run privately, leave results.json at its top.
+
+    Raises:
+        MPCFormerError: what went wrong and where.
+    """
+    out, start = options.out, time.perf_counter()
+    if out.exists() and not out.is_dir():
+        raise UserInputError(f"--out: {out} is a file", "choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    with console.status(f"data: {TASK}"):
+        n_examples = len(load_examples(get_task(TASK), EVAL, limit=options.examples))
+    teacher, student = out / "teacher", out / "student"
+
+    def stage(folder: Path, what: str) -> bool:
+        """Whether to make it; says what happens."""
+        if folder.is_dir() and any(folder.iterdir()):
+            console.print(f"{what}: kept from {folder}")
+            return False
+        console.rule(f"{what} [dim]({time.perf_counter() - start:.0f} s so far)", align="left")
+        return True
+
+    if stage(teacher, "1/3 teacher: fine-tune a MiniLM"):
+        teacher_recipe = TeacherRecipe(task=TASK, limit=options.train_limit, **TEACHER)  # type: ignore[arg-type]
+        train_teacher(teacher_recipe, teacher, resume=_interrupted(teacher))
+    if stage(student, "2/3 student: distil it with Quad and 2Quad"):
+        student_recipe = DistillRecipe(teacher=teacher, task=TASK, limit=options.train_limit, **STUDENT)  # type: ignore[arg-type]
+        distill_student(student_recipe, student, resume=_interrupted(student))
+    console.rule(f"3/3 private inference on {n_examples} unseen sentences", align="left")
+    run_folder = out / "run"
+    _remove(run_folder)
+    job = InferenceJob(
+        student=student, teacher=teacher, task=TASK, limit=options.examples, batch_size=options.batch_size
+    )
+    evaluate.check(job, run_folder)
+    values = evaluate.run(job, run_folder)
+    _lift(run_folder, out)
+    values = read_json(out / "results.json")
+    report.show(values, out)
+    console.print(f"The demo took {time.perf_counter() - start:.0f} s.")
+    return dict(values)
+
+
+def _interrupted(folder: Path) -> bool:
+    return (folder.with_name(f"{folder.name}.partial") / "recipe.json").is_file()
+
+
+def _lift(run_folder: Path, out: Path) -> None:
+    """Move the run to the top of the demo's folder, the manifest last."""
+    manifest = read_json(run_folder / "manifest.json")
+    (run_folder / "manifest.json").unlink()
+    (out / "manifest.json").unlink(missing_ok=True)
+    for name in RUN_FILES:
+        if (run_folder / name).exists():
+            _remove(out / name)
+            (run_folder / name).rename(out / name)
+    run_folder.rmdir()
+    write_json(out / "manifest.json", manifest)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""Shared fixtures. Tests run on one thread: the machine has two cores and the parties are many."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.utils import logging as hf_logging
+
+from tests.tiny import save_parquet, save_student
+
+SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _quiet() -> None:
+    torch.set_num_threads(1)
+    hf_logging.disable_progress_bar()
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A made-up sst2 folder."""
+    return save_parquet(tmp_path_factory.mktemp("data") / "sst2")
+
+
+@pytest.fixture(scope="session")
+def student(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    """A tiny Quad + 2Quad student of the made-up task."""
+    return save_student(tmp_path_factory.mktemp("models") / "student", data_dir)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real GLUE data, or a skip."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip(f"real data is not on this machine ({SHARED_DATA.name} beside the checkout)")
+    return SHARED_DATA

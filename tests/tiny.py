@@ -1,0 +1,91 @@
+"""A tiny random BERT with a word-level tokenizer, a made-up task's data, and a tiny student: seconds, not minutes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+
+from distill.calibrate import calibrate
+from mpcformer.modeling import load_checkpoint, load_tokenizer
+from mpcformer.tasks import encode, get_task, load_examples
+
+GOOD, BAD = ["fine", "bright", "warm", "lovely"], ["dull", "cold", "grim", "tired"]
+PLAIN = ["the", "a", "day", "stone", "river", "was", "and", "very", "it", "rather"]
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN]
+
+
+def save_tokenizer(folder: Path) -> None:
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]"
+    ).save_pretrained(folder)
+
+
+def save_bert(folder: Path, *, num_labels: int = 2, seed: int = 0, **changes: Any) -> Path:
+    """A random BertForSequenceClassification checkpoint with its tokenizer."""
+    settings = {
+        "vocab_size": len(WORDS),
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "max_position_embeddings": 32,
+        "initializer_range": 0.1,
+        "num_labels": num_labels,
+    }
+    torch.manual_seed(seed)
+    BertForSequenceClassification(BertConfig(**(settings | changes))).save_pretrained(folder)
+    save_tokenizer(folder)
+    return folder
+
+
+def sentences(n: int) -> list[tuple[str, int]]:
+    """n different made-up sentences; the label is whether the sentiment words are good."""
+    rows = []
+    for i in range(n):
+        label = i % 2
+        words = (GOOD if label else BAD)[i % 4], PLAIN[i % 10], PLAIN[(i // 3) % 10], PLAIN[(i // 7) % 10]
+        rows.append((" ".join([*words, *PLAIN[: i % 9]]), label))
+    return rows
+
+
+def save_parquet(folder: Path, *, n_train: int = 96, n_eval: int = 12, task: str = "sst2") -> Path:
+    """train and validation splits of the made-up sentences, as single-text or (mrpc, stsb) pair columns."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for split, n, start in (("train", n_train, 0), ("validation", n_eval, n_train)):
+        rows = sentences(n_train + n_eval)[start : start + n]
+        texts, labels = [text for text, _ in rows], [label for _, label in rows]
+        columns: dict[str, list[Any]] = {"sentence": texts, "label": labels}
+        if task != "sst2":
+            columns = {"sentence1": texts, "sentence2": texts[::-1], "label": labels}
+        if task == "stsb":
+            columns["label"] = [5.0 * label for label in labels]
+        pq.write_table(pa.table(columns), folder / f"{split}-00000-of-00001.parquet")
+    return folder
+
+
+def save_student(
+    folder: Path, data: Path, *, task: str = "sst2", gelu: str = "quad", softmax: str = "2quad", seed: int = 0
+) -> Path:
+    """An untrained student with the given forms, calibrated on the made-up training split."""
+    source = save_bert(folder.with_name(f"{folder.name}-teacher"), num_labels=get_task(task).num_labels, seed=seed)
+    model = load_checkpoint(source, gelu=gelu, softmax=softmax, task=task)
+    tokenizer = load_tokenizer(source)
+    encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), positions=32)
+    ranges = calibrate(model, encoded, pad_id=tokenizer.pad_token_id)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    ranges.save(folder)
+    (folder / "distillation.json").write_text(
+        json.dumps({"recipe": {"seed": seed}, "teacher": {"folder": str(source)}})
+    )
+    return folder
