@@ -1,0 +1,45 @@
+"""The forms against their formulas, masks and edges."""
+
+import pytest
+import torch
+from torch.nn.functional import gelu
+
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS, TWO_RELU_EPSILON, quad, two_quad, two_relu
+
+SCORES = torch.tensor([[[[1.0, -2.0, 3.0]]]])  # (1, 1, 1, 3)
+MASK = torch.tensor([[[[1.0, 1.0, 0.0]]]])  # the last key is padding
+
+
+def test_quad_has_the_papers_coefficients_in_the_papers_order() -> None:
+    assert quad(torch.tensor([0.0, 1.0, -2.0])).tolist() == [0.5, 0.875, 0.5]
+
+
+def test_gelu_is_the_exact_one() -> None:
+    x = torch.linspace(-5, 5, 101)
+    assert torch.equal(GELU_FORMS["gelu"](x), gelu(x))
+
+
+def test_two_quad() -> None:
+    probabilities, row_mean = two_quad(SCORES, MASK)
+    assert probabilities.flatten().tolist() == pytest.approx([36 / 45, 9 / 45, 0])
+    assert row_mean.item() == pytest.approx(45 / 2)
+
+
+def test_two_relu_survives_a_row_without_positive_scores() -> None:
+    probabilities, row_mean = two_relu(SCORES, MASK)
+    assert probabilities.flatten().tolist() == pytest.approx([1 / (1 + 2 * TWO_RELU_EPSILON), 0, 0])
+    assert row_mean.item() == pytest.approx(0.5)
+    assert two_relu(-SCORES.abs(), MASK)[0].abs().max() == 0
+
+
+def test_softmax_equals_torch_on_the_unmasked_keys() -> None:
+    probabilities, _ = SOFTMAX_FORMS["softmax"](SCORES, MASK)
+    assert torch.allclose(probabilities[..., :2], SCORES[..., :2].softmax(-1))
+    assert probabilities[..., 2].item() == 0
+
+
+@pytest.mark.parametrize("form", SOFTMAX_FORMS)
+def test_huge_scores_at_padding_change_nothing(form: str) -> None:
+    wild = SCORES.clone()
+    wild[..., 2] = 500.0
+    assert torch.allclose(SOFTMAX_FORMS[form](wild, MASK)[0], SOFTMAX_FORMS[form](SCORES, MASK)[0])

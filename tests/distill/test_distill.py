@@ -1,0 +1,188 @@
+"""The recipes: losses fall, the teacher stays still, resuming changes nothing, the reported split is never opened."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import distill.loop
+from distill.student import DistillRecipe, distill_student, inner_loss, logit_loss, paper_recipe
+from distill.teacher import TeacherRecipe, train_teacher
+from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.modeling import load_checkpoint, load_ranges, load_student
+from tests.tiny import save_bert, save_parquet
+
+SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("recipes")
+    base = save_bert(folder / "base")
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **SETTINGS)
+    record = train_teacher(recipe, folder / "teacher")
+    assert record["selection_score"] >= 0.9, "made-up sentences are easy"
+    return folder / "teacher"
+
+
+def recipe_for(teacher: Path, data_dir: Path, /, **changes: object) -> DistillRecipe:
+    rates = {"learning_rate1": 1e-3, "learning_rate2": 1e-3, "epochs1": 4, "epochs2": 2}
+    chosen = {"teacher": teacher, "data_dir": data_dir} | SETTINGS | rates | changes
+    return DistillRecipe(**chosen)  # type: ignore[arg-type]
+
+
+def test_teacher_is_a_plain_bert_with_a_record(teacher: Path) -> None:
+    assert json.loads((teacher / "config.json").read_text())["model_type"] == "bert"
+    record = json.loads((teacher / "teacher.json").read_text())
+    assert record["log"][0]["loss"] > record["log"][-1]["loss"]
+    assert not list(teacher.glob("*last*"))
+
+
+def test_student_learns_and_is_calibrated(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    before = load_file(teacher / "model.safetensors")
+    record = distill_student(recipe_for(teacher, data_dir, epochs1=10, epochs2=4), tmp_path / "student")
+    inner = [row["loss"] for row in record["log"] if row["stage"].startswith("stage 1")]
+    assert inner[-1] < 0.5 * inner[0]
+    assert record["selection_score"]["student"] >= record["selection_score"]["teacher"] - 0.1
+    student = load_student(tmp_path / "student")
+    assert (student.config.gelu, student.config.softmax, student.config.task) == ("quad", "2quad", "sst2")
+    ranges = load_ranges(tmp_path / "student")
+    assert ranges.n_examples > 50
+    assert ranges.bounds["layer.0.row_mean"][0] > 0
+    after = load_file(teacher / "model.safetensors")
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_teacher_is_in_evaluation_mode_while_distilling(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+    forward = torch.nn.Dropout.forward
+    monkeypatch.setattr(torch.nn.Dropout, "forward", lambda self, x: (seen.append(self.training), forward(self, x))[1])
+    distill_student(recipe_for(teacher, data_dir, epochs1=1, epochs2=1), tmp_path / "student")
+    assert seen
+    assert not any(seen)
+
+
+def test_a_resumed_run_ends_in_the_same_weights(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(teacher, data_dir)
+    whole = distill_student(recipe, tmp_path / "whole", checkpoint_minutes=1e9)
+    step = distill.loop._Runner._step
+    for n_calls in (7, 50):  # inside stage 1, inside stage 2
+        out, calls = tmp_path / f"resumed-{n_calls}", []
+
+        def interrupted(self: object, *args: object, calls: list[int] = calls, n: int = n_calls) -> float:
+            calls.append(1)
+            if len(calls) > n:
+                raise KeyboardInterrupt
+            return step(self, *args)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(distill.loop._Runner, "_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            distill_student(recipe, out, checkpoint_minutes=0.0)
+        assert not out.exists()
+        monkeypatch.setattr(distill.loop._Runner, "_step", step)
+        with pytest.raises(UserInputError, match="left from an interrupted run"):
+            distill_student(recipe, out)
+        with pytest.raises(UserInputError, match="had seed = 0, not 1"):
+            distill_student(recipe_for(teacher, data_dir, seed=1), out, resume=True)
+        resumed = distill_student(recipe, out, resume=True)
+        a, b = load_file(tmp_path / "whole" / "model.safetensors"), load_file(out / "model.safetensors")
+        assert all(torch.equal(a[key], b[key]) for key in a)
+        assert [row["epoch"] for row in resumed["log"]] == [row["epoch"] for row in whole["log"]]
+        assert not out.with_name(f"{out.name}.partial").exists()
+
+
+def test_the_reported_split_is_never_opened(teacher: Path, tmp_path: Path) -> None:
+    data = save_parquet(tmp_path / "data")
+    for path in data.glob("validation*"):
+        path.write_bytes(b"not to be read")
+    distill_student(recipe_for(teacher, data, epochs1=1, epochs2=1), tmp_path / "student")
+
+
+def test_losses_by_hand() -> None:
+    mask = torch.tensor([[1, 1, 0]])
+    theirs = SimpleNamespace(hidden_states=[torch.zeros(1, 3, 2)], attention_scores=[torch.zeros(1, 2, 3, 3)])
+    hidden, scores = torch.ones(1, 3, 2), torch.full((1, 2, 3, 3), 3.0)
+    hidden[:, 2], scores[:, :, 2], scores[..., 2] = 1e6, 1e6, 1e6  # padding
+    ours = SimpleNamespace(hidden_states=[hidden], attention_scores=[scores])
+    assert inner_loss(theirs, ours, mask).item() == pytest.approx(1.0 + 9.0)
+    logits = torch.tensor([[2.0, -1.0]])
+    probabilities = logits.softmax(-1)
+    entropy = -(probabilities * probabilities.log()).sum()
+    assert logit_loss(logits, logits, False).item() == pytest.approx(entropy.item())
+    assert logit_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]), True).item() == 4.0
+
+
+def test_paper_recipe() -> None:
+    assert paper_recipe("stsb")["epochs1"] == 100
+    assert paper_recipe("imdb")["max_length"] == 512
+    with pytest.raises(UserInputError, match="published none for 'wnli'"):
+        paper_recipe("wnli")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"task": "sst3"}, "'sst3' is unknown"),
+        ({"gelu": "cubic"}, "form 'cubic' is unknown"),
+        ({"softmax": "3quad"}, "form '3quad' is unknown"),
+        ({"learning_rate1": 0.0}, r"--lr1: 0\.0 is not positive"),
+        ({"epochs1": -1}, "below 0"),
+        ({"batch_size": 0}, "--batch-size: 0 is below 1"),
+        ({"limit": 0}, "--limit: 0 is below 1"),
+        ({"limit": 2, "selection_share": 0.001}, "too few to set"),
+        ({"precision": "fp8"}, "--precision: 'fp8' is unknown"),
+        ({"max_length": 33}, "--max-length: 33 is outside"),
+        ({"task": "stsb"}, "has 2 outputs, task stsb needs 1"),
+        ({"teacher": Path("nowhere")}, "nowhere is not a checkpoint"),
+        ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),
+    ],
+)
+def test_bad_input_leaves_nothing(
+    teacher: Path, data_dir: Path, tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserInputError, match=message):
+        distill_student(recipe_for(teacher, data_dir, **changes), tmp_path / "student")
+    assert not list(tmp_path.iterdir())
+
+
+def test_out_must_be_new(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").touch()
+    with pytest.raises(UserInputError, match="is not empty"):
+        distill_student(recipe_for(teacher, data_dir), tmp_path / "out")
+    with pytest.raises(UserInputError, match="no interrupted run"):
+        distill_student(recipe_for(teacher, data_dir), tmp_path / "new", resume=True)
+
+
+def test_divergence_is_said(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(MPCFormerError, match=r"loss is (nan|inf)"):
+        distill_student(recipe_for(teacher, data_dir, learning_rate1=1e30), tmp_path / "student")
+
+
+@pytest.mark.parametrize("gelu", ["quad", "relu"])
+@pytest.mark.parametrize("softmax", ["2quad", "2relu"])
+def test_all_forms_distil(teacher: Path, data_dir: Path, tmp_path: Path, gelu: str, softmax: str) -> None:
+    recipe = recipe_for(teacher, data_dir, gelu=gelu, softmax=softmax, epochs1=1, epochs2=1)
+    distill_student(recipe, tmp_path / "student")
+    assert load_student(tmp_path / "student", gelu=gelu, softmax=softmax)
+
+
+def test_regression(tmp_path: Path) -> None:
+    data = save_parquet(tmp_path / "stsb", task="stsb")
+    settings = SETTINGS | {"task": "stsb"}
+    base = save_bert(tmp_path / "base", num_labels=1)
+    train_teacher(
+        TeacherRecipe(model=str(base), data_dir=data, epochs=1, learning_rate=1e-3, **settings), tmp_path / "teacher"
+    )
+    record = distill_student(
+        DistillRecipe(teacher=tmp_path / "teacher", data_dir=data, epochs1=1, epochs2=1, **settings), tmp_path / "s"
+    )
+    assert record["task"] == "stsb"
+    assert load_checkpoint(tmp_path / "teacher").num_labels == 1

@@ -1,0 +1,108 @@
+"""The student as a Hugging Face model: equal to transformers' BERT with gelu + softmax; seen, saved, loaded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
+
+from mpcformer.modeling import (
+    MPCFormerConfig,
+    MPCFormerForSequenceClassification,
+    Ranges,
+    default_backbone,
+    load_checkpoint,
+    load_tokenizer,
+)
+from tests.tiny import WORDS, save_bert
+
+IDS = torch.tensor([[2, 4, 12, 3, 0, 0], [2, 8, 13, 14, 15, 3]])
+MASK = (IDS != 0).long()
+TYPES = torch.tensor([[0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1]])
+INPUTS = {"input_ids": IDS, "attention_mask": MASK, "token_type_ids": TYPES}
+
+
+@pytest.mark.parametrize("num_labels", [1, 2, 3])
+def test_equals_transformers_bert(tmp_path: Path, num_labels: int) -> None:
+    folder = save_bert(tmp_path / "bert", num_labels=num_labels)
+    reference = BertForSequenceClassification.from_pretrained(folder, attn_implementation="eager").eval()
+    with torch.no_grad():
+        ours, theirs = load_checkpoint(folder)(**INPUTS), reference(**INPUTS, output_hidden_states=True)
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-5)
+    assert ours.hidden_states is None
+
+
+def test_equals_transformers_bert_on_real_text() -> None:
+    folder = default_backbone()
+    model, tokenizer = load_checkpoint(folder, num_labels=2), load_tokenizer(folder)
+    reference = BertForSequenceClassification.from_pretrained(folder, num_labels=2, attn_implementation="eager").eval()
+    reference.load_state_dict(model.state_dict(), strict=True)
+    sentences = [
+        "The harbour lay still under a thin rain.",
+        "Nobody had warned them about the second winter, had they?",
+        "No.",
+    ]
+    batch = tokenizer(sentences, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        ours = model(**batch, output_hidden_states=True)
+        theirs = reference(**batch, output_hidden_states=True)
+    assert torch.allclose(ours.logits, theirs.logits, atol=1e-5)
+    valid = batch["attention_mask"].bool()
+    for mine, other in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert torch.allclose(mine[valid], other[valid], atol=1e-4)
+
+
+def test_padding_changes_nothing(tmp_path: Path) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax="2quad")
+    with torch.no_grad():
+        alone = model(IDS[:1, :4], MASK[:1, :4]).logits
+        padded = model(IDS, MASK).logits[:1]
+    assert torch.allclose(alone, padded, atol=1e-5)
+
+
+def test_attention_scores_and_hidden_states(tmp_path: Path) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"))
+    output = model(**INPUTS, output_hidden_states=True, output_attention_scores=True)
+    assert [tuple(s.shape) for s in output.attention_scores] == [(2, 4, 6, 6)] * 2
+    assert [tuple(h.shape) for h in output.hidden_states] == [(2, 6, 32)] * 3
+
+
+@pytest.mark.parametrize(("labels", "num_labels"), [([0, 1], 2), ([0.5, 3.0], 1)])
+def test_loss(tmp_path: Path, labels: list[float], num_labels: int) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert", num_labels=num_labels))
+    output = model(**INPUTS, labels=torch.tensor(labels))
+    if num_labels == 1:
+        assert torch.allclose(output.loss, ((output.logits[:, 0] - torch.tensor(labels)) ** 2).mean())
+    else:
+        assert torch.allclose(output.loss, -output.logits.log_softmax(-1)[[0, 1], labels].mean())
+
+
+def test_auto_classes_save_safetensors_and_load_back(tmp_path: Path) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax="2quad", task="sst2")
+    model.save_pretrained(tmp_path / "student")
+    assert (tmp_path / "student" / "model.safetensors").is_file()
+    config = AutoConfig.from_pretrained(tmp_path / "student")
+    assert isinstance(config, MPCFormerConfig)
+    assert (config.gelu, config.softmax, config.task) == ("quad", "2quad", "sst2")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    assert isinstance(again, MPCFormerForSequenceClassification)
+    with torch.no_grad():
+        assert torch.equal(again(**INPUTS).logits, model(**INPUTS).logits)
+
+
+def test_observer_sees_real_tokens_only_and_every_nonlinearity(tmp_path: Path) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax="2quad")
+    clean, dirty = Ranges(), Ranges()
+    for ranges, ids in ((clean, IDS), (dirty, torch.where(MASK == 0, torch.tensor(9), IDS))):
+        model.observer = ranges.observe
+        with torch.no_grad():
+            model(ids, MASK, TYPES)
+    layer = ["scores", "row_mean", "attention.variance", "activation", "output.variance", "hidden"]
+    names = {f"layer.{n}.{part}" for n in range(2) for part in layer}
+    assert set(clean.bounds) == names | {"embeddings.variance", "pooler.tanh", "logits"}
+    for name, bounds in clean.bounds.items():
+        assert dirty.bounds[name] == pytest.approx(bounds, abs=1e-5), name
+
+
+def test_vocabulary_of_the_tiny_model() -> None:
+    assert WORDS[0] == "[PAD]", "IDS above uses 0 as padding"
