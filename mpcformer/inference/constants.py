@@ -35,7 +35,7 @@ class LayerConstants:
         score_scale: the scores are computed 2^-score_scale times their size.
         score_bound: softmax form only, the largest |score| expected.
         row: the reciprocal of the row sum divided by a power of two near the number of keys.
-        row_offset: added to that sum (2ReLU's epsilon).
+        row_offset: 2ReLU's epsilon, scaled; it counts once per key, as the numerators do.
     """
 
     score_scale: int
@@ -91,7 +91,7 @@ def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
 
 def _norm(bounds: Bounds, name: str) -> NormConstants:
     low, high = widened(*_bounds(bounds, name))
-    shift = even_shift(low, high) if low > 0 else 0
+    shift = even_shift(low, high)
     factor = 2.0**-shift
     return NormConstants(shift, rsqrt_plan(low * factor, high * factor))
 
@@ -105,10 +105,13 @@ def _layer(softmax: str, name: str, bounds: Bounds, row_epsilon: float) -> Layer
         low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
         if softmax == "2quad":
             score_scale = even_shift(low, high) // 2
-            low, high = low * 4.0**-score_scale, high * 4.0**-score_scale
+            factor = 4.0**-score_scale
         else:
-            offset = row_epsilon
-            low, high = max(low, 0.0) + offset, high + offset
+            low, high = low + row_epsilon, high + row_epsilon
+            score_scale = even_shift(low, high)
+            factor = 2.0**-score_scale
+            offset = row_epsilon * factor
+        low, high = low * factor, high * factor
         # The row sum is divided by a power of two between n and 2 n instead of by the number of keys n.
         low = low / 2
     return LayerConstants(

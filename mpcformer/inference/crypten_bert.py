@@ -104,7 +104,8 @@ class CrypTenBert:
         numerators = ops.times_integers(numerators, _key_factors(mask, common))
         context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
         row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
-        row = ops.add_public(row, constants.row_offset)
+        if constants.row_offset:
+            row = ops.add_public(row, constants.row_offset * _key_share(mask))
         inverse = ops.reciprocal(row, constants.row)
         self._reciprocal_pairs.append((row, inverse))
         divided = ops.multiply(context, inverse)
@@ -139,6 +140,14 @@ class CrypTenBert:
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
     xs, ys = zip(*pairs, strict=True)
     return tuple(ops.wrap(torch.cat([t.share.reshape(-1) for t in side])) for side in (xs, ys))
+
+
+def _key_share(mask: torch.Tensor) -> torch.Tensor:
+    """n / 2^k for n keys, 2^k the power of two from n up; (B, 1, 1, 1) float64, public."""
+    if mask.device.type == "meta":
+        return mask.new_empty((mask.size(0), 1, 1, 1), dtype=torch.float64)
+    shares = [n / 2 ** math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
+    return torch.tensor(shares, dtype=torch.float64)[:, None, None, None]
 
 
 def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:

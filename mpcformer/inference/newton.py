@@ -77,7 +77,12 @@ def widened(low: float, high: float) -> tuple[float, float]:
 
 
 def even_shift(low: float, high: float) -> int:
-    """The even s that brings sqrt(low high) 2^-s nearest to 1: scaling by 2^-s then keeps fixed point accurate."""
+    """The even s that brings sqrt(low high) 2^-s nearest to 1: scaling by 2^-s then keeps fixed point accurate.
+
+    Raises:
+        RangeError: the range is empty or not positive.
+    """
+    _check("scaled value", low, high)
     middle, shift = low * high, 0
     while middle >= 4:
         middle, shift = middle / 16, shift + 2

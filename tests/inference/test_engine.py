@@ -1,0 +1,162 @@
+"""The whole private BERT against its plaintext twin, every form; planning; refusals. Two threads, no network."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mpcformer.channel import memory_pair
+from mpcformer.correlations import CorrelationStore, Request, deal, session_key
+from mpcformer.errors import ProtocolError, RangeError, UserInputError
+from mpcformer.inference.engine import BatchInputs, BatchShape, PublicModel, create_engine, load_public_model
+from mpcformer.inference.plaintext import predict
+from mpcformer.modeling import Ranges, load_student, load_tokenizer
+from mpcformer.ring.random import fresh_key
+from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
+from tests.pair import in_two_threads
+from tests.tiny import save_parquet, save_student
+
+
+def run_private(
+    folder: Path, inputs: BatchInputs, *, public: PublicModel | None = None, n_batches: int = 1
+) -> list[Any]:
+    """Both owners' results of the last batch, and the plan."""
+    public = public or load_public_model(folder)
+    weights, ends = load_student(folder).state_dict(), memory_pair(20)
+    engines = [
+        create_engine("crypten", party=p, public=public, channel=ends[p], weights=None if p else weights)
+        for p in (0, 1)
+    ]
+    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
+    plan = engines[1].plan(inputs.shape)
+    for operation, request in enumerate(plan * n_batches):
+        stores[0].put(operation, deal(request, *(session_key(seed, session_id, operation) for seed in seeds)))
+
+    def party(index: int) -> torch.Tensor | None:
+        engines[index].setup()
+        mine = inputs if index == 1 else BatchInputs(inputs.attention_mask)
+        for _ in range(n_batches):
+            result = engines[index].infer(mine, stores[index])
+        return result
+
+    results = in_two_threads(party)
+    assert stores[0].next_operation == stores[1].next_operation == len(plan) * n_batches
+    return [*results, plan]
+
+
+def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:
+    """The evaluation split as one batch, and the plaintext student's logits."""
+    tokenizer = load_tokenizer(folder)
+    encoded = encode(tokenizer, load_examples(get_task(task), EVAL, data_dir=data), positions=32)
+    padded = pad_batch(encoded, tokenizer.pad_token_id)
+    logits, _ = predict(load_student(folder), encoded, pad_id=tokenizer.pad_token_id, batch_size=len(encoded))
+    return BatchInputs(padded["attention_mask"], padded["input_ids"], padded["token_type_ids"]), logits
+
+
+@pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
+@pytest.mark.parametrize("softmax", ["2quad", "2relu", "softmax"])
+def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
+    folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
+    inputs, expected = batch_of(folder, data_dir)
+    assert int(inputs.attention_mask.sum(1).min()) < inputs.shape.seq_len, "padding is part of the test"
+    nobody, logits, _ = run_private(folder, inputs)
+    assert nobody is None
+    assert float(np.abs(logits.numpy() - expected).max()) < (0.01 if "gelu" in gelu or softmax == "softmax" else 0.002)
+
+
+@pytest.mark.parametrize(("task", "n_outputs"), [("mrpc", 2), ("stsb", 1)])
+def test_pairs_and_regression(tmp_path: Path, task: str, n_outputs: int) -> None:
+    data = save_parquet(tmp_path / task, task=task)
+    folder = save_student(tmp_path / "student", data, task=task)
+    inputs, expected = batch_of(folder, data, task)
+    assert inputs.token_type_ids is not None
+    assert int(inputs.token_type_ids.max()) == 1
+    _, logits, _ = run_private(folder, inputs)
+    assert logits.shape == (12, n_outputs)
+    assert float(np.abs(logits.numpy() - expected).max()) < 0.002
+
+
+def test_a_session_serves_several_batches(student: Path, data_dir: Path) -> None:
+    inputs, expected = batch_of(student, data_dir)
+    _, logits, _ = run_private(student, inputs, n_batches=3)
+    assert float(np.abs(logits.numpy() - expected).max()) < 0.002
+
+
+def test_one_word_is_enough(student: Path) -> None:
+    one = BatchInputs(torch.ones(1, 1, dtype=torch.long), torch.tensor([[5]]), torch.zeros(1, 1, dtype=torch.long))
+    with torch.no_grad():
+        expected = load_student(student)(one.input_ids, one.attention_mask).logits
+    try:
+        _, logits, _ = run_private(student, one)
+    except RangeError:
+        pytest.skip("a lone word lies outside the ranges of the made-up sentences")
+    assert torch.allclose(logits, expected, atol=0.005)
+
+
+def test_plans_depend_on_shape_alone_and_agree(student: Path) -> None:
+    public, weights = load_public_model(student), load_student(student).state_dict()
+    data_owner = create_engine("crypten", party=1, public=public, channel=None, weights=None)
+    model_owner = create_engine("crypten", party=0, public=public, channel=None, weights=weights)
+    shape = BatchShape(3, 7)
+    assert data_owner.plan(shape) == model_owner.plan(shape) != data_owner.plan(BatchShape(3, 8))
+    assert data_owner.fingerprint() == model_owner.fingerprint()
+
+
+def test_rounds_do_not_grow_with_the_batch(student: Path) -> None:
+    engine = create_engine("crypten", party=1, public=load_public_model(student), channel=None, weights=None)
+
+    def kinds(plan: list[Request]) -> list[str]:
+        return [request.kind for request in plan]
+
+    assert kinds(engine.plan(BatchShape(1, 8))) == kinds(engine.plan(BatchShape(16, 8)))
+
+
+def test_an_activation_out_of_range_is_reported_not_computed(student: Path, data_dir: Path) -> None:
+    """Ranges from another model: the Newton iterations do not converge, and both owners learn that one bit."""
+    public = load_public_model(student)
+    narrow = dict(public.ranges.bounds)
+    narrow["layer.1.output.variance"] = (1e-3, 2e-3)
+    inputs, _ = batch_of(student, data_dir)
+    with pytest.raises(RangeError, match="left the range calibrated"):
+        run_private(student, inputs, public=PublicModel(public.config, Ranges(narrow, 1)))
+
+
+@pytest.mark.parametrize(
+    ("name", "bounds", "message"),
+    [
+        ("layer.0.row_mean", (-1.0, 2.0), "not positive"),
+        ("layer.0.activation", (0.0, 1e5), "does not fit"),
+        ("embeddings.variance", (1e-9, 1e3), "Newton steps"),
+        ("pooler.tanh", None, r"pooler\.tanh is missing"),
+    ],
+)
+def test_ranges_that_cannot_be_computed(
+    student: Path, name: str, bounds: tuple[float, float] | None, message: str
+) -> None:
+    public = load_public_model(student)
+    changed = {key: value for key, value in public.ranges.bounds.items() if key != name}
+    if bounds:
+        changed[name] = bounds
+    with pytest.raises(RangeError, match=message):
+        create_engine(
+            "crypten", party=1, public=PublicModel(public.config, Ranges(changed, 1)), channel=None, weights=None
+        )
+
+
+def test_refusals(student: Path, tmp_path: Path) -> None:
+    public = load_public_model(student)
+    with pytest.raises(UserInputError, match="engine 'spdz' is unknown"):
+        create_engine("spdz", party=1, public=public, channel=None, weights=None)
+    with pytest.raises(ProtocolError, match="needs the weights"):
+        create_engine("crypten", party=0, public=public, channel=None, weights=None)
+    engine = create_engine("crypten", party=1, public=public, channel=None, weights=None)
+    inputs = BatchInputs(torch.ones(1, 2, dtype=torch.long))
+    with pytest.raises(ProtocolError, match="before setup"):
+        engine.infer(inputs, CorrelationStore(party=1, seed=fresh_key(), session_id=fresh_key()))
+    with pytest.raises(ProtocolError, match="can only plan"):
+        engine.setup()
+    with pytest.raises(UserInputError, match=r"has no config\.json"):
+        load_public_model(tmp_path)
