@@ -14,12 +14,12 @@ import grpc
 
 from mpcformer.errors import MPCFormerError, PartyError
 from parties.config import PROTOCOL_VERSION, TlsFiles
+from parties.membership import HEARTBEAT_S, SILENCE_S
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
 from parties.wire import start_server
 
-SILENCE_S = 10.0
 GRACE_S = 1.5
 JOIN_TIMEOUT_S = 60.0
 CONFESSED, VANISHED, ACCUSED = 0, 1, 2
@@ -82,7 +82,13 @@ class Coordinator(rpc.CoordinatorServicer):
             self._changed.notify_all()
         context.add_callback(lambda: self._gone(party))
         threading.Thread(target=self._read, args=(party, request_iterator), daemon=True).start()
-        while (command := member.commands.get()) is not None:
+        while True:
+            try:
+                command = member.commands.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                command = pb.Command(heartbeat=pb.Heartbeat())
+            if command is None:
+                return
             yield command
 
     def accuse(self, party: str, what: str) -> None:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -13,8 +14,10 @@ from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import open_channel
 
 HEARTBEAT_S = 1.0
+# A stopped process keeps its connections open: only missing heartbeats tell. Both sides use this.
+SILENCE_S = 8.0
 CONNECT_TIMEOUT_S = 15.0
-FLUSH_TIMEOUT_S = 5.0
+FLUSH_TIMEOUT_S = 3.0
 
 
 class Membership:
@@ -32,6 +35,7 @@ class Membership:
         self._watched: list[tuple[str, Callable[[], float]]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._last_heard = time.monotonic()
         self.error: MPCFormerError | None = None
         self._channel = open_channel(config.coordinator, config.peers.coordinator, config.tls)
         try:
@@ -96,6 +100,7 @@ class Membership:
         name = self._config.peers.coordinator
         try:
             for command in self._stream:
+                self._last_heard = time.monotonic()
                 kind = command.WhichOneof("command")
                 if kind == "job":
                     self._jobs.put(command.job)
@@ -125,6 +130,8 @@ class Membership:
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
             self.send(heartbeat=pb.Heartbeat())
+            if time.monotonic() - self._last_heard > SILENCE_S:
+                self._abort(PartyError(self._config.peers.coordinator, f"stopped answering for {SILENCE_S:.0f} s"))
             for peer, waited_s in self._watched:
                 if waited_s() > self._config.deadline_s:
                     self._abort_and_report(PartyError(peer, f"sent nothing for {self._config.deadline_s:.0f} s"))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ PUBLIC_FILES = (
     "special_tokens_map.json",
 )
 LEAVE_TIMEOUT_S = 8.0
+CULPRIT_TIMEOUT_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,12 @@ class Processes:
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else ""
 
-    def stop(self) -> None:
-        """Wait for all to leave; kill those that do not."""
-        for process in self.running.values():
+    def stop(self, culprit: str | None = None) -> None:
+        """Wait for all to leave; kill those that do not, and a silent culprit soon."""
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        for name, process in sorted(self.running.items(), key=lambda item: item[0] != culprit):
             try:
-                process.wait(LEAVE_TIMEOUT_S)
+                process.wait(CULPRIT_TIMEOUT_S if name == culprit else max(0.1, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -172,9 +175,9 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
             )
             processes.stop()
             return results
-        except MPCFormerError:
-            # The others know by now and end by themselves; their logs say why.
-            processes.stop()
+        except MPCFormerError as error:
+            # The others know by now and end by themselves, and their logs say why; the culprit may never.
+            processes.stop(culprit=error.party if isinstance(error, PartyError) else None)
             raise
         finally:
             processes.kill()

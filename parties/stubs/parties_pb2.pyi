@@ -185,14 +185,16 @@ class Failure(_message.Message):
     def __init__(self, culprit: _Optional[str] = ..., what: _Optional[str] = ..., remedy: _Optional[str] = ..., exit_code: _Optional[int] = ...) -> None: ...
 
 class Command(_message.Message):
-    __slots__ = ("job", "abort", "finish")
+    __slots__ = ("job", "abort", "finish", "heartbeat")
     JOB_FIELD_NUMBER: _ClassVar[int]
     ABORT_FIELD_NUMBER: _ClassVar[int]
     FINISH_FIELD_NUMBER: _ClassVar[int]
+    HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     job: Job
     abort: Abort
     finish: Finish
-    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ...) -> None: ...
+    heartbeat: Heartbeat
+    def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
     __slots__ = ("session_id", "model_owner_address", "dealer_address", "engine", "task", "split", "limit", "batch_size", "max_length")

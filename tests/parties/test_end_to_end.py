@@ -1,0 +1,199 @@
+"""Real processes, real gRPC, real CrypTen: a tiny student's private evaluation, and what its folder holds."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+from mpcformer.cli import build_app
+from mpcformer.errors import MPCFormerError, RangeError, UserInputError
+from mpcformer.files import sha256_file
+from mpcformer.modeling import load_student
+from parties import evaluate, simulation
+from parties.simulation import InferenceJob
+from tests.tiny import GOOD, save_parquet, save_student
+
+
+def job_for(student: Path, data: Path, /, **changes: object) -> InferenceJob:
+    values = {
+        "student": student,
+        "teacher": evaluate.teacher_of(student),
+        "task": "sst2",
+        "data_dir": data,
+        "batch_size": 5,
+    }
+    return InferenceJob(**(values | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def finished(student: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    job = job_for(student, data_dir)
+    evaluate.check(job, out)
+    evaluate.run(job, out)
+    return out
+
+
+def results(folder: Path) -> dict:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_private_equals_plaintext(finished: Path) -> None:
+    values = results(finished)
+    assert values["examples"] == 12
+    assert values["label_agreement"] == 1.0
+    assert 0 < values["max_abs_logit_error"] < 0.005, "exactly zero would mean that nothing was computed on shares"
+    table = pq.read_table(finished / "predictions.parquet").to_pydict()
+    private, student = np.array(table["private_logits"]), np.array(table["student_logits"])
+    assert np.abs(private - student).max() == pytest.approx(values["max_abs_logit_error"])
+    assert sorted(table["id"]) == list(range(12))
+
+
+def test_results_have_the_promised_shape(finished: Path, student: Path) -> None:
+    values = results(finished)
+    promised = """task split examples batch_size engine student metrics label_agreement max_abs_logit_error
+        online offline setup peak_rss_bytes network versions seeds threat_model"""
+    assert not set(promised.split()) - set(values)
+    assert set(values["student"]) == {"sha256", "gelu", "softmax", "layers", "hidden"}
+    assert values["student"]["sha256"] == sha256_file(student / "model.safetensors")
+    assert set(values["metrics"]) == {"teacher", "student", "private"}
+    assert values["metrics"]["teacher"] is not None
+    online = values["online"]
+    assert set(online) >= {"seconds", "seconds_per_example", "rounds_per_batch", "bytes"}
+    assert set(online["seconds_per_example"]) == {"median", "p95"}
+    assert set(online["bytes"]) == {"model-owner->data-owner", "data-owner->model-owner"}
+    assert 100 < online["rounds_per_batch"] < 1000
+    assert values["offline"]["bytes"]["dealer->model-owner"] > 0
+    assert values["offline"]["seconds"] > 0
+    assert all(size > 50e6 for size in values["peak_rss_bytes"].values())
+    assert "semi-honest" in values["threat_model"]["parties"]
+
+
+def test_bytes_on_the_wire_are_what_the_plan_implies(finished: Path, student: Path) -> None:
+    """Every opening of a party is its correlation's operand; the frames add little."""
+    from mpcformer.inference.engine import BatchShape, create_engine, load_public_model
+    from mpcformer.modeling import load_tokenizer
+    from mpcformer.tasks import EVAL, encode, get_task, length_batches, load_examples
+
+    engine = create_engine("crypten", party=1, public=load_public_model(student), channel=None, weights=None)
+    values = results(finished)
+    data = Path(json.loads((finished / "manifest.json").read_text())["job"]["data_dir"])
+    encoded = encode(load_tokenizer(student), load_examples(get_task("sst2"), EVAL, data_dir=data), positions=32)
+    lengths = [len(row.input_ids) for row in encoded]
+    opened = 0
+    for batch in length_batches(lengths, 5):
+        for request in engine.plan(BatchShape(len(batch), max(lengths[i] for i in batch))):
+            opened += sum(8 * int(np.prod(shape)) for shape in request.shapes)
+    received = values["online"]["bytes"]["model-owner->data-owner"]
+    assert opened < received < 1.5 * opened
+
+
+def test_manifest_lists_every_file(finished: Path) -> None:
+    manifest = json.loads((finished / "manifest.json").read_text())
+    present = {str(p.relative_to(finished)) for p in finished.rglob("*") if p.is_file()} - {"manifest.json"}
+    assert set(manifest["sha256"]) == present
+    for name, digest in manifest["sha256"].items():
+        assert sha256_file(finished / name) == digest
+    assert {f"logs/{party}.log" for party in ("dealer", "model-owner", "data-owner")} <= present
+
+
+def test_logs_hold_no_secret(finished: Path) -> None:
+    text = "".join(path.read_text() for path in (finished / "logs").iterdir())
+    assert "joined" in text
+    assert not re.search("|".join(GOOD), text), "a word of the data owner's text"
+    assert not re.search(r"[0-9a-f]{32}|\d{15,}", text), "a key or a ring element"
+
+
+def test_the_data_owner_is_given_no_weight(student: Path, tmp_path: Path) -> None:
+    public = simulation.export_public(student, tmp_path / "public")
+    names = {path.name for path in public.iterdir()}
+    assert {"config.json", "ranges.json", "tokenizer.json"} <= names
+    assert not {name for name in names if name.endswith((".safetensors", ".bin", ".pt"))}
+    assert sum(path.stat().st_size for path in public.iterdir()) < (student / "model.safetensors").stat().st_size
+
+
+@pytest.mark.parametrize(("task", "softmax", "gelu"), [("stsb", "2quad", "quad"), ("mrpc", "2relu", "relu")])
+def test_regression_pairs_and_other_forms(tmp_path: Path, task: str, softmax: str, gelu: str) -> None:
+    data = save_parquet(tmp_path / task, task=task)
+    folder = save_student(tmp_path / "student", data, task=task, softmax=softmax, gelu=gelu)
+    job = job_for(folder, data, task=task, limit=6)
+    evaluate.check(job, tmp_path / "run")
+    values = evaluate.run(job, tmp_path / "run")
+    assert values["label_agreement"] == 1.0
+    assert set(values["metrics"]["private"]) == ({"pearson", "spearman"} if task == "stsb" else {"accuracy", "f1"})
+
+
+def test_the_command(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    options = ["--student", student, "--data-dir", data_dir, "--limit", 3, "--out", tmp_path / "run"]
+    result = CliRunner().invoke(build_app(), ["infer", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert results(tmp_path / "run")["examples"] == 3
+
+
+BAD_INPUT = [
+    ({"task": "sst3"}, {}, "'sst3' is unknown"),
+    ({"task": "stsb"}, {}, "has 2 outputs, task stsb needs 1"),
+    ({"engine": "spdz"}, {}, "--engine: 'spdz' is unknown"),
+    ({"limit": 0}, {}, "--limit: 0 is below 1"),
+    ({"batch_size": 0}, {}, "--batch-size: 0 is below 1"),
+    ({"threads": 0}, {}, "--threads: 0 is below 1"),
+    ({"split": "test"}, {}, "has no split 'test'"),
+    ({"data_dir": Path("nowhere")}, {}, "nowhere is not a folder"),
+    ({"student": Path("nowhere")}, {}, "nowhere is not a checkpoint"),
+    ({"teacher": Path("nowhere")}, {}, "nowhere is not a checkpoint"),
+    ({"max_length": 4}, {}, "--max-length: 4 is outside"),
+    ({"port": 80}, {}, "--port: 80 is outside"),
+    ({}, {"softmax": "2relu"}, "--softmax 2relu"),
+]
+
+
+@pytest.mark.parametrize(("changes", "asserted", "message"), BAD_INPUT, ids=[b[2] for b in BAD_INPUT])
+def test_bad_input_starts_nothing_and_leaves_nothing(
+    student: Path, data_dir: Path, tmp_path: Path, changes: dict, asserted: dict, message: str
+) -> None:
+    with pytest.raises(UserInputError, match=re.escape(message)):
+        evaluate.check(job_for(student, data_dir, **changes), tmp_path / "run", **asserted)
+    assert not list(tmp_path.iterdir())
+
+
+def test_texts_longer_than_the_positions(student: Path, tmp_path: Path) -> None:
+    import pyarrow as pa
+
+    pq.write_table(pa.table({"sentence": ["the " * 50], "label": [0]}), tmp_path / "validation.parquet")
+    with pytest.raises(UserInputError, match="has 52 tokens, the model 32 positions"):
+        evaluate.check(job_for(student, tmp_path), tmp_path / "run")
+    evaluate.check(job_for(student, tmp_path, max_length=16), tmp_path / "run")
+
+
+def test_a_port_in_use_and_a_full_folder(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    import socket
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        with pytest.raises(UserInputError, match=f"--port: {port} is in use"):
+            evaluate.check(job_for(student, data_dir, port=port), tmp_path / "run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "precious").touch()
+    with pytest.raises(UserInputError, match="is not empty"):
+        evaluate.check(job_for(student, data_dir), tmp_path / "run")
+
+
+def test_a_range_error_names_the_party_and_leaves_no_result(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = shutil.copytree(student, tmp_path / "broken")
+    ranges = json.loads((broken / "ranges.json").read_text())
+    ranges["bounds"]["layer.1.output.variance"] = [1e-3, 2e-3]
+    (broken / "ranges.json").write_text(json.dumps(ranges))
+    job = job_for(broken, data_dir)
+    with pytest.raises(MPCFormerError, match=r"owner: .*left the range") as caught:
+        evaluate.run(job, tmp_path / "run")
+    assert caught.value.exit_code == RangeError.exit_code
+    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "run.failed" / "results.json").exists()
+    assert (tmp_path / "run.failed" / "logs" / "model-owner.log").is_file()
+    assert load_student(broken)
