@@ -3,9 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,23 +20,6 @@ def check_new_folder(path: Path, option: str = "--out") -> None:
     if path.exists() or path.is_symlink():
         kind = "is not empty" if path.is_dir() else "is a file"
         raise UserInputError(f"{option}: {path} {kind}", f"choose another folder or remove it: rm -r {path}")
-
-
-@contextmanager
-def new_folder(path: Path, option: str = "--out") -> Iterator[Path]:
-    """Build a folder beside `path` and move it there when the block ends well; on an error nothing is left."""
-    check_new_folder(path, option)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    try:
-        yield partial
-        if path.is_dir():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:
