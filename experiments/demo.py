@@ -24,11 +24,11 @@ STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How much of it: training sentences (None: all), private examples, and its folder."""
+    """How much of it: training sentences, private examples, sentences a batch; and its folder."""
 
     out: Path
     examples: int
-    train_limit: int | None
+    train_limit: int
     batch_size: int
 
 
