@@ -179,7 +179,10 @@ def table(values: dict[str, Any]) -> Group:
         grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
     latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}
     for name in ("median", "p95"):
-        grid.add_row(f"seconds/example, {name}", *(f"{latency[c][name]:.4f}" if c in latency else "-" for c in columns))
+        grid.add_row(
+            f"seconds/example, {name}{' (private: online)' if name == 'median' else ''}",
+            *(f"{latency[c][name]:.4f}" if c in latency else "-" for c in columns),
+        )
     online, offline = values["online"], values["offline"]
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]

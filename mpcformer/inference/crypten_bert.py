@@ -40,7 +40,7 @@ class CrypTenBert:
         self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
-        """Shared logits (B, C), and the shared sum of squared Newton residuals (1,).
+        """Shared logits (B, C), and the shared sum of the Newton residuals' fourth powers (1,).
 
         Args:
             one_hot: shared at scale 1, (B L, V + T): the word's and the token type's unit vectors side by side.
@@ -124,7 +124,10 @@ class CrypTenBert:
         return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
 
     def _residual(self, mask: torch.Tensor) -> Any:
-        """Shared sum over all rows of (x y^2 - 1)^2 and (x y - 1)^2: near zero unless a row left its range."""
+        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4: near zero unless a row left its range.
+
+        The fourth power keeps the rounding of very many good rows far below one bad row.
+        """
         x_norm, y_norm = _joined(self._rsqrt_pairs)
         x_row, y_row = _joined(self._reciprocal_pairs)
         squares = ops.square(y_norm)
@@ -134,7 +137,8 @@ class CrypTenBert:
         # Padding rows mean nothing and may hold anything; their keys are masked, so they reach no real token.
         norms = mask.reshape(-1).repeat(len(self._rsqrt_pairs))
         rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1).repeat(len(self._reciprocal_pairs))
-        return ops.square_sum(ops.times_integers(residual, torch.cat([norms, rows])), dim=0)
+        real = ops.times_integers(residual, torch.cat([norms, rows]))
+        return ops.square_sum(ops.square(real), dim=0)
 
 
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -10,12 +10,15 @@ import torch
 from mpcformer.channel import memory_pair
 from mpcformer.correlations import CorrelationStore, Request, deal, session_key
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
+from mpcformer.inference import crypten_ops as ops
+from mpcformer.inference.crypten_engine import RESIDUAL_LIMIT
 from mpcformer.inference.engine import BatchInputs, BatchShape, PublicModel, create_engine, load_public_model
+from mpcformer.inference.newton import rsqrt_plan
 from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import Ranges, load_student, load_tokenizer
 from mpcformer.ring.random import fresh_key
 from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
-from tests.pair import in_two_threads
+from tests.pair import in_two_threads, run_pair, shared
 from tests.tiny import save_parquet, save_student
 
 
@@ -160,3 +163,18 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
         engine.setup()
     with pytest.raises(UserInputError, match=r"has no config\.json"):
         load_public_model(tmp_path)
+
+
+def test_the_range_check_is_not_tripped_by_very_many_rows() -> None:
+    """Rounding residuals of a million rows, at the worst place of the range, stay below the limit."""
+    x = torch.linspace(0.006, 60.0, 20_000)
+
+    def run(party: int) -> torch.Tensor:
+        mine = shared(x)
+        y = ops.rsqrt(mine, rsqrt_plan(0.005, 64.0))
+        residual = ops.add_public(ops.multiply(mine, ops.square(y)), -1.0)
+        total: torch.Tensor = ops.square_sum(ops.square(residual), dim=0).get_plain_text()
+        return total
+
+    (total, _), _, _ = run_pair(run)
+    assert 50 * float(total) < RESIDUAL_LIMIT

@@ -1,0 +1,43 @@
+"""What each party could see by the wire's own definition: nobody is sent what is not theirs."""
+
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
+
+from parties.stubs import parties_pb2 as pb
+
+
+def fields(message: Descriptor, seen: frozenset[str] = frozenset()) -> dict[str, FieldDescriptor]:
+    """All fields of a message and of the messages in it, by full name."""
+    found: dict[str, FieldDescriptor] = {}
+    for field in message.fields:
+        found[field.full_name] = field
+        if field.message_type is not None and field.message_type.full_name not in seen:
+            found |= fields(field.message_type, seen | {message.full_name})
+    return found
+
+
+def byte_fields(message: Descriptor) -> set[str]:
+    return {name for name, field in fields(message).items() if field.type == FieldDescriptor.TYPE_BYTES}
+
+
+def test_the_coordinator_is_sent_no_share() -> None:
+    """No byte string at all reaches it, and numbers only as results."""
+    event = pb.PartyEvent.DESCRIPTOR
+    assert byte_fields(event) == set()
+    numbers = {name for name, f in fields(event).items() if f.is_repeated and f.type != FieldDescriptor.TYPE_MESSAGE}
+    assert numbers == {f"mpcformer.v1.Predictions.{name}" for name in ("ids", "labels", "groups", "logits")}
+
+
+def test_the_dealer_is_sent_shapes_only() -> None:
+    session = {"mpcformer.v1.DealRequest.session_id", "mpcformer.v1.OpenSessionRequest.session_id"}
+    assert byte_fields(pb.DealRequest.DESCRIPTOR) | byte_fields(pb.OpenSessionRequest.DESCRIPTOR) == session
+    assert set(fields(pb.CorrelationRequest.DESCRIPTOR)) == {
+        "mpcformer.v1.CorrelationRequest.kind",
+        "mpcformer.v1.CorrelationRequest.shapes",
+        "mpcformer.v1.CorrelationRequest.op",
+        "mpcformer.v1.CorrelationRequest.bits",
+        "mpcformer.v1.CorrelationShape.sizes",
+    }
+
+
+def test_the_coordinator_sends_the_owners_no_data() -> None:
+    assert byte_fields(pb.Command.DESCRIPTOR) == {"mpcformer.v1.Job.session_id"}
