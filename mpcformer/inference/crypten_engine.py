@@ -122,8 +122,10 @@ class CrypTenEngine:
             tensor=one_hot, size=self._one_hot_size(shape), precision=0, src=DATA_OWNER, device=mask.device
         )
         logits, residual = bert.forward(shared, mask)
-        excess = ops.less_than_zero(ops.add_public(ops.wrap(-residual.share), RESIDUAL_LIMIT))
-        bit = ops.Shared.from_shares(excess, precision=0).reveal()
+        # Both sides: what diverged has wrapped around the ring, and is as likely negative as positive.
+        sides = ops.wrap(torch.stack([-residual.share, residual.share]))
+        outside = ops.less_than_zero(ops.add_public(sides, RESIDUAL_LIMIT)).sum()
+        bit = ops.Shared.from_shares(outside, precision=0).reveal()
         if bit.device.type != "meta" and int(bit) != 0:
             raise RangeError(
                 "an activation of this batch left the range calibrated on the training data",

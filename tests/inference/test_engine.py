@@ -120,11 +120,13 @@ def test_rounds_do_not_grow_with_the_batch(student: Path) -> None:
 def test_an_activation_out_of_range_is_reported_not_computed(student: Path, data_dir: Path) -> None:
     """Ranges from another model: the Newton iterations do not converge, and both owners learn that one bit."""
     public = load_public_model(student)
-    narrow = dict(public.ranges.bounds)
-    narrow["layer.1.output.variance"] = (1e-3, 2e-3)
     inputs, _ = batch_of(student, data_dir)
-    with pytest.raises(RangeError, match="left the range calibrated"):
-        run_private(student, inputs, public=PublicModel(public.config, Ranges(narrow, 1)))
+    # Far below, far above, and just outside: what diverges wraps around the ring and may come out negative.
+    variance = public.ranges.bounds["layer.1.output.variance"]
+    for low, high in [(1e-3, 2e-3)] * 4 + [(50.0, 100.0), (variance[0] / 9, variance[1] / 9)]:
+        moved = dict(public.ranges.bounds) | {"layer.1.output.variance": (low, high)}
+        with pytest.raises(RangeError, match="left the range calibrated"):
+            run_private(student, inputs, public=PublicModel(public.config, Ranges(moved, 1)))
 
 
 @pytest.mark.parametrize(
