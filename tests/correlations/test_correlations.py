@@ -23,14 +23,14 @@ def opened(request: Request) -> list[torch.Tensor]:
     return [left + right for left, right in zip(*both(request), strict=True)]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(1, 5), st.integers(1, 3))
 def test_matmul_triple(m: int, k: int, n: int, batch: int) -> None:
     a, b, c = opened(Request("additive_triple", ((batch, m, k), (k, n)), op="matmul"))
     assert torch.equal(c, a @ b)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 5), st.integers(1, 5))
 def test_mul_triple_broadcasts(m: int, n: int) -> None:
     a, b, c = opened(Request("additive_triple", ((m, n), (n,)), op="mul"))

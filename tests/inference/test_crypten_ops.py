@@ -73,7 +73,7 @@ def test_private_equals_plain(
     assert counters.rounds <= rounds + 1, "the last round opens the result"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(-(2**62), 2**62 - 1), st.integers(1, 60))
 def test_truncation_is_floor_or_one_more_on_the_whole_range(z: int, bits: int) -> None:
     values = torch.full((64,), z)

@@ -21,7 +21,7 @@ def pattern(shape: list[int], dtype: torch.dtype = torch.int64) -> torch.Tensor:
     return torch.arange(n).mul(2654435761).to(dtype).view(shape)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(shapes, st.booleans())
 def test_messages_survive(sizes: list[list[int]], as_bytes: bool) -> None:
     tensors = [pattern(size, torch.uint8 if as_bytes else torch.int64) for size in sizes]
