@@ -36,7 +36,11 @@ class Spec:
 
 @dataclass
 class Counters:
-    """What went over a channel. A receive after a send, or the first, is a round: a two-way opening is one."""
+    """What went over a channel.
+
+    rounds: messages on the critical path, one way each; a message tells how many its sender had waited for, and the
+    receiver goes on from there plus one. So a two-way opening is one round, a question and its answer two.
+    """
 
     bytes_sent: int = 0
     bytes_received: int = 0
@@ -74,25 +78,26 @@ class MemoryChannel:
     """One end of an in-memory pair. Counts the tensors' bytes, as there are no frames."""
 
     def __init__(
-        self, inbox: "queue.Queue[list[torch.Tensor]]", outbox: "queue.Queue[list[torch.Tensor]]", timeout_s: float
+        self,
+        inbox: "queue.Queue[tuple[int, list[torch.Tensor]]]",
+        outbox: "queue.Queue[tuple[int, list[torch.Tensor]]]",
+        timeout_s: float,
     ) -> None:
         self.counters = Counters()
         self._inbox = inbox
         self._outbox = outbox
         self._timeout_s = timeout_s
-        self._sent_since_receive = True
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
         """Queue one message; the tensors are copied, as the sender may reuse them."""
         self.counters.messages_sent += 1
         self.counters.bytes_sent += sum(t.numel() * t.element_size() for t in tensors)
-        self._sent_since_receive = True
-        self._outbox.put([t.clone() for t in tensors])
+        self._outbox.put((self.counters.rounds, [t.clone() for t in tensors]))
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """The next message."""
         try:
-            tensors = self._inbox.get(timeout=self._timeout_s)
+            rounds, tensors = self._inbox.get(timeout=self._timeout_s)
         except queue.Empty:
             raise PartyError("peer", f"sent nothing for {self._timeout_s} s") from None
         arrived = [Spec.of(t) for t in tensors]
@@ -100,13 +105,12 @@ class MemoryChannel:
             raise ProtocolError(f"expected {list(specs)}, the peer sent {arrived}")
         self.counters.messages_received += 1
         self.counters.bytes_received += sum(spec.n_bytes for spec in specs)
-        self.counters.rounds += self._sent_since_receive
-        self._sent_since_receive = False
+        self.counters.rounds = max(self.counters.rounds, rounds + 1)
         return tensors
 
 
 def memory_pair(timeout_s: float = 60.0) -> tuple[MemoryChannel, MemoryChannel]:
     """Two joined channels for two threads of one process."""
-    left: queue.Queue[list[torch.Tensor]] = queue.Queue()
-    right: queue.Queue[list[torch.Tensor]] = queue.Queue()
+    left: queue.Queue[tuple[int, list[torch.Tensor]]] = queue.Queue()
+    right: queue.Queue[tuple[int, list[torch.Tensor]]] = queue.Queue()
     return MemoryChannel(left, right, timeout_s), MemoryChannel(right, left, timeout_s)

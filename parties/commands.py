@@ -19,7 +19,7 @@ def infer(
     max_length: Annotated[
         int | None, typer.Option(help="Cut texts to so many tokens; default: refuse too long ones.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="crypten, the reference.")] = "crypten",
+    engine: Annotated[str, typer.Option(help="mpcformer, or crypten, the reference.")] = "mpcformer",
     teacher: Annotated[
         Path | None, typer.Option(help="Default: the one in the student's record, if still there.")
     ] = None,

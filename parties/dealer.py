@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import grpc
 
-from mpcformer.correlations import Request, deal, session_key, validate
+from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import KEY_BYTES, fresh_key
 from parties.config import PartyConfig
@@ -78,21 +78,25 @@ class DealerService(rpc.DealerServicer):
             session.next_operation += len(plan)
         log.info("dealing %d operations from %d", len(plan), request.first_operation)
         seeds = [session.seeds[self._model_owner], session.seeds[self._data_owner]]
+        weight_key = weight_mask_key(seeds[0], request.session_id)
         for operation, item in enumerate(plan, start=request.first_operation):
             keys = [session_key(seed, request.session_id, operation) for seed in seeds]
-            yield from to_frames(deal(item, *keys), session_id=request.session_id, sender=self._id, operation=operation)
+            correction = deal(item, keys[0], keys[1], weight_key)
+            yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)
 
 
 def from_wire(message: pb.CorrelationRequest) -> Request:
     """A request as it came; not yet validated."""
     shapes = tuple(tuple(shape.sizes) for shape in message.shapes)
-    return Request(message.kind, shapes, op=message.op, bits=message.bits)
+    return Request(message.kind, shapes, op=message.op, bits=message.bits, params=tuple(message.params))
 
 
 def to_wire(request: Request) -> pb.CorrelationRequest:
     """A request as it travels."""
     shapes = [pb.CorrelationShape(sizes=shape) for shape in request.shapes]
-    return pb.CorrelationRequest(kind=request.kind, shapes=shapes, op=request.op, bits=request.bits)
+    return pb.CorrelationRequest(
+        kind=request.kind, shapes=shapes, op=request.op, bits=request.bits, params=request.params
+    )
 
 
 def run(config: PartyConfig, membership: Membership) -> None:

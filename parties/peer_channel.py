@@ -17,6 +17,8 @@ from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
 from parties.stubs import parties_pb2 as pb
 from parties.wire import from_frames, to_frames
 
+MAX_ROUNDS = 1 << 31
+
 
 class PeerChannel:
     """One end of the stream between the owners.
@@ -29,13 +31,12 @@ class PeerChannel:
     def __init__(self, *, me: str, peer: str, session_id: bytes) -> None:
         self.counters = Counters()
         self._me, self._peer, self._session_id = me, peer, session_id
-        self._outbox: queue.SimpleQueue[tuple[int, list[torch.Tensor]] | None] = queue.SimpleQueue()
+        self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
         self._incoming: Iterator[pb.Frame] | None = None
         self._attached = threading.Event()
         self._cancel: Callable[[], object] = lambda: None
         self._error: MPCFormerError | None = None
         self._waiting_since: float | None = None
-        self._sent_since_receive = True
 
     def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
         """Join the stream: its frames, and how to end it."""
@@ -45,16 +46,16 @@ class PeerChannel:
     def outgoing(self) -> Iterator[pb.Frame]:
         """The frames to send, for gRPC to iterate over; ends after `close`."""
         while (item := self._outbox.get()) is not None:
-            operation, tensors = item
+            operation, rounds, tensors = item
             for frame in to_frames(tensors, session_id=self._session_id, sender=self._me, operation=operation):
+                frame.round = rounds
                 self.counters.bytes_sent += frame.ByteSize()
                 yield frame
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
         """Queue one message; the tensors must not be changed afterwards."""
-        self._outbox.put((self.counters.messages_sent, list(tensors)))
+        self._outbox.put((self.counters.messages_sent, self.counters.rounds, list(tensors)))
         self.counters.messages_sent += 1
-        self._sent_since_receive = True
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """The next message.
@@ -70,7 +71,7 @@ class PeerChannel:
                     raise self._error
             assert self._incoming is not None
             tensors, n_bytes = from_frames(
-                self._incoming,
+                self._noting_rounds(self._incoming),
                 specs,
                 session_id=self._session_id,
                 sender=self._peer,
@@ -86,9 +87,12 @@ class PeerChannel:
             self._waiting_since = None
         self.counters.messages_received += 1
         self.counters.bytes_received += n_bytes
-        self.counters.rounds += self._sent_since_receive
-        self._sent_since_receive = False
         return tensors
+
+    def _noting_rounds(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
+        for frame in frames:
+            self.counters.rounds = max(self.counters.rounds, min(frame.round, MAX_ROUNDS) + 1)
+            yield frame
 
     def waited_s(self) -> float:
         """Seconds that `receive` has been waiting, 0 if it is not."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
+from mpcformer.inference.engine import DEFAULT_ENGINE
 from mpcformer.modeling.ranges import FILE_NAME as RANGES
 from mpcformer.ring.random import fresh_key
 from parties.config import PartyConfig, Peers, Role, to_toml
@@ -60,7 +61,7 @@ class InferenceJob:
     limit: int | None = None
     batch_size: int = 16
     max_length: int | None = None
-    engine: str = "crypten"
+    engine: str = DEFAULT_ENGINE
     port: int = 0
     threads: int = 1
     deadline_s: float = 300.0

@@ -8,7 +8,7 @@ import torch
 
 from mpcformer import crypten_compat as compat
 from mpcformer.channel import Counters, MemoryChannel, memory_pair
-from mpcformer.correlations import Dealt, Request, deal, expand, session_key
+from mpcformer.correlations import Dealt, Request, deal, expand, session_key, weight_mask_key
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.ring.random import fresh_key
 
@@ -22,8 +22,15 @@ class InlineDealer:
     def take(self, request: Request) -> Dealt:
         keys = [session_key(seed, self.session_id, len(self.requests)) for seed in self.seeds]
         self.requests.append(request)
-        correction = deal(request, *keys) if self.party == 0 else []
+        correction = deal(request, *keys, self.weight_mask_key()) if self.party == 0 else []
         return expand(request, keys[self.party], self.party, correction)
+
+    def preview(self, operation: int, request: Request) -> Dealt:
+        key = session_key(self.seeds[self.party], self.session_id, operation)
+        return expand(request, key, self.party, [])
+
+    def weight_mask_key(self) -> bytes:
+        return weight_mask_key(self.seeds[0], self.session_id)
 
 
 def in_two_threads(function: Callable[[int], Any]) -> list[Any]:

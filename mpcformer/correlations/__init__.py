@@ -1,8 +1,11 @@
 """Correlated randomness from a dealer: what can be asked for, how it is made, and that it is used once."""
 
-from mpcformer.correlations.kinds import Dealt, correction_specs, deal, expand, validate
-from mpcformer.correlations.requests import Request, plan_digest, session_key
+from mpcformer.correlations import suite as _suite  # registers its kinds
+from mpcformer.correlations.kinds import Dealt, correction_specs, deal, expand, sketch, validate
+from mpcformer.correlations.requests import Request, plan_digest, session_key, weight_mask_key
 from mpcformer.correlations.store import CorrelationStore
+
+assert _suite
 
 __all__ = [
     "CorrelationStore",
@@ -13,5 +16,7 @@ __all__ = [
     "expand",
     "plan_digest",
     "session_key",
+    "sketch",
     "validate",
+    "weight_mask_key",
 ]

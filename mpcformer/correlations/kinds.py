@@ -9,14 +9,16 @@ Boyle et al., Efficient Pseudorandom Correlation Generators, CRYPTO 2019, sectio
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.requests import Request
+from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.random import Stream
+from mpcformer.ring.packing import pack, packed_bytes, unpack
+from mpcformer.ring.random import KEY_BYTES, Stream
 
 SIGN_SHIFT = 63
 ADDITIVE_OPS = ("mul", "matmul")
@@ -50,12 +52,23 @@ class Kind(ABC):
         """How many tensors the dealer sends."""
         return 1
 
+    def layout(self, request: Request) -> list[tuple[Shape, int]]:
+        """Shape and ring width in bits of each of party 0's corrections."""
+        return [(request.result_shape, 64)] * self.n_corrections()
+
+    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
+        """Masks that belong to the model owner's weights, for the whole session: the dealer adds them to `share_0`."""
+        return []
+
     def correction_specs(self, request: Request) -> list[Spec]:
         """What the dealer sends to party 0."""
-        return [Spec(torch.int64, request.result_shape)] * self.n_corrections()
+        return [
+            Spec(torch.int64, shape) if bits == 64 else Spec(torch.uint8, (packed_bytes(math.prod(shape), bits),))
+            for shape, bits in self.layout(request)
+        ]
 
     def _last(self, request: Request, stream: Stream, party: int) -> list[torch.Tensor]:
-        return [stream.int64(request.result_shape) for _ in range(self.n_corrections())] if party == 1 else []
+        return [stream.int64(shape) for shape, _ in self.layout(request)] if party == 1 else []
 
 
 class AdditiveTriple(Kind):
@@ -144,7 +157,7 @@ class BitPair(Kind):
         return [(share_0[0] ^ share_1[0]) - share_1[1]]
 
 
-KINDS: dict[str, Kind] = {
+KINDS: dict[str, Kind] = {  # `mpcformer.correlations` adds those of suite.py
     "additive_triple": AdditiveTriple(),
     "square_pair": SquarePair(),
     "truncation": Truncation(),
@@ -161,8 +174,11 @@ def validate(request: Request) -> None:
     """
     if request.kind not in KINDS:
         raise ProtocolError(f"correlation kind {request.kind!r} is unknown; known: {', '.join(KINDS)}")
-    KINDS[request.kind].check(request)
-    for shape in (*request.shapes, request.result_shape):
+    kind = KINDS[request.kind]
+    if not request.shapes:
+        raise ProtocolError(f"{request.kind} without a shape")
+    kind.check(request)
+    for shape in (*request.shapes, *(shape for shape, _ in kind.layout(request))):
         if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
             raise ProtocolError(f"correlation shape {shape} is empty or exceeds {MAX_ELEMENTS} elements")
 
@@ -183,20 +199,54 @@ class Dealt:
         return f"Dealt({self.request.kind}, <shares hidden>)"
 
 
-def deal(request: Request, key_0: bytes, key_1: bytes) -> list[torch.Tensor]:
+def deal(request: Request, key_0: bytes, key_1: bytes, weight_key: bytes = bytes(KEY_BYTES)) -> list[torch.Tensor]:
     """The dealer's work for one request: the correction for party 0, from both parties' keys.
+
+    Args:
+        request: what is asked for.
+        key_0, key_1: the parties' keys of this operation.
+        weight_key: the model owner's key of this session for the masks of its weights.
 
     Raises:
         ProtocolError: a malformed request.
     """
     validate(request)
     kind = KINDS[request.kind]
-    share_0 = kind.draw(request, Stream(key_0), party=0)
+    share_0 = kind.draw(request, Stream(key_0), party=0) + kind.weight_masks(request, weight_key)
     share_1 = kind.draw(request, Stream(key_1), party=1)
-    return kind.correct(request, share_0, share_1)
+    corrections = kind.correct(request, share_0, share_1)
+    layout = kind.layout(request)
+    return [c if bits == 64 else pack(c, bits) for c, (_, bits) in zip(corrections, layout, strict=True)]
 
 
 def expand(request: Request, key: bytes, party: int, correction: list[torch.Tensor]) -> Dealt:
     """One party's part: its seed expanded and, at party 0, the dealer's correction appended."""
-    shares = KINDS[request.kind].draw(request, Stream(key), party)
-    return Dealt(request, shares + correction)
+    kind = KINDS[request.kind]
+    layout = kind.layout(request) if correction else []
+    unpacked = [unpack(c, shape, bits) for c, (shape, bits) in zip(correction, layout, strict=True)]
+    return Dealt(request, kind.draw(request, Stream(key), party) + unpacked)
+
+
+class _MetaStream(Stream):
+    """Shapes only, for planning."""
+
+    def __init__(self) -> None:
+        super().__init__(bytes(KEY_BYTES))
+
+    def int64(self, shape: Sequence[int]) -> torch.Tensor:
+        """An int64 of `shape` without memory."""
+        return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
+
+
+def sketch(request: Request, party: int) -> Dealt:
+    """What `expand` gives, as meta tensors: for planning.
+
+    Raises:
+        ProtocolError: a malformed request.
+    """
+    validate(request)
+    kind = KINDS[request.kind]
+    shares = kind.draw(request, _MetaStream(), party)
+    if party == 0:
+        shares += [torch.empty(shape, dtype=torch.int64, device="meta") for shape, _ in kind.layout(request)]
+    return Dealt(request, shares)

@@ -25,13 +25,15 @@ class Request:
         kind: its name.
         shapes: the operands' shapes.
         op: the product, for a triple.
-        bits: the shift, for a truncation.
+        bits: the shift, for a truncation; the ring's width, for the kinds of suite.py.
+        params: public numbers of the kind, as a table's range.
     """
 
     kind: str
     shapes: tuple[Shape, ...]
     op: str = ""
     bits: int = 0
+    params: tuple[float, ...] = ()
 
     @property
     def result_shape(self) -> Shape:
@@ -60,6 +62,11 @@ def product_shape(op: str, left: Shape, right: Shape) -> Shape:
 def session_key(seed: bytes, session_id: bytes, operation: int) -> bytes:
     """A party's 16-byte key for one operation of one session."""
     return derive_key(seed, "correlation", session_id, operation)
+
+
+def weight_mask_key(seed: bytes, session_id: bytes) -> bytes:
+    """The model owner's 16-byte key for the masks of its weights, one for the whole session."""
+    return derive_key(seed, "weight masks", session_id)
 
 
 def plan_digest(plan: Sequence[Request]) -> bytes:

@@ -4,7 +4,7 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations.kinds import Dealt, correction_specs, expand
-from mpcformer.correlations.requests import Request, session_key
+from mpcformer.correlations.requests import Request, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
 
 
@@ -35,6 +35,20 @@ class CorrelationStore:
         if operation < self.next_operation or operation in self._corrections:
             raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
         self._corrections[operation] = correction
+
+    def preview(self, operation: int, request: Request) -> Dealt:
+        """Party 1's part of an operation not yet used, for what it may compute before the input is known.
+
+        Raises:
+            ProtocolError: at party 0, or for an operation already used.
+        """
+        if self.party != 1 or operation < self.next_operation:
+            raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use")
+        return expand(request, session_key(self._seed, self._session_id, operation), 1, [])
+
+    def weight_mask_key(self) -> bytes:
+        """Party 0's key for the masks of its weights."""
+        return weight_mask_key(self._seed, self._session_id)
 
     def take(self, request: Request) -> Dealt:
         """This party's part of the next operation's correlation.

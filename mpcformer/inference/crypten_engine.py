@@ -7,32 +7,19 @@ import torch
 
 from mpcformer.approximations import TWO_RELU_EPSILON
 from mpcformer.channel import Channel, Spec
-from mpcformer.correlations import CorrelationStore, Dealt, Request
-from mpcformer.correlations.kinds import KINDS
+from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.crypten_compat import PartyState, active
 from mpcformer.errors import ProtocolError, RangeError
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.inference.constants import model_constants
 from mpcformer.inference.crypten_bert import CrypTenBert, shared_parameters
+from mpcformer.inference.dry_run import PlanRecorder, SilentChannel
 from mpcformer.inference.engine import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
 from mpcformer.inference.parameters import parameter_shapes, parameter_values
 from mpcformer.ring.random import derive_key, fresh_key
 
 # One row with |x y - 1| > 0.18 trips the check; the rounding of a million good rows together does not.
 RESIDUAL_LIMIT = 2.0**-10
-
-
-class PlanRecorder:
-    """Stands for a correlation store on meta tensors: remembers what is asked for."""
-
-    def __init__(self) -> None:
-        self.plan: list[Request] = []
-
-    def take(self, request: Request) -> Dealt:
-        """Note the request; shapes only come back."""
-        self.plan.append(request)
-        shapes = [*request.shapes, *[request.result_shape] * KINDS[request.kind].n_corrections()]
-        return Dealt(request, [torch.empty(shape, dtype=torch.int64, device="meta") for shape in shapes])
 
 
 class CrypTenEngine:
@@ -59,12 +46,13 @@ class CrypTenEngine:
             self._values = parameter_values(self._config, self._constants, dict(weights))
         self._state: PartyState | None = None
         self._bert: CrypTenBert | None = None
+        self._inputs: BatchInputs | None = None
 
     def fingerprint(self) -> str:
         """Hex digest of the derived constants."""
         return self._constants.digest()
 
-    def setup(self) -> None:
+    def setup(self, store: CorrelationStore) -> None:
         """Agree on the zero-sharing key (half from each owner, unknown to the dealer) and share the parameters."""
         if self._channel is None:
             raise ProtocolError("an engine without a channel can only plan")
@@ -74,26 +62,39 @@ class CrypTenEngine:
         theirs = bytes(self._channel.receive([spec])[0].tolist())
         halves = [mine, theirs] if self._party == MODEL_OWNER else [theirs, mine]
         zero_key = derive_key(halves[0], "zero sharing", halves[1])
-        self._state = PartyState(rank=self._party, channel=self._channel, store=None, zero_key=zero_key)
+        self._state = PartyState(rank=self._party, channel=self._channel, store=store, zero_key=zero_key)
         with active(self._state):
             self._bert = self._build(self._values)
         self._values = None
 
-    def plan(self, shape: BatchShape) -> list[Request]:
-        """Run the forward pass on meta tensors and note what it asks for."""
-        recorder = PlanRecorder()
-        state = PartyState(rank=DATA_OWNER, channel=None, store=recorder, zero_key=bytes(16))
+    def plan(self, shape: BatchShape) -> list[list[Request]]:
+        """Run the forward pass on meta tensors and note what it asks for: one segment."""
+        return [self.dry_run(shape, SilentChannel())]
+
+    def dry_run(self, shape: BatchShape, channel: Channel) -> list[Request]:
+        """The data owner's forward pass on meta tensors; its plan."""
+        recorder = PlanRecorder(DATA_OWNER)
+        state = PartyState(rank=DATA_OWNER, channel=channel, store=recorder, zero_key=bytes(16))
         with active(state):
             mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
             one_hot = torch.empty(self._one_hot_size(shape), dtype=torch.int64, device="meta")
             self._forward(self._build(None, device="meta"), mask, one_hot)
         return recorder.plan
 
-    def infer(self, inputs: BatchInputs, store: CorrelationStore) -> torch.Tensor | None:
+    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
+        """Begin a batch."""
+        if self._state is None:
+            raise ProtocolError("a batch was started before setup")
+        self._inputs, self._state.store = inputs, store
+
+    def offline(self, segment: int) -> None:
+        """Nothing: generic protocols open everything online."""
+
+    def online(self, segment: int) -> torch.Tensor | None:
         """The private forward pass of one batch."""
-        if self._state is None or self._bert is None:
-            raise ProtocolError("infer was called before setup")
-        self._state.store = store
+        if self._state is None or self._bert is None or self._inputs is None:
+            raise ProtocolError("a batch runs after setup and start")
+        inputs, self._inputs = self._inputs, None
         with active(self._state):
             logits: torch.Tensor | None = self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs))
         return logits

@@ -1,7 +1,8 @@
 """An engine runs a private BERT between two owners. `create_engine` is the one way to get one.
 
 Party 0 is the model owner (weights), party 1 the data owner (text). Both call the same methods in the same order:
-`setup` once, then per batch `plan` (public, local) and, with the plan's correlations in a store, `infer`.
+`setup` once; then per batch `plan` (public, local), which gives segments; and for each segment in order, with its
+correlations in the store, `offline` (what does not depend on the input) and `online`.
 """
 
 import hashlib
@@ -18,7 +19,8 @@ from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
 
-ENGINES = ("crypten",)
+ENGINES = ("mpcformer", "crypten")
+DEFAULT_ENGINE = "mpcformer"
 MODEL_OWNER, DATA_OWNER = 0, 1
 
 
@@ -84,14 +86,20 @@ class Engine(Protocol):
     def fingerprint(self) -> str:
         """Hex digest of every public constant; owners must agree on it before they start."""
 
-    def setup(self) -> None:
+    def setup(self, store: CorrelationStore) -> None:
         """Agree on keys and share the weights; once a session, both owners at the same time."""
 
-    def plan(self, shape: BatchShape) -> list[Request]:
-        """The correlations of one batch, in order of use; the same at both owners."""
+    def plan(self, shape: BatchShape) -> list[list[Request]]:
+        """The correlations of one batch, by segment, in order of use; the same at both owners."""
 
-    def infer(self, inputs: BatchInputs, store: CorrelationStore) -> torch.Tensor | None:
-        """float32 (B, C) logits at the data owner, None at the model owner.
+    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
+        """Begin a batch: its plan's correlations will come from `store`."""
+
+    def offline(self, segment: int) -> None:
+        """What the owners tell each other before the input is used."""
+
+    def online(self, segment: int) -> torch.Tensor | None:
+        """A segment of the batch; the last one gives float32 (B, C) logits at the data owner, else None.
 
         Raises:
             RangeError: an activation left its calibrated range; both owners learn that one bit, and no logit is opened.
@@ -114,6 +122,10 @@ def create_engine(
     """
     if name not in ENGINES:
         raise UserInputError(f"engine {name!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
-    from mpcformer.inference.crypten_engine import CrypTenEngine
+    if name == "crypten":
+        from mpcformer.inference.crypten_engine import CrypTenEngine
 
-    return CrypTenEngine(party=party, public=public, channel=channel, weights=weights)
+        return CrypTenEngine(party=party, public=public, channel=channel, weights=weights)
+    from mpcformer.inference.mpcformer_engine import MPCFormerEngine
+
+    return MPCFormerEngine(party=party, public=public, channel=channel, weights=weights)

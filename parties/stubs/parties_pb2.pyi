@@ -25,20 +25,22 @@ class TensorHeader(_message.Message):
     def __init__(self, dtype: _Optional[_Union[DType, str]] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class Frame(_message.Message):
-    __slots__ = ("session_id", "sender", "operation", "tensors", "offset", "payload")
+    __slots__ = ("session_id", "sender", "operation", "tensors", "offset", "payload", "round")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     SENDER_FIELD_NUMBER: _ClassVar[int]
     OPERATION_FIELD_NUMBER: _ClassVar[int]
     TENSORS_FIELD_NUMBER: _ClassVar[int]
     OFFSET_FIELD_NUMBER: _ClassVar[int]
     PAYLOAD_FIELD_NUMBER: _ClassVar[int]
+    ROUND_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     sender: str
     operation: int
     tensors: _containers.RepeatedCompositeFieldContainer[TensorHeader]
     offset: int
     payload: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., sender: _Optional[str] = ..., operation: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ...) -> None: ...
+    round: int
+    def __init__(self, session_id: _Optional[bytes] = ..., sender: _Optional[str] = ..., operation: _Optional[int] = ..., tensors: _Optional[_Iterable[_Union[TensorHeader, _Mapping]]] = ..., offset: _Optional[int] = ..., payload: _Optional[bytes] = ..., round: _Optional[int] = ...) -> None: ...
 
 class OpenSessionRequest(_message.Message):
     __slots__ = ("session_id",)
@@ -59,16 +61,18 @@ class CorrelationShape(_message.Message):
     def __init__(self, sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class CorrelationRequest(_message.Message):
-    __slots__ = ("kind", "shapes", "op", "bits")
+    __slots__ = ("kind", "shapes", "op", "bits", "params")
     KIND_FIELD_NUMBER: _ClassVar[int]
     SHAPES_FIELD_NUMBER: _ClassVar[int]
     OP_FIELD_NUMBER: _ClassVar[int]
     BITS_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     shapes: _containers.RepeatedCompositeFieldContainer[CorrelationShape]
     op: str
     bits: int
-    def __init__(self, kind: _Optional[str] = ..., shapes: _Optional[_Iterable[_Union[CorrelationShape, _Mapping]]] = ..., op: _Optional[str] = ..., bits: _Optional[int] = ...) -> None: ...
+    params: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, kind: _Optional[str] = ..., shapes: _Optional[_Iterable[_Union[CorrelationShape, _Mapping]]] = ..., op: _Optional[str] = ..., bits: _Optional[int] = ..., params: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DealRequest(_message.Message):
     __slots__ = ("session_id", "first_operation", "plan")

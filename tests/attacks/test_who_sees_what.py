@@ -27,7 +27,7 @@ def test_the_coordinator_is_sent_no_share() -> None:
     assert numbers == {f"mpcformer.v1.Predictions.{name}" for name in ("ids", "labels", "groups", "logits")}
 
 
-def test_the_dealer_is_sent_shapes_only() -> None:
+def test_the_dealer_is_sent_shapes_and_public_ranges_only() -> None:
     session = {"mpcformer.v1.DealRequest.session_id", "mpcformer.v1.OpenSessionRequest.session_id"}
     assert byte_fields(pb.DealRequest.DESCRIPTOR) | byte_fields(pb.OpenSessionRequest.DESCRIPTOR) == session
     assert set(fields(pb.CorrelationRequest.DESCRIPTOR)) == {
@@ -35,6 +35,7 @@ def test_the_dealer_is_sent_shapes_only() -> None:
         "mpcformer.v1.CorrelationRequest.shapes",
         "mpcformer.v1.CorrelationRequest.op",
         "mpcformer.v1.CorrelationRequest.bits",
+        "mpcformer.v1.CorrelationRequest.params",
         "mpcformer.v1.CorrelationShape.sizes",
     }
 

@@ -7,12 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from mpcformer.channel import memory_pair
-from mpcformer.correlations import CorrelationStore, Request, deal, session_key
+from mpcformer.channel import Counters, memory_pair
+from mpcformer.correlations import CorrelationStore, Request, deal, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.inference.crypten_engine import RESIDUAL_LIMIT
-from mpcformer.inference.engine import BatchInputs, BatchShape, PublicModel, create_engine, load_public_model
+from mpcformer.inference.engine import (
+    ENGINES,
+    BatchInputs,
+    BatchShape,
+    PublicModel,
+    create_engine,
+    load_public_model,
+)
 from mpcformer.inference.newton import rsqrt_plan
 from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import Ranges, load_student, load_tokenizer
@@ -23,31 +30,44 @@ from tests.tiny import save_parquet, save_student
 
 
 def run_private(
-    folder: Path, inputs: BatchInputs, *, public: PublicModel | None = None, n_batches: int = 1
+    folder: Path,
+    inputs: BatchInputs,
+    *,
+    engine: str = "crypten",
+    public: PublicModel | None = None,
+    n_batches: int = 1,
 ) -> list[Any]:
-    """Both owners' results of the last batch, and the plan."""
+    """Both owners' results of the last batch, the plan by segments, and the data owner's counters."""
     public = public or load_public_model(folder)
     weights, ends = load_student(folder).state_dict(), memory_pair(20)
     engines = [
-        create_engine("crypten", party=p, public=public, channel=ends[p], weights=None if p else weights)
-        for p in (0, 1)
+        create_engine(engine, party=p, public=public, channel=ends[p], weights=None if p else weights) for p in (0, 1)
     ]
     seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
     stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     plan = engines[1].plan(inputs.shape)
-    for operation, request in enumerate(plan * n_batches):
-        stores[0].put(operation, deal(request, *(session_key(seed, session_id, operation) for seed in seeds)))
+    requests = [request for segment in plan for request in segment]
+    weight_key = weight_mask_key(seeds[0], session_id)
+    for operation, request in enumerate(requests * n_batches):
+        keys = [session_key(seed, session_id, operation) for seed in seeds]
+        stores[0].put(operation, deal(request, *keys, weight_key))
+    online = [Counters(), Counters()]
 
     def party(index: int) -> torch.Tensor | None:
-        engines[index].setup()
+        engines[index].setup(stores[index])
         mine = inputs if index == 1 else BatchInputs(inputs.attention_mask)
         for _ in range(n_batches):
-            result = engines[index].infer(mine, stores[index])
-        return result
+            engines[index].start(mine, stores[index])
+            for segment in range(len(plan)):
+                engines[index].offline(segment)
+            before = ends[index].counters.copy()
+            results = [engines[index].online(segment) for segment in range(len(plan))]
+            online[index] = ends[index].counters.minus(before)
+        return results[-1]
 
     results = in_two_threads(party)
-    assert stores[0].next_operation == stores[1].next_operation == len(plan) * n_batches
-    return [*results, plan]
+    assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
+    return [*results, plan, online[1]]
 
 
 def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:
@@ -64,27 +84,32 @@ def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs,
 def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)
+    engines = ENGINES if (gelu, softmax) == ("quad", "2quad") else ("crypten",)
     assert int(inputs.attention_mask.sum(1).min()) < inputs.shape.seq_len, "padding is part of the test"
-    nobody, logits, _ = run_private(folder, inputs)
-    assert nobody is None
-    assert float(np.abs(logits.numpy() - expected).max()) < (0.01 if "gelu" in gelu or softmax == "softmax" else 0.002)
+    for engine in engines:
+        nobody, logits, *_ = run_private(folder, inputs, engine=engine)
+        assert nobody is None
+        bound = 0.01 if "gelu" in gelu or softmax == "softmax" else 0.002
+        assert float(np.abs(logits.numpy() - expected).max()) < bound
 
 
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(("task", "n_outputs"), [("mrpc", 2), ("stsb", 1)])
-def test_pairs_and_regression(tmp_path: Path, task: str, n_outputs: int) -> None:
+def test_pairs_and_regression(tmp_path: Path, task: str, n_outputs: int, engine: str) -> None:
     data = save_parquet(tmp_path / task, task=task)
     folder = save_student(tmp_path / "student", data, task=task)
     inputs, expected = batch_of(folder, data, task)
     assert inputs.token_type_ids is not None
     assert int(inputs.token_type_ids.max()) == 1
-    _, logits, _ = run_private(folder, inputs)
+    _, logits, *_ = run_private(folder, inputs, engine=engine)
     assert logits.shape == (12, n_outputs)
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
 
 
-def test_a_session_serves_several_batches(student: Path, data_dir: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_session_serves_several_batches(student: Path, data_dir: Path, engine: str) -> None:
     inputs, expected = batch_of(student, data_dir)
-    _, logits, _ = run_private(student, inputs, n_batches=3)
+    _, logits, *_ = run_private(student, inputs, engine=engine, n_batches=3)
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
 
 
@@ -93,32 +118,35 @@ def test_one_word_is_enough(student: Path) -> None:
     with torch.no_grad():
         expected = load_student(student)(one.input_ids, one.attention_mask).logits
     try:
-        _, logits, _ = run_private(student, one)
+        _, logits, *_ = run_private(student, one)
     except RangeError:
         pytest.skip("a lone word lies outside the ranges of the made-up sentences")
     assert torch.allclose(logits, expected, atol=0.005)
 
 
-def test_plans_depend_on_shape_alone_and_agree(student: Path) -> None:
+@pytest.mark.parametrize("engine", ENGINES)
+def test_plans_depend_on_shape_alone_and_agree(student: Path, engine: str) -> None:
     public, weights = load_public_model(student), load_student(student).state_dict()
-    data_owner = create_engine("crypten", party=1, public=public, channel=None, weights=None)
-    model_owner = create_engine("crypten", party=0, public=public, channel=None, weights=weights)
+    data_owner = create_engine(engine, party=1, public=public, channel=None, weights=None)
+    model_owner = create_engine(engine, party=0, public=public, channel=None, weights=weights)
     shape = BatchShape(3, 7)
     assert data_owner.plan(shape) == model_owner.plan(shape) != data_owner.plan(BatchShape(3, 8))
     assert data_owner.fingerprint() == model_owner.fingerprint()
 
 
-def test_rounds_do_not_grow_with_the_batch(student: Path) -> None:
-    engine = create_engine("crypten", party=1, public=load_public_model(student), channel=None, weights=None)
+@pytest.mark.parametrize("name", ENGINES)
+def test_rounds_do_not_grow_with_the_batch(student: Path, name: str) -> None:
+    engine = create_engine(name, party=1, public=load_public_model(student), channel=None, weights=None)
 
-    def kinds(plan: list[Request]) -> list[str]:
-        return [request.kind for request in plan]
+    def kinds(plan: list[list[Request]]) -> list[str]:
+        return [request.kind for segment in plan for request in segment]
 
     assert kinds(engine.plan(BatchShape(1, 8))) == kinds(engine.plan(BatchShape(16, 8)))
 
 
-def test_an_activation_out_of_range_is_reported_not_computed(student: Path, data_dir: Path) -> None:
-    """Ranges from another model: the Newton iterations do not converge, and both owners learn that one bit."""
+@pytest.mark.parametrize("engine", ENGINES)
+def test_an_activation_out_of_range_is_reported_not_computed(student: Path, data_dir: Path, engine: str) -> None:
+    """Ranges from another model: both owners learn that one bit, and no logit is opened."""
     public = load_public_model(student)
     inputs, _ = batch_of(student, data_dir)
     # Far below, far above, and just outside: what diverges wraps around the ring and may come out negative.
@@ -126,7 +154,7 @@ def test_an_activation_out_of_range_is_reported_not_computed(student: Path, data
     for low, high in [(1e-3, 2e-3)] * 4 + [(50.0, 100.0), (variance[0] / 9, variance[1] / 9)]:
         moved = dict(public.ranges.bounds) | {"layer.1.output.variance": (low, high)}
         with pytest.raises(RangeError, match="left the range calibrated"):
-            run_private(student, inputs, public=PublicModel(public.config, Ranges(moved, 1)))
+            run_private(student, inputs, public=PublicModel(public.config, Ranges(moved, 1)), engine=engine)
 
 
 @pytest.mark.parametrize(
@@ -159,10 +187,11 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
         create_engine("crypten", party=0, public=public, channel=None, weights=None)
     engine = create_engine("crypten", party=1, public=public, channel=None, weights=None)
     inputs = BatchInputs(torch.ones(1, 2, dtype=torch.long))
+    store = CorrelationStore(party=1, seed=fresh_key(), session_id=fresh_key())
     with pytest.raises(ProtocolError, match="before setup"):
-        engine.infer(inputs, CorrelationStore(party=1, seed=fresh_key(), session_id=fresh_key()))
+        engine.start(inputs, store)
     with pytest.raises(ProtocolError, match="can only plan"):
-        engine.setup()
+        engine.setup(store)
     with pytest.raises(UserInputError, match=r"has no config\.json"):
         load_public_model(tmp_path)
 

@@ -1,0 +1,138 @@
+"""The model owner's weights as the `mpcformer` engine wants them: integers, centred, with public factors folded in.
+
+A LayerNorm's gain and bias fold into the next linear map; the mean that the next LayerNorm subtracts is subtracted
+from every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is
+one column more (`mean`) of the map that has the same input.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from mpcformer.errors import RangeError
+from mpcformer.inference import fixed_point as fp
+
+Shape = tuple[int, ...]
+
+
+def weight_shapes(config: Any) -> dict[str, Shape]:
+    """Name -> (in, out), or (in,) for a diagonal, from the public configuration."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    shapes: dict[str, Shape] = {"embeddings": (config.vocab_size + config.type_vocab_size, hidden)}
+    for n in range(config.num_hidden_layers):
+        shapes[f"layer.{n}.attention"] = (hidden, 3 * hidden + 1)
+        shapes[f"layer.{n}.attention.residual"] = (hidden,)
+        shapes[f"layer.{n}.attention.output"] = (hidden, hidden)
+        shapes[f"layer.{n}.inner"] = (hidden, inner + 1)
+        shapes[f"layer.{n}.residual"] = (hidden,)
+        shapes[f"layer.{n}.outer"] = (inner, hidden)
+    shapes["pooler"] = (hidden, hidden)
+    shapes["classifier"] = (hidden, config.num_labels)
+    return shapes
+
+
+def weight_bits(name: str) -> int:
+    """The ring in which a weight is masked and multiplied."""
+    if name == "embeddings":
+        return fp.EMBEDDING_BITS
+    if name == "classifier":
+        return fp.LOGIT_BITS
+    return fp.SQUARE_BITS if name.endswith(".outer") else fp.INPUT_BITS
+
+
+@dataclass
+class OwnedWeights:
+    """Integers: weights as in `weight_shapes`, and biases at the scale of the map's result."""
+
+    weights: dict[str, torch.Tensor] = field(default_factory=dict)
+    biases: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"OwnedWeights(<{len(self.weights)} tensors hidden>)"
+
+
+def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.Tensor]) -> OwnedWeights:
+    """From a BERT state dict.
+
+    Raises:
+        RangeError: a value that fixed point cannot carry.
+    """
+    owned = OwnedWeights()
+    hidden = config.hidden_size
+    root = math.sqrt(math.sqrt(hidden // config.num_attention_heads))
+
+    def get(name: str) -> torch.Tensor:
+        return state[name].double()
+
+    def put(name: str, weight: torch.Tensor, scale: int, bias: torch.Tensor | None = None, bias_scale: int = 0) -> None:
+        owned.weights[name] = _encode(name, weight, scale)
+        if bias is not None:
+            owned.biases[name] = _encode(f"{name}.bias", bias, bias_scale)
+
+    prefix = "bert.embeddings"
+    tables = [_centred(get(f"{prefix}.{part}_embeddings.weight")) for part in ("word", "token_type")]
+    positions = _centred(get(f"{prefix}.position_embeddings.weight"))
+    scale = constants.embedding_norm.scale
+    put("embeddings", torch.cat(tables), scale, positions, scale)
+    gain, bias = get(f"{prefix}.LayerNorm.weight"), get(f"{prefix}.LayerNorm.bias")
+
+    product = fp.INPUT_SCALE + fp.WEIGHT_SCALE
+    mean_factor = 2.0 ** (fp.MEAN_SCALE - fp.WEIGHT_SCALE) / hidden
+    mean_bias = torch.zeros(1, dtype=torch.float64)
+    for n, layer in enumerate(constants.layers):
+        name, source = f"layer.{n}", f"bert.encoder.layer.{n}"
+        columns, offsets = [], []
+        for part in ("query", "key", "value"):
+            factor = 1.0 if part == "value" else 2.0 ** (-layer.score_shift / 2) / root
+            weight = get(f"{source}.attention.self.{part}.weight").t() * factor
+            columns.append(gain[:, None] * weight)
+            offsets.append(bias @ weight + get(f"{source}.attention.self.{part}.bias") * factor)
+        put(
+            f"{name}.attention",
+            torch.cat([*columns, gain[:, None] * mean_factor], dim=1),
+            fp.WEIGHT_SCALE,
+            torch.cat([*offsets, mean_bias]),
+            product,
+        )
+        put(f"{name}.attention.residual", gain, fp.RESIDUAL_SCALE)
+        weight = _centred(get(f"{source}.attention.output.dense.weight").t())
+        offset = _centred(get(f"{source}.attention.output.dense.bias") + bias)
+        attended = fp.ATTENDED_SCALE + fp.WEIGHT_SCALE
+        put(f"{name}.attention.output", weight, fp.WEIGHT_SCALE, offset, attended)
+
+        norm = f"{source}.attention.output.LayerNorm"
+        gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
+        weight = get(f"{source}.intermediate.dense.weight").t()
+        put(
+            f"{name}.inner",
+            torch.cat([gain[:, None] * weight, gain[:, None] * mean_factor], dim=1),
+            fp.WEIGHT_SCALE,
+            torch.cat([bias @ weight + get(f"{source}.intermediate.dense.bias"), mean_bias]),
+            product,
+        )
+        put(f"{name}.residual", gain, fp.RESIDUAL_SCALE)
+        # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
+        weight = _centred(get(f"{source}.output.dense.weight").t())
+        offset = _centred(get(f"{source}.output.dense.bias") + bias) + 0.375 * weight.sum(0)
+        put(f"{name}.outer", weight / 8, fp.OUTER_WEIGHT_SCALE, offset, fp.SQUARE_SCALE + fp.OUTER_WEIGHT_SCALE)
+        norm = f"{source}.output.LayerNorm"
+        gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
+
+    weight = get("bert.pooler.dense.weight").t()
+    put("pooler", gain[:, None] * weight, fp.WEIGHT_SCALE, bias @ weight + get("bert.pooler.dense.bias"), product)
+    logit_scale = fp.POOLED_SCALE + 24 + fp.WEIGHT_SCALE
+    put("classifier", get("classifier.weight").t(), fp.WEIGHT_SCALE, get("classifier.bias"), logit_scale)
+    return owned
+
+
+def _centred(x: torch.Tensor) -> torch.Tensor:
+    return x - x.mean(-1, keepdim=True)
+
+
+def _encode(name: str, value: torch.Tensor, scale: int) -> torch.Tensor:
+    scaled = (value * 2.0**scale).round()
+    if not bool(torch.isfinite(scaled).all()) or float(scaled.abs().max()) >= 2.0**62:
+        raise RangeError(f"weight {name} is not finite or too large for fixed point", "check the checkpoint")
+    return scaled.to(torch.int64)

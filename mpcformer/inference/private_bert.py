@@ -1,0 +1,423 @@
+"""BERT on shares with owner-known weights: one batch's pass through the `mpcformer` suite, both owners in one text.
+
+Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
+its half of that opening is computed and sent before (`offline`); the online part of a map is one message with the
+masked input, one product at the model owner, and one message back. Between two openings all is local.
+
+Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
+A heads, D head size, H = A D hidden, I intermediate, C classes.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.correlations import Request, sketch
+from mpcformer.correlations.suite import GUARD_BITS
+from mpcformer.errors import ProtocolError, RangeError
+from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT
+from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.protocols import guard, lifted, linear, matmul
+from mpcformer.protocols.lifted import Mask, Opened
+from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, combine, shift
+from mpcformer.protocols.table import Function, Lookup
+from mpcformer.ring.packing import pack, packed_bytes, unpack
+from mpcformer.ring.random import Stream, fresh_key
+
+Tensors = list[list[torch.Tensor]]
+Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
+LOGIT_SCALE = 16
+MARK_BITS = 64
+# Tables' marks are numbers of Z_2^32.
+TABLE_MARK_SHIFT = 32
+
+
+@dataclass
+class Map:
+    """A linear map (or several of one input) and the opening after it."""
+
+    weights: list[str]
+    rows: int
+    following: list[Request]
+    halves: Halves
+
+
+@dataclass
+class Known:
+    """The data owner's half of an opening, sent ahead."""
+
+    message: torch.Tensor
+    shapes: list[tuple[tuple[int, ...], int]]
+
+
+class PrivateBert:
+    """One batch.
+
+    Args:
+        party: this owner.
+        config, constants: public.
+        batch_size, seq_len: B and L.
+        mask: public int64 (B, L).
+        owned: the model owner's weights, else None.
+        masked: F of every weight at the data owner, else None.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        config: Any,
+        constants: fp.Constants,
+        mask: torch.Tensor,
+        owned: OwnedWeights | None,
+        masked: dict[str, torch.Tensor] | None,
+    ) -> None:
+        self._party, self._config, self._constants, self._mask = party, config, constants, mask
+        self._owned, self._masked = owned, masked
+        self._n_batch, self._n_positions = mask.shape
+        self._n_heads = config.num_attention_heads
+        self._shapes = weight_shapes(config)
+        self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
+        self._known: dict[str, Known] = {}
+        # What the residual of the block at work adds, aligned to RESIDUAL_SCALE + INPUT_SCALE: share and mean column.
+        self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._mark: torch.Tensor | int = 0
+        # What the guards look at after the last layer: numbers, their bound's bits, which rows are real.
+        self._guarded: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self._x = torch.empty(0, device=mask.device)
+
+    # ---- the plan: which maps there are, in order -----------------------------------------------------------------
+
+    @property
+    def n_segments(self) -> int:
+        """Embeddings with the first layer, each further layer, the head with the last."""
+        return int(self._config.num_hidden_layers)
+
+    def maps(self, segment: int) -> list[str]:
+        """The names of a segment's maps with an opening after them."""
+        layer = f"layer.{segment}"
+        names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
+        head = ["pooler"] if segment == self.n_segments - 1 else []
+        return [*(["embeddings"] if segment == 0 else []), *names, *head]
+
+    def _map(self, name: str) -> Map:
+        n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
+        if name == "embeddings":
+            scale = self._constants.embedding_norm.scale
+            lift = lifted.request("norm", (n_rows, hidden), fp.STREAM_BITS)
+            return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], scale, scale, t[0], "norm")])
+        if name == "pooler":
+            following = Lookup.requests(self._constants.tanh, self._n_batch * hidden)
+
+            def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
+                return Lookup(self._constants.tanh, t, self._party.rank).halves(z[0].reshape(-1))
+
+            return Map([name], self._n_batch, following, pooled)
+        index = int(name.split(".")[1])
+        constants, n_query = self._constants.layers[index], self._n_queries(index)
+        rows = self._n_batch * n_query
+        if name.endswith(".attention"):
+            return Map(
+                [name, f"{name}.residual"],
+                n_rows,
+                self._attention_requests(n_query),
+                lambda z, t: self._attention_halves(z, t, n_query),
+            )
+        if name.endswith(".inner"):
+            lift = lifted.request("square", (rows, self._config.intermediate_size), fp.INNER_BITS)
+            return Map([name, f"layer.{index}.residual"], rows, [lift], self._inner_halves)
+        output = name.endswith(".attention.output")
+        norm = constants.attention_norm if output else constants.output_norm
+        product = fp.ATTENDED_SCALE + fp.WEIGHT_SCALE if output else fp.SQUARE_SCALE + fp.OUTER_WEIGHT_SCALE
+        lift = lifted.request("norm", (rows, hidden), fp.STREAM_BITS)
+        return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm.scale, t[0])])
+
+    def _n_queries(self, index: int) -> int:
+        return 1 if index == self.n_segments - 1 else self._n_positions
+
+    # ---- halves of the openings after maps: the same text at both owners, offline at one, online at the other -------
+
+    def _lifted_half(self, z: torch.Tensor, scale: int, to: int, tensors: list[torch.Tensor], op: str) -> Half:
+        return Mask(tensors, fp.STREAM_BITS, op).half(shift(z, scale - to, self._party.rank), self._party.rank)
+
+    def _stream_half(self, z: torch.Tensor, scale: int, to: int, tensors: list[torch.Tensor]) -> Half:
+        """The residual stream: map plus residual, centred, at the next LayerNorm's scale."""
+        if self._residual is None:
+            raise ProtocolError("a residual is used before it is known")
+        (residual, mean), self._residual = self._residual, None
+        rank = self._party.rank
+        own = fp.INPUT_SCALE + fp.RESIDUAL_SCALE
+        total = z + shift(residual, own - scale, rank)
+        total = total - shift(mean, fp.INPUT_SCALE + fp.MEAN_SCALE - scale, rank)
+        return self._lifted_half(total, scale, to, tensors, "norm")
+
+    def _attention_requests(self, n_query: int) -> list[Request]:
+        heads = (self._n_batch, self._n_heads)
+        size = self._config.hidden_size // self._n_heads
+        query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
+        value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
+        return [
+            matmul.request(query, key, fp.QUERY_BITS),
+            lifted.request("plain", value, fp.VALUE_BITS),
+            matmul.request(scores, value, fp.NUMERATOR_BITS),
+        ]
+
+    def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
+        hidden, rank = self._config.hidden_size, self._party.rank
+        product = fp.INPUT_SCALE + fp.WEIGHT_SCALE
+
+        def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
+            part = z[0][:, at : at + hidden].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
+            return part.transpose(1, 2)
+
+        self._keep_residual(z[1], z[0][:, -1:], n_query)
+        (a, b, _), value_mask, _ = tensors
+        query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
+        key = shift(heads(hidden), product - fp.QUERY_SCALE, rank)
+        value = shift(heads(2 * hidden).transpose(2, 3), product - fp.VALUE_SCALE, rank)
+        return [
+            matmul.half(query, a, fp.QUERY_BITS),
+            matmul.half(key, b, fp.QUERY_BITS),
+            Mask(value_mask, fp.VALUE_BITS, "plain").half(value, rank),
+        ]
+
+    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor, n_query: int) -> None:
+        def rows(x: torch.Tensor) -> torch.Tensor:
+            return x.view(self._n_batch, -1, x.size(-1))[:, :n_query].reshape(-1, x.size(-1))
+
+        self._residual = rows(residual), rows(mean)
+
+    def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
+        rank, product = self._party.rank, fp.INPUT_SCALE + fp.WEIGHT_SCALE
+        self._residual = z[1], z[0][:, -1:]
+        inner = shift(z[0][:, :-1], product - fp.INNER_SCALE, rank)
+        return [Mask(tensors[0], fp.INNER_BITS, "square").half(inner, rank)]
+
+    # ---- offline ----------------------------------------------------------------------------------------------------
+
+    def offline(self, segment: int, starts: dict[str, int]) -> None:
+        """The data owner's halves of the segment's openings, sent ahead. `starts`: operation index of each map."""
+        for name in self.maps(segment):
+            item = self._map(name)
+            if self._party.rank == DATA_OWNER:
+                if self._masked is None:
+                    raise ProtocolError("the masked weights have not arrived")
+                bits = weight_bits(name)
+                requests = [linear.request(item.weights, item.rows, self._shapes, bits), *item.following]
+                dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
+                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
+                halves = item.halves(z, dealt[1:])
+                shapes = [(tuple(x.shape), width) for x, width in halves]
+                self._known[name] = Known(self._party.send(halves), shapes)
+            else:
+                shapes = self._shapes_of_halves(item)
+                self._known[name] = Known(self._party.receive(shapes), shapes)
+
+    def _shapes_of_halves(self, item: Map) -> list[tuple[tuple[int, ...], int]]:
+        dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
+        z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
+        before, self._residual = self._residual, self._residual
+        if self._residual is None:
+            hidden = self._config.hidden_size
+            empty = torch.empty((item.rows, hidden), dtype=torch.int64, device="meta")
+            self._residual = empty, empty[:, :1]
+        elif self._residual[0].device.type != "meta":
+            empty = torch.empty(self._residual[0].shape, dtype=torch.int64, device="meta")
+            self._residual = empty, empty[:, :1]
+        halves = item.halves(z, dealt)
+        self._residual = before
+        return [(tuple(x.shape), bits) for x, bits in halves]
+
+    # ---- online -----------------------------------------------------------------------------------------------------
+
+    def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
+        """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations."""
+        item, party, bits = self._map(name), self._party, weight_bits(name)
+        tensors = party.take(linear.request(item.weights, item.rows, self._shapes, bits))
+        if party.rank == DATA_OWNER:
+            party.send([(x - tensors[0], bits)])
+            del tensors
+            following = [party.take(request) for request in item.following]
+            known = self._known.pop(name) if name in self._known else self._rehearsed(item, following)
+            return combine(known.message, party.receive(known.shapes), known.shapes), following
+        masked = unpack(party.receive([(tuple(x.shape), bits)]), x.shape, bits)
+        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors)
+        if self._owned is not None:
+            bias = self._owned.biases[name]
+            z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
+        following = [party.take(request) for request in item.following]
+        halves = item.halves(z, following)
+        shapes = [(tuple(h.shape), width) for h, width in halves]
+        message = party.send(halves)
+        theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
+        return combine(message, theirs, shapes), following
+
+    def _rehearsed(self, item: Map, following: Tensors) -> Known:
+        if self._mask.device.type != "meta":
+            raise ProtocolError("a map is used online before its offline part")
+        z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
+        halves = item.halves(z, following)
+        message = torch.cat([pack(x, width) for x, width in halves])
+        return Known(message, [(tuple(x.shape), width) for x, width in halves])
+
+    def _weights(self, names: list[str]) -> list[torch.Tensor]:
+        if self._owned is None:  # planning
+            return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
+        return [self._owned.weights[name] for name in names]
+
+    def online(self, segment: int, one_hot: torch.Tensor | None) -> torch.Tensor | None:
+        """A segment of the pass; the last one's result is float32 (B, C) logits at the data owner.
+
+        Raises:
+            RangeError: after the last segment, if anything left its range.
+        """
+        if segment == 0:
+            rows = self._n_batch * self._n_positions
+            x = one_hot if one_hot is not None else self._zeros(rows, self._shapes["embeddings"][0])
+            opened, tensors = self._apply("embeddings", x)
+            self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
+        self._layer(segment)
+        if segment < self.n_segments - 1:
+            return None
+        opened, tensors = self._apply("pooler", self._x)
+        party = self._party
+        y, mark = Lookup(self._constants.tanh, tensors, party.rank).evaluate(party, opened)
+        self._mark = self._mark + (mark.sum() << TABLE_MARK_SHIFT) + guard.mark(party, self._guarded)
+        return self._reveal(y.view(self._n_batch, -1))
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
+
+    def _normalise(
+        self, norm: fp.Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor
+    ) -> torch.Tensor:
+        """LayerNorm without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
+        party = self._party
+        mask = Mask(tensors, fp.STREAM_BITS, "norm")
+        opened = Opened(party, mask, c)
+        squares = opened.sum_of_squares()  # (rows, 1), scale 2 norm.scale
+        factor = self._row_factor(norm.function, squares.reshape(-1), real)
+        opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
+        return shift(opened.times(opened_factor), fp.NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
+
+    def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        tables = [self._party.take(request) for request in Lookup.requests(function, argument.numel())]
+        lookup = Lookup(function, tables, self._party.rank)
+        self._guarded.append((argument, function.guard_bits, real))
+        return self._evaluate(lookup, self._party.open(lookup.halves(argument)), real)
+
+    def _evaluate(self, lookup: Lookup, opened: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+        value, mark = lookup.evaluate(self._party, opened)
+        # Padding rows hold anything; their keys are masked, so they reach no real token.
+        self._mark = self._mark + ((mark * real).sum() << TABLE_MARK_SHIFT)
+        return value
+
+    def _layer(self, index: int) -> None:
+        name, constants, n_query = f"layer.{index}", self._constants.layers[index], self._n_queries(index)
+        real = self._mask[:, :n_query].reshape(-1)
+        attended = self._attention(f"{name}.attention", self._x, constants, n_query)
+        opened, tensors = self._apply(f"{name}.attention.output", attended)
+        x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
+        opened, tensors = self._apply(f"{name}.inner", x)
+        inner = Opened(self._party, Mask(tensors[0], fp.INNER_BITS, "square"), opened[0])
+        squares = inner.square(offset=1 << fp.INNER_SCALE)
+        squares = shift(squares, 2 * fp.INNER_SCALE - fp.SQUARE_SCALE, self._party.rank)
+        opened, tensors = self._apply(f"{name}.outer", squares)
+        self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
+
+    def _attention(self, name: str, x: torch.Tensor, constants: fp.Layer, n_query: int) -> torch.Tensor:
+        """2Quad attention: (B Q, H) at ATTENDED_SCALE."""
+        party, rank = self._party, self._party.rank
+        (d, e, c_value), (query_masks, value_mask, context_masks) = self._apply(name, x)
+        scores = matmul.product(party, d, e, query_masks)  # (B, A, Q, L)
+        scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
+        value = Opened(party, Mask(value_mask, fp.VALUE_BITS, "plain"), c_value).value()  # (B, A, D, L)
+        a, b, _ = context_masks
+        score_mask = Mask(
+            party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
+        )
+        c_scores, e_value = party.open([score_mask.half(scores, rank), matmul.half(value, b, fp.NUMERATOR_BITS)])
+        offset = round(QUAD_SOFTMAX_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
+        numerators = Opened(party, score_mask, c_scores).square(offset) * self._key_factors()
+
+        rows = numerators.sum(-1)  # (B, A, Q)
+        function = fp.row_function(constants, self._log_keys)
+        tables = [party.take(request) for request in Lookup.requests(function, rows.numel())]
+        lookup = Lookup(function, tables, rank)
+        down = 2 * fp.SCORE_SCALE + self._log_keys + constants.row_exponent - fp.NUMERATOR_SCALE
+        masked = matmul.half(shift(numerators, down, rank), a, fp.NUMERATOR_BITS)
+        d_numerators, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
+        context = matmul.product(party, d_numerators, e_value, context_masks)  # (B, A, Q, D)
+        context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - fp.CONTEXT_SCALE, rank)
+        real = self._mask[:, None, :n_query].expand(-1, self._n_heads, -1).reshape(-1)
+        factor = self._evaluate(lookup, arguments, real).view(*rows.shape, 1)
+        self._guarded.append((rows.reshape(-1), function.guard_bits, real))
+
+        mask = Mask(
+            party.take(lifted.request("scale", tuple(context.shape), fp.CONTEXT_BITS)), fp.CONTEXT_BITS, "scale"
+        )
+        c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
+        divided = Opened(party, mask, c_context).times(opened_factor)
+        divided = shift(divided, fp.CONTEXT_SCALE + fp.ROW_SCALE - fp.ATTENDED_SCALE, rank)
+        return divided.transpose(1, 2).reshape(self._n_batch * n_query, -1)
+
+    def _key_factors(self) -> torch.Tensor:
+        """0 at padding, else 2^(K - k), 2^k the power of two from the sentence's length up; (B, 1, 1, L), public."""
+        if self._mask.device.type == "meta":
+            return self._mask[:, None, None, :]
+        exponents = [self._log_keys - math.ceil(math.log2(n)) for n in self._mask.sum(1).tolist()]
+        return (self._mask * torch.tensor([1 << e for e in exponents])[:, None])[:, None, None, :]
+
+    def _reveal(self, pooled: torch.Tensor) -> torch.Tensor | None:
+        """The classifier, the sum of all marks, and the logits to the data owner if it is zero.
+
+        The model owner adds noise of one unit of the logits' last place, so that the bits below it, which are equations
+        in its weights, stay hidden.
+        """
+        party, shape = self._party, (self._n_batch, self._config.num_labels)
+        request = linear.request(["classifier"], self._n_batch, self._shapes, fp.LOGIT_BITS)
+        tensors = party.take(request)
+        low_bits = fp.POOLED_SCALE + GUARD_BITS + fp.WEIGHT_SCALE - LOGIT_SCALE
+        mark = torch.as_tensor(self._mark).reshape(1)
+        if party.rank == DATA_OWNER:
+            party.send([(pooled - tensors[0], fp.LOGIT_BITS), (mark, MARK_BITS)])
+            if self._masked is None:
+                raise ProtocolError("the masked weights have not arrived")
+            own = linear.data_owner_share([self._masked["classifier"]], tensors)[0]
+            message = party.receive([((1,), MARK_BITS), (shape, fp.LOGIT_BITS)])
+            mine = torch.cat([pack(mark, MARK_BITS), pack(own, fp.LOGIT_BITS)])
+            total, logits = combine(mine, message, [((1,), MARK_BITS), (shape, fp.LOGIT_BITS)])
+            self._check(total)
+            return ((logits >> low_bits).double() / 2.0**LOGIT_SCALE).float()
+        message = party.receive([(tuple(pooled.shape), fp.LOGIT_BITS), ((1,), MARK_BITS)])
+        end = pooled.numel() * 8
+        masked = unpack(message[:end], pooled.shape, fp.LOGIT_BITS)
+        share = linear.model_owner_share(pooled, masked, self._weights(["classifier"]), tensors)[0]
+        total = unpack(message[end:], (1,), MARK_BITS) + mark
+        if self._owned is not None:
+            share += self._owned.biases["classifier"] + Stream(fresh_key()).bits(shape, low_bits)
+            if int(total):
+                share = torch.zeros_like(share)
+        party.send([(mark, MARK_BITS), (share, fp.LOGIT_BITS)])
+        if self._owned is not None:
+            self._check(total)
+        return None
+
+    def _check(self, total: torch.Tensor) -> None:
+        if total.device.type != "meta" and int(total):
+            raise RangeError(
+                "an activation of this batch left the range calibrated on the training data",
+                "the texts are unlike the training data, or the student needs a new calibration",
+            )
+
+
+def masked_specs(config: Any) -> list[tuple[str, Spec]]:
+    """What the data owner receives of each weight at set-up."""
+    return [
+        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
+        for name, shape in weight_shapes(config).items()
+    ]

@@ -1,0 +1,99 @@
+"""A function of one private number a row, from the dealer's rotated tables; see `mpcformer.correlations.table`."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mpcformer.correlations import Request
+from mpcformer.correlations.table import GUARD, LOG_STEPS, TableSpec
+from mpcformer.protocols.matmul import half as masked_half
+from mpcformer.protocols.party import Half, Party, shift
+
+
+@dataclass(frozen=True)
+class Argument:
+    """How a shared number becomes a table's 24-bit argument: v = (x multiplier >> shift) - base."""
+
+    spec: TableSpec
+    multiplier: int
+    shift: int
+
+    def of(self, share: torch.Tensor, rank: int) -> torch.Tensor:
+        """This party's share of v, valid over Z_2^24."""
+        scaled = shift(share * self.multiplier, self.shift, rank)
+        return scaled - self.spec.base if rank == 0 else scaled
+
+
+@dataclass(frozen=True)
+class Function:
+    """One table, or an upper and a lower one where the range is wide; and a guard where the argument may leave it.
+
+    guard_bits: the guard reaches to 2^(guard_bits + 1) in the argument's integers; see `protocols.guard`.
+    """
+
+    upper: Argument
+    lower: Argument | None = None
+    guard: Argument | None = None
+    guard_bits: int = 0
+
+    @property
+    def parts(self) -> list[Argument]:
+        """The tables in order."""
+        return [part for part in (self.upper, self.guard, self.lower) if part is not None]
+
+
+class Lookup:
+    """The tables of one set of rows, from before the opening to the result.
+
+    Ideal function: f((v + base) unit) 2^scale, piecewise quadratic; a mark, zero where all is in range.
+    Shapes: x (rows,), result (rows,).
+    Scale: that of the table.
+    Range and error: see `correlations.table`; outside the range the mark is uniform over Z_2^32.
+    Cost for m rows: 1 round and 3 m bytes each way, 28 m bins dealer bytes; with a lower table 2 rounds, 30 m bytes
+    each way, 36 m bins + 28 m lower bins + 16 m dealer bytes; with a guard 3 m bytes and 4 m bins dealer bytes more.
+    Source: rotated tables after Ishai et al., TCC 2013; quadratics with dealer-fitted coefficients are ours.
+    """
+
+    def __init__(self, function: Function, tensors: list[list[torch.Tensor]], rank: int) -> None:
+        self._function, self._tensors, self._rank = function, tensors, rank
+
+    @staticmethod
+    def requests(function: Function, rows: int) -> list[Request]:
+        """The correlations, in order."""
+        tables = [argument.spec.request(rows) for argument in function.parts]
+        if function.lower is None:
+            return tables
+        return [*tables, Request("additive_triple", ((2, rows), (rows,)), op="mul")]
+
+    def halves(self, share: torch.Tensor) -> list[Half]:
+        """The halves of the arguments' openings."""
+        return [
+            (argument.of(share, self._rank) + tensors[0], TableSpec.BITS)
+            for argument, tensors in zip(self._function.parts, self._tensors, strict=False)  # the triple comes after
+        ]
+
+    def evaluate(self, party: Party, opened: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """[f] and the mark's share, from the opened arguments."""
+        parts = list(zip(self._function.parts, self._tensors, opened, strict=False))
+        value, mark, *below = _look_up(parts[0][0].spec, parts[0][1], parts[0][2])
+        if self._function.guard is not None:
+            mark = mark + _look_up(parts[1][0].spec, parts[1][1], parts[1][2])[0]
+        if self._function.lower is None:
+            return value, mark
+        lower = torch.stack(_look_up(parts[-1][0].spec, parts[-1][1], parts[-1][2]))  # (2, rows)
+        a, b, c = self._tensors[-1]
+        d, e = party.open([masked_half(lower, a, 64), masked_half(below[0], b, 64)])
+        chosen = d * b + a * e + c + party.only(0, d * e)
+        return value + chosen[0], mark + chosen[1]
+
+
+def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> list[torch.Tensor]:
+    """[f], the mark's share and, with a lower table, the share of "below"."""
+    rows = torch.arange(c.numel(), device=c.device)
+    index = c >> spec.bin_bits
+    if spec.function == GUARD:
+        return [tensors[1][rows, index]]
+    x = (c >> (spec.bin_bits - LOG_STEPS)) & ((1 << LOG_STEPS) - 1)
+    coefficients, *others = tensors[1:]
+    k0, k1, k2 = coefficients[rows, index].unbind(-1)
+    return [k0 + x * k1 + x * x * k2, *(other[rows, index] for other in others)]
