@@ -45,6 +45,7 @@ class Results:
     predictions: pb.Predictions
     model_owner: pb.Report
     data_owner: pb.Report
+    dealer: pb.Report
 
 
 class Coordinator(rpc.CoordinatorServicer):
@@ -122,7 +123,7 @@ class Coordinator(rpc.CoordinatorServicer):
             assert self._predictions is not None
             assert model_owner is not None
             assert data_owner is not None
-            return Results(self._predictions, model_owner, data_owner)
+            return Results(self._predictions, model_owner, data_owner, by_role["dealer"].report or pb.Report())
         finally:
             self._dismiss()
 

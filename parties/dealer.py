@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import grpc
 
@@ -10,7 +10,7 @@ from mpcformer.correlations import Request, deal, session_key, validate, weight_
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import KEY_BYTES, fresh_key
 from parties.config import PartyConfig
-from parties.membership import Membership
+from parties.membership import Membership, peak_rss_bytes
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
@@ -31,7 +31,8 @@ class Session:
 class DealerService(rpc.DealerServicer):
     """The Dealer service for the owners named in the configuration."""
 
-    def __init__(self, config: PartyConfig) -> None:
+    def __init__(self, config: PartyConfig, on_dealt: Callable[[], None] = lambda: None) -> None:
+        self._on_dealt = on_dealt
         self._id = config.id
         self._model_owner, self._data_owner = config.peers.model_owner, config.peers.data_owner
         self._sessions: dict[bytes, Session] = {}
@@ -83,6 +84,7 @@ class DealerService(rpc.DealerServicer):
             keys = [session_key(seed, request.session_id, operation) for seed in seeds]
             correction = deal(item, keys[0], keys[1], weight_key)
             yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)
+        self._on_dealt()
 
 
 def from_wire(message: pb.CorrelationRequest) -> Request:
@@ -101,7 +103,7 @@ def to_wire(request: Request) -> pb.CorrelationRequest:
 
 def run(config: PartyConfig, membership: Membership) -> None:
     """Serve until the coordinator says that all is done."""
-    service = DealerService(config)
+    service = DealerService(config, lambda: membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes())))
     server, address = start_server(lambda s: rpc.add_DealerServicer_to_server(service, s), config.listen, config.tls)
     membership.on_abort(lambda error: server.stop(grace=None))
     membership.send(ready=pb.Ready(address=address))

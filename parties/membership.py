@@ -1,6 +1,7 @@
 """A party's tie to the coordinator: one stream for life. Hello, heartbeats, commands; if it breaks the party ends."""
 
 import queue
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,11 @@ HEARTBEAT_S = 1.0
 SILENCE_S = 8.0
 CONNECT_TIMEOUT_S = 15.0
 FLUSH_TIMEOUT_S = 3.0
+
+
+def peak_rss_bytes() -> int:
+    """The largest resident memory this process ever had."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 class Membership:

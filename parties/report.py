@@ -39,7 +39,6 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
         job: what was asked for.
         results: what the parties reported.
         plaintext: folder with the twins' logits and latency.json.
-        peak_dealer: bytes, if known.
     """
     task = get_task(job.task)
     predictions = results.predictions
@@ -76,6 +75,7 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
         "peak_rss_bytes": {
             "model-owner": results.model_owner.peak_rss_bytes,
             "data-owner": results.data_owner.peak_rss_bytes,
+            "dealer": results.dealer.peak_rss_bytes,
         },
         "network": {"profile": "none", "transport": "gRPC over mutual TLS on the loopback interface"},
         "threads_per_party": job.threads,
@@ -130,9 +130,19 @@ def _online(results: Results) -> dict[str, Any]:
     return {
         "seconds": sum(b.online.seconds for b in batches),
         "seconds_per_example": summary(per_example),
+        "breakdown_seconds": breakdown(results),
         "rounds_per_batch": int(statistics.median(b.online.rounds for b in batches)),
         "bytes": received,
     }
+
+
+def breakdown(results: Results) -> dict[str, float]:
+    """Online seconds at the data owner by operation, waiting included."""
+    total: dict[str, float] = {}
+    for batch in results.data_owner.batches:
+        for operation, seconds in batch.breakdown.items():
+            total[operation] = total.get(operation, 0.0) + seconds
+    return total
 
 
 def _offline(results: Results) -> dict[str, Any]:

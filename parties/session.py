@@ -1,7 +1,6 @@
 """What both owners do in a session: handshake, then for each batch the offline part, a barrier, and the online part."""
 
 import hashlib
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from mpcformer.errors import PartyError, ProtocolError
 from mpcformer.inference.engine import MODEL_OWNER, BatchInputs, Engine, PublicModel
 from parties.config import PROTOCOL_VERSION, PartyConfig
 from parties.dealer import to_wire
-from parties.membership import Membership
+from parties.membership import Membership, peak_rss_bytes
 from parties.peer_channel import PeerChannel
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -36,8 +35,7 @@ class Measures:
 
     def report(self) -> pb.Report:
         """The message, peak memory included."""
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        return pb.Report(setup=self.setup, batches=self.batches, peak_rss_bytes=peak)
+        return pb.Report(setup=self.setup, batches=self.batches, peak_rss_bytes=peak_rss_bytes())
 
 
 class OwnerSession:
@@ -127,6 +125,7 @@ class OwnerSession:
             with self._timed(report.online):
                 for segment in group:
                     logits = engine.online(segment)
+        report.breakdown.update(engine.breakdown())
         self.measures.batches.append(report)
         self._membership.send(progress=pb.Progress(batch=index + 1, n_batches=n_batches))
         return logits

@@ -17,6 +17,7 @@ from mpcformer.crypten_compat import current
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT, LayerConstants, ModelConstants, NormConstants
 from mpcformer.inference.parameters import ParameterShapes
+from mpcformer.inference.stopwatch import Stopwatch
 
 Shared = ops.Shared
 
@@ -35,6 +36,7 @@ class CrypTenBert:
         self._config = config
         self._constants = constants
         # (x, y) with y = x^(-1/2) or 1/x, re-multiplied at the end to prove that no value left its range.
+        self.watch = Stopwatch()
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
         self._reciprocal_pairs: list[tuple[Any, Any]] = []
         self._n_heads = config.num_attention_heads
@@ -46,16 +48,23 @@ class CrypTenBert:
             one_hot: shared at scale 1, (B L, V + T): the word's and the token type's unit vectors side by side.
             mask: public int64 (B, L), 1 at real tokens.
         """
+        self.watch = Stopwatch()
         self._rsqrt_pairs.clear()
         self._reciprocal_pairs.clear()
         n_batch, n_positions = mask.shape
         words = ops.wrap(ops.beaver.matmul(one_hot, self._p["embeddings.words_and_types"]).share)  # (B L, H)
         x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
+        self.watch.lap("embedding")
         x = self._layer_norm(x, "embeddings.norm", self._constants.embedding_norm)
         for index, constants in enumerate(self._constants.layers):
             x = self._layer(x, mask, f"layer.{index}", constants)
-        pooled = ops.tanh(self._linear(ops.wrap(x.share[:, 0]), "pooler"), bound=self._constants.tanh_bound)  # (B, H)
-        return self._linear(pooled, "classifier"), self._residual(mask)
+        before = self._linear(ops.wrap(x.share[:, 0]), "pooler")  # (B, H)
+        self.watch.lap("linear")
+        pooled = ops.tanh(before, bound=self._constants.tanh_bound)
+        self.watch.lap("activation")
+        logits = self._linear(pooled, "classifier")
+        self.watch.lap("linear")
+        return logits, self._residual(mask)
 
     def _linear(self, x: Any, name: str) -> Any:
         weight = self._p[f"{name}.weight"]  # (in, out)
@@ -72,13 +81,20 @@ class CrypTenBert:
         inverse = ops.rsqrt(scaled, constants.plan)
         self._rsqrt_pairs.append((scaled, inverse))
         normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
-        return ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
+        result = ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
+        self.watch.lap("norm")
+        return result
 
     def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
         attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
+        self.watch.lap("linear")
         x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
-        inner = self._activation(self._linear(x, f"{name}.intermediate"))  # (B, L, I)
+        inner = self._linear(x, f"{name}.intermediate")  # (B, L, I)
+        self.watch.lap("linear")
+        inner = self._activation(inner)
+        self.watch.lap("activation")
         outer = self._linear(inner, f"{name}.output")
+        self.watch.lap("linear")
         return self._layer_norm(ops.wrap(x.share + outer.share), f"{name}.norm", constants.output_norm)
 
     def _activation(self, u: Any) -> Any:
@@ -95,20 +111,25 @@ class CrypTenBert:
             return projected.view(n_batch, n_positions, self._n_heads, -1).transpose(1, 2)  # (B, A, L, D)
 
         query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
+        self.watch.lap("linear")
         scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
+        self.watch.lap("attention")
         keys = mask[:, None, None, :]  # (B, 1, 1, L)
         numerators = ops.times_integers(self._numerators(scores, keys, constants), keys)
 
         # Divide by 2^k near the number of keys: multiply by 2^(K - k) now, divide by 2^K when truncating.
         common = math.ceil(math.log2(n_positions))
         numerators = ops.times_integers(numerators, _key_factors(mask, common))
+        self.watch.lap("softmax")
         context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
+        self.watch.lap("attention")
         row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
         if constants.row_offset:
             row = ops.add_public(row, constants.row_offset * _key_share(mask))
         inverse = ops.reciprocal(row, constants.row)
         self._reciprocal_pairs.append((row, inverse))
         divided = ops.multiply(context, inverse)
+        self.watch.lap("softmax")
         return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, width))
 
     def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:

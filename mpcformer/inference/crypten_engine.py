@@ -97,7 +97,12 @@ class CrypTenEngine:
         inputs, self._inputs = self._inputs, None
         with active(self._state):
             logits: torch.Tensor | None = self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs))
+        self._bert.watch.lap("check")
         return logits
+
+    def breakdown(self) -> dict[str, float]:
+        """Online seconds of the batch by operation."""
+        return {} if self._bert is None else dict(self._bert.watch.seconds)
 
     def _build(self, values: dict[str, torch.Tensor] | None, device: str = "cpu") -> CrypTenBert:
         parameters = shared_parameters(parameter_shapes(self._config), values, device)

@@ -105,6 +105,9 @@ class Engine(Protocol):
             RangeError: an activation left its calibrated range; both owners learn that one bit, and no logit is opened.
         """
 
+    def breakdown(self) -> dict[str, float]:
+        """Online seconds of the batch by operation, see `stopwatch.OPERATIONS`."""
+
 
 def create_engine(
     name: str,

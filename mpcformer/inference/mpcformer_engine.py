@@ -94,6 +94,10 @@ class MPCFormerEngine:
         one_hot = self._one_hot(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
         return self._bert.online(segment, one_hot)
 
+    def breakdown(self) -> dict[str, float]:
+        """Online seconds of the batch by operation."""
+        return {} if self._bert is None else dict(self._bert.watch.seconds)
+
     def _one_hot(self, inputs: BatchInputs) -> torch.Tensor:
         if inputs.input_ids is None:
             raise ProtocolError("the data owner's batch has no token ids")

@@ -22,6 +22,7 @@ from mpcformer.errors import ProtocolError, RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT
 from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.inference.stopwatch import Stopwatch
 from mpcformer.protocols import guard, lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, combine, shift
@@ -82,6 +83,7 @@ class PrivateBert:
         self._n_heads = config.num_attention_heads
         self._shapes = weight_shapes(config)
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
+        self.watch = Stopwatch()
         self._known: dict[str, Known] = {}
         # What the residual of the block at work adds, aligned to RESIDUAL_SCALE + INPUT_SCALE: share and mean column.
         self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -275,19 +277,26 @@ class PrivateBert:
         Raises:
             RangeError: after the last segment, if anything left its range.
         """
+        self.watch.start()
         if segment == 0:
             rows = self._n_batch * self._n_positions
             x = one_hot if one_hot is not None else self._zeros(rows, self._shapes["embeddings"][0])
             opened, tensors = self._apply("embeddings", x)
+            self.watch.lap("embedding")
             self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
         self._layer(segment)
         if segment < self.n_segments - 1:
             return None
         opened, tensors = self._apply("pooler", self._x)
+        self.watch.lap("linear")
         party = self._party
         y, mark = Lookup(self._constants.tanh, tensors, party.rank).evaluate(party, opened)
+        self.watch.lap("activation")
         self._mark = self._mark + (mark.sum() << TABLE_MARK_SHIFT) + guard.mark(party, self._guarded)
-        return self._reveal(y.view(self._n_batch, -1))
+        self.watch.lap("check")
+        logits = self._reveal(y.view(self._n_batch, -1))
+        self.watch.lap("linear")
+        return logits
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
@@ -302,7 +311,9 @@ class PrivateBert:
         squares = opened.sum_of_squares()  # (rows, 1), scale 2 norm.scale
         factor = self._row_factor(norm.function, squares.reshape(-1), real)
         opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
-        return shift(opened.times(opened_factor), fp.NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
+        normal = shift(opened.times(opened_factor), fp.NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
+        self.watch.lap("norm")
+        return normal
 
     def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         tables = [self._party.take(request) for request in Lookup.requests(function, argument.numel())]
@@ -321,20 +332,26 @@ class PrivateBert:
         real = self._mask[:, :n_query].reshape(-1)
         attended = self._attention(f"{name}.attention", self._x, constants, n_query)
         opened, tensors = self._apply(f"{name}.attention.output", attended)
+        self.watch.lap("linear")
         x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
         opened, tensors = self._apply(f"{name}.inner", x)
+        self.watch.lap("linear")
         inner = Opened(self._party, Mask(tensors[0], fp.INNER_BITS, "square"), opened[0])
         squares = inner.square(offset=1 << fp.INNER_SCALE)
         squares = shift(squares, 2 * fp.INNER_SCALE - fp.SQUARE_SCALE, self._party.rank)
+        self.watch.lap("activation")
         opened, tensors = self._apply(f"{name}.outer", squares)
+        self.watch.lap("linear")
         self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
 
     def _attention(self, name: str, x: torch.Tensor, constants: fp.Layer, n_query: int) -> torch.Tensor:
         """2Quad attention: (B Q, H) at ATTENDED_SCALE."""
         party, rank = self._party, self._party.rank
         (d, e, c_value), (query_masks, value_mask, context_masks) = self._apply(name, x)
+        self.watch.lap("linear")
         scores = matmul.product(party, d, e, query_masks)  # (B, A, Q, L)
         scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
+        self.watch.lap("attention")
         value = Opened(party, Mask(value_mask, fp.VALUE_BITS, "plain"), c_value).value()  # (B, A, D, L)
         a, b, _ = context_masks
         score_mask = Mask(
@@ -351,8 +368,10 @@ class PrivateBert:
         down = 2 * fp.SCORE_SCALE + self._log_keys + constants.row_exponent - fp.NUMERATOR_SCALE
         masked = matmul.half(shift(numerators, down, rank), a, fp.NUMERATOR_BITS)
         d_numerators, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
+        self.watch.lap("softmax")
         context = matmul.product(party, d_numerators, e_value, context_masks)  # (B, A, Q, D)
         context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - fp.CONTEXT_SCALE, rank)
+        self.watch.lap("attention")
         real = self._mask[:, None, :n_query].expand(-1, self._n_heads, -1).reshape(-1)
         factor = self._evaluate(lookup, arguments, real).view(*rows.shape, 1)
         self._guarded.append((rows.reshape(-1), function.guard_bits, real))
@@ -363,7 +382,9 @@ class PrivateBert:
         c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
         divided = Opened(party, mask, c_context).times(opened_factor)
         divided = shift(divided, fp.CONTEXT_SCALE + fp.ROW_SCALE - fp.ATTENDED_SCALE, rank)
-        return divided.transpose(1, 2).reshape(self._n_batch * n_query, -1)
+        attended = divided.transpose(1, 2).reshape(self._n_batch * n_query, -1)
+        self.watch.lap("softmax")
+        return attended
 
     def _key_factors(self) -> torch.Tensor:
         """0 at padding, else 2^(K - k), 2^k the power of two from the sentence's length up; (B, 1, 1, L), public."""

@@ -141,16 +141,25 @@ class Phase(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., bytes_received: _Optional[int] = ..., bytes_from_dealer: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class BatchReport(_message.Message):
-    __slots__ = ("batch_size", "seq_len", "offline", "online")
+    __slots__ = ("batch_size", "seq_len", "offline", "online", "breakdown")
+    class BreakdownEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     SEQ_LEN_FIELD_NUMBER: _ClassVar[int]
     OFFLINE_FIELD_NUMBER: _ClassVar[int]
     ONLINE_FIELD_NUMBER: _ClassVar[int]
+    BREAKDOWN_FIELD_NUMBER: _ClassVar[int]
     batch_size: int
     seq_len: int
     offline: Phase
     online: Phase
-    def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ...) -> None: ...
+    breakdown: _containers.ScalarMap[str, float]
+    def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ..., breakdown: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("setup", "batches", "peak_rss_bytes")
