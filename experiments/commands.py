@@ -1,9 +1,11 @@
-"""The command `mpcformer demo`."""
+"""The commands `mpcformer demo`, `bench` and `estimate`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+ENGINES = ("mpcformer", "crypten")
 
 
 def demo(
@@ -16,3 +18,38 @@ def demo(
     from experiments.demo import DemoOptions, run
 
     run(DemoOptions(out=out, examples=examples, train_limit=train_limit, batch_size=batch_size))
+
+
+def bench(
+    model: Annotated[
+        str, typer.Option(help="bert-base, bert-large, minilm (random weights) or a folder.")
+    ] = "bert-base",
+    layers: Annotated[int | None, typer.Option(help="Of a named model; default: all.")] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
+    engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
+    repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
+    threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
+    json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
+) -> None:
+    """Measure engines against each other: seconds, bytes, rounds, memory."""
+    from experiments.bench import BenchOptions, run
+
+    run(BenchOptions(model, layers, seq_len, batch_size, tuple(engine or ENGINES), repeat, threads, json))
+
+
+def estimate(
+    model: Annotated[
+        str, typer.Option(help="bert-base, bert-large, minilm (random weights) or a folder.")
+    ] = "bert-base",
+    layers: Annotated[int | None, typer.Option(help="Of a named model; default: all.")] = None,
+    seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
+    batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
+    engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
+    rtt_ms: Annotated[float, typer.Option(help="Round-trip time between the owners.")] = 0.5,
+    mbit_s: Annotated[float, typer.Option(help="Rate between the owners.")] = 1000.0,
+) -> None:
+    """Count rounds and bytes of a private batch, and its time on a network, without running it."""
+    from experiments.estimate import run
+
+    run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), rtt_ms / 1e3, mbit_s * 1e6 / 8)

@@ -167,7 +167,7 @@ class OwnerSession:
                     sender=self._dealer_name,
                     operation=operation,
                 )
-                self.store.put(operation, correction)
+                self.store.put(operation, item, correction)
                 phase.bytes_from_dealer += n_bytes
         except grpc.RpcError as error:
             raise PartyError(self._dealer_name, f"it stopped dealing: {error.details()}") from None

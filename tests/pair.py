@@ -8,7 +8,7 @@ import torch
 
 from mpcformer import crypten_compat as compat
 from mpcformer.channel import Counters, MemoryChannel, memory_pair
-from mpcformer.correlations import Dealt, Request, deal, expand, session_key, weight_mask_key
+from mpcformer.correlations import Dealt, Request, deal, expand, session_key, unpacked, weight_mask_key
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.ring.random import fresh_key
 
@@ -22,7 +22,7 @@ class InlineDealer:
     def take(self, request: Request) -> Dealt:
         keys = [session_key(seed, self.session_id, len(self.requests)) for seed in self.seeds]
         self.requests.append(request)
-        correction = deal(request, *keys, self.weight_mask_key()) if self.party == 0 else []
+        correction = unpacked(request, deal(request, *keys, self.weight_mask_key())) if self.party == 0 else []
         return expand(request, keys[self.party], self.party, correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:

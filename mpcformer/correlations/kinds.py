@@ -219,12 +219,15 @@ def deal(request: Request, key_0: bytes, key_1: bytes, weight_key: bytes = bytes
     return [c if bits == 64 else pack(c, bits) for c, (_, bits) in zip(corrections, layout, strict=True)]
 
 
+def unpacked(request: Request, correction: list[torch.Tensor]) -> list[torch.Tensor]:
+    """int64 tensors from the dealer's packed ones."""
+    layout = KINDS[request.kind].layout(request)
+    return [unpack(c, shape, bits) for c, (shape, bits) in zip(correction, layout, strict=True)]
+
+
 def expand(request: Request, key: bytes, party: int, correction: list[torch.Tensor]) -> Dealt:
-    """One party's part: its seed expanded and, at party 0, the dealer's correction appended."""
-    kind = KINDS[request.kind]
-    layout = kind.layout(request) if correction else []
-    unpacked = [unpack(c, shape, bits) for c, (shape, bits) in zip(correction, layout, strict=True)]
-    return Dealt(request, kind.draw(request, Stream(key), party) + unpacked)
+    """One party's part: its seed expanded and, at party 0, the dealer's unpacked correction appended."""
+    return Dealt(request, KINDS[request.kind].draw(request, Stream(key), party) + correction)
 
 
 class _MetaStream(Stream):

@@ -3,7 +3,7 @@
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.kinds import Dealt, correction_specs, expand
+from mpcformer.correlations.kinds import Dealt, correction_specs, expand, unpacked
 from mpcformer.correlations.requests import Request, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
 
@@ -22,19 +22,23 @@ class CorrelationStore:
         self.next_operation = 0
         self._seed = seed
         self._session_id = session_id
-        self._corrections: dict[int, list[torch.Tensor]] = {}
+        self._corrections: dict[int, tuple[Request, list[torch.Tensor]]] = {}
 
-    def put(self, operation: int, correction: list[torch.Tensor]) -> None:
-        """Keep the dealer's correction for `operation` until it is taken.
+    def put(self, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
+        """Unpack the dealer's correction for `operation` and keep it until it is taken.
 
         Raises:
-            ProtocolError: at party 1, for an operation already used, or one that already has its correction.
+            ProtocolError: at party 1, for an operation already used, one that already has its correction, or another
+                shape than the request's.
         """
         if self.party != 0:
             raise ProtocolError("party 1 takes no corrections: all its shares come from its seed")
         if operation < self.next_operation or operation in self._corrections:
             raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
-        self._corrections[operation] = correction
+        arrived = [Spec.of(tensor) for tensor in correction]
+        if arrived != correction_specs(request):
+            raise ProtocolError(f"operation {operation}: correction {arrived} for {request}")
+        self._corrections[operation] = request, unpacked(request, correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Party 1's part of an operation not yet used, for what it may compute before the input is known.
@@ -54,17 +58,16 @@ class CorrelationStore:
         """This party's part of the next operation's correlation.
 
         Raises:
-            ProtocolError: the correction is missing or has another shape.
+            ProtocolError: the correction is missing or was dealt for something else.
         """
         operation = self.next_operation
         correction: list[torch.Tensor] = []
         if self.party == 0:
             if operation not in self._corrections:
                 raise ProtocolError(f"the dealer's correction for operation {operation} ({request.kind}) is missing")
-            correction = self._corrections.pop(operation)
-            arrived = [Spec.of(tensor) for tensor in correction]
-            if arrived != correction_specs(request):
-                raise ProtocolError(f"operation {operation}: correction {arrived} for {request}")
+            dealt_for, correction = self._corrections.pop(operation)
+            if dealt_for != request:
+                raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
         self.next_operation += 1
         return expand(request, session_key(self._seed, self._session_id, operation), self.party, correction)
 

@@ -17,14 +17,17 @@ from mpcformer.ring.random import Stream, derive_key
 GUARD_BITS = 24
 
 
-def weight_mask(key: bytes, name: str, shape: Shape) -> torch.Tensor:
-    """The mask of one of the model owner's weights: uniform, the same for the whole session."""
-    return Stream(derive_key(key, "weight", name)).int64(shape)
+def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
+    """The mask of one of the model owner's weights: uniform, the same for the whole session; int32 for 32 bits."""
+    mask = Stream(derive_key(key, "weight", name)).int64(shape)
+    return mask.to(torch.int32) if bits == 32 else mask
 
 
 def times_weight(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x @ weight, or x * weight where the weight is a diagonal (n,)."""
-    return x @ weight if weight.dim() == 2 else x * weight
+    """x @ weight, or x * weight where the weight is a diagonal (n,); int64. An int32 weight multiplies in Z_2^32."""
+    if weight.dtype == torch.int32:
+        x = x.to(torch.int32)  # half as fast again as int64
+    return (x @ weight if weight.dim() == 2 else x * weight).long()
 
 
 class Linear(Kind):
@@ -50,7 +53,9 @@ class Linear(Kind):
     def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
         """B_i."""
         names = request.op.split(",")
-        return [weight_mask(key, name, shape) for name, shape in zip(names, request.shapes[1:], strict=True)]
+        return [
+            weight_mask(key, name, shape, request.bits) for name, shape in zip(names, request.shapes[1:], strict=True)
+        ]
 
     def draw(self, request: Request, stream: Stream, party: int) -> list[torch.Tensor]:
         """A and c_i at party 1, nothing at party 0."""

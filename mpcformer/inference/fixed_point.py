@@ -23,7 +23,7 @@ MEAN_SCALE = 19
 # A normalised row: 26 as the product leaves it (in Z_2^64), 18 when it enters a linear map (in Z_2^56).
 NORMAL_SCALE, INPUT_SCALE, INPUT_BITS = 26, 18, 56
 # Queries and keys: Z_2^36. Values: lifted from 32 bits, multiplied in Z_2^48.
-QUERY_SCALE, QUERY_BITS, VALUE_SCALE, VALUE_BITS = 13, 40, 15, 32
+QUERY_SCALE, QUERY_BITS, VALUE_SCALE, VALUE_BITS = 13, 40, 14, 32
 SCORE_SCALE, SCORE_BITS = 14, 24
 NUMERATOR_SCALE, NUMERATOR_BITS = 23, 48
 CONTEXT_SCALE, CONTEXT_BITS = 17, 24
@@ -35,11 +35,12 @@ STREAM_BITS = 32
 POOLED_SCALE, LOGIT_BITS = 14, 64
 EMBEDDING_BITS = 32
 
-RECIPROCAL_WIDTH, RSQRT_WIDTH, TANH_WIDTH = 0.25, 0.4, 0.05
-MAX_ROW_LOG_BINS, MAX_NORM_LOG_BINS = 7, 9
+RECIPROCAL_WIDTH, RSQRT_WIDTH, TANH_WIDTH = 0.33, 0.5, 0.05
+MAX_ROW_LOG_BINS, MAX_NORM_LOG_BINS = 6, 7
+KEY_FACTOR_BITS = 2
 _GUARD_BINS = 2.5
-# A guard's bin is at most 1 / 32 of the range's upper end wide: tables stay right that much beyond it.
-GUARD_LOG_BINS, _SLACK = 7, 1.04
+# A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
+GUARD_LOG_BINS, _SLACK = 6, 1.08
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,14 @@ def constants(*, hidden_size: int, epsilon: float, n_layers: int, bounds: Bounds
     return Constants(_norm("embeddings.variance", hidden_size, epsilon, bounds), layers, tanh)
 
 
+def key_factor(n_keys: int, log_keys: int) -> int:
+    """About 2^(log_keys + KEY_FACTOR_BITS) / n_keys: makes a row's sum a mean, but for an eighth."""
+    return round((1 << (log_keys + KEY_FACTOR_BITS)) / n_keys)
+
+
 def row_function(layer: Layer, log_keys: int) -> Function:
-    """1 / row for rows padded to at most 2^log_keys keys: the sum, at scale 2 SCORE_SCALE, counts for 2^log_keys."""
-    unit = 2.0 ** -(2 * SCORE_SCALE + log_keys + layer.row_exponent)
+    """1 / row for rows of at most 2^log_keys keys: the sum, at scale 2 SCORE_SCALE, times key_factor(n)."""
+    unit = 2.0 ** -(2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent)
     return _table("reciprocal", layer.row_low, 1.0, unit, ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
 
 
@@ -110,9 +116,9 @@ def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
 def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds) -> Layer:
     low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
     score_shift = max(0, even_shift(low, high) // 2)
-    low, high = low / 4.0**score_shift, high / 4.0**score_shift
+    low, high = low / 4.0**score_shift * 0.875, high / 4.0**score_shift * 1.125
     exponent = math.ceil(math.log2(high))
-    if not 0 < low < high or exponent > 6:
+    if not 0 < low < high or exponent > 5:
         raise RangeError(
             f"calibrated range {name}.row_mean spans {low:.3g}..{high:.3g} times 4^{score_shift}: too wide",
             "distil the student again, or use --engine crypten",
@@ -120,8 +126,7 @@ def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds) -> Layer
     return Layer(
         score_shift=score_shift,
         row_exponent=exponent,
-        # A row is divided by a power of two between n and 2 n instead of by its number of keys n.
-        row_low=low / 2.0**exponent / 2,
+        row_low=low / 2.0**exponent,
         attention_norm=_norm(f"{name}.attention.variance", hidden_size, epsilon, bounds),
         output_norm=_norm(f"{name}.output.variance", hidden_size, epsilon, bounds),
     )
@@ -191,6 +196,6 @@ def _guard(high: float, unit: float) -> tuple[Argument, int]:
     """Marks from a little above `high` up to 2^(bits + 1), where 2^bits is a power of two above it."""
     bits = math.frexp(high * _SLACK / unit)[1]
     # Two bins more than to 2^(bits + 1), so that the bin that wraps around lies above it.
-    shift, multiplier = bits + 1 - TableSpec.BITS + 8, 248
+    shift, multiplier = bits + 1 - TableSpec.BITS + 8, 240
     spec = TableSpec(GUARD, GUARD_LOG_BINS, 0, 2.0**shift / multiplier * unit, 0.0, high, 0)
     return Argument(spec, multiplier, shift), bits

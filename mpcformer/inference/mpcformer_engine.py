@@ -57,11 +57,14 @@ class MPCFormerEngine:
         if self._owned is not None:
             key = store.weight_mask_key()
             for name, weight in self._owned.weights.items():
-                self._channel.send([pack(masked_weight(weight, key, name), weight_bits(name))])
+                bits = weight_bits(name)
+                self._channel.send([pack(masked_weight(weight, key, name, bits), bits)])
             return
         self._masked = {}
         for name, spec in masked_specs(self._config):
-            self._masked[name] = unpack(self._channel.receive([spec])[0], shapes[name], weight_bits(name))
+            bits = weight_bits(name)
+            masked = unpack(self._channel.receive([spec])[0], shapes[name], bits)
+            self._masked[name] = masked.to(torch.int32) if bits == 32 else masked
 
     def plan(self, shape: BatchShape) -> list[list[Request]]:
         """Run the pass on meta tensors and note what it asks for."""

@@ -365,7 +365,8 @@ class PrivateBert:
         function = fp.row_function(constants, self._log_keys)
         tables = [party.take(request) for request in Lookup.requests(function, rows.numel())]
         lookup = Lookup(function, tables, rank)
-        down = 2 * fp.SCORE_SCALE + self._log_keys + constants.row_exponent - fp.NUMERATOR_SCALE
+        up = 2 * fp.SCORE_SCALE + self._log_keys + fp.KEY_FACTOR_BITS + constants.row_exponent
+        down = up - fp.NUMERATOR_SCALE
         masked = matmul.half(shift(numerators, down, rank), a, fp.NUMERATOR_BITS)
         d_numerators, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
         self.watch.lap("softmax")
@@ -387,11 +388,11 @@ class PrivateBert:
         return attended
 
     def _key_factors(self) -> torch.Tensor:
-        """0 at padding, else 2^(K - k), 2^k the power of two from the sentence's length up; (B, 1, 1, L), public."""
+        """0 at padding, else the sentence's `key_factor`; (B, 1, 1, L), public."""
         if self._mask.device.type == "meta":
             return self._mask[:, None, None, :]
-        exponents = [self._log_keys - math.ceil(math.log2(n)) for n in self._mask.sum(1).tolist()]
-        return (self._mask * torch.tensor([1 << e for e in exponents])[:, None])[:, None, None, :]
+        factors = [fp.key_factor(n, self._log_keys) for n in self._mask.sum(1).tolist()]
+        return (self._mask * torch.tensor(factors)[:, None])[:, None, None, :]
 
     def _reveal(self, pooled: torch.Tensor) -> torch.Tensor | None:
         """The classifier, the sum of all marks, and the logits to the data owner if it is zero.

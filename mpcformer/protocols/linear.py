@@ -16,9 +16,9 @@ def request(names: list[str], rows: int, shapes: Mapping[str, Shape], bits: int)
     return Request("linear", ((rows, widths[0][0]), *widths), op=",".join(names), bits=bits)
 
 
-def masked_weight(weight: torch.Tensor, key: bytes, name: str) -> torch.Tensor:
+def masked_weight(weight: torch.Tensor, key: bytes, name: str, bits: int) -> torch.Tensor:
     """F = W - B, which the model owner tells the data owner once a session."""
-    return weight - weight_mask(key, name, tuple(weight.shape))
+    return weight - weight_mask(key, name, tuple(weight.shape), bits)
 
 
 def data_owner_share(masked: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:

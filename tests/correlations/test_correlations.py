@@ -5,7 +5,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcformer.correlations import CorrelationStore, Request, correction_specs, deal, expand, plan_digest, session_key
+from mpcformer.correlations import (
+    CorrelationStore,
+    Request,
+    correction_specs,
+    deal,
+    expand,
+    plan_digest,
+    session_key,
+    unpacked,
+)
 from mpcformer.correlations.kinds import logical_shift
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import fresh_key
@@ -16,7 +25,7 @@ KEY_0, KEY_1 = bytes(range(16)), bytes(range(16, 32))
 def both(request: Request) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     correction = deal(request, KEY_0, KEY_1)
     assert [spec.shape for spec in correction_specs(request)] == [tuple(c.shape) for c in correction]
-    return expand(request, KEY_0, 0, correction).shares, expand(request, KEY_1, 1, []).shares
+    return expand(request, KEY_0, 0, unpacked(request, correction)).shares, expand(request, KEY_1, 1, []).shares
 
 
 def opened(request: Request) -> list[torch.Tensor]:
@@ -64,7 +73,7 @@ def test_party_one_learns_nothing_from_the_dealer_and_sessions_differ() -> None:
     assert len(keys) == 20
     store = CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16)
     with pytest.raises(ProtocolError, match="party 1 takes no corrections"):
-        store.put(0, [])
+        store.put(0, request, [])
     assert store.take(request).shares[0].shape == (8,)
 
 
@@ -72,21 +81,24 @@ def test_a_correlation_is_used_once() -> None:
     request = Request("square_pair", ((8,),))
     store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
     correction = [torch.zeros(8, dtype=torch.int64)]
-    store.put(0, correction)
+    store.put(0, request, correction)
     with pytest.raises(ProtocolError, match="used once"):
-        store.put(0, correction)
+        store.put(0, request, correction)
     store.take(request)
     with pytest.raises(ProtocolError, match="used once"):
-        store.put(0, correction)
+        store.put(0, request, correction)
     with pytest.raises(ProtocolError, match=r"operation 1 .* is missing"):
         store.take(request)
 
 
-def test_a_correction_of_another_shape_is_refused() -> None:
+def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> None:
     store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
-    store.put(0, [torch.zeros(9, dtype=torch.int64)])
-    with pytest.raises(ProtocolError, match="operation 0"):
-        store.take(Request("square_pair", ((8,),)))
+    request = Request("square_pair", ((8,),))
+    with pytest.raises(ProtocolError, match="operation 0: correction"):
+        store.put(0, request, [torch.zeros(9, dtype=torch.int64)])
+    store.put(0, request, [torch.zeros(8, dtype=torch.int64)])
+    with pytest.raises(ProtocolError, match="was dealt for"):
+        store.take(Request("bit_pair", ((8,),)))
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def run_private(
     weight_key = weight_mask_key(seeds[0], session_id)
     for operation, request in enumerate(requests * n_batches):
         keys = [session_key(seed, session_id, operation) for seed in seeds]
-        stores[0].put(operation, deal(request, *keys, weight_key))
+        stores[0].put(operation, request, deal(request, *keys, weight_key))
     online = [Counters(), Counters()]
 
     def party(index: int) -> torch.Tensor | None:

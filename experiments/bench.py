@@ -1,0 +1,251 @@
+"""Engines against each other on one model: every party its own process, real transport, engines in turn in one run.
+
+A model is a student's folder, or a name: random weights of that shape, ranges calibrated on random sentences. What is
+computed does not depend on the weights' values; how wide the tables are depends on the ranges, which a trained student
+may have wider.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from rich.table import Table
+
+from mpcformer.console import console, progress
+from mpcformer.errors import UserInputError
+from mpcformer.files import check_new_folder, write_json
+from mpcformer.inference.engine import BatchShape, PublicModel, create_engine, load_public_model
+from mpcformer.inference.plaintext import predict
+from mpcformer.inference.stopwatch import OPERATIONS
+from mpcformer.modeling import (
+    MPCFormerConfig,
+    MPCFormerForSequenceClassification,
+    Ranges,
+    default_backbone,
+    load_tokenizer,
+)
+from mpcformer.tasks import Encoded
+from parties.coordinator import Results
+from parties.report import breakdown
+from parties.simulation import InferenceJob, simulate
+
+SHAPES = {
+    "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
+    "bert-large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
+    "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
+}
+N_CALIBRATION = 8
+TASK = "sst2"
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """What to measure; see `mpcformer bench --help`."""
+
+    model: str = "bert-base"
+    layers: int | None = None
+    seq_len: int = 128
+    batch_size: int = 1
+    engines: tuple[str, ...] = ("mpcformer", "crypten")
+    repeat: int = 2
+    threads: int = 1
+    json: Path | None = None
+
+
+def run(options: BenchOptions) -> dict[str, Any]:
+    """Measure, show, and write the JSON if asked for.
+
+    Raises:
+        UserInputError: anything wrong with the options, found before anything runs.
+        MPCFormerError: a party failed.
+    """
+    _check(options)
+    with bench_model(options.model, options.layers, options.seq_len) as student, tempfile.TemporaryDirectory() as work:
+        public = load_public_model(student)
+        for engine in options.engines:
+            create_engine(engine, party=1, public=public, channel=None, weights=None)
+        data = Path(work) / "data"
+        _random_sentences(data, options.batch_size, options.seq_len)
+        runs: dict[str, list[Results]] = {engine: [] for engine in options.engines}
+        with progress() as bar:
+            task = bar.add_task("bench", total=options.repeat * len(options.engines), info="")
+            for turn in range(options.repeat):
+                for engine in options.engines:
+                    bar.update(task, info=f"{engine}, run {turn + 1}")
+                    logs = Path(work) / f"{engine}-{turn}"
+                    logs.mkdir()
+                    runs[engine].append(simulate(_job(options, engine, student, data), logs, lambda done, total: None))
+                    bar.advance(task)
+        values = _values(options, public, runs)
+    if options.json:
+        write_json(options.json, values)
+    _show(values)
+    return values
+
+
+def _check(options: BenchOptions) -> None:
+    numbers = {"seq-len": options.seq_len, "batch-size": options.batch_size, "repeat": options.repeat}
+    for name, value in numbers.items():
+        low = 4 if name == "seq-len" else 1
+        if value < low:
+            raise UserInputError(f"--{name}: {value} is below {low}", f"give {low} or more")
+    if options.seq_len > 512:
+        raise UserInputError(f"--seq-len: {options.seq_len} exceeds 512 positions", "give at most 512")
+    if options.json:
+        check_new_folder(options.json)
+
+
+def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> InferenceJob:
+    return InferenceJob(
+        student=student,
+        teacher=None,
+        task=TASK,
+        data_dir=data,
+        batch_size=options.batch_size,
+        engine=engine,
+        threads=options.threads,
+    )
+
+
+@contextmanager
+def bench_model(model: str, layers: int | None, seq_len: int) -> Iterator[Path]:
+    """The folder of a student, or a temporary one with random weights.
+
+    Raises:
+        UserInputError: neither a name nor a folder; layers that a folder does not have.
+    """
+    if model not in SHAPES:
+        if not Path(model).is_dir():
+            raise UserInputError(f"--model: {model!r} is unknown", f"give a folder, or one of: {', '.join(SHAPES)}")
+        if layers is not None:
+            raise UserInputError("--layers: a checkpoint has its own number of layers", "leave --layers out")
+        yield Path(model)
+        return
+    if layers is not None and layers < 1:
+        raise UserInputError(f"--layers: {layers} is below 1", "give a positive number")
+    with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
+        torch.manual_seed(0)
+        shape = SHAPES[model] | ({"num_hidden_layers": layers} if layers else {})
+        config = MPCFormerConfig(gelu="quad", softmax="2quad", task=TASK, num_labels=2, **shape)
+        student = MPCFormerForSequenceClassification(config).eval()
+        ranges = Ranges(n_examples=N_CALIBRATION)
+        student.observer = ranges.observe
+        ids = torch.randint(1000, config.vocab_size, (N_CALIBRATION, seq_len)).tolist()
+        predict(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0, batch_size=N_CALIBRATION)
+        student.observer = None
+        folder = Path(work)
+        student.save_pretrained(folder)
+        load_tokenizer(default_backbone()).save_pretrained(folder)
+        ranges.save(folder)
+        del student
+        yield folder
+
+
+def _random_sentences(folder: Path, n: int, seq_len: int) -> None:
+    """Sentences of seq_len tokens, [CLS] and [SEP] included: every word is one token."""
+    vocabulary = load_tokenizer(default_backbone()).get_vocab()
+    words = sorted(word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2)
+    generator = torch.Generator().manual_seed(0)
+    picks = torch.randint(len(words), (n, seq_len - 2), generator=generator).tolist()
+    columns = {"sentence": [" ".join(words[i] for i in row) for row in picks], "label": [i % 2 for i in range(n)]}
+    folder.mkdir()
+    pq.write_table(pa.table(columns), folder / "validation-00000-of-00001.parquet")
+
+
+def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Results]]) -> dict[str, Any]:
+    median = statistics.median
+    engines: dict[str, Any] = {}
+    for engine, results in runs.items():
+        plan = create_engine(engine, party=1, public=public, channel=None, weights=None).plan(
+            BatchShape(options.batch_size, options.seq_len)
+        )
+        engines[engine] = {
+            "online_seconds": median(_online(r) for r in results),
+            "offline_seconds": median(_offline(r) for r in results),
+            "setup_seconds": median(r.model_owner.setup.seconds for r in results),
+            "online_bytes": sum(
+                batch.online.bytes_received
+                for owner in (results[0].model_owner, results[0].data_owner)
+                for batch in owner.batches
+            ),
+            "offline_bytes": sum(batch.offline.bytes_received for batch in results[0].model_owner.batches),
+            "dealer_bytes": sum(batch.offline.bytes_from_dealer for batch in results[0].model_owner.batches),
+            "setup_bytes": results[0].data_owner.setup.bytes_received,
+            "rounds": int(median(b.online.rounds for b in results[0].data_owner.batches)),
+            "correlations": sum(len(segment) for segment in plan),
+            "peak_rss_bytes": {
+                "model-owner": max(r.model_owner.peak_rss_bytes for r in results),
+                "data-owner": max(r.data_owner.peak_rss_bytes for r in results),
+                "dealer": max(r.dealer.peak_rss_bytes for r in results),
+            },
+            "breakdown": {name: median(breakdown(r).get(name, 0.0) for r in results) for name in OPERATIONS},
+            "online_seconds_each": [_online(r) for r in results],
+            "offline_seconds_each": [_offline(r) for r in results],
+        }
+    values: dict[str, Any] = {
+        "model": options.model,
+        "layers": public.config.num_hidden_layers,
+        "seq_len": options.seq_len,
+        "batch_size": options.batch_size,
+        "threads_per_party": options.threads,
+        "network": "none: gRPC over mutual TLS on the loopback interface",
+        "repeat": options.repeat,
+        "engines": engines,
+    }
+    if {"mpcformer", "crypten"} <= set(runs):
+        pairs = list(zip(runs["mpcformer"], runs["crypten"], strict=True))
+        values["ratio"] = {
+            "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
+            "total_seconds": median((_online(a) + _offline(a)) / (_online(b) + _offline(b)) for a, b in pairs),
+        }
+    return values
+
+
+def _online(results: Results) -> float:
+    return float(sum(batch.online.seconds for batch in results.data_owner.batches))
+
+
+def _offline(results: Results) -> float:
+    return float(sum(batch.offline.seconds for batch in results.model_owner.batches))
+
+
+def _show(values: dict[str, Any]) -> None:
+    head = f"{values['model']}: {values['layers']} layers, {values['batch_size']} x {values['seq_len']} tokens,"
+    grid = Table(title=f"{head} {values['threads_per_party']} thread(s) a party", title_justify="left")
+    grid.add_column("")
+    engines = values["engines"]
+    for name in engines:
+        grid.add_column(name, justify="right")
+
+    def row(title: str, *cells: str) -> None:
+        grid.add_row(title, *cells)
+
+    for key, unit, factor in (
+        ("online_seconds", "s", 1.0),
+        ("offline_seconds", "s", 1.0),
+        ("online_bytes", "MiB", 2**20),
+        ("offline_bytes", "MiB", 2**20),
+        ("dealer_bytes", "MiB", 2**20),
+        ("setup_bytes", "MiB", 2**20),
+    ):
+        row(f"{key.replace('_', ' ')} [{unit}]", *(f"{e[key] / factor:.2f}" for e in engines.values()))
+    row("rounds", *(str(e["rounds"]) for e in engines.values()))
+    for party in ("model-owner", "data-owner", "dealer"):
+        row(f"peak memory, {party} [MiB]", *(f"{e['peak_rss_bytes'][party] / 2**20:.0f}" for e in engines.values()))
+    for operation in OPERATIONS:
+        row(f"  online, {operation} [s]", *(f"{e['breakdown'][operation]:.3f}" for e in engines.values()))
+    console.print(grid)
+    if "ratio" in values:
+        ratio = values["ratio"]
+        console.print(
+            f"mpcformer / crypten, pair by pair: online {ratio['online_seconds']:.4f}"
+            f" (1/{1 / ratio['online_seconds']:.1f}), online + offline {ratio['total_seconds']:.4f}"
+            f" (1/{1 / ratio['total_seconds']:.1f})"
+        )

@@ -1,0 +1,50 @@
+"""Rounds, bytes and network time of a private batch, counted without running it."""
+
+from rich.table import Table
+
+from experiments.bench import bench_model
+from mpcformer.console import console
+from mpcformer.errors import UserInputError
+from mpcformer.inference.engine import BatchShape, load_public_model
+from mpcformer.inference.estimate import Cost, estimate_batch
+
+
+def run(
+    model: str,
+    layers: int | None,
+    seq_len: int,
+    batch_size: int,
+    engines: tuple[str, ...],
+    rtt_s: float,
+    rate_bytes_s: float,
+) -> dict[str, Cost]:
+    """Count, and show a table.
+
+    Raises:
+        UserInputError: anything wrong with the options.
+    """
+    for name, value in (("--rtt-ms", rtt_s), ("--seq-len", seq_len), ("--batch-size", batch_size)):
+        if value < (0 if name == "--rtt-ms" else 1):
+            raise UserInputError(f"{name}: {value} is too small", "give a positive number")
+    if rate_bytes_s <= 0:
+        raise UserInputError(f"--mbit-s: {rate_bytes_s * 8 / 1e6} is not positive", "give the link's rate")
+    with bench_model(model, layers, seq_len) as student:
+        public = load_public_model(student)
+        costs = {engine: estimate_batch(engine, public, BatchShape(batch_size, seq_len)) for engine in engines}
+    title = f"{model}: {public.config.num_hidden_layers} layers, {batch_size} x {seq_len} tokens; counted, not run"
+    grid = Table(title=title, title_justify="left")
+    grid.add_column("")
+    for engine in engines:
+        grid.add_column(engine, justify="right")
+    grid.add_row("rounds", *(str(cost.rounds) for cost in costs.values()))
+    for name in ("online_bytes", "offline_bytes_to_model_owner", "dealer_bytes", "setup_bytes"):
+        grid.add_row(
+            f"{name.replace('_', ' ')} [MiB]", *(f"{getattr(cost, name) / 2**20:.2f}" for cost in costs.values())
+        )
+    grid.add_row(
+        f"online on the wire at {rtt_s * 1e3:g} ms, {rate_bytes_s * 8 / 1e6:g} Mbit/s [s]",
+        *(f"{cost.network_seconds(rtt_s, rate_bytes_s):.2f}" for cost in costs.values()),
+    )
+    console.print(grid)
+    console.print("Computing time comes on top: measure it with `mpcformer bench`.")
+    return costs
