@@ -29,6 +29,9 @@ class InlineDealer:
         key = session_key(self.seeds[self.party], self.session_id, operation)
         return expand(request, key, self.party, [])
 
+    def skip(self, request: Request) -> None:
+        self.requests.append(request)
+
     def weight_mask_key(self) -> bytes:
         return weight_mask_key(self.seeds[0], self.session_id)
 

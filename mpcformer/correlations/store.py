@@ -50,6 +50,16 @@ class CorrelationStore:
             raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use")
         return expand(request, session_key(self._seed, self._session_id, operation), 1, [])
 
+    def skip(self, request: Request) -> None:
+        """Count the next operation as used: its part was looked at ahead, and kept.
+
+        Raises:
+            ProtocolError: at party 0.
+        """
+        if self.party != 1:
+            raise ProtocolError(f"{request.kind}: party 0 must take its correlations")
+        self.next_operation += 1
+
     def weight_mask_key(self) -> bytes:
         """Party 0's key for the masks of its weights."""
         return weight_mask_key(self._seed, self._session_id)

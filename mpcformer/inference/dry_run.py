@@ -25,6 +25,10 @@ class PlanRecorder:
         """The shapes of what will be asked for."""
         return sketch(request, self._party)
 
+    def skip(self, request: Request) -> None:
+        """Note the request."""
+        self.plan.append(request)
+
 
 class SilentChannel:
     """For a plan: whatever is awaited has arrived. Counts messages and bytes; each message received is a round."""

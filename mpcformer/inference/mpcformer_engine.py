@@ -94,21 +94,19 @@ class MPCFormerEngine:
         """A segment of the pass."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
-        one_hot = self._one_hot(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
-        return self._bert.online(segment, one_hot)
+        ones = self._ones(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
+        return self._bert.online(segment, ones)
 
     def breakdown(self) -> dict[str, float]:
         """Online seconds of the batch by operation."""
         return {} if self._bert is None else dict(self._bert.watch.seconds)
 
-    def _one_hot(self, inputs: BatchInputs) -> torch.Tensor:
+    def _ones(self, inputs: BatchInputs) -> torch.Tensor:
         if inputs.input_ids is None:
             raise ProtocolError("the data owner's batch has no token ids")
-        ids = inputs.input_ids.reshape(-1, 1)
-        types = torch.zeros_like(ids) if inputs.token_type_ids is None else inputs.token_type_ids.reshape(-1, 1)
-        one_hot = torch.zeros((ids.numel(), weight_shapes(self._config)["embeddings"][0]), dtype=torch.int64)
-        one_hot.scatter_(1, ids, 1)
-        return one_hot.scatter_(1, types + self._config.vocab_size, 1)
+        ids = inputs.input_ids
+        types = torch.zeros_like(ids) if inputs.token_type_ids is None else inputs.token_type_ids
+        return torch.stack([ids.reshape(-1), types.reshape(-1) + self._config.vocab_size], dim=1)
 
 
 def engine_constants(public: PublicModel) -> fp.Constants:

@@ -50,10 +50,11 @@ class Map:
 
 @dataclass
 class Known:
-    """The data owner's half of an opening, sent ahead."""
+    """The data owner's half of an opening, sent ahead; and there, -A of the map, to be added to its input."""
 
     message: torch.Tensor
     shapes: list[tuple[tuple[int, ...], int]]
+    minus_mask: torch.Tensor | None = None
 
 
 class PrivateBert:
@@ -214,7 +215,7 @@ class PrivateBert:
                 z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
                 halves = item.halves(z, dealt[1:])
                 shapes = [(tuple(x.shape), width) for x, width in halves]
-                self._known[name] = Known(self._party.send(halves), shapes)
+                self._known[name] = Known(self._party.send(halves), shapes, dealt[0][0].neg_())
             else:
                 shapes = self._shapes_of_halves(item)
                 self._known[name] = Known(self._party.receive(shapes), shapes)
@@ -237,50 +238,65 @@ class PrivateBert:
     # ---- online -----------------------------------------------------------------------------------------------------
 
     def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations."""
+        """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations.
+
+        For the embeddings x is, at the data owner, the columns (rows, 2) that hold a one.
+        """
         item, party, bits = self._map(name), self._party, weight_bits(name)
-        tensors = party.take(linear.request(item.weights, item.rows, self._shapes, bits))
+        request = linear.request(item.weights, item.rows, self._shapes, bits)
         if party.rank == DATA_OWNER:
-            party.send([(x - tensors[0], bits)])
-            del tensors
+            known = self._known.pop(name) if name in self._known else self._rehearsed(item)
+            party.store.skip(request)
+            masked_input = known.minus_mask
+            if masked_input is None:
+                raise ProtocolError("a map is used online before its offline part")
+            if name == "embeddings":
+                masked_input.scatter_add_(1, x, torch.ones_like(x))
+            else:
+                masked_input += x
+            party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
-            known = self._known.pop(name) if name in self._known else self._rehearsed(item, following)
             return combine(known.message, party.receive(known.shapes), known.shapes), following
-        masked = unpack(party.receive([(tuple(x.shape), bits)]), x.shape, bits)
+        tensors, following = party.take(request), [party.take(request) for request in item.following]
+        shape = (item.rows, self._shapes[name][0])
+        masked = unpack(party.receive([(shape, bits)]), shape, bits)
         z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors)
         if self._owned is not None:
             bias = self._owned.biases[name]
             z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
-        following = [party.take(request) for request in item.following]
         halves = item.halves(z, following)
         shapes = [(tuple(h.shape), width) for h, width in halves]
         message = party.send(halves)
         theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
         return combine(message, theirs, shapes), following
 
-    def _rehearsed(self, item: Map, following: Tensors) -> Known:
+    def _rehearsed(self, item: Map) -> Known:
+        """For an estimate: what the offline part would have left."""
         if self._mask.device.type != "meta":
             raise ProtocolError("a map is used online before its offline part")
-        z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
-        halves = item.halves(z, following)
-        message = torch.cat([pack(x, width) for x, width in halves])
-        return Known(message, [(tuple(x.shape), width) for x, width in halves])
+        shapes = self._shapes_of_halves(item)
+        message = torch.empty(sum(packed_bytes(math.prod(s), b) for s, b in shapes), dtype=torch.uint8, device="meta")
+        minus_mask = torch.empty((item.rows, self._shapes[item.weights[0]][0]), dtype=torch.int64, device="meta")
+        return Known(message, shapes, minus_mask)
 
     def _weights(self, names: list[str]) -> list[torch.Tensor]:
         if self._owned is None:  # planning
             return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
         return [self._owned.weights[name] for name in names]
 
-    def online(self, segment: int, one_hot: torch.Tensor | None) -> torch.Tensor | None:
+    def online(self, segment: int, ones: torch.Tensor | None) -> torch.Tensor | None:
         """A segment of the pass; the last one's result is float32 (B, C) logits at the data owner.
+
+        Args:
+            segment: its number.
+            ones: at the data owner in the first segment, (B L, 2): columns of the words' and the token types' ones.
 
         Raises:
             RangeError: after the last segment, if anything left its range.
         """
         self.watch.start()
         if segment == 0:
-            rows = self._n_batch * self._n_positions
-            x = one_hot if one_hot is not None else self._zeros(rows, self._shapes["embeddings"][0])
+            x = ones if ones is not None else self._zeros(1, 1)
             opened, tensors = self._apply("embeddings", x)
             self.watch.lap("embedding")
             self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))

@@ -24,6 +24,9 @@ class Store(Protocol):
     def preview(self, operation: int, request: Request) -> Dealt:
         """Party 1 only: the part of a later operation."""
 
+    def skip(self, request: Request) -> None:
+        """Party 1 only: the next operation was looked at ahead."""
+
 
 @dataclass
 class Party:
