@@ -84,7 +84,7 @@ def combine(
 def shift(share: torch.Tensor, bits: int, rank: int) -> torch.Tensor:
     """[x / 2^bits] over Z_2^(k - bits) from [x] over Z_2^k, without a message.
 
-    Ideal function: floor(x / 2^bits), plus one with the probability of the fraction cut off: unbiased.
+    Ideal function: floor(x / 2^bits), plus one with the probability of the fraction cut off plus 2^-bits.
     Shapes: any; result the same.
     Scale: f -> f - bits, and the ring loses as many bits; a negative `bits` shifts up.
     Range and error: all of the ring; 1 ulp.

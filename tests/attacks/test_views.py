@@ -1,0 +1,115 @@
+"""What each owner receives looks the same whatever the input and the weights: uniform, and new in every run."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from mpcformer.channel import MemoryChannel, Spec
+from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
+from mpcformer.inference.engine import ENGINES, BatchInputs, create_engine, load_public_model
+from mpcformer.modeling import load_student
+from mpcformer.ring.random import fresh_key
+from tests.pair import in_two_threads
+
+N_RUNS = 30
+ERROR = 1e-4
+View = list[bytes]
+
+
+def views(
+    folder: Path, token: int, engine: str, monkeypatch: pytest.MonkeyPatch, n_batches: int = 1
+) -> tuple[View, View]:
+    """All messages that the model owner and the data owner receive after set-up, for a text of one repeated word."""
+    seen: dict[int, View] = {}
+    receive = MemoryChannel.receive
+
+    def record(self: MemoryChannel, specs: list[Spec]) -> list[torch.Tensor]:
+        tensors = receive(self, specs)
+        seen.setdefault(id(self), []).append(b"".join(t.contiguous().numpy().tobytes() for t in tensors))
+        return tensors
+
+    public, weights = load_public_model(folder), load_student(folder).state_dict()
+    from mpcformer.channel import memory_pair
+
+    ends = memory_pair(20)
+    engines = [
+        create_engine(engine, party=p, public=public, channel=ends[p], weights=None if p else weights) for p in (0, 1)
+    ]
+    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
+    ids = torch.tensor([[2, token, token, token, 3, 0]])
+    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
+    inputs = BatchInputs(mask, ids, torch.zeros_like(ids))
+    plan = engines[1].plan(inputs.shape)
+    requests = [request for segment in plan for request in segment]
+    weight_key = weight_mask_key(seeds[0], session_id)
+    for operation, request in enumerate(requests * n_batches):
+        keys = [session_key(seed, session_id, operation) for seed in seeds]
+        stores[0].put(operation, request, deal(request, *keys, weight_key))
+
+    def owner(party: int) -> None:
+        engines[party].setup(stores[party])
+        for _ in range(n_batches):
+            engines[party].start(inputs if party else BatchInputs(mask), stores[party])
+            for segment in range(len(plan)):
+                engines[party].offline(segment)
+            for segment in range(len(plan)):
+                engines[party].online(segment)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MemoryChannel, "receive", record)
+        in_two_threads(owner)
+    return seen[id(ends[0])], seen[id(ends[1])]
+
+
+def p_values(left: list[View], right: list[View], *, uniform: bool) -> list[float]:
+    """Each message's bytes over all runs: alike for both inputs and, where asked, uniform for each."""
+    found: list[float] = []
+    for messages in zip(*left, *right, strict=True):
+        groups = [messages[: len(left)], messages[len(left) :]]
+        joined = [np.frombuffer(b"".join(group), np.uint8) for group in groups]
+        n_bins = 256 if joined[0].size > 5000 else 16
+        counts = np.stack([np.bincount(values // (256 // n_bins), minlength=n_bins) for values in joined])
+        used = counts[:, counts.sum(0) > 0]
+        if used.shape[1] > 1:
+            found.append(float(stats.chi2_contingency(used).pvalue))
+        if uniform:
+            found += [float(stats.chisquare(count).pvalue) for count in counts]
+            if len(messages[0]) >= 8:
+                # The first eight bytes of each run's message, as one number.
+                words = [np.array([int.from_bytes(m[:8], "little") for m in group]) / 2.0**64 for group in groups]
+                found.append(float(stats.ks_2samp(*words).pvalue))
+                found += [float(stats.kstest(group, "uniform").pvalue) for group in words]
+    return found
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.MonkeyPatch, engine: str) -> None:
+    runs = {token: [views(student, token, engine, monkeypatch) for _ in range(N_RUNS)] for token in (5, 11)}
+    # CrypTen opens single bits as whole words: alike for all inputs, but not uniform in every byte.
+    uniform = engine == "mpcformer"
+    for party in (0, 1):
+        found = p_values([run[party] for run in runs[5]], [run[party] for run in runs[11]], uniform=uniform)
+        assert min(found) > ERROR / len(found), "Bonferroni: one message in ten thousand suites may fail by chance"
+        long = [m for token in runs for run in runs[token] for m in run[party] if len(m) >= (8 if uniform else 512)]
+        assert len(set(long)) == len(long), "two messages are equal: a mask was used twice"
+
+
+def test_the_statistics_would_notice_a_missing_mask(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same test on messages of which one is not masked."""
+    runs = {token: [views(student, token, "mpcformer", monkeypatch)[0] for _ in range(10)] for token in (5, 11)}
+    for token, group in runs.items():
+        for run in group:
+            run[7] = bytes([token]) * len(run[7])
+    found = p_values(runs[5], runs[11], uniform=True)
+    assert min(found) < ERROR / len(found)
+
+
+def test_the_same_text_twice_in_a_session_looks_new(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The masks of the weights stay for a session; nothing else does. A known text tells nothing of the next one."""
+    for view in views(student, 5, "mpcformer", monkeypatch, n_batches=3):
+        long = [message for message in view if len(message) >= 8]
+        assert len(set(long)) == len(long)
