@@ -17,11 +17,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from rich.table import Table
+from transformers.utils import logging as hf_logging
 
 from mpcformer.console import console, progress
 from mpcformer.errors import UserInputError
-from mpcformer.files import check_new_folder, write_json
-from mpcformer.inference.engine import BatchShape, PublicModel, create_engine, load_public_model
+from mpcformer.files import write_json
+from mpcformer.inference.engine import ENGINES, BatchShape, PublicModel, create_engine, load_public_model
 from mpcformer.inference.plaintext import predict
 from mpcformer.inference.stopwatch import OPERATIONS
 from mpcformer.modeling import (
@@ -98,8 +99,11 @@ def _check(options: BenchOptions) -> None:
             raise UserInputError(f"--{name}: {value} is below {low}", f"give {low} or more")
     if options.seq_len > 512:
         raise UserInputError(f"--seq-len: {options.seq_len} exceeds 512 positions", "give at most 512")
-    if options.json:
-        check_new_folder(options.json)
+    if options.json and options.json.exists():
+        raise UserInputError(f"--json: {options.json} exists", "give another name, or remove it")
+    unknown = [engine for engine in options.engines if engine not in ENGINES]
+    if unknown:
+        raise UserInputError(f"--engine: {unknown[0]!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
 
 
 def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> InferenceJob:
@@ -141,6 +145,7 @@ def bench_model(model: str, layers: int | None, seq_len: int) -> Iterator[Path]:
         predict(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0, batch_size=N_CALIBRATION)
         student.observer = None
         folder = Path(work)
+        hf_logging.disable_progress_bar()
         student.save_pretrained(folder)
         load_tokenizer(default_backbone()).save_pretrained(folder)
         ranges.save(folder)

@@ -5,8 +5,8 @@ THREAT_MODEL = {
     "network": "an active attacker; every link is mutual TLS, a certificate's name is its party's id",
     "protects": "the text from all but the data owner, the weights from all but the model owner",
     "leaks": (
-        "to both owners and the dealer: architecture, forms, number of batches, batch sizes and padded lengths;"
-        " to both owners: calibrated ranges, true lengths, and one bit a batch: did an activation leave its range;"
+        "to both owners and the dealer: architecture, forms, calibrated ranges, number of batches, batch sizes and"
+        " padded lengths; to both owners: true lengths, and one bit a batch: did an activation leave its range;"
         " to the data owner: the logits; to the coordinator of an evaluation: logits and labels"
     ),
 }

@@ -23,7 +23,7 @@ MEAN_SCALE = 19
 # A normalised row: 26 as the product leaves it (in Z_2^64), 18 when it enters a linear map (in Z_2^56).
 NORMAL_SCALE, INPUT_SCALE, INPUT_BITS = 26, 18, 56
 # Queries and keys: Z_2^36. Values: lifted from 32 bits, multiplied in Z_2^48.
-QUERY_SCALE, QUERY_BITS, VALUE_SCALE, VALUE_BITS = 13, 40, 14, 32
+QUERY_SCALE, QUERY_BITS, VALUE_SCALE, VALUE_BITS = 13, 40, 13, 32
 SCORE_SCALE, SCORE_BITS = 14, 24
 NUMERATOR_SCALE, NUMERATOR_BITS = 23, 48
 CONTEXT_SCALE, CONTEXT_BITS = 17, 24
@@ -102,7 +102,17 @@ def key_factor(n_keys: int, log_keys: int) -> int:
 
 
 def row_function(layer: Layer, log_keys: int) -> Function:
-    """1 / row for rows of at most 2^log_keys keys: the sum, at scale 2 SCORE_SCALE, times key_factor(n)."""
+    """1 / row for rows of at most 2^log_keys keys: the sum, at scale 2 SCORE_SCALE, times key_factor(n).
+
+    Raises:
+        RangeError: so many keys and so wide a range that the numerators' product with the values leaves its ring.
+    """
+    numerators = 64 - (2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent - NUMERATOR_SCALE)
+    if numerators - (NUMERATOR_SCALE + VALUE_SCALE - CONTEXT_SCALE) < CONTEXT_BITS:
+        raise RangeError(
+            f"{1 << log_keys} positions and row means up to 2^{layer.row_exponent} do not fit the ring together",
+            "give shorter texts, distil the student again, or use --engine crypten",
+        )
     unit = 2.0 ** -(2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent)
     return _table("reciprocal", layer.row_low, 1.0, unit, ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
 

@@ -13,6 +13,7 @@ from mpcformer.channel import Counters, MemoryChannel, memory_pair
 from mpcformer.correlations import Request, correction_specs
 from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.correlations.table import MAX_LOG_BINS
+from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.protocols import guard, lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
@@ -259,3 +260,10 @@ def test_the_guards_stated_cost() -> None:
     assert counters[0].rounds == 3
     assert counters[0].bytes_sent == 80 * 24
     assert dealer_bytes(requests) == 80 * 32
+
+
+def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
+    layer = fp.Layer(0, 5, 0.05, None, None)  # type: ignore[arg-type]
+    assert fp.row_function(layer, 9).upper.spec.function == "reciprocal"
+    with pytest.raises(RangeError, match="1024 positions"):
+        fp.row_function(layer, 10)

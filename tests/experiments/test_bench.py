@@ -1,0 +1,62 @@
+"""`mpcformer bench` and `estimate` on a tiny student: what the JSON holds, and that counting agrees with running."""
+
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from experiments import estimate
+from experiments.bench import BenchOptions, bench_model, run
+from mpcformer.cli import build_app
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json
+from mpcformer.inference.engine import load_public_model
+from mpcformer.inference.stopwatch import OPERATIONS
+
+
+def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
+    file = tmp_path / "bench.json"
+    run(BenchOptions(model=str(student), seq_len=8, batch_size=2, repeat=1, json=file))
+    values = read_json(file)
+    assert {"model", "layers", "seq_len", "batch_size", "engines", "ratio"} <= set(values)
+    assert set(values["ratio"]) == {"online_seconds", "online_to_whole", "total_seconds"}
+    costs = estimate.run(str(student), None, 8, 2, ("mpcformer", "crypten"), 0.001, 1e8)
+    for name, measured in values["engines"].items():
+        cost = costs[name]
+        assert measured["rounds"] == pytest.approx(cost.rounds, rel=0.1)
+        for key in ("online_bytes", "dealer_bytes"):
+            # A frame's head adds some 60 bytes to a message, which a tiny student's messages feel.
+            assert getattr(cost, key) <= measured[key] < 1.1 * getattr(cost, key) + 100 * 2 * cost.rounds
+        assert set(measured["breakdown"]) == set(OPERATIONS)
+        assert 0 < sum(measured["breakdown"].values()) <= 1.05 * measured["online_seconds"]
+        assert all(size > 50e6 for size in measured["peak_rss_bytes"].values())
+    assert costs["mpcformer"].network_seconds(0.04, 1e6) > costs["mpcformer"].network_seconds(0.0, 1e6) > 0
+
+
+def test_a_named_model_has_its_shape_and_ranges() -> None:
+    with bench_model("minilm", 1, 8) as folder:
+        public = load_public_model(folder)
+    assert (public.config.num_hidden_layers, public.config.hidden_size) == (1, 384)
+    assert "layer.0.row_mean" in public.ranges.bounds
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "bart"}, "--model: 'bart' is unknown"),
+        ({"engines": ("spdz",)}, "--engine: 'spdz' is unknown"),
+        ({"seq_len": 600}, "exceeds 512"),
+        ({"batch_size": 0}, "--batch-size: 0"),
+        ({"model": "minilm", "layers": 0}, "--layers: 0"),
+        ({"json": Path(__file__)}, "exists"),
+    ],
+)
+def test_bad_options(options: dict[str, object], message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        run(BenchOptions(**options))  # type: ignore[arg-type]
+
+
+def test_estimate_on_the_command_line(student: Path) -> None:
+    result = CliRunner().invoke(build_app(), ["estimate", "--model", str(student), "--seq-len", "8"])
+    assert result.exit_code == 0, result.output
+    assert "rounds" in result.output
