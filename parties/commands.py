@@ -20,6 +20,9 @@ def infer(
         int | None, typer.Option(help="Cut texts to so many tokens; default: refuse too long ones.")
     ] = None,
     engine: Annotated[str, typer.Option(help="mpcformer, or crypten, the reference.")] = "mpcformer",
+    embeddings: Annotated[
+        str, typer.Option(help="private_table, or public_table: tells the tables to the data owner.")
+    ] = "private_table",
     teacher: Annotated[
         Path | None, typer.Option(help="Default: the one in the student's record, if still there.")
     ] = None,
@@ -48,6 +51,7 @@ def infer(
         batch_size=batch_size,
         max_length=max_length,
         engine=engine,
+        embeddings=embeddings,
         port=port,
         threads=threads,
         deadline_s=deadline_s,

@@ -41,6 +41,7 @@ class PartyConfig(BaseModel):
         listen: HOST:PORT for dealer and model owner; port 0 takes a free one.
         student: model owner only, the distilled student's folder.
         public_model: data owner only, a folder with config.json, ranges.json and the tokenizer, no weights.
+        public_embeddings: model owner only, may its embedding tables be told to the data owner.
         data_dir: data owner only, as in `load_examples`.
         threads: torch threads.
         deadline_s: how long a peer may stay silent in the middle of a computation.
@@ -55,6 +56,7 @@ class PartyConfig(BaseModel):
     peers: Peers
     student: Path | None = None
     public_model: Path | None = None
+    public_embeddings: bool = False
     data_dir: Path | None = None
     threads: int = Field(default=1, ge=1)
     deadline_s: float = Field(default=300.0, gt=0)
@@ -65,6 +67,8 @@ class PartyConfig(BaseModel):
             raise ValueError("student: exactly the model owner has one")
         if (self.role == "data-owner") != (self.public_model is not None):
             raise ValueError("public_model: exactly the data owner has one")
+        if self.public_embeddings and self.role != "model-owner":
+            raise ValueError("public_embeddings: only the model owner may allow it")
         if self.data_dir is not None and self.role != "data-owner":
             raise ValueError("data_dir: only the data owner may have one")
         return self
@@ -95,7 +99,9 @@ def to_toml(config: PartyConfig) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _line(key: str, value: str | int | float) -> str:
+def _line(key: str, value: str | int | float | bool) -> str:
+    if isinstance(value, bool):
+        return f"{key} = {str(value).lower()}"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
         return f'{key} = "{escaped}"'

@@ -1,6 +1,7 @@
 """The data owner: holds the text and receives the logits. It sees no weight."""
 
 import time
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ def run(config: PartyConfig, membership: Membership) -> None:
     if job is None:
         return
     started = time.perf_counter()
+    public = replace(public, embeddings=job.embeddings)
     examples = load_examples(get_task(job.task), job.split, data_dir=config.data_dir, limit=job.limit or None)
     encoded = encode(
         tokenizer, examples, positions=public.config.max_position_embeddings, max_length=job.max_length or None

@@ -7,7 +7,7 @@ from typing import Any
 from mpcformer.console import console, progress
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import check_new_folder, read_json
-from mpcformer.inference.engine import ENGINES, BatchShape, create_engine, load_public_model
+from mpcformer.inference.engine import EMBEDDINGS, ENGINES, BatchShape, create_engine, load_public_model
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
 from parties import report
@@ -23,6 +23,8 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
     check_new_folder(out)
     if job.engine not in ENGINES:
         raise UserInputError(f"--engine: {job.engine!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
+    if job.embeddings not in EMBEDDINGS:
+        raise UserInputError(f"--embeddings: {job.embeddings!r} is unknown", f"choose one of: {', '.join(EMBEDDINGS)}")
     if job.threads < 1:
         raise UserInputError(f"--threads: {job.threads} is below 1", "give a positive number")
     task = get_task(job.task)
@@ -42,7 +44,7 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
     encoded = encode(load_tokenizer(job.student), examples, positions=positions, max_length=job.max_length)
     longest = length_batches([len(row.input_ids) for row in encoded], job.batch_size)[0]
     # Planning also proves that the engine can run the student's forms and ranges.
-    public = load_public_model(job.student)
+    public = load_public_model(job.student, job.embeddings)
     engine = create_engine(job.engine, party=1, public=public, channel=None, weights=None)
     engine.plan(BatchShape(len(longest), max(len(encoded[i].input_ids) for i in longest)))
 

@@ -3,12 +3,13 @@
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.errors import ProtocolError
+from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.inference.engine import MODEL_OWNER, BatchInputs, create_engine, load_public_model
 from mpcformer.modeling import load_student
 from parties.config import PartyConfig
@@ -62,6 +63,12 @@ def run(config: PartyConfig, membership: Membership) -> None:
         if job is None:
             return
         started = time.perf_counter()
+        if job.embeddings == "public_table" and not config.public_embeddings:
+            raise UserInputError(
+                "the job asks for public_table, which tells the embedding tables to the data owner",
+                "set public_embeddings = true in the model owner's configuration, or use private_table",
+            )
+        public = replace(public, embeddings=job.embeddings)
         channel = PeerChannel(me=config.id, peer=config.peers.data_owner, session_id=job.session_id)
         membership.on_abort(channel.abort)
         membership.watch(config.peers.data_owner, channel.waited_s)

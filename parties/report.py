@@ -25,7 +25,7 @@ from parties.coordinator import Results
 from parties.plaintext import summary
 from parties.simulation import InferenceJob
 from parties.stubs import parties_pb2 as pb
-from parties.threat_model import THREAT_MODEL
+from parties.threat_model import threat_model
 
 # Two regression outputs agree when they differ by less than 1% of STS-B's scale.
 REGRESSION_TOLERANCE = 0.05
@@ -53,6 +53,7 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
         "examples": len(labels),
         "batch_size": job.batch_size,
         "engine": job.engine,
+        "embeddings": job.embeddings,
         "student": {
             "sha256": sha256_file(job.student / WEIGHTS),
             "gelu": config.gelu,
@@ -81,7 +82,7 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
         "threads_per_party": job.threads,
         "versions": {name: version(name) for name in VERSIONS},
         "seeds": {"training": distilled.get("recipe", {}).get("seed"), "protocol": "fresh, from the operating system"},
-        "threat_model": THREAT_MODEL,
+        "threat_model": threat_model(job.embeddings),
         "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
     }
 
@@ -180,6 +181,7 @@ def table(values: dict[str, Any]) -> Group:
     student = values["student"]
     head = f"{values['task']}: {values['examples']} examples of {', '.join(values['split'])}; "
     head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; engine {values['engine']}"
+    head += ", public embeddings" if values["embeddings"] == "public_table" else ""
     grid = Table(title=head, title_justify="left")
     grid.add_column("")
     for title in titles:

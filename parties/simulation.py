@@ -48,6 +48,7 @@ class InferenceJob:
         batch_size: sentences that share every round.
         max_length: tokens kept; None refuses longer texts than the model's positions.
         engine: see `ENGINES`.
+        embeddings: see `EMBEDDINGS`.
         port: coordinator's, dealer's and model owner's are port, port + 1, port + 2; 0 takes free ones.
         threads: torch threads of each party.
         deadline_s: how long a party may keep another waiting.
@@ -62,6 +63,7 @@ class InferenceJob:
     batch_size: int = 16
     max_length: int | None = None
     engine: str = DEFAULT_ENGINE
+    embeddings: str = "private_table"
     port: int = 0
     threads: int = 1
     deadline_s: float = 300.0
@@ -154,6 +156,7 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
                         coordinator=COORDINATOR, dealer="dealer", model_owner="model-owner", data_owner="data-owner"
                     ),
                     student=job.student.resolve() if role == "model-owner" else None,
+                    public_embeddings=role == "model-owner" and job.embeddings == "public_table",
                     public_model=public if role == "data-owner" else None,
                     data_dir=job.data_dir.resolve() if job.data_dir and role == "data-owner" else None,
                     threads=job.threads,
@@ -167,6 +170,7 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
                 pb.Job(
                     session_id=fresh_key(),
                     engine=job.engine,
+                    embeddings=job.embeddings,
                     task=job.task,
                     split=job.split,
                     limit=job.limit or 0,

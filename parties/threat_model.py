@@ -10,3 +10,11 @@ THREAT_MODEL = {
         " to the data owner: the logits; to the coordinator of an evaluation: logits and labels"
     ),
 }
+
+
+def threat_model(embeddings: str) -> dict[str, str]:
+    """The promise of one run; public embedding tables are one thing more that the data owner learns."""
+    if embeddings == "private_table":
+        return dict(THREAT_MODEL)
+    more = "; to the data owner also: the word, position and token-type embeddings (--embeddings public_table)"
+    return THREAT_MODEL | {"leaks": THREAT_MODEL["leaks"] + more}

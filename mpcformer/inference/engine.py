@@ -21,15 +21,20 @@ from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
 
 ENGINES = ("mpcformer", "crypten")
 DEFAULT_ENGINE = "mpcformer"
+EMBEDDINGS = ("private_table", "public_table")
 MODEL_OWNER, DATA_OWNER = 0, 1
 
 
 @dataclass(frozen=True)
 class PublicModel:
-    """What both owners know of the model: its architecture and forms, and its calibrated ranges."""
+    """What both owners know of the model: its architecture and forms, and its calibrated ranges.
+
+    embeddings: of EMBEDDINGS; with public_table the model owner tells its embedding tables to the data owner.
+    """
 
     config: MPCFormerConfig
     ranges: Ranges
+    embeddings: str = "private_table"
 
     def digest(self) -> str:
         """Hex SHA-256 of everything that the private computation takes from here."""
@@ -38,11 +43,11 @@ class PublicModel:
             " max_position_embeddings num_labels layer_norm_eps gelu softmax task"
         )
         public = {key: getattr(self.config, key) for key in keys.split()}
-        text = json.dumps([public, self.ranges.to_json()], sort_keys=True)
+        text = json.dumps([public, self.ranges.to_json(), self.embeddings], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def load_public_model(folder: Path) -> PublicModel:
+def load_public_model(folder: Path, embeddings: str = "private_table") -> PublicModel:
     """Read config.json and ranges.json; no weight is needed.
 
     Raises:
@@ -50,7 +55,7 @@ def load_public_model(folder: Path) -> PublicModel:
     """
     if not (folder / "config.json").is_file():
         raise UserInputError(f"{folder} has no config.json", "give the folder of a distilled student")
-    return PublicModel(MPCFormerConfig.from_pretrained(folder), load_ranges(folder))
+    return PublicModel(MPCFormerConfig.from_pretrained(folder), load_ranges(folder), embeddings)
 
 
 @dataclass(frozen=True)
@@ -125,6 +130,10 @@ def create_engine(
     """
     if name not in ENGINES:
         raise UserInputError(f"engine {name!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
+    if public.embeddings not in EMBEDDINGS:
+        raise UserInputError(f"embeddings {public.embeddings!r} are unknown", f"choose one of: {', '.join(EMBEDDINGS)}")
+    if name == "crypten" and public.embeddings != "private_table":
+        raise UserInputError("engine crypten has private tables only", "leave --embeddings out, or use mpcformer")
     if name == "crypten":
         from mpcformer.inference.crypten_engine import CrypTenEngine
 

@@ -6,8 +6,7 @@ from mpcformer.correlations import correction_specs
 from mpcformer.inference.crypten_engine import CrypTenEngine
 from mpcformer.inference.dry_run import SilentChannel
 from mpcformer.inference.engine import BatchShape, PublicModel, create_engine
-from mpcformer.inference.mpcformer_engine import MPCFormerEngine, engine_constants, rehearsal
-from mpcformer.inference.private_bert import masked_specs
+from mpcformer.inference.mpcformer_engine import MPCFormerEngine, rehearsal, setup_bytes
 from mpcformer.ring.random import KEY_BYTES
 
 
@@ -43,10 +42,9 @@ def estimate_batch(engine: str, public: PublicModel, shape: BatchShape) -> Cost:
     segments = instance.plan(shape)
     dealt = sum(spec.n_bytes for plan in segments for request in plan for spec in correction_specs(request))
     if isinstance(instance, MPCFormerEngine):
-        constants = engine_constants(public)
-        ahead = rehearsal(public.config, constants, shape, "offline")[0].bytes_received
-        online = rehearsal(public.config, constants, shape, "online")[1]
-        setup = sum(spec.n_bytes for _, spec in masked_specs(public.config))
+        ahead = rehearsal(public, shape, "offline")[0].bytes_received
+        online = rehearsal(public, shape, "online")[1]
+        setup = setup_bytes(public)
     else:
         assert isinstance(instance, CrypTenEngine)
         # All its openings are two-way, so one owner's messages are the rounds.

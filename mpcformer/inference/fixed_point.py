@@ -17,8 +17,10 @@ from mpcformer.inference.constants import MAX_TANH_INPUT, Bounds
 from mpcformer.inference.newton import even_shift, widened
 from mpcformer.protocols.table import Argument, Function
 
-WEIGHT_SCALE = 15
-RESIDUAL_SCALE = 14
+# Weights: as many fraction bits as the rings after them leave room for. QUERY: queries and keys.
+QUERY_WEIGHT_SCALE, VALUE_WEIGHT_SCALE, OUTPUT_WEIGHT_SCALE, INNER_WEIGHT_SCALE = 15, 19, 16, 18
+POOLER_WEIGHT_SCALE, LOGIT_WEIGHT_SCALE = 20, 17
+RESIDUAL_SCALE = 16
 MEAN_SCALE = 19
 # A normalised row: 26 as the product leaves it (in Z_2^64), 18 when it enters a linear map (in Z_2^56).
 NORMAL_SCALE, INPUT_SCALE, INPUT_BITS = 26, 18, 56
@@ -29,8 +31,8 @@ NUMERATOR_SCALE, NUMERATOR_BITS = 23, 48
 CONTEXT_SCALE, CONTEXT_BITS = 17, 24
 ROW_SCALE, ATTENDED_SCALE = 12, 20
 INNER_SCALE, INNER_BITS = 13, 32
-# Quad's square: scale 26 in Z_2^64, 10 in Z_2^48 when it enters the second map, whose weights are W / 8 at 18.
-SQUARE_SCALE, SQUARE_BITS, OUTER_WEIGHT_SCALE = 10, 48, 18
+# Quad's square: scale 26 in Z_2^64, 10 in Z_2^48 when it enters the second map, whose weights are W / 8 at 19.
+SQUARE_SCALE, SQUARE_BITS, OUTER_WEIGHT_SCALE = 10, 48, 19
 STREAM_BITS = 32
 POOLED_SCALE, LOGIT_BITS = 14, 64
 EMBEDDING_BITS = 32
@@ -91,7 +93,7 @@ def constants(*, hidden_size: int, epsilon: float, n_layers: int, bounds: Bounds
     layers = tuple(_layer(f"layer.{n}", hidden_size, epsilon, bounds) for n in range(n_layers))
     low, high = _bounds(bounds, "pooler.tanh")
     reach = min(MAX_TANH_INPUT, 2 * max(abs(low), abs(high), 1.0))
-    product_scale = INPUT_SCALE + WEIGHT_SCALE
+    product_scale = INPUT_SCALE + POOLER_WEIGHT_SCALE
     tanh = _table("tanh", -reach, reach, 2.0**-product_scale, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
     return Constants(_norm("embeddings.variance", hidden_size, epsilon, bounds), layers, tanh)
 

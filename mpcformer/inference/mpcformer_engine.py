@@ -1,11 +1,10 @@
 """The engine `mpcformer`: protocols made for this model. The weights are masked once a session, not once an input."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from mpcformer.channel import Channel, Counters
+from mpcformer.channel import Channel, Counters, Spec
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.inference import fixed_point as fp
@@ -15,7 +14,9 @@ from mpcformer.inference.owned_weights import OwnedWeights, owned_weights, weigh
 from mpcformer.inference.private_bert import PrivateBert, masked_specs
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
-from mpcformer.ring.packing import pack, unpack
+from mpcformer.ring.packing import pack, packed_bytes, unpack
+
+TABLE_BITS = 32
 
 
 class MPCFormerEngine:
@@ -32,7 +33,7 @@ class MPCFormerEngine:
                 f"engine mpcformer runs quad + 2quad, this student has {config.gelu} + {config.softmax}",
                 "use --engine crypten, or distil with --gelu quad --softmax 2quad",
             )
-        self._party, self._config, self._channel = party, config, channel
+        self._party, self._public, self._config, self._channel = party, public, config, channel
         self._constants = engine_constants(public)
         self._owned: OwnedWeights | None = None
         if party == MODEL_OWNER:
@@ -40,6 +41,8 @@ class MPCFormerEngine:
                 raise ProtocolError("the model owner's engine needs the weights")
             self._owned = owned_weights(config, self._constants, dict(weights))
         self._masked: dict[str, torch.Tensor] | None = None
+        # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
+        self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
         self._bert: PrivateBert | None = None
         self._inputs: BatchInputs | None = None
@@ -53,18 +56,31 @@ class MPCFormerEngine:
         """The model owner sends every weight once, masked."""
         if self._channel is None:
             raise ProtocolError("an engine without a channel can only plan")
-        shapes = weight_shapes(self._config)
+        shapes = weight_shapes(self._config, self._public.embeddings)
         if self._owned is not None:
             key = store.weight_mask_key()
-            for name, weight in self._owned.weights.items():
+            for name in shapes:
                 bits = weight_bits(name)
-                self._channel.send([pack(masked_weight(weight, key, name, bits), bits)])
+                self._channel.send([pack(masked_weight(self._owned.weights[name], key, name, bits), bits)])
+            if self._public.embeddings == "public_table":
+                tables = self._owned.weights["embeddings"], self._owned.biases["embeddings"]
+                self._channel.send([pack(table, TABLE_BITS) for table in tables])
             return
         self._masked = {}
-        for name, spec in masked_specs(self._config):
+        for name, spec in masked_specs(self._config, self._public.embeddings):
             bits = weight_bits(name)
             masked = unpack(self._channel.receive([spec])[0], shapes[name], bits)
             self._masked[name] = masked.to(torch.int32) if bits == 32 else masked
+        if self._public.embeddings == "public_table":
+            self._receive_tables(self._channel)
+
+    def _receive_tables(self, channel: Channel) -> None:
+        width = self._config.hidden_size
+        rows = self._config.vocab_size + self._config.type_vocab_size, self._config.max_position_embeddings
+        packed = channel.receive([Spec(torch.uint8, (packed_bytes(n * width, TABLE_BITS),)) for n in rows])
+        for n, table in zip(rows, packed, strict=True):
+            integers = unpack(table, (n, width), TABLE_BITS).to(torch.int32)
+            self._tables.append(integers.double() * 2.0**-self._constants.embedding_norm.scale)
 
     def plan(self, shape: BatchShape) -> list[list[Request]]:
         """Run the pass on meta tensors and note what it asks for."""
@@ -72,7 +88,7 @@ class MPCFormerEngine:
 
     def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
         if shape not in self._plans:
-            self._plans = {shape: dry_run(self._config, self._constants, shape)}
+            self._plans = {shape: dry_run(self._public, shape)}
         return self._plans[shape]
 
     def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
@@ -80,7 +96,15 @@ class MPCFormerEngine:
         if self._channel is None:
             raise ProtocolError("an engine without a channel can only plan")
         party = Party(self._party, self._channel, store)
-        self._bert = PrivateBert(party, self._config, self._constants, inputs.attention_mask, self._owned, self._masked)
+        self._bert = PrivateBert(
+            party,
+            self._config,
+            self._constants,
+            inputs.attention_mask,
+            self._owned,
+            self._masked,
+            self._public.embeddings,
+        )
         self._inputs, self._first_operation = inputs, store.next_operation
 
     def offline(self, segment: int) -> None:
@@ -94,19 +118,27 @@ class MPCFormerEngine:
         """A segment of the pass."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
-        ones = self._ones(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
-        return self._bert.online(segment, ones)
+        first = self._first(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
+        return self._bert.online(segment, first)
 
     def breakdown(self) -> dict[str, float]:
         """Online seconds of the batch by operation."""
         return {} if self._bert is None else dict(self._bert.watch.seconds)
 
-    def _ones(self, inputs: BatchInputs) -> torch.Tensor:
+    def _first(self, inputs: BatchInputs) -> torch.Tensor:
+        """What the first segment starts from, see `PrivateBert.online`."""
         if inputs.input_ids is None:
             raise ProtocolError("the data owner's batch has no token ids")
         ids = inputs.input_ids
         types = torch.zeros_like(ids) if inputs.token_type_ids is None else inputs.token_type_ids
-        return torch.stack([ids.reshape(-1), types.reshape(-1) + self._config.vocab_size], dim=1)
+        columns = torch.stack([ids.reshape(-1), types.reshape(-1) + self._config.vocab_size], dim=1)
+        if self._public.embeddings == "private_table":
+            return columns
+        words, positions = self._tables
+        rows = words[columns].sum(1) + positions[: ids.size(1)].repeat(ids.size(0), 1)
+        normal = rows * (rows.square().mean(-1, keepdim=True) + self._config.layer_norm_eps).rsqrt()
+        first: torch.Tensor = (normal * 2.0**fp.INPUT_SCALE).round().long()
+        return first
 
 
 def engine_constants(public: PublicModel) -> fp.Constants:
@@ -124,10 +156,10 @@ def engine_constants(public: PublicModel) -> fp.Constants:
     )
 
 
-def dry_run(config: Any, constants: fp.Constants, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
+def dry_run(public: PublicModel, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
     """The plan by segments, and the operation at which each map starts."""
     recorder = PlanRecorder(MODEL_OWNER)
-    bert = _sketched(config, constants, shape, Party(MODEL_OWNER, SilentChannel(), recorder))
+    bert = _sketched(public, shape, Party(MODEL_OWNER, SilentChannel(), recorder))
     segments, at = [], 0
     for segment in range(bert.n_segments):
         bert.online(segment, None)
@@ -138,11 +170,11 @@ def dry_run(config: Any, constants: fp.Constants, shape: BatchShape) -> tuple[li
     return segments, dict(zip(names, positions, strict=True))
 
 
-def rehearsal(config: Any, constants: fp.Constants, shape: BatchShape, phase: str) -> list[Counters]:
+def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counters]:
     """What each owner's channel counts in one phase, offline or online, of a batch."""
 
     def owner(rank: int, channel: Channel) -> None:
-        bert = _sketched(config, constants, shape, Party(rank, channel, PlanRecorder(rank)))
+        bert = _sketched(public, shape, Party(rank, channel, PlanRecorder(rank)))
         for segment in range(bert.n_segments):
             if phase == "offline":
                 bert.offline(segment, dict.fromkeys(bert.maps(segment), 0))
@@ -152,10 +184,19 @@ def rehearsal(config: Any, constants: fp.Constants, shape: BatchShape, phase: st
     return rehearse(owner)
 
 
-def _sketched(config: Any, constants: fp.Constants, shape: BatchShape, party: Party) -> PrivateBert:
+def setup_bytes(public: PublicModel) -> int:
+    """What the model owner sends once a session."""
+    config = public.config
+    rows = config.vocab_size + config.type_vocab_size + config.max_position_embeddings
+    tables = packed_bytes(rows * config.hidden_size, TABLE_BITS) if public.embeddings == "public_table" else 0
+    return tables + sum(spec.n_bytes for _, spec in masked_specs(config, public.embeddings))
+
+
+def _sketched(public: PublicModel, shape: BatchShape, party: Party) -> PrivateBert:
     def meta(*sizes: int) -> torch.Tensor:
         return torch.empty(sizes, dtype=torch.int64, device="meta")
 
-    masked = {name: meta(*sizes) for name, sizes in weight_shapes(config).items()}
+    masked = {name: meta(*sizes) for name, sizes in weight_shapes(public.config, public.embeddings).items()}
     mask = meta(shape.batch_size, shape.seq_len)
-    return PrivateBert(party, config, constants, mask, None, masked if party.rank == DATA_OWNER else None)
+    mine = masked if party.rank == DATA_OWNER else None
+    return PrivateBert(party, public.config, engine_constants(public), mask, None, mine, public.embeddings)

@@ -11,16 +11,19 @@ from typing import Any
 
 import torch
 
+from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 
 Shape = tuple[int, ...]
 
 
-def weight_shapes(config: Any) -> dict[str, Shape]:
-    """Name -> (in, out), or (in,) for a diagonal, from the public configuration."""
+def weight_shapes(config: Any, embeddings: str = "private_table") -> dict[str, Shape]:
+    """Name -> (in, out), or (in,) for a diagonal, from the public configuration; public tables are no weights."""
     hidden, inner = config.hidden_size, config.intermediate_size
-    shapes: dict[str, Shape] = {"embeddings": (config.vocab_size + config.type_vocab_size, hidden)}
+    shapes: dict[str, Shape] = {}
+    if embeddings == "private_table":
+        shapes["embeddings"] = (config.vocab_size + config.type_vocab_size, hidden)
     for n in range(config.num_hidden_layers):
         shapes[f"layer.{n}.attention"] = (hidden, 3 * hidden + 1)
         shapes[f"layer.{n}.attention.residual"] = (hidden,)
@@ -79,39 +82,40 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     put("embeddings", torch.cat(tables), scale, positions, scale)
     gain, bias = get(f"{prefix}.LayerNorm.weight"), get(f"{prefix}.LayerNorm.bias")
 
-    product = fp.INPUT_SCALE + fp.WEIGHT_SCALE
-    mean_factor = 2.0 ** (fp.MEAN_SCALE - fp.WEIGHT_SCALE) / hidden
+    mean = 2.0**fp.MEAN_SCALE / hidden
     mean_bias = torch.zeros(1, dtype=torch.float64)
     for n, layer in enumerate(constants.layers):
         name, source = f"layer.{n}", f"bert.encoder.layer.{n}"
         columns, offsets = [], []
         for part in ("query", "key", "value"):
-            factor = 1.0 if part == "value" else 2.0 ** (-layer.score_shift / 2) / root
+            factor = 2.0 ** (-layer.score_shift / 2) / root
+            if part == "value":  # the same matrix, a larger scale
+                factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE)
             weight = get(f"{source}.attention.self.{part}.weight").t() * factor
             columns.append(gain[:, None] * weight)
             offsets.append(bias @ weight + get(f"{source}.attention.self.{part}.bias") * factor)
         put(
             f"{name}.attention",
-            torch.cat([*columns, gain[:, None] * mean_factor], dim=1),
-            fp.WEIGHT_SCALE,
+            torch.cat([*columns, gain[:, None] * mean * 2.0**-fp.QUERY_WEIGHT_SCALE], dim=1),
+            fp.QUERY_WEIGHT_SCALE,
             torch.cat([*offsets, mean_bias]),
-            product,
+            fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE,
         )
         put(f"{name}.attention.residual", gain, fp.RESIDUAL_SCALE)
         weight = _centred(get(f"{source}.attention.output.dense.weight").t())
         offset = _centred(get(f"{source}.attention.output.dense.bias") + bias)
-        attended = fp.ATTENDED_SCALE + fp.WEIGHT_SCALE
-        put(f"{name}.attention.output", weight, fp.WEIGHT_SCALE, offset, attended)
+        attended = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
+        put(f"{name}.attention.output", weight, fp.OUTPUT_WEIGHT_SCALE, offset, attended)
 
         norm = f"{source}.attention.output.LayerNorm"
         gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
         weight = get(f"{source}.intermediate.dense.weight").t()
         put(
             f"{name}.inner",
-            torch.cat([gain[:, None] * weight, gain[:, None] * mean_factor], dim=1),
-            fp.WEIGHT_SCALE,
+            torch.cat([gain[:, None] * weight, gain[:, None] * mean * 2.0**-fp.INNER_WEIGHT_SCALE], dim=1),
+            fp.INNER_WEIGHT_SCALE,
             torch.cat([bias @ weight + get(f"{source}.intermediate.dense.bias"), mean_bias]),
-            product,
+            fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE,
         )
         put(f"{name}.residual", gain, fp.RESIDUAL_SCALE)
         # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
@@ -122,9 +126,11 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
 
     weight = get("bert.pooler.dense.weight").t()
-    put("pooler", gain[:, None] * weight, fp.WEIGHT_SCALE, bias @ weight + get("bert.pooler.dense.bias"), product)
-    logit_scale = fp.POOLED_SCALE + 24 + fp.WEIGHT_SCALE
-    put("classifier", get("classifier.weight").t(), fp.WEIGHT_SCALE, get("classifier.bias"), logit_scale)
+    offset = bias @ weight + get("bert.pooler.dense.bias")
+    pooled = fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
+    put("pooler", gain[:, None] * weight, fp.POOLER_WEIGHT_SCALE, offset, pooled)
+    logit_scale = fp.POOLED_SCALE + GUARD_BITS + fp.LOGIT_WEIGHT_SCALE
+    put("classifier", get("classifier.weight").t(), fp.LOGIT_WEIGHT_SCALE, get("classifier.bias"), logit_scale)
     return owned
 
 

@@ -67,6 +67,7 @@ class PrivateBert:
         mask: public int64 (B, L).
         owned: the model owner's weights, else None.
         masked: F of every weight at the data owner, else None.
+        embeddings: private_table, or public_table: then the data owner normalises the first rows itself.
     """
 
     def __init__(
@@ -77,12 +78,14 @@ class PrivateBert:
         mask: torch.Tensor,
         owned: OwnedWeights | None,
         masked: dict[str, torch.Tensor] | None,
+        embeddings: str = "private_table",
     ) -> None:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
         self._n_batch, self._n_positions = mask.shape
         self._n_heads = config.num_attention_heads
-        self._shapes = weight_shapes(config)
+        self._embeddings = embeddings
+        self._shapes = weight_shapes(config, embeddings)
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch()
         self._known: dict[str, Known] = {}
@@ -105,7 +108,8 @@ class PrivateBert:
         layer = f"layer.{segment}"
         names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
         head = ["pooler"] if segment == self.n_segments - 1 else []
-        return [*(["embeddings"] if segment == 0 else []), *names, *head]
+        private = segment == 0 and self._embeddings == "private_table"
+        return [*(["embeddings"] if private else []), *names, *head]
 
     def _map(self, name: str) -> Map:
         n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
@@ -135,7 +139,7 @@ class PrivateBert:
             return Map([name, f"layer.{index}.residual"], rows, [lift], self._inner_halves)
         output = name.endswith(".attention.output")
         norm = constants.attention_norm if output else constants.output_norm
-        product = fp.ATTENDED_SCALE + fp.WEIGHT_SCALE if output else fp.SQUARE_SCALE + fp.OUTER_WEIGHT_SCALE
+        product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.SQUARE_SCALE + fp.OUTER_WEIGHT_SCALE
         lift = lifted.request("norm", (rows, hidden), fp.STREAM_BITS)
         return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm.scale, t[0])])
 
@@ -171,7 +175,8 @@ class PrivateBert:
 
     def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
         hidden, rank = self._config.hidden_size, self._party.rank
-        product = fp.INPUT_SCALE + fp.WEIGHT_SCALE
+        product = fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE
+        value_product = fp.INPUT_SCALE + fp.VALUE_WEIGHT_SCALE
 
         def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
             part = z[0][:, at : at + hidden].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
@@ -181,7 +186,7 @@ class PrivateBert:
         (a, b, _), value_mask, _ = tensors
         query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
         key = shift(heads(hidden), product - fp.QUERY_SCALE, rank)
-        value = shift(heads(2 * hidden).transpose(2, 3), product - fp.VALUE_SCALE, rank)
+        value = shift(heads(2 * hidden).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
         return [
             matmul.half(query, a, fp.QUERY_BITS),
             matmul.half(key, b, fp.QUERY_BITS),
@@ -195,7 +200,7 @@ class PrivateBert:
         self._residual = rows(residual), rows(mean)
 
     def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
-        rank, product = self._party.rank, fp.INPUT_SCALE + fp.WEIGHT_SCALE
+        rank, product = self._party.rank, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE
         self._residual = z[1], z[0][:, -1:]
         inner = shift(z[0][:, :-1], product - fp.INNER_SCALE, rank)
         return [Mask(tensors[0], fp.INNER_BITS, "square").half(inner, rank)]
@@ -284,19 +289,23 @@ class PrivateBert:
             return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
         return [self._owned.weights[name] for name in names]
 
-    def online(self, segment: int, ones: torch.Tensor | None) -> torch.Tensor | None:
+    def online(self, segment: int, first: torch.Tensor | None) -> torch.Tensor | None:
         """A segment of the pass; the last one's result is float32 (B, C) logits at the data owner.
 
         Args:
             segment: its number.
-            ones: at the data owner in the first segment, (B L, 2): columns of the words' and the token types' ones.
+            first: at the data owner in the first segment: (B L, 2), the columns of the words' and the token types'
+                ones; with public tables (B L, H), the normalised rows at INPUT_SCALE.
 
         Raises:
             RangeError: after the last segment, if anything left its range.
         """
         self.watch.start()
-        if segment == 0:
-            x = ones if ones is not None else self._zeros(1, 1)
+        if segment == 0 and self._embeddings == "public_table":
+            rows = self._n_batch * self._n_positions
+            self._x = first if first is not None else self._zeros(rows, self._config.hidden_size)
+        elif segment == 0:
+            x = first if first is not None else self._zeros(1, 1)
             opened, tensors = self._apply("embeddings", x)
             self.watch.lap("embedding")
             self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
@@ -419,7 +428,7 @@ class PrivateBert:
         party, shape = self._party, (self._n_batch, self._config.num_labels)
         request = linear.request(["classifier"], self._n_batch, self._shapes, fp.LOGIT_BITS)
         tensors = party.take(request)
-        low_bits = fp.POOLED_SCALE + GUARD_BITS + fp.WEIGHT_SCALE - LOGIT_SCALE
+        low_bits = fp.POOLED_SCALE + GUARD_BITS + fp.LOGIT_WEIGHT_SCALE - LOGIT_SCALE
         mark = torch.as_tensor(self._mark).reshape(1)
         if party.rank == DATA_OWNER:
             party.send([(pooled - tensors[0], fp.LOGIT_BITS), (mark, MARK_BITS)])
@@ -453,9 +462,9 @@ class PrivateBert:
             )
 
 
-def masked_specs(config: Any) -> list[tuple[str, Spec]]:
+def masked_specs(config: Any, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
     """What the data owner receives of each weight at set-up."""
     return [
         (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
-        for name, shape in weight_shapes(config).items()
+        for name, shape in weight_shapes(config, embeddings).items()
     ]

@@ -210,7 +210,7 @@ class Command(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("session_id", "model_owner_address", "dealer_address", "engine", "task", "split", "limit", "batch_size", "max_length")
+    __slots__ = ("session_id", "model_owner_address", "dealer_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_OWNER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     DEALER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
@@ -220,6 +220,7 @@ class Job(_message.Message):
     LIMIT_FIELD_NUMBER: _ClassVar[int]
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     model_owner_address: str
     dealer_address: str
@@ -229,7 +230,8 @@ class Job(_message.Message):
     limit: int
     batch_size: int
     max_length: int
-    def __init__(self, session_id: _Optional[bytes] = ..., model_owner_address: _Optional[str] = ..., dealer_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ...) -> None: ...
+    embeddings: str
+    def __init__(self, session_id: _Optional[bytes] = ..., model_owner_address: _Optional[str] = ..., dealer_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("culprit", "reason")

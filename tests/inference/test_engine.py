@@ -1,5 +1,6 @@
 """The whole private BERT against its plaintext twin, every form; planning; refusals. Two threads, no network."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,18 @@ def test_a_session_serves_several_batches(student: Path, data_dir: Path, engine:
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
 
 
+def test_public_embedding_tables(student: Path, data_dir: Path) -> None:
+    """The data owner looks up and normalises by itself: the same logits, no embedding message, fewer rounds."""
+    inputs, expected = batch_of(student, data_dir)
+    public = load_public_model(student, "public_table")
+    *_, private_plan, private_cost = run_private(student, inputs, engine="mpcformer")
+    _, logits, plan, cost = run_private(student, inputs, engine="mpcformer", public=public)
+    assert float(np.abs(logits.numpy() - expected).max()) < 0.002
+    assert cost.rounds == private_cost.rounds - 4
+    assert sum(map(len, plan)) < sum(map(len, private_plan))
+    assert public.digest() != load_public_model(student).digest(), "owners must agree on it"
+
+
 def test_one_word_is_enough(student: Path) -> None:
     one = BatchInputs(torch.ones(1, 1, dtype=torch.long), torch.tensor([[5]]), torch.zeros(1, 1, dtype=torch.long))
     with torch.no_grad():
@@ -183,6 +196,10 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
     public = load_public_model(student)
     with pytest.raises(UserInputError, match="engine 'spdz' is unknown"):
         create_engine("spdz", party=1, public=public, channel=None, weights=None)
+    with pytest.raises(UserInputError, match="private tables only"):
+        create_engine("crypten", party=1, public=replace(public, embeddings="public_table"), channel=None, weights=None)
+    with pytest.raises(UserInputError, match="embeddings 'none' are unknown"):
+        create_engine("mpcformer", party=1, public=replace(public, embeddings="none"), channel=None, weights=None)
     with pytest.raises(ProtocolError, match="needs the weights"):
         create_engine("crypten", party=0, public=public, channel=None, weights=None)
     engine = create_engine("crypten", party=1, public=public, channel=None, weights=None)

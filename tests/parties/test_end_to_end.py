@@ -15,6 +15,7 @@ from mpcformer.files import sha256_file
 from mpcformer.inference.engine import load_public_model
 from mpcformer.modeling import load_student
 from parties import evaluate, simulation
+from parties.config import PartyConfig
 from parties.simulation import InferenceJob
 from tests.tiny import GOOD, save_parquet, save_student
 
@@ -137,6 +138,24 @@ def test_regression_pairs_and_other_forms(tmp_path: Path, task: str, softmax: st
     assert set(values["metrics"]["private"]) == ({"pearson", "spearman"} if task == "stsb" else {"accuracy", "f1"})
 
 
+def test_public_embeddings_need_the_model_owners_consent(
+    student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_for(student, data_dir, limit=3, embeddings="public_table")
+    evaluate.check(job, tmp_path / "run")
+    values = evaluate.run(job, tmp_path / "run")
+    assert values["label_agreement"] == 1.0
+    assert "word, position and token-type embeddings" in values["threat_model"]["leaks"]
+    config = simulation.PartyConfig
+
+    def without_consent(**fields: object) -> PartyConfig:
+        return config(**(fields | {"public_embeddings": False}))  # type: ignore[arg-type]
+
+    monkeypatch.setattr(simulation, "PartyConfig", without_consent)
+    with pytest.raises(MPCFormerError, match="model-owner: the job asks for public_table"):
+        evaluate.run(job, tmp_path / "refused")
+
+
 def test_the_command(student: Path, data_dir: Path, tmp_path: Path) -> None:
     options = ["--student", student, "--data-dir", data_dir, "--limit", 3, "--out", tmp_path / "run"]
     result = CliRunner().invoke(build_app(), ["infer", *map(str, options)])
@@ -147,6 +166,7 @@ def test_the_command(student: Path, data_dir: Path, tmp_path: Path) -> None:
 BAD_INPUT = [
     ({"task": "sst3"}, {}, "'sst3' is unknown"),
     ({"task": "stsb"}, {}, "has 2 outputs, task stsb needs 1"),
+    ({"embeddings": "none"}, {}, "--embeddings: 'none' is unknown"),
     ({"engine": "spdz"}, {}, "--engine: 'spdz' is unknown"),
     ({"limit": 0}, {}, "--limit: 0 is below 1"),
     ({"batch_size": 0}, {}, "--batch-size: 0 is below 1"),
