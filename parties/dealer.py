@@ -83,8 +83,9 @@ class DealerService(rpc.DealerServicer):
         for operation, item in enumerate(plan, start=request.first_operation):
             keys = [session_key(seed, request.session_id, operation) for seed in seeds]
             correction = deal(item, keys[0], keys[1], weight_key)
+            if operation == request.first_operation + len(plan) - 1:
+                self._on_dealt()  # before the owner has it all, lest the session ends first
             yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)
-        self._on_dealt()
 
 
 def from_wire(message: pb.CorrelationRequest) -> Request:

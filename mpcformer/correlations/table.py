@@ -10,7 +10,8 @@ whole range with coarse bins, zero below `split`, and says whether the argument 
 As numbers beyond 2^24 wrap, a third table, the guard, has no coefficients, only marks: its bins are wider and reach up
 to a power of two beyond the range, above which `protocols.guard` looks.
 
-Error: 1 / x, bins of relative width d at the low end: 2 (d / 4)^3 relative; x^(-1/2): 0.63 (d / 4)^3.
+Error: 1 / x, with bins of width d times their lower end: 2 (d / 4)^3 relative; x^(-1/2): 0.63 (d / 4)^3. The largest d
+is that of the bin that straddles the low end of the range; farther up the error falls with the cube.
 """
 
 import math
