@@ -4,6 +4,7 @@ import torch
 
 from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges
+from mpcformer.modeling.bounds import model_bounds
 from mpcformer.tasks import Encoded
 
 BATCH_SIZE = 32
@@ -24,4 +25,5 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
             predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE)
     finally:
         model.observer = None
+    ranges.note_reach(model_bounds(model.config.num_attention_heads, model.config.gelu, model.state_dict()))
     return ranges

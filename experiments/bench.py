@@ -19,16 +19,15 @@ import torch
 from rich.table import Table
 from transformers.utils import logging as hf_logging
 
+from distill.calibrate import calibrate
 from mpcformer.console import console, progress
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.inference.engine import ENGINES, BatchShape, PublicModel, create_engine, load_public_model
-from mpcformer.inference.plaintext import predict
 from mpcformer.inference.stopwatch import OPERATIONS
 from mpcformer.modeling import (
     MPCFormerConfig,
     MPCFormerForSequenceClassification,
-    Ranges,
     default_backbone,
     load_tokenizer,
 )
@@ -139,11 +138,8 @@ def bench_model(model: str, layers: int | None, seq_len: int) -> Iterator[Path]:
         shape = SHAPES[model] | ({"num_hidden_layers": layers} if layers else {})
         config = MPCFormerConfig(gelu="quad", softmax="2quad", task=TASK, num_labels=2, **shape)
         student = MPCFormerForSequenceClassification(config).eval()
-        ranges = Ranges(n_examples=N_CALIBRATION)
-        student.observer = ranges.observe
         ids = torch.randint(1000, config.vocab_size, (N_CALIBRATION, seq_len)).tolist()
-        predict(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0, batch_size=N_CALIBRATION)
-        student.observer = None
+        ranges = calibrate(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0)
         folder = Path(work)
         hf_logging.disable_progress_bar()
         student.save_pretrained(folder)

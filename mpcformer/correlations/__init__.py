@@ -1,11 +1,13 @@
 """Correlated randomness from a dealer: what can be asked for, how it is made, and that it is used once."""
 
-from mpcformer.correlations import suite as _suite  # registers its kinds
+from mpcformer.correlations import piecewise as _piecewise  # these register their kinds
+from mpcformer.correlations import suite as _suite
 from mpcformer.correlations.kinds import Dealt, correction_specs, deal, expand, sketch, unpacked, validate
 from mpcformer.correlations.requests import Request, plan_digest, session_key, weight_mask_key
 from mpcformer.correlations.store import CorrelationStore
 
 assert _suite
+assert _piecewise
 
 __all__ = [
     "CorrelationStore",

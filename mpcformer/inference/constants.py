@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 
 from mpcformer.errors import RangeError
 from mpcformer.inference.newton import NewtonPlan, even_shift, reciprocal_plan, rsqrt_plan, widened
+from mpcformer.modeling.ranges import SCORE_REACH
 
 QUAD_SOFTMAX_SHIFT = 5.0
 # A value below 2^13 leaves 2^30 for sums of products at 16 fractional bits.
 MAX_ACTIVATION = 2.0**13
-MAX_TANH_INPUT = 32.0
 
 Bounds = Mapping[str, tuple[float, float]]
 
@@ -72,7 +72,7 @@ def model_constants(*, softmax: str, n_layers: int, bounds: Bounds, row_epsilon:
         RangeError: a range is missing, not finite, or outside what fixed point carries.
     """
     for name, (low, high) in bounds.items():
-        if not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
+        if not name.endswith(SCORE_REACH) and not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
             raise RangeError(
                 f"calibrated range {name} = {low}..{high} does not fit -{MAX_ACTIVATION:.0f}..{MAX_ACTIVATION:.0f}",
                 "the student diverged or its ranges.json is damaged: distil it again",

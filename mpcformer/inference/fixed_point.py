@@ -10,11 +10,15 @@ import json
 import math
 from dataclasses import asdict, dataclass
 
+from mpcformer.approximations import TWO_RELU_EPSILON, exact
 from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.correlations.table import GUARD, MAX_LOG_BINS, TableSpec
 from mpcformer.errors import RangeError
-from mpcformer.inference.constants import MAX_TANH_INPUT, Bounds
+from mpcformer.inference.constants import Bounds
 from mpcformer.inference.newton import even_shift, widened
+from mpcformer.modeling.ranges import SCORE_REACH
+from mpcformer.protocols import piecewise
+from mpcformer.protocols.piecewise import Piece
 from mpcformer.protocols.table import Argument, Function
 
 # Weights: as many fraction bits as the rings after them leave room for. QUERY: queries and keys.
@@ -30,17 +34,26 @@ SCORE_SCALE, SCORE_BITS = 14, 24
 NUMERATOR_SCALE, NUMERATOR_BITS = 23, 48
 CONTEXT_SCALE, CONTEXT_BITS = 17, 24
 ROW_SCALE, ATTENDED_SCALE = 12, 20
-INNER_SCALE, INNER_BITS = 13, 32
-# Quad's square: scale 26 in Z_2^64, 10 in Z_2^48 when it enters the second map, whose weights are W / 8 at 19.
-SQUARE_SCALE, SQUARE_BITS, OUTER_WEIGHT_SCALE = 10, 48, 19
+# The activation enters the second map in Z_2^48, at a scale that makes OUTER_SCALE with the map's weights.
+ACTIVATED_BITS, OUTER_SCALE = 48, 29
 STREAM_BITS = 32
+# The pooler's sum is clamped, then looked up: tanh is 1 to 1.2e-5 beyond.
+TANH_SCALE, TANH_BITS, TANH_REACH = 16, 32, 6.0
 POOLED_SCALE, LOGIT_BITS = 14, 64
+LOGIT_TOTAL_SCALE = POOLED_SCALE + GUARD_BITS + LOGIT_WEIGHT_SCALE
 EMBEDDING_BITS = 32
+# Softmax: the base and its square, and a row of mean one; the reciprocals that follow its squarings.
+BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
+DIVISOR_SCALE, LAST_DIVISOR_SCALE = 20, 18
 
-RECIPROCAL_WIDTH, RSQRT_WIDTH, TANH_WIDTH = 0.33, 0.5, 0.05
+RECIPROCAL_WIDTH, RSQRT_WIDTH, TANH_WIDTH = 0.33, 0.5, 0.12
+# A row that is squared again need not be divided exactly; its mean is within MEAN_SLACK of one.
+COARSE_WIDTH, MEAN_SLACK = 0.7, 1.4
 MAX_ROW_LOG_BINS, MAX_NORM_LOG_BINS = 6, 7
 KEY_FACTOR_BITS = 2
 _GUARD_BINS = 2.5
+# What tables, truncations and rounded weights may add to a bound that follows from exact weights.
+BOUND_SLACK = 1.05
 # A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
 GUARD_LOG_BINS, _SLACK = 6, 1.08
 
@@ -55,6 +68,33 @@ class Norm:
 
 
 @dataclass(frozen=True)
+class Activation:
+    """GeLU's form: the input's scale, the result's before `result_shift`, and the second map's weights' scale.
+
+    function: None for quad, which is a square with all else folded into the map: its weights are W / 8.
+    """
+
+    scale: int
+    bits: int
+    result_shift: int
+    weight_scale: int
+    function: piecewise.Function | None
+
+
+QUAD = Activation(scale=13, bits=32, result_shift=16, weight_scale=19, function=None)
+RELU = Activation(scale=13, bits=32, result_shift=0, weight_scale=16, function=piecewise.relu(32))
+_EDGES = [exact.GELU_THRESHOLDS[n : n + 2] for n in range(len(exact.GELU_THRESHOLDS))]
+GELU = Activation(
+    scale=exact.GELU_INPUT_SCALE,
+    bits=24,
+    result_shift=16,
+    weight_scale=16,
+    function=piecewise.Function(24, tuple(map(Piece, _EDGES, exact.GELU_COEFFICIENTS))),
+)
+ACTIVATIONS = {"quad": QUAD, "relu": RELU, "gelu": GELU}
+
+
+@dataclass(frozen=True)
 class Layer:
     """One encoder layer.
 
@@ -62,6 +102,9 @@ class Layer:
         score_shift: scores are computed 2^-score_shift times their size; the queries' and keys' weights carry it.
         row_exponent: row means are divided by 2^row_exponent to lie below 1.
         row_low: the lowest row mean after both.
+        row_offset: 2ReLU's epsilon, scaled as the scores are; once a key.
+        squarings: softmax: n of `squared_softmax`, else 0.
+        score_limit: softmax: the bound of the clamp, an integer at SCORE_SCALE.
     """
 
     score_shift: int
@@ -69,6 +112,9 @@ class Layer:
     row_low: float
     attention_norm: Norm
     output_norm: Norm
+    row_offset: float = 0.0
+    squarings: int = 0
+    score_limit: int = 0
 
 
 @dataclass(frozen=True)
@@ -77,6 +123,8 @@ class Constants:
 
     embedding_norm: Norm
     layers: tuple[Layer, ...]
+    activation: Activation
+    tanh_clamp: piecewise.Function
     tanh: Function
 
     def digest(self) -> str:
@@ -84,18 +132,24 @@ class Constants:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def constants(*, hidden_size: int, epsilon: float, n_layers: int, bounds: Bounds) -> Constants:
-    """Derive the constants of a quad + 2quad model.
+def constants(
+    *, hidden_size: int, epsilon: float, n_layers: int, bounds: Bounds, gelu: str = "quad", softmax: str = "2quad"
+) -> Constants:
+    """Derive the constants of a model.
 
     Raises:
         RangeError: a range is missing, or wider than tables carry.
     """
-    layers = tuple(_layer(f"layer.{n}", hidden_size, epsilon, bounds) for n in range(n_layers))
-    low, high = _bounds(bounds, "pooler.tanh")
-    reach = min(MAX_TANH_INPUT, 2 * max(abs(low), abs(high), 1.0))
-    product_scale = INPUT_SCALE + POOLER_WEIGHT_SCALE
-    tanh = _table("tanh", -reach, reach, 2.0**-product_scale, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
-    return Constants(_norm("embeddings.variance", hidden_size, epsilon, bounds), layers, tanh)
+    layers = tuple(_layer(f"layer.{n}", hidden_size, epsilon, bounds, softmax) for n in range(n_layers))
+    reach, unit = round(TANH_REACH * 2**TANH_SCALE), 2.0**-TANH_SCALE
+    tanh = _table("tanh", -TANH_REACH, TANH_REACH, unit, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
+    return Constants(
+        _norm("embeddings.variance", hidden_size, epsilon, bounds),
+        layers,
+        ACTIVATIONS[gelu],
+        piecewise.clamp(TANH_BITS, reach),
+        tanh,
+    )
 
 
 def key_factor(n_keys: int, log_keys: int) -> int:
@@ -125,23 +179,84 @@ def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
     return bounds[name]
 
 
-def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds) -> Layer:
+def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds, softmax: str) -> Layer:
+    norms = [_norm(f"{name}.{part}.variance", hidden_size, epsilon, bounds) for part in ("attention", "output")]
+    if softmax == "softmax":
+        return _softmax_layer(name, norms, bounds)
     low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
-    score_shift = max(0, even_shift(low, high) // 2)
-    low, high = low / 4.0**score_shift * 0.875, high / 4.0**score_shift * 1.125
-    exponent = math.ceil(math.log2(high))
+    offset, power = 0.0, 2
+    if softmax == "2relu":
+        low, high, offset, power = low + TWO_RELU_EPSILON, high + TWO_RELU_EPSILON, TWO_RELU_EPSILON, 1
+    score_shift = max(0, even_shift(low, high) // power, _score_room(name, bounds))
+    down = 2.0 ** -(power * score_shift)
+    low, high = low * down * 0.875, high * down * 1.125
+    exponent = math.ceil(math.log2(high)) if low > 0 else 0
     if not 0 < low < high or exponent > 5:
         raise RangeError(
-            f"calibrated range {name}.row_mean spans {low:.3g}..{high:.3g} times 4^{score_shift}: too wide",
+            f"calibrated range {name}.row_mean spans {low:.3g}..{high:.3g} after scaling: too wide",
             "distil the student again, or use --engine crypten",
         )
     return Layer(
         score_shift=score_shift,
         row_exponent=exponent,
         row_low=low / 2.0**exponent,
-        attention_norm=_norm(f"{name}.attention.variance", hidden_size, epsilon, bounds),
-        output_norm=_norm(f"{name}.output.variance", hidden_size, epsilon, bounds),
+        attention_norm=norms[0],
+        output_norm=norms[1],
+        row_offset=offset * down,
     )
+
+
+def _softmax_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
+    bound = exact.score_bound(*_bounds(bounds, f"{name}.scores"))
+    n = exact.squarings(bound)
+    if n > SCORE_BITS - 2 - SCORE_SCALE:
+        raise RangeError(
+            f"calibrated range {name}.scores reaches {bound / exact.SCORE_MARGIN:.3g}: too far",
+            "distil the student again, or use --engine crypten",
+        )
+    score_shift = _score_room(name, bounds)
+    limit = math.floor(bound * 2.0 ** (SCORE_SCALE - score_shift))
+    return Layer(score_shift, 0, 0.0, norms[0], norms[1], squarings=n, score_limit=limit)
+
+
+def _score_room(name: str, bounds: Bounds) -> int:
+    """The shift at which scores fit for any text, if the ranges tell how far they reach."""
+    _, reach = bounds.get(f"{name}.{SCORE_REACH}", (0.0, 1.0))
+    return max(0, math.ceil(math.log2(reach)) - (SCORE_BITS - 2 - SCORE_SCALE))
+
+
+def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, Function]:
+    """1 / mean of a row: of fourth powers of the base, of squares, and of the last squares, which is exact.
+
+    The argument is the sum of the numbers at 2 POWER_SCALE times key_factor(n). A clamped row cannot leave the range.
+    """
+    unit = 2.0 ** -(2 * POWER_SCALE + log_keys + KEY_FACTOR_BITS)
+    y = layer.score_limit * 2.0 ** (layer.score_shift - SCORE_SCALE - layer.squarings)
+    low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
+    squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
+
+    def table(low: float, high: float, scale: int, width: float) -> Function:
+        return _table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
+
+    return (
+        table(0.875 * low, 1.125 * high, DIVISOR_SCALE, COARSE_WIDTH),
+        table(*squares, DIVISOR_SCALE, COARSE_WIDTH),
+        table(*squares, LAST_DIVISOR_SCALE, RECIPROCAL_WIDTH),
+    )
+
+
+def softmax_base(layer: Layer) -> tuple[int, piecewise.Function]:
+    """Its scale, and (1 + y)^2 + 1 of the clamped y = score / 2^n, of a score at SCORE_SCALE."""
+    scale = SCORE_SCALE - layer.score_shift + layer.squarings
+    limit, one = layer.score_limit, 1 << scale
+    low, high = ((one + end) ** 2 + one**2 for end in (-limit, limit))
+    inside = Piece((-limit, limit), (2 * one**2, 2 * one, 1))
+    return 2 * scale, piecewise.Function(SCORE_BITS, (inside, Piece((limit,), (high,)), Piece((-limit,), (-low,))), low)
+
+
+def square_scale(log_keys: int) -> int:
+    """Of the squares of a row of mean one before their division, so that n^2 fits."""
+    return min(15, POWER_BITS - 3 - 2 * log_keys)
 
 
 def _norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds) -> Norm:
@@ -168,6 +283,7 @@ def _table(
     *,
     max_log_bins: int,
     epsilon: float = 0.0,
+    guarded: bool = True,
 ) -> Function:
     """Tables of a function on [low, high] of an integer times `unit`; `width`: a bin's, relative to the low end."""
 
@@ -185,7 +301,7 @@ def _table(
         spec = TableSpec(name, log_bins, base, step_real, low, top, scale + GUARD_BITS, epsilon, split)
         return Argument(spec, multiplier, shift)
 
-    guard, guard_bits = (None, 0) if name == "tanh" else _guard(high, unit)
+    guard, guard_bits = _guard(high, unit) if guarded and name != "tanh" else (None, 0)
 
     reach = (high - low) / width / (low if name != "tanh" else 1.0)
     log_bins = max(4, math.ceil(math.log2(reach + 6)))

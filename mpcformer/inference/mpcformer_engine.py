@@ -6,7 +6,7 @@ import torch
 
 from mpcformer.channel import Channel, Counters, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.errors import ProtocolError, UserInputError
+from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.dry_run import PlanRecorder, SilentChannel, rehearse
 from mpcformer.inference.engine import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
@@ -28,11 +28,6 @@ class MPCFormerEngine:
         self, *, party: int, public: PublicModel, channel: Channel | None, weights: Mapping[str, torch.Tensor] | None
     ) -> None:
         config = public.config
-        if (config.gelu, config.softmax) != ("quad", "2quad"):
-            raise UserInputError(
-                f"engine mpcformer runs quad + 2quad, this student has {config.gelu} + {config.softmax}",
-                "use --engine crypten, or distil with --gelu quad --softmax 2quad",
-            )
         self._party, self._public, self._config, self._channel = party, public, config, channel
         self._constants = engine_constants(public)
         self._owned: OwnedWeights | None = None
@@ -153,6 +148,8 @@ def engine_constants(public: PublicModel) -> fp.Constants:
         epsilon=config.layer_norm_eps,
         n_layers=config.num_hidden_layers,
         bounds=public.ranges.bounds,
+        gelu=config.gelu,
+        softmax=config.softmax,
     )
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.overflow import check_overflow, value_shift
 
 Shape = tuple[int, ...]
 
@@ -42,7 +42,7 @@ def weight_bits(name: str) -> int:
         return fp.EMBEDDING_BITS
     if name == "classifier":
         return fp.LOGIT_BITS
-    return fp.SQUARE_BITS if name.endswith(".outer") else fp.INPUT_BITS
+    return fp.ACTIVATED_BITS if name.endswith(".outer") else fp.INPUT_BITS
 
 
 @dataclass
@@ -60,8 +60,9 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     """From a BERT state dict.
 
     Raises:
-        RangeError: a value that fixed point cannot carry.
+        RangeError: a value that fixed point cannot carry, or one that might overflow its ring for some text.
     """
+    bounds = check_overflow(config, constants, state)
     owned = OwnedWeights()
     hidden = config.hidden_size
     root = math.sqrt(math.sqrt(hidden // config.num_attention_heads))
@@ -86,14 +87,16 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     mean_bias = torch.zeros(1, dtype=torch.float64)
     for n, layer in enumerate(constants.layers):
         name, source = f"layer.{n}", f"bert.encoder.layer.{n}"
-        columns, offsets = [], []
+        columns, offsets, smaller = [], [], 0
         for part in ("query", "key", "value"):
+            weight = get(f"{source}.attention.self.{part}.weight").t()
+            column, offset = gain[:, None] * weight, bias @ weight + get(f"{source}.attention.self.{part}.bias")
             factor = 2.0 ** (-layer.score_shift / 2) / root
             if part == "value":  # the same matrix, a larger scale
-                factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE)
-            weight = get(f"{source}.attention.self.{part}.weight").t() * factor
-            columns.append(gain[:, None] * weight)
-            offsets.append(bias @ weight + get(f"{source}.attention.self.{part}.bias") * factor)
+                smaller = value_shift(bounds.layers[n].values)
+                factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE - smaller)
+            columns.append(column * factor)
+            offsets.append(offset * factor)
         put(
             f"{name}.attention",
             torch.cat([*columns, gain[:, None] * mean * 2.0**-fp.QUERY_WEIGHT_SCALE], dim=1),
@@ -105,7 +108,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         weight = _centred(get(f"{source}.attention.output.dense.weight").t())
         offset = _centred(get(f"{source}.attention.output.dense.bias") + bias)
         attended = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
-        put(f"{name}.attention.output", weight, fp.OUTPUT_WEIGHT_SCALE, offset, attended)
+        put(f"{name}.attention.output", weight * 2.0**smaller, fp.OUTPUT_WEIGHT_SCALE, offset, attended)
 
         norm = f"{source}.attention.output.LayerNorm"
         gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
@@ -118,10 +121,12 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
             fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE,
         )
         put(f"{name}.residual", gain, fp.RESIDUAL_SCALE)
-        # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
         weight = _centred(get(f"{source}.output.dense.weight").t())
-        offset = _centred(get(f"{source}.output.dense.bias") + bias) + 0.375 * weight.sum(0)
-        put(f"{name}.outer", weight / 8, fp.OUTER_WEIGHT_SCALE, offset, fp.SQUARE_SCALE + fp.OUTER_WEIGHT_SCALE)
+        offset = _centred(get(f"{source}.output.dense.bias") + bias)
+        if config.gelu == "quad":
+            # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
+            weight, offset = weight / 8, offset + 0.375 * weight.sum(0)
+        put(f"{name}.outer", weight, constants.activation.weight_scale, offset, fp.OUTER_SCALE)
         norm = f"{source}.output.LayerNorm"
         gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
 
@@ -129,7 +134,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     offset = bias @ weight + get("bert.pooler.dense.bias")
     pooled = fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
     put("pooler", gain[:, None] * weight, fp.POOLER_WEIGHT_SCALE, offset, pooled)
-    logit_scale = fp.POOLED_SCALE + GUARD_BITS + fp.LOGIT_WEIGHT_SCALE
+    logit_scale = fp.LOGIT_TOTAL_SCALE
     put("classifier", get("classifier.weight").t(), fp.LOGIT_WEIGHT_SCALE, get("classifier.bias"), logit_scale)
     return owned
 

@@ -17,16 +17,17 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations import Request, sketch
-from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.errors import ProtocolError, RangeError
 from mpcformer.inference import fixed_point as fp
-from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT
 from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.inference.private_attention import Heads, PrivateAttention
+from mpcformer.inference.range_check import RangeCheck
 from mpcformer.inference.stopwatch import Stopwatch
-from mpcformer.protocols import guard, lifted, linear, matmul
+from mpcformer.protocols import lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, combine, shift
-from mpcformer.protocols.table import Function, Lookup
+from mpcformer.protocols.piecewise import Evaluation
+from mpcformer.protocols.table import Function
 from mpcformer.ring.packing import pack, packed_bytes, unpack
 from mpcformer.ring.random import Stream, fresh_key
 
@@ -34,8 +35,6 @@ Tensors = list[list[torch.Tensor]]
 Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
 LOGIT_SCALE = 16
 MARK_BITS = 64
-# Tables' marks are numbers of Z_2^32.
-TABLE_MARK_SHIFT = 32
 
 
 @dataclass
@@ -91,9 +90,8 @@ class PrivateBert:
         self._known: dict[str, Known] = {}
         # What the residual of the block at work adds, aligned to RESIDUAL_SCALE + INPUT_SCALE: share and mean column.
         self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._mark: torch.Tensor | int = 0
-        # What the guards look at after the last layer: numbers, their bound's bits, which rows are real.
-        self._guarded: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self._check = RangeCheck(party)
+        self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
 
     # ---- the plan: which maps there are, in order -----------------------------------------------------------------
@@ -118,12 +116,13 @@ class PrivateBert:
             lift = lifted.request("norm", (n_rows, hidden), fp.STREAM_BITS)
             return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], scale, scale, t[0], "norm")])
         if name == "pooler":
-            following = Lookup.requests(self._constants.tanh, self._n_batch * hidden)
+            function, product = self._constants.tanh_clamp, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
 
             def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
-                return Lookup(self._constants.tanh, t, self._party.rank).halves(z[0].reshape(-1))
+                share = shift(z[0], product - fp.TANH_SCALE, self._party.rank)
+                return [Evaluation(function, t[0], self._party.rank).half(share)]
 
-            return Map([name], self._n_batch, following, pooled)
+            return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
         index = int(name.split(".")[1])
         constants, n_query = self._constants.layers[index], self._n_queries(index)
         rows = self._n_batch * n_query
@@ -135,11 +134,15 @@ class PrivateBert:
                 lambda z, t: self._attention_halves(z, t, n_query),
             )
         if name.endswith(".inner"):
-            lift = lifted.request("square", (rows, self._config.intermediate_size), fp.INNER_BITS)
-            return Map([name, f"layer.{index}.residual"], rows, [lift], self._inner_halves)
+            activation, shape = self._constants.activation, (rows, self._config.intermediate_size)
+            if activation.function is None:
+                following = lifted.request("square", shape, activation.bits)
+            else:
+                following = activation.function.request(shape)
+            return Map([name, f"layer.{index}.residual"], rows, [following], self._inner_halves)
         output = name.endswith(".attention.output")
         norm = constants.attention_norm if output else constants.output_norm
-        product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.SQUARE_SCALE + fp.OUTER_WEIGHT_SCALE
+        product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.OUTER_SCALE
         lift = lifted.request("norm", (rows, hidden), fp.STREAM_BITS)
         return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm.scale, t[0])])
 
@@ -202,8 +205,11 @@ class PrivateBert:
     def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
         rank, product = self._party.rank, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE
         self._residual = z[1], z[0][:, -1:]
-        inner = shift(z[0][:, :-1], product - fp.INNER_SCALE, rank)
-        return [Mask(tensors[0], fp.INNER_BITS, "square").half(inner, rank)]
+        activation = self._constants.activation
+        inner = shift(z[0][:, :-1], product - activation.scale, rank)
+        if activation.function is None:
+            return [Mask(tensors[0], activation.bits, "square").half(inner, rank)]
+        return [Evaluation(activation.function, tensors[0], rank).half(inner)]
 
     # ---- offline ----------------------------------------------------------------------------------------------------
 
@@ -315,11 +321,14 @@ class PrivateBert:
         opened, tensors = self._apply("pooler", self._x)
         self.watch.lap("linear")
         party = self._party
-        y, mark = Lookup(self._constants.tanh, tensors, party.rank).evaluate(party, opened)
+        clamped = Evaluation(self._constants.tanh_clamp, tensors[0], party.rank).evaluate(party, opened[0])
+        lookup = self._check.lookup(self._constants.tanh, clamped.numel())
+        arguments = party.open(lookup.halves(clamped.reshape(-1)))
+        y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
         self.watch.lap("activation")
-        self._mark = self._mark + (mark.sum() << TABLE_MARK_SHIFT) + guard.mark(party, self._guarded)
+        mark = self._check.total()
         self.watch.lap("check")
-        logits = self._reveal(y.view(self._n_batch, -1))
+        logits = self._reveal(y.view(self._n_batch, -1), mark)
         self.watch.lap("linear")
         return logits
 
@@ -341,85 +350,38 @@ class PrivateBert:
         return normal
 
     def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-        tables = [self._party.take(request) for request in Lookup.requests(function, argument.numel())]
-        lookup = Lookup(function, tables, self._party.rank)
-        self._guarded.append((argument, function.guard_bits, real))
-        return self._evaluate(lookup, self._party.open(lookup.halves(argument)), real)
-
-    def _evaluate(self, lookup: Lookup, opened: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
-        value, mark = lookup.evaluate(self._party, opened)
-        # Padding rows hold anything; their keys are masked, so they reach no real token.
-        self._mark = self._mark + ((mark * real).sum() << TABLE_MARK_SHIFT)
-        return value
+        lookup = self._check.lookup(function, argument.numel())
+        self._check.guard(function, argument, real)
+        return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
 
     def _layer(self, index: int) -> None:
         name, constants, n_query = f"layer.{index}", self._constants.layers[index], self._n_queries(index)
         real = self._mask[:, :n_query].reshape(-1)
-        attended = self._attention(f"{name}.attention", self._x, constants, n_query)
+        (query, key, value), masks = self._apply(f"{name}.attention", self._x)
+        self.watch.lap("linear")
+        attended = self._attention.attend(Heads(query, key, value, *masks), constants)
         opened, tensors = self._apply(f"{name}.attention.output", attended)
         self.watch.lap("linear")
         x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
         opened, tensors = self._apply(f"{name}.inner", x)
         self.watch.lap("linear")
-        inner = Opened(self._party, Mask(tensors[0], fp.INNER_BITS, "square"), opened[0])
-        squares = inner.square(offset=1 << fp.INNER_SCALE)
-        squares = shift(squares, 2 * fp.INNER_SCALE - fp.SQUARE_SCALE, self._party.rank)
+        activated = self._activate(opened[0], tensors[0])
         self.watch.lap("activation")
-        opened, tensors = self._apply(f"{name}.outer", squares)
+        opened, tensors = self._apply(f"{name}.outer", activated)
         self.watch.lap("linear")
         self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
 
-    def _attention(self, name: str, x: torch.Tensor, constants: fp.Layer, n_query: int) -> torch.Tensor:
-        """2Quad attention: (B Q, H) at ATTENDED_SCALE."""
-        party, rank = self._party, self._party.rank
-        (d, e, c_value), (query_masks, value_mask, context_masks) = self._apply(name, x)
-        self.watch.lap("linear")
-        scores = matmul.product(party, d, e, query_masks)  # (B, A, Q, L)
-        scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
-        self.watch.lap("attention")
-        value = Opened(party, Mask(value_mask, fp.VALUE_BITS, "plain"), c_value).value()  # (B, A, D, L)
-        a, b, _ = context_masks
-        score_mask = Mask(
-            party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
-        )
-        c_scores, e_value = party.open([score_mask.half(scores, rank), matmul.half(value, b, fp.NUMERATOR_BITS)])
-        offset = round(QUAD_SOFTMAX_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
-        numerators = Opened(party, score_mask, c_scores).square(offset) * self._key_factors()
+    def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """GeLU's form of the opened first map (rows, I), as the second map takes it."""
+        party, activation = self._party, self._constants.activation
+        if activation.function is None:
+            inner = Opened(party, Mask(tensors, activation.bits, "square"), c)
+            result = inner.square(offset=1 << activation.scale)
+        else:
+            result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
+        return shift(result, activation.result_shift, party.rank)
 
-        rows = numerators.sum(-1)  # (B, A, Q)
-        function = fp.row_function(constants, self._log_keys)
-        tables = [party.take(request) for request in Lookup.requests(function, rows.numel())]
-        lookup = Lookup(function, tables, rank)
-        up = 2 * fp.SCORE_SCALE + self._log_keys + fp.KEY_FACTOR_BITS + constants.row_exponent
-        down = up - fp.NUMERATOR_SCALE
-        masked = matmul.half(shift(numerators, down, rank), a, fp.NUMERATOR_BITS)
-        d_numerators, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
-        self.watch.lap("softmax")
-        context = matmul.product(party, d_numerators, e_value, context_masks)  # (B, A, Q, D)
-        context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - fp.CONTEXT_SCALE, rank)
-        self.watch.lap("attention")
-        real = self._mask[:, None, :n_query].expand(-1, self._n_heads, -1).reshape(-1)
-        factor = self._evaluate(lookup, arguments, real).view(*rows.shape, 1)
-        self._guarded.append((rows.reshape(-1), function.guard_bits, real))
-
-        mask = Mask(
-            party.take(lifted.request("scale", tuple(context.shape), fp.CONTEXT_BITS)), fp.CONTEXT_BITS, "scale"
-        )
-        c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
-        divided = Opened(party, mask, c_context).times(opened_factor)
-        divided = shift(divided, fp.CONTEXT_SCALE + fp.ROW_SCALE - fp.ATTENDED_SCALE, rank)
-        attended = divided.transpose(1, 2).reshape(self._n_batch * n_query, -1)
-        self.watch.lap("softmax")
-        return attended
-
-    def _key_factors(self) -> torch.Tensor:
-        """0 at padding, else the sentence's `key_factor`; (B, 1, 1, L), public."""
-        if self._mask.device.type == "meta":
-            return self._mask[:, None, None, :]
-        factors = [fp.key_factor(n, self._log_keys) for n in self._mask.sum(1).tolist()]
-        return (self._mask * torch.tensor(factors)[:, None])[:, None, None, :]
-
-    def _reveal(self, pooled: torch.Tensor) -> torch.Tensor | None:
+    def _reveal(self, pooled: torch.Tensor, mark: torch.Tensor) -> torch.Tensor | None:
         """The classifier, the sum of all marks, and the logits to the data owner if it is zero.
 
         The model owner adds noise of one unit of the logits' last place, so that the bits below it, which are equations
@@ -428,8 +390,7 @@ class PrivateBert:
         party, shape = self._party, (self._n_batch, self._config.num_labels)
         request = linear.request(["classifier"], self._n_batch, self._shapes, fp.LOGIT_BITS)
         tensors = party.take(request)
-        low_bits = fp.POOLED_SCALE + GUARD_BITS + fp.LOGIT_WEIGHT_SCALE - LOGIT_SCALE
-        mark = torch.as_tensor(self._mark).reshape(1)
+        low_bits = fp.LOGIT_TOTAL_SCALE - LOGIT_SCALE
         if party.rank == DATA_OWNER:
             party.send([(pooled - tensors[0], fp.LOGIT_BITS), (mark, MARK_BITS)])
             if self._masked is None:
@@ -438,7 +399,7 @@ class PrivateBert:
             message = party.receive([((1,), MARK_BITS), (shape, fp.LOGIT_BITS)])
             mine = torch.cat([pack(mark, MARK_BITS), pack(own, fp.LOGIT_BITS)])
             total, logits = combine(mine, message, [((1,), MARK_BITS), (shape, fp.LOGIT_BITS)])
-            self._check(total)
+            self._verify(total)
             return ((logits >> low_bits).double() / 2.0**LOGIT_SCALE).float()
         message = party.receive([(tuple(pooled.shape), fp.LOGIT_BITS), ((1,), MARK_BITS)])
         end = pooled.numel() * 8
@@ -451,10 +412,10 @@ class PrivateBert:
                 share = torch.zeros_like(share)
         party.send([(mark, MARK_BITS), (share, fp.LOGIT_BITS)])
         if self._owned is not None:
-            self._check(total)
+            self._verify(total)
         return None
 
-    def _check(self, total: torch.Tensor) -> None:
+    def _verify(self, total: torch.Tensor) -> None:
         if total.device.type != "meta" and int(total):
             raise RangeError(
                 "an activation of this batch left the range calibrated on the training data",

@@ -2,7 +2,8 @@
 
 Names, for layer N: embeddings.variance; layer.N.scores; layer.N.row_mean (the mean of a row's unmasked numerators);
 layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh; logits.
-Only real tokens count. Both owners and the dealer learn the ranges: they are public model data.
+Only real tokens count. One more follows from the weights: layer.N.score_reach, the power of two below which scores stay
+for any text. Both owners and the dealer learn the ranges: they are public model data.
 """
 
 import math
@@ -14,8 +15,11 @@ import torch
 
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
+from mpcformer.modeling.bounds import Bounds
 
 FILE_NAME = "ranges.json"
+SCORE_REACH = "score_reach"
+REACH_SLACK = 1.1
 
 
 @dataclass
@@ -32,6 +36,12 @@ class Ranges:
             low, high = float(chosen.min()), float(chosen.max())
             before = self.bounds.get(name, (math.inf, -math.inf))
             self.bounds[name] = (min(before[0], low), max(before[1], high))
+
+    def note_reach(self, bounds: Bounds) -> None:
+        """How far each layer's scores reach, with REACH_SLACK, rounded up so that it tells little of the weights."""
+        for n, layer in enumerate(bounds.layers):
+            reach = 2.0 ** math.ceil(math.log2(max(1.0, REACH_SLACK * layer.scores)))
+            self.bounds[f"layer.{n}.{SCORE_REACH}"] = (-reach, reach)
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, names sorted."""

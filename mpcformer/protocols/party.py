@@ -67,6 +67,12 @@ class Party:
         shapes = [(tuple(x.shape), bits) for x, bits in halves]
         return combine(mine, self.receive(shapes), shapes)
 
+    def open_bits(self, share: torch.Tensor, bits: int) -> torch.Tensor:
+        """Exchange XOR shares of `bits` bits an element, a packing width: their XOR. One round, both ways."""
+        shape = tuple(share.shape)
+        self.send([(share, bits)])
+        return reduce(share, bits) ^ unpack(self.receive([(shape, bits)]), shape, bits)
+
 
 def combine(
     mine: torch.Tensor, theirs: torch.Tensor, shapes: Sequence[tuple[Sequence[int], int]]

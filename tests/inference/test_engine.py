@@ -85,9 +85,8 @@ def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs,
 def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)
-    engines = ENGINES if (gelu, softmax) == ("quad", "2quad") else ("crypten",)
     assert int(inputs.attention_mask.sum(1).min()) < inputs.shape.seq_len, "padding is part of the test"
-    for engine in engines:
+    for engine in ENGINES:
         nobody, logits, *_ = run_private(folder, inputs, engine=engine)
         assert nobody is None
         bound = 0.01 if "gelu" in gelu or softmax == "softmax" else 0.002
@@ -135,6 +134,56 @@ def test_one_word_is_enough(student: Path) -> None:
     except RangeError:
         pytest.skip("a lone word lies outside the ranges of the made-up sentences")
     assert torch.allclose(logits, expected, atol=0.005)
+
+
+STRANGE = ("one word", "unknown words", "random words", "all different")
+
+
+@pytest.mark.parametrize(("gelu", "softmax"), [("quad", "2quad"), ("relu", "2relu"), ("gelu", "softmax")])
+def test_strange_texts_are_computed_right_or_refused(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
+    """Repeated, unknown and random words up to the last position: never a wrong logit without a word."""
+    folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
+    student, vocabulary = load_student(folder), load_public_model(folder).config.vocab_size
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.stack(
+        [
+            torch.full((32,), vocabulary - 1),
+            torch.full((32,), 1),
+            torch.randint(vocabulary, (32,), generator=generator),
+            torch.arange(32) % vocabulary,
+        ]
+    )
+    outcomes = []
+    for name, ids in zip(STRANGE, rows, strict=True):
+        inputs = BatchInputs(torch.ones(1, 32, dtype=torch.long), ids[None], torch.zeros(1, 32, dtype=torch.long))
+        with torch.no_grad():
+            expected = student(inputs.input_ids, inputs.attention_mask).logits
+        try:
+            _, logits, *_ = run_private(folder, inputs, engine="mpcformer")
+        except RangeError:
+            outcomes.append((name, "refused"))
+            continue
+        assert torch.allclose(logits, expected, atol=0.02), name
+        outcomes.append((name, "right"))
+    assert len(outcomes) == 4
+
+
+def test_values_that_are_computed_smaller(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Values above their room take a shift that only the model owner knows; the logits stay right."""
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(shutil.copytree(student, tmp_path / "large"))
+    state = load_file(folder / "model.safetensors")
+    for n in range(2):
+        for part, factor in (("attention.self.value.weight", 40.0), ("attention.self.value.bias", 40.0)):
+            state[f"bert.encoder.layer.{n}.{part}"] *= factor
+        state[f"bert.encoder.layer.{n}.attention.output.dense.weight"] /= 40.0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    inputs, expected = batch_of(folder, data_dir)
+    _, logits, *_ = run_private(folder, inputs, engine="mpcformer")
+    assert float(np.abs(logits.numpy() - expected).max()) < 0.002
 
 
 @pytest.mark.parametrize("engine", ENGINES)

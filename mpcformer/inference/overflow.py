@@ -1,0 +1,78 @@
+"""The model owner's proof, before a session, that no text whatever makes a value leave its ring unnoticed.
+
+The bounds follow from the weights (`mpcformer.modeling.bounds`); attention's weights are not negative and add up to at
+most one, where the row was in range. Variances and row sums, which the bounds are too loose for, are what tables and
+the guard look at while running.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcformer.errors import RangeError
+from mpcformer.inference import fixed_point as fp
+from mpcformer.modeling.bounds import Bounds, model_bounds
+
+# 2Quad's and 2ReLU's numerators, scaled, add up to at most this where no mark is set.
+ROW_SLACK = 1.25
+VALUE_ROOM = 2.0 ** (fp.CONTEXT_BITS - 2 - fp.CONTEXT_SCALE)
+MAX_VALUE_SHIFT = 4
+
+
+@dataclass(frozen=True)
+class Room:
+    """The largest size of a value for any text, and the size that its ring carries."""
+
+    name: str
+    value: float
+    room: float
+
+
+def value_shift(values: torch.Tensor) -> int:
+    """How many bits smaller a layer's values are computed, from their bounds (H,): the output map makes up for it.
+
+    Only the model owner knows, so it tells nobody anything.
+    """
+    return max(0, math.ceil(math.log2(fp.BOUND_SLACK * ROW_SLACK * float(values.max()) / VALUE_ROOM)))
+
+
+def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
+    """Every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
+    yield Room("embeddings", bounds.embeddings, _room(fp.STREAM_BITS, constants.embedding_norm.scale))
+    activation = constants.activation
+    for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
+        name, values = f"layer.{n}", ROW_SLACK * float(bound.values.max())
+        yield Room(f"{name}.scores", bound.scores, _room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
+        yield Room(f"{name}.values", values, VALUE_ROOM * 2**MAX_VALUE_SHIFT)
+        yield Room(f"{name}.attended", bound.attended, _room(fp.STREAM_BITS, layer.attention_norm.scale))
+        yield Room(f"{name}.activation", float(bound.inner.max()), _room(activation.bits, activation.scale))
+        yield Room(f"{name}.output", bound.output, _room(fp.STREAM_BITS, layer.output_norm.scale))
+    yield Room("pooler", bounds.pooler, _room(fp.TANH_BITS, fp.TANH_SCALE))
+    yield Room("logits", bounds.logits, _room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
+
+
+def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, torch.Tensor]) -> Bounds:
+    """Refuse a model some of whose values might leave their ring for some text.
+
+    Returns:
+        The bounds.
+
+    Raises:
+        RangeError: naming the value, its bound and the room.
+    """
+    bounds = model_bounds(config.num_attention_heads, config.gelu, state)
+    for room in rooms(constants, bounds):
+        if not fp.BOUND_SLACK * room.value < room.room:
+            raise RangeError(
+                f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
+                "distil the student again (an older release did not record how far its scores reach),"
+                " or use --engine crypten",
+            )
+    return bounds
+
+
+def _room(bits: int, scale: int) -> float:
+    return float(2.0 ** (bits - 2 - scale))

@@ -1,0 +1,128 @@
+"""How large a model's inner values can be for any text whatever: bounds that follow from its weights alone.
+
+A row that LayerNorm has normalised has length sqrt(H), so Cauchy and Schwarz bound every linear map of it, and the
+spectral norm every bilinear one.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+Linear = tuple[torch.Tensor, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class LayerBounds:
+    """Largest sizes in one encoder layer.
+
+    Args:
+        scores: a number.
+        values: (H,), by column.
+        attended: length of the row that the first LayerNorm sees, if attention's weights add up to at most one.
+        inner: (I,), of GeLU's argument.
+        output: length of the row that the second LayerNorm sees.
+    """
+
+    scores: float
+    values: torch.Tensor
+    attended: float
+    inner: torch.Tensor
+    output: float
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Largest sizes in a model: length of the embeddings' row, by layer, pooler's argument, and logits."""
+
+    embeddings: float
+    layers: list[LayerBounds]
+    pooler: float
+    logits: float
+
+
+def normal_bound(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+    """Largest |n weight + bias| of each column, over all rows n of length sqrt(H); weight (H, out), bias (out,)."""
+    reach: torch.Tensor = weight.norm(dim=0) * math.sqrt(weight.size(0)) + bias.abs()
+    return reach
+
+
+def spectral_norm(weight: torch.Tensor) -> float:
+    """Largest |x weight| / |x|; from the smaller Gram matrix, which takes a tenth of a decomposition's time."""
+    gram = weight @ weight.t() if weight.size(0) < weight.size(1) else weight.t() @ weight
+    return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
+
+
+def score_bound(query: Linear, key: Linear, n_heads: int) -> float:
+    """Largest |score| of any head, for weights (H, H) and biases (H,) that take normalised rows."""
+    hidden = query[0].size(0)
+    size, length = hidden // n_heads, math.sqrt(hidden)
+    largest = 0.0
+    for head in range(n_heads):
+        part = slice(head * size, (head + 1) * size)
+        (q, q_bias), (k, k_bias) = ((weight[:, part], bias[part]) for weight, bias in (query, key))
+        # |q k^T| is that of the small factors of their QR decompositions.
+        product = spectral_norm(torch.linalg.qr(q).R @ torch.linalg.qr(k).R.t()) * hidden
+        mixed = float((q @ k_bias).norm() + (k @ q_bias).norm()) * length
+        largest = max(largest, (product + mixed + abs(float(q_bias @ k_bias))) / math.sqrt(size))
+    return largest
+
+
+def model_bounds(n_heads: int, gelu: str, state: Mapping[str, torch.Tensor]) -> Bounds:
+    """Bounds of a BERT state dict.
+
+    Args:
+        n_heads: of attention.
+        gelu: the form of GeLU.
+        state: names and weights as transformers has them.
+    """
+
+    def get(name: str) -> torch.Tensor:
+        return state[name].double().cpu()
+
+    def linear(name: str) -> Linear:
+        return get(f"{name}.weight").t(), get(f"{name}.bias")
+
+    def norm(name: str) -> Linear:
+        return get(f"{name}.LayerNorm.weight"), get(f"{name}.LayerNorm.bias")
+
+    tables = [get(f"bert.embeddings.{part}_embeddings.weight") for part in ("word", "token_type", "position")]
+    embeddings = sum(float(table.norm(dim=1).max()) for table in tables)
+    before = norm("bert.embeddings")
+    layers: list[LayerBounds] = []
+    while f"bert.encoder.layer.{len(layers)}.output.dense.weight" in state:
+        name = f"bert.encoder.layer.{len(layers)}"
+        query, key, value = (
+            _after(before, linear(f"{name}.attention.self.{part}")) for part in ("query", "key", "value")
+        )
+        values = normal_bound(*value)
+        attended = _stream(linear(f"{name}.attention.output.dense"), float(values.norm()), before)
+        before = norm(f"{name}.attention.output")
+        inner_map = _after(before, linear(f"{name}.intermediate.dense"))
+        inner = normal_bound(*inner_map)
+        length = spectral_norm(inner_map[0]) * math.sqrt(inner_map[0].size(0))
+        length += float(inner_map[1].norm())
+        if gelu == "quad":  # (h + 1)^2 / 8 + 3/8, by column
+            root = math.sqrt(inner.size(0))
+            length = (float(inner.max()) + 1) * (length + root) / 8 + 0.375 * root
+        output = _stream(linear(f"{name}.output.dense"), length, before)
+        before = norm(f"{name}.output")
+        layers.append(LayerBounds(score_bound(query, key, n_heads), values, attended, inner, output))
+    pooler = float(normal_bound(*_after(before, linear("bert.pooler.dense"))).max())
+    weight, bias = linear("classifier")
+    logits = float((weight.abs().sum(0) + bias.abs()).max())
+    return Bounds(embeddings, layers, pooler, logits)
+
+
+def _after(norm: Linear, linear: Linear) -> Linear:
+    """A map of a LayerNorm's result as one of the normalised row."""
+    (gain, bias), (weight, offset) = norm, linear
+    return gain[:, None] * weight, bias @ weight + offset
+
+
+def _stream(linear: Linear, length: float, norm: Linear) -> float:
+    """Length of a map of rows of at most `length`, plus the residual; subtracting the row's mean makes it shorter."""
+    (weight, offset), (gain, bias) = linear, norm
+    residual = float(gain.abs().max()) * math.sqrt(gain.size(0)) + float(bias.norm())
+    return spectral_norm(weight) * length + float(offset.norm()) + residual

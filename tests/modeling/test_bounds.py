@@ -1,0 +1,105 @@
+"""Bounds for any text: no activation of any input exceeds them, and the worst input comes close."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.errors import RangeError
+from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.engine import load_public_model
+from mpcformer.inference.mpcformer_engine import engine_constants
+from mpcformer.inference.overflow import VALUE_ROOM, check_overflow, rooms, value_shift
+from mpcformer.modeling import load_student
+from mpcformer.modeling.bounds import model_bounds, normal_bound, score_bound, spectral_norm
+from tests.tiny import save_student
+
+
+def normal(n_rows: int, hidden: int, seed: int) -> torch.Tensor:
+    x = torch.randn(n_rows, hidden, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return x / x.norm(dim=1, keepdim=True) * math.sqrt(hidden)
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 3))
+def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int) -> None:
+    hidden = 4 * n_heads
+    generator = torch.Generator().manual_seed(seed)
+
+    def linear() -> tuple[torch.Tensor, torch.Tensor]:
+        weight, bias = (
+            torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((hidden, hidden), (hidden,))
+        )
+        return weight, bias
+
+    query, key = linear(), linear()
+    # The rows that reach each column's bound are among the inputs.
+    aligned = (query[0] * query[1].sign()).t()
+    x = torch.cat([normal(500, hidden, seed), aligned / aligned.norm(dim=1, keepdim=True) * math.sqrt(hidden)])
+    reached = (x @ query[0] + query[1]).abs().amax(0)
+    bound = normal_bound(*query)
+    assert bool((reached <= bound * (1 + 1e-9)).all())
+    assert bool((reached >= bound * (1 - 1e-9)).all()), "the bound is the maximum"
+
+    q, k = (x @ weight + bias for weight, bias in (query, key))
+    parts = [slice(4 * head, 4 * head + 4) for head in range(n_heads)]
+    scores = max(float((q[:, p] @ k[:, p].t()).abs().max()) / 2 for p in parts)
+    assert scores <= score_bound(query, key, n_heads)
+    assert spectral_norm(query[0]) == pytest.approx(float(torch.linalg.matrix_norm(query[0], 2)))
+
+
+@pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
+def test_no_text_exceeds_a_models_bounds(tmp_path: Path, data_dir: Path, gelu: str) -> None:
+    student = load_student(save_student(tmp_path / "student", data_dir, gelu=gelu))
+    config = student.config
+    bounds = model_bounds(config.num_attention_heads, gelu, student.state_dict())
+    largest: dict[str, float] = {}
+
+    def observe(name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
+        largest[name] = max(largest.get(name, 0.0), float(values.detach()[valid].abs().max()))
+
+    student.observer = observe
+    ids = torch.randint(config.vocab_size, (64, 32), generator=torch.Generator().manual_seed(0))
+    ids[:8] = ids[:8, :1]  # one word again and again
+    with torch.no_grad():
+        student(ids)
+    hidden = config.hidden_size
+    assert math.sqrt(largest["embeddings.variance"] * hidden) <= bounds.embeddings
+    for n, layer in enumerate(bounds.layers):
+        assert largest[f"layer.{n}.scores"] <= layer.scores
+        assert largest[f"layer.{n}.activation"] <= float(layer.inner.max())
+        assert math.sqrt(largest[f"layer.{n}.attention.variance"] * hidden) <= layer.attended
+        assert math.sqrt(largest[f"layer.{n}.output.variance"] * hidden) <= layer.output
+    assert largest["pooler.tanh"] <= bounds.pooler
+    assert largest["logits"] <= bounds.logits
+
+
+@pytest.mark.parametrize(
+    ("weight", "factor", "message"),
+    [
+        ("bert.encoder.layer.1.attention.self.query.weight", 1e4, r"layer\.1\.scores may reach"),
+        ("bert.encoder.layer.0.attention.self.value.weight", 1e4, r"layer\.0\.values may reach"),
+        ("bert.encoder.layer.0.intermediate.dense.weight", 1e5, r"layer\.0\.activation may reach"),
+        ("bert.encoder.layer.1.output.dense.weight", 1e6, r"layer\.1\.output may reach"),
+        ("bert.pooler.dense.weight", 1e5, "pooler may reach"),
+        ("bert.embeddings.word_embeddings.weight", 1e7, "embeddings may reach"),
+        ("classifier.weight", 1e5, "logits may reach"),
+    ],
+)
+def test_a_model_that_could_overflow_is_refused(student: Path, weight: str, factor: float, message: str) -> None:
+    public, state = load_public_model(student), load_student(student).state_dict()
+    constants = engine_constants(public)
+    bounds = check_overflow(public.config, constants, state)
+    assert all(fp.BOUND_SLACK * room.value < room.room for room in rooms(constants, bounds))
+    state[weight] = state[weight] * factor
+    with pytest.raises(RangeError, match=message):
+        check_overflow(public.config, constants, state)
+
+
+def test_large_values_are_computed_smaller() -> None:
+    assert value_shift(torch.tensor([1.0, 20.0])) == 0
+    assert value_shift(torch.tensor([VALUE_ROOM])) == 1
+    assert value_shift(torch.tensor([6 * VALUE_ROOM])) == 3

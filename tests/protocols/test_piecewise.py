@@ -1,0 +1,126 @@
+"""Comparisons and piecewise polynomials against their plaintext twins; what they cost."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.correlations import Request, validate
+from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
+from mpcformer.errors import ProtocolError
+from mpcformer.inference import fixed_point as fp
+from mpcformer.protocols.party import Party
+from mpcformer.protocols.piecewise import Evaluation, Function, Piece, clamp, relu
+from mpcformer.ring.packing import WIDTHS
+from tests.protocols.test_protocols import dealer_bytes, integers, run, split
+
+
+def evaluated(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
+    """The function's result; rounds, bytes one way, correlations."""
+    shares = split(x, function.bits)
+
+    def owner(party: Party) -> torch.Tensor:
+        evaluation = Evaluation(function, party.take(function.request(tuple(x.shape))), party.rank)
+        return evaluation.evaluate(party, party.open([evaluation.half(shares[party.rank])])[0])
+
+    results, counters, requests = run(owner)
+    assert counters[0].bytes_sent == counters[1].bytes_sent
+    return results[0] + results[1], counters[0].rounds, counters[0].bytes_sent, requests
+
+
+def twin(function: Function, x: torch.Tensor, early: int = 0) -> torch.Tensor:
+    """In the clear; with `early`, thresholds that much lower."""
+    total = torch.full_like(x, function.constant)
+    for piece in function.pieces:
+        counts = sum(((x >= t - early).long() for t in piece.thresholds), torch.zeros_like(x)) % 2
+        total += counts * sum((k * x**n for n, k in enumerate(piece.coefficients)), torch.zeros_like(x))
+    return total
+
+
+def steps(*degrees: int) -> Function:
+    """Pieces of the given degrees that begin at spread thresholds."""
+    thresholds = (-3000, -1000, -1, 0, 1, 7, 1000, 2000)
+    pieces = [Piece((t,), (t + 3, 5, 2)[: d + 1]) for t, d in zip(thresholds, degrees, strict=False)]
+    return Function(24, tuple(pieces), 17)
+
+
+@pytest.mark.parametrize(
+    ("function", "rounds"),
+    [
+        (relu(24), 3),
+        (clamp(24, 1000), 3),
+        (steps(0), 3),
+        (steps(2, 2, 2, 2, 2, 2, 2, 2), 3),
+        (steps(0, 1, 2, 0, 1), 3),
+        (fp.GELU.function, 3),
+    ],
+    ids=["relu", "clamp", "bit", "quadratics", "mixed", "gelu"],
+)
+def test_pieces_are_exact_in_a_ring_of_24_bits(function: Function, rounds: int) -> None:
+    x = integers(9, 301, bits=23)
+    for row, t in enumerate(function.thresholds):  # every number around every threshold
+        x[row % 9] = torch.arange(-150, 151) + t
+    result, n_rounds, n_bytes, requests = evaluated(function, x)
+    assert torch.equal(result, twin(function, x))
+    n, n_thresholds = x.numel(), len(function.thresholds)
+    inputs = next(width // 8 for width in WIDTHS if width >= 8 * n_thresholds)
+    assert (n_rounds, n_bytes) == (rounds, n * (3 + inputs + 1))
+    lifted = 2 * 5 + (5 + 8 if function.op == "square" else 0)
+    pieces = sum((8, 8 + 8 + 5, 8 + 8 + 5 + 8 + 5)[len(piece.coefficients) - 1] for piece in function.pieces)
+    assert dealer_bytes(requests) == n * (lifted + 8 * CHUNKS + 2 * n_thresholds + pieces)
+
+
+@settings(max_examples=25)
+@given(st.sampled_from([32, 40, 48]), st.integers(-(2**21), 2**21))
+def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, threshold: int) -> None:
+    function = Function(bits, (Piece((threshold,), (1,)),))
+    early = 1 << (bits - 1 - CHUNKS * CHUNK_BITS)
+    x = torch.cat(
+        [integers(200, bits=bits - 1), threshold + torch.arange(-300, 300), threshold - early - torch.arange(3)]
+    )
+    result, *_ = evaluated(function, x)
+    latest, earliest = twin(function, x), twin(function, x, early)
+    assert bool(((result == latest) | (result == earliest)).all())
+    assert bool((result[x < threshold - early] == 0).all())
+
+
+def test_the_borrows_polynomial() -> None:
+    """All inputs under all masks: the selected products of masks add up to the borrow of the unmasked inputs."""
+    selected, constant = selectors()
+    products = mask_products()
+    opened, masks = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
+    word = (masks | (products[masks] << 6)) & selected[opened]
+    parity = torch.tensor([int(w).bit_count() & 1 for w in word.flatten().tolist()]).view(64, 64)
+    e3, e2, e1, l2, l1, l0 = (((opened ^ masks) >> n) & 1 for n in range(6))
+    borrow = (e3 & l2) ^ (e3 & e2 & l1) ^ (e3 & e2 & e1 & l0)
+    assert torch.equal(parity ^ constant[opened], borrow)
+
+
+def test_gelu_is_as_near_as_stated() -> None:
+    from mpcformer.approximations.exact import GELU_ERROR, GELU_SCALE
+
+    function = fp.GELU.function
+    assert function is not None
+    x = torch.arange(-20 << fp.GELU.scale, 20 << fp.GELU.scale, 3)
+    real = x.double() * 2.0**-fp.GELU.scale
+    expected = 0.5 * real * (1 + torch.erf(real / math.sqrt(2)))
+    assert float((twin(function, x).double() * 2.0**-GELU_SCALE - expected).abs().max()) < GELU_ERROR
+
+
+@pytest.mark.parametrize(
+    ("op", "bits", "params", "message"),
+    [
+        ("norm", 32, (1.0, 1.0), "op 'norm'"),
+        ("plain", 32, (9.0, 1.0), "parameters"),
+        ("plain", 32, (1.0,), "parameters"),
+        ("plain", 32, (1.0, 3.0), "parameters"),
+        ("plain", 32, (1.0, *[1.0] * 9), "parameters"),
+        ("plain", 32, (1.0, 2.0), "needs op square"),
+        ("square", 20, (1.0, 2.0), "20"),
+    ],
+)
+def test_malformed_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ProtocolError, match=message):
+        validate(Request("piecewise", ((3,),), op=op, bits=bits, params=params))
