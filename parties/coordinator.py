@@ -23,6 +23,7 @@ from parties.wire import start_server
 GRACE_S = 1.5
 JOIN_TIMEOUT_S = 60.0
 CONFESSED, VANISHED, ACCUSED = 0, 1, 2
+CONFESSED_REASON = "it failed; its own log says why"
 
 
 @dataclass
@@ -157,13 +158,15 @@ class Coordinator(rpc.CoordinatorServicer):
         """Tell everybody to leave; after a failure, why."""
         with self._changed:
             self._finishing = True
-            worst = min(self._evidence, key=lambda item: item[0])[1] if self._evidence else None
+            weight, worst = min(self._evidence, key=lambda item: item[0], default=(VANISHED, None))
         for member in self._members.values():
             if worst is None:
                 member.commands.put(pb.Command(finish=pb.Finish()))
             else:
                 culprit = worst.party if isinstance(worst, PartyError) else ""
-                member.commands.put(pb.Command(abort=pb.Abort(culprit=culprit, reason=worst.what)))
+                # What a party says of itself is for its own log and this one: it may concern its data.
+                reason = worst.what.removeprefix(f"{culprit}: ") if weight != CONFESSED else CONFESSED_REASON
+                member.commands.put(pb.Command(abort=pb.Abort(culprit=culprit, reason=reason)))
             member.commands.put(None)
 
     def _read(self, party: str, events: Iterator[pb.PartyEvent]) -> None:

@@ -81,7 +81,7 @@ class DealerService(rpc.DealerServicer):
         seeds = [session.seeds[self._model_owner], session.seeds[self._data_owner]]
         weight_key = weight_mask_key(seeds[0], request.session_id)
         for operation, item in enumerate(plan, start=request.first_operation):
-            keys = [session_key(seed, request.session_id, operation) for seed in seeds]
+            keys = [session_key(seed, request.session_id, operation, item) for seed in seeds]
             correction = deal(item, keys[0], keys[1], weight_key)
             if operation == request.first_operation + len(plan) - 1:
                 self._on_dealt()  # before the owner has it all, lest the session ends first

@@ -20,13 +20,13 @@ class InlineDealer:
         self.party, self.seeds, self.session_id, self.requests = party, seeds, session_id, []
 
     def take(self, request: Request) -> Dealt:
-        keys = [session_key(seed, self.session_id, len(self.requests)) for seed in self.seeds]
+        keys = [session_key(seed, self.session_id, len(self.requests), request) for seed in self.seeds]
         self.requests.append(request)
         correction = unpacked(request, deal(request, *keys, self.weight_mask_key())) if self.party == 0 else []
         return expand(request, keys[self.party], self.party, correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:
-        key = session_key(self.seeds[self.party], self.session_id, operation)
+        key = session_key(self.seeds[self.party], self.session_id, operation, request)
         return expand(request, key, self.party, [])
 
     def skip(self, request: Request) -> None:

@@ -199,7 +199,7 @@ class Dealt:
         return f"Dealt({self.request.kind}, <shares hidden>)"
 
 
-def deal(request: Request, key_0: bytes, key_1: bytes, weight_key: bytes = bytes(KEY_BYTES)) -> list[torch.Tensor]:
+def deal(request: Request, key_0: bytes, key_1: bytes, weight_key: bytes) -> list[torch.Tensor]:
     """The dealer's work for one request: the correction for party 0, from both parties' keys.
 
     Args:

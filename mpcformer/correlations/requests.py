@@ -1,13 +1,14 @@
 """What a protocol asks the dealer for, how big it is, and how it is keyed.
 
 A plan is a list of requests; both owners derive the same plan from public data alone, and a request's position in it
-is its operation index. Each (session, operation) has its own AES-128-CTR key per party, and is used once.
+is its operation index. Each (session, operation, request) has its own AES-128-CTR key per party, and is used once:
+whoever asks for another correlation at the same index gets other randomness, not the same in another meaning.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 
@@ -35,6 +36,11 @@ class Request:
     bits: int = 0
     params: tuple[float, ...] = ()
 
+    def digest(self) -> bytes:
+        """32 bytes that differ whenever two requests do; the same before and after it travelled."""
+        fields = [self.kind, self.shapes, self.op, self.bits, [float(number) for number in self.params]]
+        return hashlib.sha256(json.dumps(fields).encode()).digest()
+
     @property
     def result_shape(self) -> Shape:
         """The shape of the product, or of the operand."""
@@ -59,9 +65,9 @@ def product_shape(op: str, left: Shape, right: Shape) -> Shape:
         raise ProtocolError(f"{op or 'elementwise'} of shapes {left} and {right} is not defined") from None
 
 
-def session_key(seed: bytes, session_id: bytes, operation: int) -> bytes:
+def session_key(seed: bytes, session_id: bytes, operation: int, request: Request) -> bytes:
     """A party's 16-byte key for one operation of one session."""
-    return derive_key(seed, "correlation", session_id, operation)
+    return derive_key(seed, "correlation", session_id, operation, request.digest())
 
 
 def weight_mask_key(seed: bytes, session_id: bytes) -> bytes:
@@ -71,4 +77,4 @@ def weight_mask_key(seed: bytes, session_id: bytes) -> bytes:
 
 def plan_digest(plan: Sequence[Request]) -> bytes:
     """32 bytes that differ whenever two plans do."""
-    return hashlib.sha256(json.dumps([asdict(request) for request in plan]).encode()).digest()
+    return hashlib.sha256(b"".join(request.digest() for request in plan)).digest()

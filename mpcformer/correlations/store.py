@@ -23,6 +23,7 @@ class CorrelationStore:
         self._seed = seed
         self._session_id = session_id
         self._corrections: dict[int, tuple[Request, list[torch.Tensor]]] = {}
+        self._previewed: dict[int, Request] = {}
 
     def put(self, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
         """Unpack the dealer's correction for `operation` and keep it until it is taken.
@@ -44,21 +45,24 @@ class CorrelationStore:
         """Party 1's part of an operation not yet used, for what it may compute before the input is known.
 
         Raises:
-            ProtocolError: at party 0, or for an operation already used.
+            ProtocolError: at party 0, or for an operation already used or looked at.
         """
-        if self.party != 1 or operation < self.next_operation:
-            raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use")
-        return expand(request, session_key(self._seed, self._session_id, operation), 1, [])
+        if self.party != 1 or operation < self.next_operation or operation in self._previewed:
+            raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use, or again")
+        self._previewed[operation] = request
+        return expand(request, self._key(operation, request), 1, [])
 
     def skip(self, request: Request) -> None:
         """Count the next operation as used: its part was looked at ahead, and kept.
 
         Raises:
-            ProtocolError: at party 0.
+            ProtocolError: at party 0, or it was not.
         """
         if self.party != 1:
             raise ProtocolError(f"{request.kind}: party 0 must take its correlations")
-        self.next_operation += 1
+        if self.next_operation not in self._previewed:
+            raise ProtocolError(f"operation {self.next_operation} was not looked at ahead of its use")
+        self._advance(request)
 
     def weight_mask_key(self) -> bytes:
         """Party 0's key for the masks of its weights."""
@@ -78,8 +82,18 @@ class CorrelationStore:
             dealt_for, correction = self._corrections.pop(operation)
             if dealt_for != request:
                 raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
+        self._advance(request)
+        return expand(request, self._key(operation, request), self.party, correction)
+
+    def _advance(self, request: Request) -> None:
+        before = self._previewed.get(self.next_operation, request)
+        if before != request:
+            raise ProtocolError(f"operation {self.next_operation} was looked at ahead as {before}, now {request}")
+        self._previewed.pop(self.next_operation, None)
         self.next_operation += 1
-        return expand(request, session_key(self._seed, self._session_id, operation), self.party, correction)
+
+    def _key(self, operation: int, request: Request) -> bytes:
+        return session_key(self._seed, self._session_id, operation, request)
 
     def __repr__(self) -> str:
         return f"CorrelationStore(party={self.party}, next_operation={self.next_operation})"

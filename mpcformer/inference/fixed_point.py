@@ -285,12 +285,15 @@ def _table(
     epsilon: float = 0.0,
     guarded: bool = True,
 ) -> Function:
-    """Tables of a function on [low, high] of an integer times `unit`; `width`: a bin's, relative to the low end."""
+    """Tables of a function on [low, high] of an integer times `unit`; `width`: a bin's, relative to the low end.
 
-    def argument(low: float, high: float, log_bins: int, split: float = 0.0, start: float | None = None) -> Argument:
-        n_bins = 2.0**log_bins
-        bottom = low if start is None else start
-        top = high if name == "tanh" else high * _SLACK
+    Tables of positive numbers begin at zero, so that what is too small meets a mark and does not wrap around.
+    """
+    bottom, finest = (low, width) if name == "tanh" else (0.0, width * low)
+    slack = 1.0 if name == "tanh" else _SLACK
+
+    def argument(low: float, high: float, log_bins: int, split: float = 0.0) -> Argument:
+        n_bins, top = 2.0**log_bins, high * slack
         bin_width = (top - bottom) / (n_bins - 2 * _GUARD_BINS - 1)
         # One step of the 24-bit argument, in integers of the share: 2^shift / multiplier.
         step = bin_width * n_bins / 2.0**TableSpec.BITS / unit
@@ -303,8 +306,10 @@ def _table(
 
     guard, guard_bits = _guard(high, unit) if guarded and name != "tanh" else (None, 0)
 
-    reach = (high - low) / width / (low if name != "tanh" else 1.0)
-    log_bins = max(4, math.ceil(math.log2(reach + 6)))
+    def log_bins_to(high: float) -> int:
+        return max(4, math.ceil(math.log2((high * slack - bottom) / finest + 2 * _GUARD_BINS + 1)))
+
+    log_bins = log_bins_to(high)
     if log_bins <= max_log_bins:
         return Function(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
     split = math.sqrt(low * high)
@@ -314,9 +319,9 @@ def _table(
             f"the calibrated range of a {name}, {low:.3g}..{high:.3g}, is too wide for its tables",
             "distil the student again, or use --engine crypten",
         )
-    upper = argument(low, high, log_bins, split, start=0.0)
-    coarse = upper.spec.unit * 2.0**upper.spec.bin_bits
-    lower = argument(low, split + 2 * coarse, math.ceil(math.log2((split + 2 * coarse - low) / low / width + 6)))
+    upper = argument(low, high, log_bins, split)
+    reach = split + 2 * upper.spec.unit * 2.0**upper.spec.bin_bits
+    lower = argument(low, reach, log_bins_to(reach))
     return Function(upper, lower, guard, guard_bits)
 
 

@@ -10,8 +10,8 @@ from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.dry_run import PlanRecorder, SilentChannel, rehearse
 from mpcformer.inference.engine import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
-from mpcformer.inference.owned_weights import OwnedWeights, owned_weights, weight_bits, weight_shapes
-from mpcformer.inference.private_bert import PrivateBert, masked_specs
+from mpcformer.inference.owned_weights import OwnedWeights, masked_specs, owned_weights, weight_bits, weight_shapes
+from mpcformer.inference.private_bert import PrivateBert
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
 from mpcformer.ring.packing import pack, packed_bytes, unpack

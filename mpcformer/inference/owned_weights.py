@@ -11,9 +11,11 @@ from typing import Any
 
 import torch
 
+from mpcformer.channel import Spec
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.overflow import check_overflow, value_shift
+from mpcformer.ring.packing import packed_bytes
 
 Shape = tuple[int, ...]
 
@@ -43,6 +45,14 @@ def weight_bits(name: str) -> int:
     if name == "classifier":
         return fp.LOGIT_BITS
     return fp.ACTIVATED_BITS if name.endswith(".outer") else fp.INPUT_BITS
+
+
+def masked_specs(config: Any, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
+    """What the data owner receives of each weight at set-up."""
+    return [
+        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
+        for name, shape in weight_shapes(config, embeddings).items()
+    ]
 
 
 @dataclass

@@ -140,7 +140,8 @@ class PrivateAttention:
         return self._rows(divided)
 
     def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads) -> Half:
-        down = shift(numerators, scale - fp.NUMERATOR_SCALE, self._party.rank)
+        # A shift may make one of zero: padding is masked once more.
+        down = shift(numerators, scale - fp.NUMERATOR_SCALE, self._party.rank) * self._mask[:, None, None, :]
         return matmul.half(down, heads.context_masks[0], fp.NUMERATOR_BITS)
 
     def _context(self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads) -> torch.Tensor:

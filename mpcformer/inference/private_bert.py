@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from mpcformer.channel import Spec
 from mpcformer.correlations import Request, sketch
-from mpcformer.errors import ProtocolError, RangeError
+from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
 from mpcformer.inference.private_attention import Heads, PrivateAttention
+from mpcformer.inference.private_reveal import reveal
 from mpcformer.inference.range_check import RangeCheck
 from mpcformer.inference.stopwatch import Stopwatch
 from mpcformer.protocols import lifted, linear, matmul
@@ -28,13 +28,10 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, combine, shift
 from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import Function
-from mpcformer.ring.packing import pack, packed_bytes, unpack
-from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.ring.packing import packed_bytes, unpack
 
 Tensors = list[list[torch.Tensor]]
 Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
-LOGIT_SCALE = 16
-MARK_BITS = 64
 
 
 @dataclass
@@ -328,7 +325,7 @@ class PrivateBert:
         self.watch.lap("activation")
         mark = self._check.total()
         self.watch.lap("check")
-        logits = self._reveal(y.view(self._n_batch, -1), mark)
+        logits = reveal(party, y.view(self._n_batch, -1), mark, self._shapes["classifier"], self._owned, self._masked)
         self.watch.lap("linear")
         return logits
 
@@ -380,52 +377,3 @@ class PrivateBert:
         else:
             result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
         return shift(result, activation.result_shift, party.rank)
-
-    def _reveal(self, pooled: torch.Tensor, mark: torch.Tensor) -> torch.Tensor | None:
-        """The classifier, the sum of all marks, and the logits to the data owner if it is zero.
-
-        The model owner adds noise of one unit of the logits' last place, so that the bits below it, which are equations
-        in its weights, stay hidden.
-        """
-        party, shape = self._party, (self._n_batch, self._config.num_labels)
-        request = linear.request(["classifier"], self._n_batch, self._shapes, fp.LOGIT_BITS)
-        tensors = party.take(request)
-        low_bits = fp.LOGIT_TOTAL_SCALE - LOGIT_SCALE
-        if party.rank == DATA_OWNER:
-            party.send([(pooled - tensors[0], fp.LOGIT_BITS), (mark, MARK_BITS)])
-            if self._masked is None:
-                raise ProtocolError("the masked weights have not arrived")
-            own = linear.data_owner_share([self._masked["classifier"]], tensors)[0]
-            message = party.receive([((1,), MARK_BITS), (shape, fp.LOGIT_BITS)])
-            mine = torch.cat([pack(mark, MARK_BITS), pack(own, fp.LOGIT_BITS)])
-            total, logits = combine(mine, message, [((1,), MARK_BITS), (shape, fp.LOGIT_BITS)])
-            self._verify(total)
-            return ((logits >> low_bits).double() / 2.0**LOGIT_SCALE).float()
-        message = party.receive([(tuple(pooled.shape), fp.LOGIT_BITS), ((1,), MARK_BITS)])
-        end = pooled.numel() * 8
-        masked = unpack(message[:end], pooled.shape, fp.LOGIT_BITS)
-        share = linear.model_owner_share(pooled, masked, self._weights(["classifier"]), tensors)[0]
-        total = unpack(message[end:], (1,), MARK_BITS) + mark
-        if self._owned is not None:
-            share += self._owned.biases["classifier"] + Stream(fresh_key()).bits(shape, low_bits)
-            if int(total):
-                share = torch.zeros_like(share)
-        party.send([(mark, MARK_BITS), (share, fp.LOGIT_BITS)])
-        if self._owned is not None:
-            self._verify(total)
-        return None
-
-    def _verify(self, total: torch.Tensor) -> None:
-        if total.device.type != "meta" and int(total):
-            raise RangeError(
-                "an activation of this batch left the range calibrated on the training data",
-                "the texts are unlike the training data, or the student needs a new calibration",
-            )
-
-
-def masked_specs(config: Any, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
-    """What the data owner receives of each weight at set-up."""
-    return [
-        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
-        for name, shape in weight_shapes(config, embeddings).items()
-    ]

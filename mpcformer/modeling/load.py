@@ -184,7 +184,7 @@ def _read_weights(folder: Path, config: MPCFormerConfig) -> dict[str, torch.Tens
         largest = float(value.abs().max()) if value.numel() else 0.0
         if math.isnan(largest) or largest >= MAX_WEIGHT:
             raise RangeError(
-                f"{folder}: tensor {key} holds {largest}, outside -{MAX_WEIGHT:.0f}..{MAX_WEIGHT:.0f}",
+                f"{folder}: tensor {key} holds NaN or a number outside -{MAX_WEIGHT:.0f}..{MAX_WEIGHT:.0f}",
                 "fixed point cannot carry it: train the model again",
             )
     return {key: value.float() for key, value in state.items()}

@@ -44,7 +44,7 @@ def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: in
     for example, row in zip(examples.ids, encoded, strict=True):
         if len(row.input_ids) > positions:
             raise UserInputError(
-                f"example {example} has {len(row.input_ids)} tokens, the model {positions} positions",
+                f"example {example} has more tokens than the model has positions, {positions}",
                 f"cut long texts with --max-length {positions}",
             )
     return encoded

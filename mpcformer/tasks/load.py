@@ -111,7 +111,8 @@ def _read_parquet(task: Task, split: str, data_dir: Path) -> tuple[str, dict[str
                 try:
                     table = pq.read_table(path).to_pydict()
                 except (OSError, ValueError) as error:
-                    raise UserInputError(f"{path} cannot be read as parquet: {error}", "restore the file") from None
+                    kind = type(error).__name__
+                    raise UserInputError(f"{path} cannot be read as parquet ({kind})", "restore the file") from None
                 for name, values in table.items():
                     columns.setdefault(name, []).extend(values)
             return str(files[0]), columns
@@ -131,8 +132,8 @@ def _read_hub(task: Task, split: str) -> tuple[str, dict[str, list[Any]]]:
     load: Callable[..., Any] = datasets.load_dataset
     try:
         loaded = load(task.hub_path, task.hub_config, split=split)
-    except ValueError as error:
-        raise UserInputError(f"--split: {name} has no split {split!r} ({error})", "choose another split") from None
+    except ValueError:
+        raise UserInputError(f"--split: {name} has no split {split!r}", "choose another split") from None
     except Exception as error:  # the hub's client raises errors of a dozen libraries
         raise DependencyError(
             f"{name} could not be loaded from the Hugging Face hub ({type(error).__name__})",
@@ -171,4 +172,6 @@ def _checked_label(task: Task, where: str, label: Any) -> float:
         if label == int(label):
             return int(label)
     remedy = "GLUE's test splits are unlabelled: use a validation split" if label == -1 else "mend the data"
-    raise UserInputError(f"{where}: label {label!r} is outside {task.name}'s {low}..{high}", remedy)
+    # A column of texts may have been taken for the labels: only a number is shown.
+    shown = f"label {label!r}" if isinstance(label, (int, float)) else f"a label of type {type(label).__name__}"
+    raise UserInputError(f"{where}: {shown} is outside {task.name}'s {low}..{high}", remedy)

@@ -47,7 +47,7 @@ def views(
     requests = [request for segment in plan for request in segment]
     weight_key = weight_mask_key(seeds[0], session_id)
     for operation, request in enumerate(requests * n_batches):
-        keys = [session_key(seed, session_id, operation) for seed in seeds]
+        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
         stores[0].put(operation, request, deal(request, *keys, weight_key))
 
     def owner(party: int) -> None:

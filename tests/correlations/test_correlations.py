@@ -20,10 +20,11 @@ from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import fresh_key
 
 KEY_0, KEY_1 = bytes(range(16)), bytes(range(16, 32))
+BITS = Request("bit_pair", ((64,),))
 
 
 def both(request: Request) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    correction = deal(request, KEY_0, KEY_1)
+    correction = deal(request, KEY_0, KEY_1, fresh_key())
     assert [spec.shape for spec in correction_specs(request)] == [tuple(c.shape) for c in correction]
     return expand(request, KEY_0, 0, unpacked(request, correction)).shares, expand(request, KEY_1, 1, []).shares
 
@@ -69,8 +70,9 @@ def test_binary_triple_and_bit_pair() -> None:
 
 def test_party_one_learns_nothing_from_the_dealer_and_sessions_differ() -> None:
     request = Request("square_pair", ((8,),))
-    keys = {session_key(KEY_0, session, op) for session in (b"a" * 16, b"b" * 16) for op in range(10)}
-    assert len(keys) == 20
+    sessions, requests = (b"a" * 16, b"b" * 16), (request, Request("square_pair", ((9,),)))
+    keys = {session_key(KEY_0, session, op, r) for session in sessions for op in range(10) for r in requests}
+    assert len(keys) == 40
     store = CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16)
     with pytest.raises(ProtocolError, match="party 1 takes no corrections"):
         store.put(0, request, [])
@@ -89,6 +91,32 @@ def test_a_correlation_is_used_once() -> None:
         store.put(0, request, correction)
     with pytest.raises(ProtocolError, match=r"operation 1 .* is missing"):
         store.take(request)
+
+
+def test_looking_ahead_is_done_once_and_binds() -> None:
+    request, other = Request("square_pair", ((8,),)), Request("lifted", ((8,),), op="plain", bits=32)
+    store = CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16)
+    ahead = store.preview(0, request).shares
+    with pytest.raises(ProtocolError, match="looked at ahead"):
+        store.preview(0, request)
+    with pytest.raises(ProtocolError, match="looked at ahead as"):
+        store.take(other)
+    assert all(torch.equal(a, b) for a, b in zip(ahead, store.take(request).shares, strict=True))
+    with pytest.raises(ProtocolError, match="looked at ahead"):
+        store.preview(0, request)
+    store.preview(1, other)
+    with pytest.raises(ProtocolError, match="looked at ahead as"):
+        store.skip(request)
+    store.skip(other)
+    with pytest.raises(ProtocolError, match="was not looked at"):
+        store.skip(other)
+
+
+def test_the_same_index_for_another_request_is_other_randomness() -> None:
+    """A model owner that asks for a bit pair where the data owner uses a mask learns nothing of the mask."""
+    mask = Request("lifted", ((64,),), op="plain", bits=32)
+    drawn = [CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16).take(r).shares[0] for r in (mask, BITS)]
+    assert not torch.equal(drawn[0] & 1, drawn[1] & 1)
 
 
 def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> None:
@@ -116,7 +144,7 @@ def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> No
 )
 def test_malformed_requests(request_: Request, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
-        deal(request_, KEY_0, KEY_1)
+        deal(request_, KEY_0, KEY_1, fresh_key())
 
 
 def test_plan_digest_sees_every_field_and_the_order() -> None:

@@ -108,6 +108,9 @@ def test_a_party_that_cannot_start_is_named(student: Path, data_dir: Path, tmp_p
     (tmp_path / "logs").mkdir()
     with pytest.raises(PartyError, match=r"model-owner: .*model\.safetensors missing"):
         simulation.simulate(job_for(broken, data_dir), tmp_path / "logs", lambda batch, n: None)
+    logs = {party: (tmp_path / "logs" / f"{party}.log").read_text() for party in ("dealer", "data-owner")}
+    # The others learn who, not what: a party's words may concern its data.
+    assert all("model-owner: it failed" in log and "safetensors" not in log for log in logs.values()), logs
 
 
 def test_owners_that_disagree_on_the_model_stop_and_say_on_what(

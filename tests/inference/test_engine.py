@@ -1,5 +1,6 @@
 """The whole private BERT against its plaintext twin, every form; planning; refusals. Two threads, no network."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mpcformer.channel import Counters, memory_pair
 from mpcformer.correlations import CorrelationStore, Request, deal, session_key, weight_mask_key
@@ -50,7 +52,7 @@ def run_private(
     requests = [request for segment in plan for request in segment]
     weight_key = weight_mask_key(seeds[0], session_id)
     for operation, request in enumerate(requests * n_batches):
-        keys = [session_key(seed, session_id, operation) for seed in seeds]
+        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
         stores[0].put(operation, request, deal(request, *keys, weight_key))
     online = [Counters(), Counters()]
 
@@ -168,12 +170,23 @@ def test_strange_texts_are_computed_right_or_refused(tmp_path: Path, data_dir: P
     assert len(outcomes) == 4
 
 
+def test_padding_weighs_nothing_however_large_it_is(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    """Padding rows are exempt from the range check, so they must not reach a real token at all."""
+    folder = Path(shutil.copytree(student, tmp_path / "padded"))
+    state = load_file(folder / "model.safetensors")
+    words = state["bert.embeddings.word_embeddings.weight"]
+    words[0] = 2000.0 * words[5]
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    ids = torch.tensor([[2, 7, 8, 3] + [0] * 28])
+    inputs = BatchInputs((ids > 0).long(), ids, torch.zeros_like(ids))
+    with torch.no_grad():
+        expected = load_student(folder)(ids, inputs.attention_mask).logits
+    _, logits, *_ = run_private(folder, inputs, engine="mpcformer")
+    assert float((logits - expected).abs().max()) < 0.002
+
+
 def test_values_that_are_computed_smaller(student: Path, data_dir: Path, tmp_path: Path) -> None:
     """Values above their room take a shift that only the model owner knows; the logits stay right."""
-    import shutil
-
-    from safetensors.torch import load_file, save_file
-
     folder = Path(shutil.copytree(student, tmp_path / "large"))
     state = load_file(folder / "model.safetensors")
     for n in range(2):

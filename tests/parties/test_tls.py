@@ -127,8 +127,8 @@ def test_what_is_dealt_is_what_the_seeds_give(dealer: str, files: dict[str, TlsF
         correction, _ = from_frames(
             frames, correction_specs(item), session_id=session, sender="dealer", operation=operation
         )
-        keys = [session_key(seed, session, operation) for seed in seeds]
-        assert [t.tolist() for t in correction] == [t.tolist() for t in deal(item, *keys)]
+        keys = [session_key(seed, session, operation, item) for seed in seeds]
+        assert [t.tolist() for t in correction] == [t.tolist() for t in deal(item, *keys, fresh_key())]
         a_0, a_1 = (expand(item, keys[p], p, correction if p == 0 else []).shares for p in (0, 1))
         if item.op == "matmul":
             a, b, c = (x + y for x, y in zip(a_0, a_1, strict=True))

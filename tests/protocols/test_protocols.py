@@ -242,10 +242,22 @@ def test_every_number_out_of_range_is_marked(
     assert int((mark == 0).sum()) == 0
     beyond = torch.tensor([top, 1.5 * top, 2.0 * top + 0.5 * high, 1000.3 * top, 2.0**61 * unit]) / unit
     assert all(marked(function, int(x)) for x in beyond.tolist())
-    below = torch.linspace(0.01 * low, 0.4 * low, 200).double() / unit
+    # Below the range lies less than one bin of slack, whose width is at most half of the low end; then marks.
+    below = torch.cat([torch.linspace(0, 0.45 * low, 400), torch.tensor([0.0, unit])]).double() / unit
     _, mark, _, _ = look_up(function, below.long())
-    # Right below the range lies less than three bins of slack, then marks; at the far end of the wrap none is needed.
-    assert int((mark == 0).sum()) < 200
+    assert int((mark == 0).sum()) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 5), st.floats(-6, 3))
+def test_whatever_the_range_what_is_too_small_is_marked(log_ratio: float, log_low: float) -> None:
+    low, high = 10**log_low, 10 ** (log_low + log_ratio)
+    norm = fp._norm("x", 384, 1e-12, {"x": (low, high)})
+    low = min(spec.low for spec in (norm.function.upper.spec, (norm.function.lower or norm.function.upper).spec))
+    unit = 2.0 ** (-2 * norm.scale) / 384
+    below = torch.linspace(0, 0.45 * low, 60).double() / unit
+    _, mark, _, _ = look_up(norm.function, below.long())
+    assert int((mark == 0).sum()) == 0
 
 
 def marked(function: Function, x: int, real: int = 1) -> bool:
