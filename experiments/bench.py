@@ -33,6 +33,7 @@ from mpcformer.modeling import (
 )
 from mpcformer.tasks import Encoded
 from parties.coordinator import Results
+from parties.network import NetworkProfile
 from parties.report import breakdown
 from parties.simulation import InferenceJob, simulate
 
@@ -54,6 +55,7 @@ class BenchOptions:
     seq_len: int = 128
     batch_size: int = 1
     engines: tuple[str, ...] = ("mpcformer", "crypten")
+    network: NetworkProfile | None = None
     repeat: int = 2
     threads: int = 1
     json: Path | None = None
@@ -113,6 +115,7 @@ def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> Infer
         data_dir=data,
         batch_size=options.batch_size,
         engine=engine,
+        network=options.network,
         threads=options.threads,
     )
 
@@ -196,7 +199,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
         "threads_per_party": options.threads,
-        "network": "none: gRPC over mutual TLS on the loopback interface",
+        "network": options.network.to_json() if options.network else {"profile": "none"},
         "repeat": options.repeat,
         "engines": engines,
     }
@@ -220,7 +223,8 @@ def _offline(results: Results) -> float:
 
 def _show(values: dict[str, Any]) -> None:
     head = f"{values['model']}: {values['layers']} layers, {values['batch_size']} x {values['seq_len']} tokens,"
-    grid = Table(title=f"{head} {values['threads_per_party']} thread(s) a party", title_justify="left")
+    tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
+    grid = Table(title=f"{head} {tail}", title_justify="left")
     grid.add_column("")
     engines = values["engines"]
     for name in engines:

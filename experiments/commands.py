@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 ENGINES = ("mpcformer", "crypten")
+NETWORK = "Links between the parties: none, lan, wan, or RTT_MS,MBIT."
 
 
 def demo(
@@ -29,13 +30,16 @@ def bench(
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
     repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
+    network: Annotated[str, typer.Option(help=NETWORK)] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
 ) -> None:
     """Measure engines against each other: seconds, bytes, rounds, memory."""
     from experiments.bench import BenchOptions, run
+    from parties.network import network_profile
 
-    run(BenchOptions(model, layers, seq_len, batch_size, tuple(engine or ENGINES), repeat, threads, json))
+    engines = tuple(engine or ENGINES)
+    run(BenchOptions(model, layers, seq_len, batch_size, engines, network_profile(network), repeat, threads, json))
 
 
 def estimate(
@@ -46,10 +50,10 @@ def estimate(
     seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
-    rtt_ms: Annotated[float, typer.Option(help="Round-trip time between the owners.")] = 0.5,
-    mbit_s: Annotated[float, typer.Option(help="Rate between the owners.")] = 1000.0,
+    network: Annotated[str, typer.Option(help=NETWORK)] = "lan",
 ) -> None:
     """Count rounds and bytes of a private batch, and its time on a network, without running it."""
     from experiments.estimate import run
+    from parties.network import network_profile
 
-    run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), rtt_ms / 1e3, mbit_s * 1e6 / 8)
+    run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), network_profile(network))

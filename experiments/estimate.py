@@ -7,6 +7,7 @@ from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.inference.engine import BatchShape, load_public_model
 from mpcformer.inference.estimate import Cost, estimate_batch
+from parties.network import NetworkProfile
 
 
 def run(
@@ -15,19 +16,16 @@ def run(
     seq_len: int,
     batch_size: int,
     engines: tuple[str, ...],
-    rtt_s: float,
-    rate_bytes_s: float,
+    network: NetworkProfile | None,
 ) -> dict[str, Cost]:
     """Count, and show a table.
 
     Raises:
         UserInputError: anything wrong with the options.
     """
-    for name, value in (("--rtt-ms", rtt_s), ("--seq-len", seq_len), ("--batch-size", batch_size)):
-        if value < (0 if name == "--rtt-ms" else 1):
+    for name, value in (("--seq-len", seq_len), ("--batch-size", batch_size)):
+        if value < 1:
             raise UserInputError(f"{name}: {value} is too small", "give a positive number")
-    if rate_bytes_s <= 0:
-        raise UserInputError(f"--mbit-s: {rate_bytes_s * 8 / 1e6} is not positive", "give the link's rate")
     with bench_model(model, layers, seq_len) as student:
         public = load_public_model(student)
         costs = {engine: estimate_batch(engine, public, BatchShape(batch_size, seq_len)) for engine in engines}
@@ -41,10 +39,10 @@ def run(
         grid.add_row(
             f"{name.replace('_', ' ')} [MiB]", *(f"{getattr(cost, name) / 2**20:.2f}" for cost in costs.values())
         )
-    grid.add_row(
-        f"online on the wire at {rtt_s * 1e3:g} ms, {rate_bytes_s * 8 / 1e6:g} Mbit/s [s]",
-        *(f"{cost.network_seconds(rtt_s, rate_bytes_s):.2f}" for cost in costs.values()),
-    )
+    if network is not None:
+        seconds = [cost.network_seconds(network.rtt_s, network.bytes_s) for cost in costs.values()]
+        title = f"online on the wire at {network.rtt_s * 1e3:g} ms, {network.bytes_s * 8 / 1e6:g} Mbit/s [s]"
+        grid.add_row(title, *(f"{value:.2f}" for value in seconds))
     console.print(grid)
     console.print("Computing time comes on top: measure it with `mpcformer bench`.")
     return costs

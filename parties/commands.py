@@ -23,6 +23,7 @@ def infer(
     embeddings: Annotated[
         str, typer.Option(help="private_table, or public_table: tells the tables to the data owner.")
     ] = "private_table",
+    network: Annotated[str, typer.Option(help="Links between the parties: none, lan, wan, or RTT_MS,MBIT.")] = "none",
     teacher: Annotated[
         Path | None, typer.Option(help="Default: the one in the student's record, if still there.")
     ] = None,
@@ -38,6 +39,7 @@ def infer(
     Semi-honest, non-colluding parties; the dealer is trusted for randomness only. The report says what leaks.
     """
     from parties import evaluate, report
+    from parties.network import network_profile
     from parties.simulation import InferenceJob
 
     name = task or evaluate.task_of(student)
@@ -52,6 +54,7 @@ def infer(
         max_length=max_length,
         engine=engine,
         embeddings=embeddings,
+        network=network_profile(network),
         port=port,
         threads=threads,
         deadline_s=deadline_s,

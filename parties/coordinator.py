@@ -57,11 +57,19 @@ class Coordinator(rpc.CoordinatorServicer):
         listen: HOST:PORT.
         files: its certificate.
         on_progress: called with (batch, n_batches).
+        route: the address under which the others reach a party's, if a relay stands before it.
     """
 
     def __init__(
-        self, roles: dict[str, str], *, listen: str, files: TlsFiles, on_progress: Callable[[int, int], None]
+        self,
+        roles: dict[str, str],
+        *,
+        listen: str,
+        files: TlsFiles,
+        on_progress: Callable[[int, int], None],
+        route: Callable[[str], str] = lambda address: address,
     ) -> None:
+        self._route = route
         self._members = {party: Member(role) for party, role in roles.items()}
         # Re-entrant: evidence is added inside handlers that hold it.
         self._changed = threading.Condition(threading.RLock())
@@ -112,8 +120,8 @@ class Coordinator(rpc.CoordinatorServicer):
                 lambda m: bool(m.address) or m.role == "data-owner",
             )
             by_role = {member.role: member for member in self._members.values()}
-            job.dealer_address = by_role["dealer"].address
-            job.model_owner_address = by_role["model-owner"].address
+            job.dealer_address = self._route(by_role["dealer"].address)
+            job.model_owner_address = self._route(by_role["model-owner"].address)
             for role in ("dealer", "model-owner", "data-owner"):
                 by_role[role].commands.put(pb.Command(job=job))
             owners = [by_role["model-owner"], by_role["data-owner"]]

@@ -78,7 +78,8 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
             "data-owner": results.data_owner.peak_rss_bytes,
             "dealer": results.dealer.peak_rss_bytes,
         },
-        "network": {"profile": "none", "transport": "gRPC over mutual TLS on the loopback interface"},
+        "network": (job.network.to_json() if job.network else {"profile": "none"})
+        | {"transport": "gRPC over mutual TLS on the loopback interface"},
         "threads_per_party": job.threads,
         "versions": {name: version(name) for name in VERSIONS},
         "seeds": {"training": distilled.get("recipe", {}).get("seed"), "protocol": "fresh, from the operating system"},

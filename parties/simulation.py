@@ -20,6 +20,7 @@ from mpcformer.modeling.ranges import FILE_NAME as RANGES
 from mpcformer.ring.random import fresh_key
 from parties.config import PartyConfig, Peers, Role, to_toml
 from parties.coordinator import Coordinator, Results
+from parties.network import NetworkProfile, Relays
 from parties.stubs import parties_pb2 as pb
 from parties.tls import make_certificates
 
@@ -49,6 +50,7 @@ class InferenceJob:
         max_length: tokens kept; None refuses longer texts than the model's positions.
         engine: see `ENGINES`.
         embeddings: see `EMBEDDINGS`.
+        network: of the links between the parties; None: the loopback interface as it is.
         port: coordinator's, dealer's and model owner's are port, port + 1, port + 2; 0 takes free ones.
         threads: torch threads of each party.
         deadline_s: how long a party may keep another waiting.
@@ -64,6 +66,7 @@ class InferenceJob:
     max_length: int | None = None
     engine: str = DEFAULT_ENGINE
     embeddings: str = "private_table"
+    network: NetworkProfile | None = None
     port: int = 0
     threads: int = 1
     deadline_s: float = 300.0
@@ -136,11 +139,13 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
     """
     with _workspace() as folder:
         files = make_certificates(folder / "tls", [COORDINATOR, *ROLES])
+        relays = Relays(job.network)
         coordinator = Coordinator(
             {str(role): str(role) for role in ROLES},
             listen=_listen(job.port, 0),
             files=files[COORDINATOR],
             on_progress=on_progress,
+            route=relays.route,
         )
         processes = Processes(logs)
         try:
@@ -187,6 +192,7 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
         finally:
             processes.kill()
             coordinator.stop()
+            relays.close()
 
 
 def plaintext(job: InferenceJob, logs: Path) -> Path:

@@ -135,6 +135,6 @@ class CrypTenEngine:
         if bit.device.type != "meta" and int(bit) != 0:
             raise RangeError(
                 "an activation of this batch left the range calibrated on the training data",
-                "the texts are unlike the training data, or the student needs a new calibration",
+                "leave out texts unlike the training data, or distil with more of it: the ranges come from there",
             )
         return logits.get_plain_text(dst=DATA_OWNER)

@@ -52,6 +52,8 @@ COARSE_WIDTH, MEAN_SLACK = 0.7, 1.4
 MAX_ROW_LOG_BINS, MAX_NORM_LOG_BINS = 6, 7
 KEY_FACTOR_BITS = 2
 _GUARD_BINS = 2.5
+# An argument is multiplied and shifted to its steps: what a shift leaves of the ring must hold them.
+MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
 # What tables, truncations and rounded weights may add to a bound that follows from exact weights.
 BOUND_SLACK = 1.05
 # A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
@@ -232,6 +234,7 @@ def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, 
     """
     unit = 2.0 ** -(2 * POWER_SCALE + log_keys + KEY_FACTOR_BITS)
     y = layer.score_limit * 2.0 ** (layer.score_shift - SCORE_SCALE - layer.squarings)
+    # A coarse table is good from twice its low end on.
     low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
     squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
 
@@ -239,7 +242,7 @@ def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, 
         return _table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
 
     return (
-        table(0.875 * low, 1.125 * high, DIVISOR_SCALE, COARSE_WIDTH),
+        table(0.4 * low, 1.125 * high, DIVISOR_SCALE, COARSE_WIDTH),
         table(*squares, DIVISOR_SCALE, COARSE_WIDTH),
         table(*squares, LAST_DIVISOR_SCALE, RECIPROCAL_WIDTH),
     )
@@ -297,8 +300,13 @@ def _table(
         bin_width = (top - bottom) / (n_bins - 2 * _GUARD_BINS - 1)
         # One step of the 24-bit argument, in integers of the share: 2^shift / multiplier.
         step = bin_width * n_bins / 2.0**TableSpec.BITS / unit
-        shift = 8 + math.frexp(step)[1] - 1
+        shift = min(MULTIPLIER_BITS + math.frexp(step)[1] - 1, MAX_TABLE_SHIFT)
         multiplier = math.floor(2.0**shift / step)
+        if multiplier < 4:
+            raise RangeError(
+                f"the argument of a {name} of {high:.3g} in units of {unit:.3g} does not fit the ring",
+                "distil the student again, or use --engine crypten",
+            )
         step_real = 2.0**shift / multiplier * unit
         base = math.floor((bottom - _GUARD_BINS * bin_width) / step_real)
         spec = TableSpec(name, log_bins, base, step_real, low, top, scale + GUARD_BITS, epsilon, split)
@@ -329,6 +337,11 @@ def _guard(high: float, unit: float) -> tuple[Argument, int]:
     """Marks from a little above `high` up to 2^(bits + 1), where 2^bits is a power of two above it."""
     bits = math.frexp(high * _SLACK / unit)[1]
     # Two bins more than to 2^(bits + 1), so that the bin that wraps around lies above it.
-    shift, multiplier = bits + 1 - TableSpec.BITS + 8, 240
+    shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
+    if shift > MAX_TABLE_SHIFT:
+        raise RangeError(
+            f"a row's number of {high:.3g} in units of {unit:.3g} does not fit the ring",
+            "distil the student again, or use --engine crypten",
+        )
     spec = TableSpec(GUARD, GUARD_LOG_BINS, 0, 2.0**shift / multiplier * unit, 0.0, high, 0)
     return Argument(spec, multiplier, shift), bits

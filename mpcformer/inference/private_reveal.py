@@ -99,5 +99,5 @@ def _verify(total: torch.Tensor) -> None:
     if total.device.type != "meta" and int(total):
         raise RangeError(
             "an activation of this batch left the range calibrated on the training data",
-            "the texts are unlike the training data, or the student needs a new calibration",
+            "leave out texts unlike the training data, or distil with more of it: the ranges come from there",
         )

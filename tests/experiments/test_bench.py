@@ -12,6 +12,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.inference.engine import load_public_model
 from mpcformer.inference.stopwatch import OPERATIONS
+from parties.network import PROFILES
 
 
 def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
@@ -20,7 +21,7 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
     values = read_json(file)
     assert {"model", "layers", "seq_len", "batch_size", "engines", "ratio"} <= set(values)
     assert set(values["ratio"]) == {"online_seconds", "online_to_whole", "total_seconds"}
-    costs = estimate.run(str(student), None, 8, 2, ("mpcformer", "crypten"), 0.001, 1e8)
+    costs = estimate.run(str(student), None, 8, 2, ("mpcformer", "crypten"), PROFILES["lan"])
     for name, measured in values["engines"].items():
         cost = costs[name]
         assert measured["rounds"] == pytest.approx(cost.rounds, rel=0.1)

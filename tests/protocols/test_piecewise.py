@@ -14,7 +14,7 @@ from mpcformer.inference import fixed_point as fp
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.piecewise import Evaluation, Function, Piece, clamp, relu
 from mpcformer.ring.packing import WIDTHS
-from tests.protocols.test_protocols import dealer_bytes, integers, run, split
+from tests.protocols.test_protocols import dealer_bytes, integers, look_up, run, split
 
 
 def evaluated(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
@@ -124,3 +124,23 @@ def test_gelu_is_as_near_as_stated() -> None:
 def test_malformed_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         validate(Request("piecewise", ((3,),), op=op, bits=bits, params=params))
+
+
+@pytest.mark.parametrize("log_keys", range(1, 10))
+@pytest.mark.parametrize(("squarings", "limit"), [(3, 4.0), (4, 16.0), (6, 54.7), (8, 256.0)])
+def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
+    """Reciprocals of row means at all lengths and clamps: near enough, and no mark."""
+    shift = max(0, squarings - 8) + 2
+    layer = fp.Layer(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
+    unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)
+    y = limit / 2**squarings
+    ranges = [(0.875 * ((1 - y) ** 2 + 1) ** 4, 1.125 * ((1 + y) ** 2 + 1) ** 4)] + [(0.8, 1.2 * 2**log_keys)] * 2
+    for function, (low, high), error in zip(
+        fp.softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
+    ):
+        real = torch.logspace(math.log10(low), math.log10(high), 300, dtype=torch.float64)
+        x = (real / unit).round().long()
+        value, mark, _, _ = look_up(function, x)
+        relative = value.double() * 2.0**-function.upper.spec.scale * real - 1
+        assert float(relative.abs().max()) < error
+        assert int(mark.count_nonzero()) == 0

@@ -1,0 +1,170 @@
+"""Network profiles: a relay on the loopback interface that gives the parties' links a round-trip time and a rate.
+
+It passes bytes on and looks at none: what runs through it is TLS, which it cannot read. Each direction of a link is one
+queue: a chunk leaves when the one before it has, at the link's rate, and arrives half a round trip later. Threads, not
+an event loop, because they sleep to a twentieth of a millisecond.
+"""
+
+import math
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+
+from mpcformer.errors import UserInputError
+
+CHUNK = 1 << 16
+MIN_QUEUED = 64
+Tamper = Callable[[bytes], bytes]
+
+
+@dataclass(frozen=True)
+class NetworkProfile:
+    """A link between two parties.
+
+    Args:
+        name: as it was asked for.
+        rtt_s: round-trip time.
+        bytes_s: rate of each direction.
+    """
+
+    name: str
+    rtt_s: float
+    bytes_s: float
+
+    def to_json(self) -> dict[str, object]:
+        """For a report."""
+        return {"profile": self.name, "rtt_ms": self.rtt_s * 1e3, "mbit_s": self.bytes_s * 8 / 1e6}
+
+
+# The links that papers of this field report: a switched Gigabit network, and two sites of one continent.
+PROFILES = {"lan": NetworkProfile("lan", 0.5e-3, 1e9 / 8), "wan": NetworkProfile("wan", 40e-3, 100e6 / 8)}
+
+
+def network_profile(text: str) -> NetworkProfile | None:
+    """none, lan, wan, or RTT_MS,MBIT; None for none.
+
+    Raises:
+        UserInputError: anything else.
+    """
+    if text == "none":
+        return None
+    if text in PROFILES:
+        return PROFILES[text]
+    try:
+        rtt_ms, mbit = (float(part) for part in text.split(","))
+    except ValueError:
+        rtt_ms, mbit = -1.0, 0.0
+    if not (0 <= rtt_ms < math.inf and 0 < mbit < math.inf):
+        raise UserInputError(f"--network: {text!r} is no network", "give none, lan, wan, or RTT_MS,MBIT such as 20,500")
+    return NetworkProfile(text, rtt_ms / 1e3, mbit * 1e6 / 8)
+
+
+class Lane:
+    """One direction of a link, shared by all connections through it."""
+
+    def __init__(self, profile: NetworkProfile, tamper: Tamper | None = None) -> None:
+        self._profile, self._tamper = profile, tamper
+        self._free_at = 0.0
+        self._lock = threading.Lock()
+        self.n_queued = max(MIN_QUEUED, round(2 * profile.bytes_s * profile.rtt_s / CHUNK))
+
+    def arrival(self, n_bytes: int) -> float:
+        """When a chunk that is sent now arrives, by the monotonic clock."""
+        with self._lock:
+            self._free_at = max(time.monotonic(), self._free_at) + n_bytes / self._profile.bytes_s
+            return self._free_at + self._profile.rtt_s / 2
+
+    def carry(self, source: socket.socket, target: socket.socket) -> None:
+        """Pass on what `source` sends until it ends; then end `target`'s side."""
+        waiting: queue.Queue[tuple[float, bytes] | None] = queue.Queue(self.n_queued)
+
+        def deliver() -> None:
+            broken = False
+            while (item := waiting.get()) is not None:
+                delay = item[0] - time.monotonic()
+                if delay > 0:
+                    time.sleep(delay)
+                try:
+                    if not broken:
+                        target.sendall(item[1])
+                except OSError:
+                    broken = True
+                    _shut(source)
+            _shut(target, socket.SHUT_WR)
+
+        thread = threading.Thread(target=deliver, name="relay-deliver", daemon=True)
+        thread.start()
+        with suppress(OSError):
+            while data := source.recv(CHUNK):
+                waiting.put((self.arrival(len(data)), self._tamper(data) if self._tamper else data))
+        waiting.put(None)
+        thread.join()
+
+
+class Relay:
+    """A port of its own in front of a party's.
+
+    Args:
+        target: HOST:PORT of the party.
+        profile: of the link.
+        tamper: for tests, what an attacker on the network does to each chunk towards the party.
+    """
+
+    def __init__(self, target: str, profile: NetworkProfile, tamper: Tamper | None = None) -> None:
+        host, port = target.rsplit(":", 1)
+        self._target = host, int(port)
+        self._lanes = Lane(profile, tamper), Lane(profile)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._sockets: list[socket.socket] = []
+        self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, name="relay-accept", daemon=True).start()
+
+    def close(self) -> None:
+        """Cut all connections and take no more."""
+        for end in (self._server, *self._sockets):
+            _shut(end)
+            end.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                near, _ = self._server.accept()
+                try:
+                    far = socket.create_connection(self._target)
+                except OSError:
+                    near.close()
+                    continue
+                for end in (near, far):
+                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    self._sockets.append(end)
+                for lane, source, sink in zip(self._lanes, (near, far), (far, near), strict=True):
+                    threading.Thread(target=lane.carry, args=(source, sink), name="relay-carry", daemon=True).start()
+
+
+class Relays:
+    """The relays of a simulation."""
+
+    def __init__(self, profile: NetworkProfile | None) -> None:
+        self._profile = profile
+        self._relays: list[Relay] = []
+
+    def route(self, address: str) -> str:
+        """The address under which others reach `address`."""
+        if self._profile is None:
+            return address
+        self._relays.append(Relay(address, self._profile))
+        return self._relays[-1].address
+
+    def close(self) -> None:
+        """End all."""
+        for relay in self._relays:
+            relay.close()
+
+
+def _shut(end: socket.socket, how: int = socket.SHUT_RDWR) -> None:
+    with suppress(OSError):
+        end.shutdown(how)
