@@ -31,6 +31,7 @@ from mpcformer.modeling import (
     default_backbone,
     load_tokenizer,
 )
+from mpcformer.ring import gemm
 from mpcformer.tasks import Encoded
 from parties.coordinator import Results
 from parties.network import NetworkProfile
@@ -58,6 +59,7 @@ class BenchOptions:
     network: NetworkProfile | None = None
     repeat: int = 2
     threads: int = 1
+    device: str = "cpu"
     json: Path | None = None
 
 
@@ -100,6 +102,7 @@ def _check(options: BenchOptions) -> None:
             raise UserInputError(f"--{name}: {value} is below {low}", f"give {low} or more")
     if options.seq_len > 512:
         raise UserInputError(f"--seq-len: {options.seq_len} exceeds 512 positions", "give at most 512")
+    gemm.use(options.device)
     if options.json and options.json.exists():
         raise UserInputError(f"--json: {options.json} exists", "give another name, or remove it")
     unknown = [engine for engine in options.engines if engine not in ENGINES]
@@ -117,6 +120,7 @@ def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> Infer
         engine=engine,
         network=options.network,
         threads=options.threads,
+        device=options.device,
     )
 
 
@@ -199,6 +203,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
         "threads_per_party": options.threads,
+        "device": options.device,
         "network": options.network.to_json() if options.network else {"profile": "none"},
         "repeat": options.repeat,
         "engines": engines,

@@ -32,6 +32,7 @@ def bench(
     repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
     network: Annotated[str, typer.Option(help=NETWORK)] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
     json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
 ) -> None:
     """Measure engines against each other: seconds, bytes, rounds, memory."""
@@ -39,7 +40,11 @@ def bench(
     from parties.network import network_profile
 
     engines = tuple(engine or ENGINES)
-    run(BenchOptions(model, layers, seq_len, batch_size, engines, network_profile(network), repeat, threads, json))
+    run(
+        BenchOptions(
+            model, layers, seq_len, batch_size, engines, network_profile(network), repeat, threads, device, json
+        )
+    )
 
 
 def estimate(

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from mpcformer.errors import MPCFormerError, PartyError
+from mpcformer.ring import gemm
 from parties.config import PartyConfig, load_config
 from parties.membership import Membership
 
@@ -24,6 +25,7 @@ def main() -> int:
         import torch
 
         torch.set_num_threads(config.threads)
+        gemm.use(config.device)
         membership = Membership(config)
     except MPCFormerError as error:
         log.error("%s", error)

@@ -30,6 +30,7 @@ def infer(
     gelu: Annotated[str | None, typer.Option(help="Assert the student's form.")] = None,
     softmax: Annotated[str | None, typer.Option(help="Assert the student's form.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
     port: Annotated[int, typer.Option(help="First of three fixed ports; 0: any free ones.")] = 0,
     deadline_s: Annotated[float, typer.Option(help="Longest wait of one party for another, seconds.")] = 300.0,
     out: Annotated[Path | None, typer.Option(help="New folder; default: runs/TASK-TIME.")] = None,
@@ -57,6 +58,7 @@ def infer(
         network=network_profile(network),
         port=port,
         threads=threads,
+        device=device,
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"

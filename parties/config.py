@@ -10,6 +10,7 @@ from mpcformer.errors import UserInputError
 
 PROTOCOL_VERSION = 1
 Role = Literal["dealer", "model-owner", "data-owner"]
+Device = Literal["cpu", "cuda"]
 
 
 class TlsFiles(BaseModel):
@@ -44,6 +45,7 @@ class PartyConfig(BaseModel):
         public_embeddings: model owner only, may its embedding tables be told to the data owner.
         data_dir: data owner only, as in `load_examples`.
         threads: torch threads.
+        device: where it multiplies matrices.
         deadline_s: how long a peer may stay silent in the middle of a computation.
     """
 
@@ -59,6 +61,7 @@ class PartyConfig(BaseModel):
     public_embeddings: bool = False
     data_dir: Path | None = None
     threads: int = Field(default=1, ge=1)
+    device: Device = "cpu"
     deadline_s: float = Field(default=300.0, gt=0)
 
     @model_validator(mode="after")

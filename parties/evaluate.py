@@ -9,6 +9,7 @@ from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import check_new_folder, read_json
 from mpcformer.inference.engine import EMBEDDINGS, ENGINES, BatchShape, create_engine, load_public_model
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
+from mpcformer.ring import gemm
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
 from parties import report
 from parties.simulation import InferenceJob, check_ports, plaintext, simulate
@@ -27,6 +28,7 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
         raise UserInputError(f"--embeddings: {job.embeddings!r} is unknown", f"choose one of: {', '.join(EMBEDDINGS)}")
     if job.threads < 1:
         raise UserInputError(f"--threads: {job.threads} is below 1", "give a positive number")
+    gemm.use(job.device)
     task = get_task(job.task)
     check_ports(job.port)
     student = load_student(job.student, gelu=gelu, softmax=softmax)

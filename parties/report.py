@@ -81,6 +81,7 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
         "network": (job.network.to_json() if job.network else {"profile": "none"})
         | {"transport": "gRPC over mutual TLS on the loopback interface"},
         "threads_per_party": job.threads,
+        "device": job.device,
         "versions": {name: version(name) for name in VERSIONS},
         "seeds": {"training": distilled.get("recipe", {}).get("seed"), "protocol": "fresh, from the operating system"},
         "threat_model": threat_model(job.embeddings),

@@ -13,12 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.inference.engine import DEFAULT_ENGINE
 from mpcformer.modeling.ranges import FILE_NAME as RANGES
 from mpcformer.ring.random import fresh_key
-from parties.config import PartyConfig, Peers, Role, to_toml
+from parties.config import Device, PartyConfig, Peers, Role, to_toml
 from parties.coordinator import Coordinator, Results
 from parties.network import NetworkProfile, Relays
 from parties.stubs import parties_pb2 as pb
@@ -53,6 +54,7 @@ class InferenceJob:
         network: of the links between the parties; None: the loopback interface as it is.
         port: coordinator's, dealer's and model owner's are port, port + 1, port + 2; 0 takes free ones.
         threads: torch threads of each party.
+        device: where the parties multiply matrices, cpu or cuda.
         deadline_s: how long a party may keep another waiting.
     """
 
@@ -69,6 +71,7 @@ class InferenceJob:
     network: NetworkProfile | None = None
     port: int = 0
     threads: int = 1
+    device: str = "cpu"
     deadline_s: float = 300.0
 
 
@@ -165,6 +168,7 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
                     public_model=public if role == "data-owner" else None,
                     data_dir=job.data_dir.resolve() if job.data_dir and role == "data-owner" else None,
                     threads=job.threads,
+                    device=cast(Device, job.device),
                     deadline_s=job.deadline_s,
                 )
                 path = folder / f"{role}.toml"
