@@ -1,8 +1,8 @@
 """The matrix product modulo 2^64, on the processor or on a GPU.
 
 On a processor torch multiplies int64 directly. A GPU has no such product: there numbers are cut into balanced limbs of
-22 bits, whose products and sums of 2048 are exact in float64. Six products of limbs make one modulo 2^64, three where one
-side is short, as weights in the clear are.
+22 bits, whose products and sums of 2048 are exact in float64. Six products of limbs make one modulo 2^64, three where
+one side is short, as weights in the clear are.
 """
 
 import torch
@@ -52,7 +52,7 @@ def limb_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 
 def limbs(x: torch.Tensor) -> list[torch.Tensor]:
-    """Float64 numbers of at most 2^21 whose sum, each 2^22 times the one before, is x modulo 2^66; no zero ones on top."""
+    """Float64 numbers of at most 2^21 that add up to x, each 2^22 times the one before; no zero ones on top."""
     half = 1 << (LIMB_BITS - 1)
     found, rest = [], x
     for _ in range(N_LIMBS):
