@@ -25,7 +25,7 @@ from mpcformer.inference.range_check import RangeCheck
 from mpcformer.inference.stopwatch import Stopwatch
 from mpcformer.protocols import lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, combine, shift
+from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, add_halves, combine, shift
 from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import Function
 from mpcformer.ring.packing import packed_bytes, unpack
@@ -273,10 +273,9 @@ class PrivateBert:
             bias = self._owned.biases[name]
             z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves(z, following)
-        shapes = [(tuple(h.shape), width) for h, width in halves]
         message = party.send(halves)
         theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
-        return combine(message, theirs, shapes), following
+        return add_halves(halves, theirs), following
 
     def _rehearsed(self, item: Map) -> Known:
         """For an estimate: what the offline part would have left."""

@@ -63,15 +63,25 @@ class Party:
 
     def open(self, halves: Sequence[Half]) -> list[torch.Tensor]:
         """Exchange halves and add them: public numbers, in [0, 2^bits). One round, both ways."""
-        mine = self.send(halves)
+        self.send(halves)
         shapes = [(tuple(x.shape), bits) for x, bits in halves]
-        return combine(mine, self.receive(shapes), shapes)
+        return add_halves(halves, self.receive(shapes))
 
     def open_bits(self, share: torch.Tensor, bits: int) -> torch.Tensor:
         """Exchange XOR shares of `bits` bits an element, a packing width: their XOR. One round, both ways."""
         shape = tuple(share.shape)
         self.send([(share, bits)])
         return reduce(share, bits) ^ unpack(self.receive([(shape, bits)]), shape, bits)
+
+
+def add_halves(halves: Sequence[Half], theirs: torch.Tensor) -> list[torch.Tensor]:
+    """One's own halves and the other's packed ones, added up."""
+    opened, at = [], 0
+    for x, bits in halves:
+        end = at + packed_bytes(x.numel(), bits)
+        opened.append(reduce(x + unpack(theirs[at:end], tuple(x.shape), bits), bits))
+        at = end
+    return opened
 
 
 def combine(

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from mpcformer.correlations import Request, validate
@@ -72,7 +72,7 @@ def test_pieces_are_exact_in_a_ring_of_24_bits(function: Function, rounds: int) 
     assert dealer_bytes(requests) == n * (lifted + 8 * CHUNKS + 2 * n_thresholds + pieces)
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(st.sampled_from([32, 40, 48]), st.integers(-(2**21), 2**21))
 def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, threshold: int) -> None:
     function = Function(bits, (Piece((threshold,), (1,)),))

@@ -252,7 +252,11 @@ def test_every_number_out_of_range_is_marked(
 @given(st.floats(0, 5), st.floats(-6, 3))
 def test_whatever_the_range_what_is_too_small_is_marked(log_ratio: float, log_low: float) -> None:
     low, high = 10**log_low, 10 ** (log_low + log_ratio)
-    norm = fp._norm("x", 384, 1e-12, {"x": (low, high)})
+    try:
+        norm = fp._norm("x", 384, 1e-12, {"x": (low, high)})
+    except RangeError:
+        assert high / low > 1e4 or high > 1e4, "only what is very wide or large may be refused"
+        return
     low = min(spec.low for spec in (norm.function.upper.spec, (norm.function.lower or norm.function.upper).spec))
     unit = 2.0 ** (-2 * norm.scale) / 384
     below = torch.linspace(0, 0.45 * low, 60).double() / unit
