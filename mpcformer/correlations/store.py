@@ -24,6 +24,7 @@ class CorrelationStore:
         self._session_id = session_id
         self._corrections: dict[int, tuple[Request, list[torch.Tensor]]] = {}
         self._previewed: dict[int, Request] = {}
+        self._masked_weights = False
 
     def put(self, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
         """Unpack the dealer's correction for `operation` and keep it until it is taken.
@@ -65,7 +66,14 @@ class CorrelationStore:
         self._advance(request)
 
     def weight_mask_key(self) -> bytes:
-        """Party 0's key for the masks of its weights."""
+        """Party 0's key for the masks of its weights, once: two models under one mask would tell their difference.
+
+        Raises:
+            ProtocolError: asked for again.
+        """
+        if self._masked_weights:
+            raise ProtocolError("the masks of a session's weights are used once", "open a session for each model")
+        self._masked_weights = True
         return weight_mask_key(self._seed, self._session_id)
 
     def take(self, request: Request) -> Dealt:

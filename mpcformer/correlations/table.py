@@ -126,5 +126,5 @@ def fit(spec: TableSpec, r: torch.Tensor) -> list[torch.Tensor]:
 
 
 def _marks(outside: torch.Tensor) -> torch.Tensor:
-    # Unknown to both owners, and new each time: an opened sum of marks tells that there was one, not where.
+    # Unknown to both owners, and new each time: marks do not cancel.
     return Stream(fresh_key()).int64(outside.shape).masked_fill_(~outside, 0)

@@ -38,7 +38,7 @@ ROW_SCALE, ATTENDED_SCALE = 12, 20
 ACTIVATED_BITS, OUTER_SCALE = 48, 29
 STREAM_BITS = 32
 # The pooler's sum is clamped, then looked up: tanh is 1 to 1.2e-5 beyond.
-TANH_SCALE, TANH_BITS, TANH_REACH = 16, 32, 6.0
+TANH_SCALE, TANH_BITS, TANH_REACH, TANH_TABLE_REACH = 16, 32, 6.0, 6.1
 POOLED_SCALE, LOGIT_BITS = 14, 64
 LOGIT_TOTAL_SCALE = POOLED_SCALE + GUARD_BITS + LOGIT_WEIGHT_SCALE
 EMBEDDING_BITS = 32
@@ -54,8 +54,12 @@ KEY_FACTOR_BITS = 2
 _GUARD_BINS = 2.5
 # An argument is multiplied and shifted to its steps: what a shift leaves of the ring must hold them.
 MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
-# What tables, truncations and rounded weights may add to a bound that follows from exact weights.
+# What tables (1 percent), FACTOR_ERROR, truncations and rounded weights may add to a bound that follows from exact
+# weights and rows of length sqrt(H).
 BOUND_SLACK = 1.05
+FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 10
+# Beyond, scores keep too few of their 14 fraction bits.
+MAX_SCORE_SHIFT = 6
 # A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
 GUARD_LOG_BINS, _SLACK = 6, 1.08
 
@@ -144,7 +148,9 @@ def constants(
     """
     layers = tuple(_layer(f"layer.{n}", hidden_size, epsilon, bounds, softmax) for n in range(n_layers))
     reach, unit = round(TANH_REACH * 2**TANH_SCALE), 2.0**-TANH_SCALE
-    tanh = _table("tanh", -TANH_REACH, TANH_REACH, unit, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
+    tanh = _table(
+        "tanh", -TANH_TABLE_REACH, TANH_TABLE_REACH, unit, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS
+    )
     return Constants(
         _norm("embeddings.variance", hidden_size, epsilon, bounds),
         layers,
@@ -224,7 +230,13 @@ def _softmax_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
 def _score_room(name: str, bounds: Bounds) -> int:
     """The shift at which scores fit for any text, if the ranges tell how far they reach."""
     _, reach = bounds.get(f"{name}.{SCORE_REACH}", (0.0, 1.0))
-    return max(0, math.ceil(math.log2(reach)) - (SCORE_BITS - 2 - SCORE_SCALE))
+    shift = max(0, math.ceil(math.log2(reach)) - (SCORE_BITS - 2 - SCORE_SCALE))
+    if shift > MAX_SCORE_SHIFT:
+        raise RangeError(
+            f"{name}.{SCORE_REACH}: scores may reach {reach:.3g} for some text: too far for fixed point",
+            "distil the student again, with a lower learning rate or another seed, or use --engine crypten",
+        )
+    return shift
 
 
 def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, Function]:
@@ -266,8 +278,15 @@ def _norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds) -> Norm:
     low, high = widened(*_bounds(bounds, name))
     if not 0 < low < high:
         raise RangeError(f"calibrated range {name} = {low}..{high} is not positive", "distil the student again")
-    # Large factors need fewer bits: their rows are small and take them instead.
+    # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
+    # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
     scale = 13 + min(5, max(0, math.ceil(-math.log2(low) / 2)))
+    scale = min(scale, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
+    if scale < MIN_STREAM_SCALE:
+        raise RangeError(
+            f"calibrated range {name} reaches {high:.3g}: too large for a LayerNorm in fixed point",
+            "distil the student again, or use --engine crypten",
+        )
     factor_scale = NORMAL_SCALE - scale
     unit = 2.0 ** (-2 * scale) / hidden_size
     function = _table(
@@ -322,14 +341,18 @@ def _table(
         return Function(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
     split = math.sqrt(low * high)
     log_bins = math.ceil(math.log2(high / split / width + 8))
+    too_wide = RangeError(
+        f"the calibrated range of a {name}, {low:.3g}..{high:.3g}, is too wide for its tables",
+        "distil the student again, or use --engine crypten",
+    )
     if log_bins > MAX_LOG_BINS:
-        raise RangeError(
-            f"the calibrated range of a {name}, {low:.3g}..{high:.3g}, is too wide for its tables",
-            "distil the student again, or use --engine crypten",
-        )
+        raise too_wide
     upper = argument(low, high, log_bins, split)
     reach = split + 2 * upper.spec.unit * 2.0**upper.spec.bin_bits
-    lower = argument(low, reach, log_bins_to(reach))
+    log_bins = log_bins_to(reach)
+    if log_bins > MAX_LOG_BINS:
+        raise too_wide
+    lower = argument(low, reach, log_bins)
     return Function(upper, lower, guard, guard_bits)
 
 

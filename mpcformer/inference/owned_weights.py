@@ -15,6 +15,7 @@ from mpcformer.channel import Spec
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.overflow import check_overflow, value_shift
+from mpcformer.modeling.bounds import centred_columns
 from mpcformer.ring.packing import packed_bytes
 
 Shape = tuple[int, ...]
@@ -100,7 +101,10 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         columns, offsets, smaller = [], [], 0
         for part in ("query", "key", "value"):
             weight = get(f"{source}.attention.self.{part}.weight").t()
-            column, offset = gain[:, None] * weight, bias @ weight + get(f"{source}.attention.self.{part}.bias")
+            column, offset = (
+                centred_columns(gain[:, None] * weight),
+                bias @ weight + get(f"{source}.attention.self.{part}.bias"),
+            )
             factor = 2.0 ** (-layer.score_shift / 2) / root
             if part == "value":  # the same matrix, a larger scale
                 smaller = value_shift(bounds.layers[n].values)
@@ -125,7 +129,9 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         weight = get(f"{source}.intermediate.dense.weight").t()
         put(
             f"{name}.inner",
-            torch.cat([gain[:, None] * weight, gain[:, None] * mean * 2.0**-fp.INNER_WEIGHT_SCALE], dim=1),
+            torch.cat(
+                [centred_columns(gain[:, None] * weight), gain[:, None] * mean * 2.0**-fp.INNER_WEIGHT_SCALE], dim=1
+            ),
             fp.INNER_WEIGHT_SCALE,
             torch.cat([bias @ weight + get(f"{source}.intermediate.dense.bias"), mean_bias]),
             fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE,
@@ -143,7 +149,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     weight = get("bert.pooler.dense.weight").t()
     offset = bias @ weight + get("bert.pooler.dense.bias")
     pooled = fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
-    put("pooler", gain[:, None] * weight, fp.POOLER_WEIGHT_SCALE, offset, pooled)
+    put("pooler", centred_columns(gain[:, None] * weight), fp.POOLER_WEIGHT_SCALE, offset, pooled)
     logit_scale = fp.LOGIT_TOTAL_SCALE
     put("classifier", get("classifier.weight").t(), fp.LOGIT_WEIGHT_SCALE, get("classifier.bias"), logit_scale)
     return owned

@@ -86,10 +86,9 @@ class PrivateAttention:
     def _real(self, n_query: int, n_heads: int) -> torch.Tensor:
         return self._mask[:, None, :n_query].expand(-1, n_heads, -1).reshape(-1)
 
-    def _evaluate(self, function: piecewise.Function, x: torch.Tensor, open_half: OpenScores) -> torch.Tensor:
+    def _evaluation(self, function: piecewise.Function, x: torch.Tensor) -> piecewise.Evaluation:
         tensors = self._party.take(function.request(tuple(x.shape)))
-        evaluation = piecewise.Evaluation(function, tensors, self._party.rank)
-        return evaluation.evaluate(self._party, open_half(evaluation.half(x)))
+        return piecewise.Evaluation(function, tensors, self._party.rank)
 
     # ---- 2quad, 2relu: divide after the product with the values ------------------------------------------------------
 
@@ -106,7 +105,8 @@ class PrivateAttention:
             offset = round(QUAD_SOFTMAX_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
             numerators = Opened(party, mask, c).square(offset) * self._key_factors
             return numerators, numerators.sum(-1)
-        positive = self._evaluate(piecewise.relu(fp.SCORE_BITS), scores, open_scores) << fp.SCORE_SCALE
+        evaluation = self._evaluation(piecewise.relu(fp.SCORE_BITS), scores)
+        positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
         numerators = positive * self._key_factors
         offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
         return numerators, numerators.sum(-1) + party.only(0, self._key_factors.sum(-1) * offset)
@@ -164,7 +164,12 @@ class PrivateAttention:
         first, middle, last = fp.softmax_functions(constants, self._log_keys)
         rank, power = self._party.rank, fp.POWER_SCALE
         base_scale, base = fp.softmax_base(constants)
-        x = self._evaluate(base, scores, open_scores) * self._mask[:, None, None, :]
+        evaluation = self._evaluation(base, scores)
+        keys = self._mask[:, None, None, :]
+        x = evaluation.evaluate(self._party, open_scores(evaluation.half(scores))) * keys
+        # The first piece is the clamp's inside.
+        outside = self._party.only(0, torch.ones_like(x)) - evaluation.bit(self._party, 0)
+        self._check.count(outside * keys * real.view(*x.shape[:-1], 1))
         x = self._square(shift(x, base_scale - fp.BASE_SCALE, rank))
         x = self._square(shift(x, 2 * fp.BASE_SCALE - fp.FOURTH_SCALE, rank))
         x = self._divide(x, power, first, real)

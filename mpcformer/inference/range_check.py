@@ -35,6 +35,10 @@ class RangeCheck:
         """Remember the share of a table's argument, to look at it after the last layer."""
         self._guarded.append((argument, function.guard_bits, real))
 
+    def count(self, outside: torch.Tensor) -> None:
+        """The share of a number that is zero if all was in range, and positive but far below 2^64 if not."""
+        self._mark = self._mark + outside.sum()
+
     def total(self) -> torch.Tensor:
         """This party's share of the sum of all marks: (1,)."""
         mark = self._mark + guard.mark(self._party, self._guarded)

@@ -48,6 +48,11 @@ def normal_bound(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     return reach
 
 
+def centred_columns(weight: torch.Tensor) -> torch.Tensor:
+    """(in, out) without the part that a row orthogonal to 1 does not see."""
+    return weight - weight.mean(0, keepdim=True)
+
+
 def spectral_norm(weight: torch.Tensor) -> float:
     """Largest |x weight| / |x|; from the smaller Gram matrix, which takes a tenth of a decomposition's time."""
     gram = weight @ weight.t() if weight.size(0) < weight.size(1) else weight.t() @ weight
@@ -116,9 +121,9 @@ def model_bounds(n_heads: int, gelu: str, state: Mapping[str, torch.Tensor]) -> 
 
 
 def _after(norm: Linear, linear: Linear) -> Linear:
-    """A map of a LayerNorm's result as one of the normalised row."""
+    """A map of a LayerNorm's result as one of the normalised row, which is orthogonal to 1."""
     (gain, bias), (weight, offset) = norm, linear
-    return gain[:, None] * weight, bias @ weight + offset
+    return centred_columns(gain[:, None] * weight), bias @ weight + offset
 
 
 def _stream(linear: Linear, length: float, norm: Linear) -> float:

@@ -25,7 +25,7 @@ def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]]) -> 
     Shapes: each group is (x (rows,), bits, real (rows,)), real 1 where a row counts and 0 where not; result ().
     Scale: none.
     Range and error: 0 <= x < 2^62. Between the two bounds it may or may not mark; t = 2^k u, u odd, escapes with
-    probability 2^(k - 64), k <= 62 - bits. An opened sum tells at most the least such k, where there is a mark.
+    probability 2^(k - 64), k <= 62 - bits. The sum is not opened: `protocols.zero_test` tells whether it is zero.
     Cost for n rows: 3 rounds, 24 n bytes each way, 32 n dealer bytes.
     Source: truncation as in `crypten_compat.truncate`; a Beaver triple whose second factor is never opened is the mask.
     """

@@ -96,6 +96,7 @@ class Evaluation:
         self._words, *rest = rest[n_lifted:]
         n_products = -(-len(function.thresholds) // PER_WORD)
         self._products, self._dealt = rest[:n_products], rest[n_products:]
+        self._chosen = torch.empty(0)
 
     def half(self, share: torch.Tensor) -> Half:
         """This party's half of the opening of `share`, valid over Z_2^bits."""
@@ -116,6 +117,12 @@ class Evaluation:
                 word ^= reached[thresholds.index(t)] << j
         chosen = party.open_bits(word ^ self._bit_masks, WIDTHS[0])
         return self._combine(party, c, chosen)
+
+    def bit(self, party: Party, j: int) -> torch.Tensor:
+        """[does piece j count] over Z_2^64, as a number; after `evaluate`. No further message."""
+        at = sum(1 + 2 * (len(piece.coefficients) - 1) for piece in self._function.pieces[:j])
+        o = (self._chosen >> j) & 1
+        return party.only(0, o) + (1 - 2 * o) * self._dealt[at]
 
     def _inputs(self, c: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Shares of the borrows' inputs, a byte a threshold; and what each bit is made of besides."""
@@ -153,6 +160,7 @@ class Evaluation:
 
     def _combine(self, party: Party, c: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """The pieces' sum: with o the opened bit and s its mask, a piece counts o + (1 - 2 o) s times."""
+        self._chosen = chosen
         function, opened = self._function, Opened(party, self._mask, c)
         no_msb = 1 - (c >> (function.bits - 1))
         powers = [party.only(0, torch.ones_like(c)), opened.value()]

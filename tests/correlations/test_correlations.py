@@ -112,6 +112,13 @@ def test_looking_ahead_is_done_once_and_binds() -> None:
         store.skip(other)
 
 
+def test_the_masks_of_weights_serve_one_model() -> None:
+    store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
+    store.weight_mask_key()
+    with pytest.raises(ProtocolError, match="used once"):
+        store.weight_mask_key()
+
+
 def test_the_same_index_for_another_request_is_other_randomness() -> None:
     """A model owner that asks for a bit pair where the data owner uses a mask learns nothing of the mask."""
     mask = Request("lifted", ((64,),), op="plain", bits=32)

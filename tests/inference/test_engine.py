@@ -138,6 +138,28 @@ def test_one_word_is_enough(student: Path) -> None:
     assert torch.allclose(logits, expected, atol=0.005)
 
 
+def test_scores_beyond_their_clamp_are_reported(tmp_path: Path, data_dir: Path) -> None:
+    """Softmax clamps scores; a calibration that saw smaller ones than the text has stops the run."""
+    folder = save_student(tmp_path / "student", data_dir, softmax="softmax")
+    inputs, _ = batch_of(folder, data_dir)
+    public = load_public_model(folder)
+    # Scores of the tiny student are small, and so are its bounds: make both larger, and calibrate as if they were not.
+    state = load_file(folder / "model.safetensors")
+    for part in ("query", "key"):
+        state[f"bert.encoder.layer.1.attention.self.{part}.weight"] *= 6.0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    reach = {f"layer.{n}.score_reach": (-(2.0**10), 2.0**10) for n in range(2)}
+    wide = {name: (low / 30, high * 30) for name, (low, high) in public.ranges.bounds.items() if "variance" in name}
+    scores = {"layer.1.scores": (-100.0, 100.0)}
+    for extra, refused in (({}, True), (scores, False)):
+        moved = PublicModel(public.config, Ranges(public.ranges.bounds | reach | wide | extra, 1))
+        if refused:
+            with pytest.raises(RangeError, match="left the range calibrated"):
+                run_private(folder, inputs, engine="mpcformer", public=moved)
+        else:
+            run_private(folder, inputs, engine="mpcformer", public=moved)
+
+
 STRANGE = ("one word", "unknown words", "random words", "all different")
 
 

@@ -1,5 +1,6 @@
 """Bounds for any text: no activation of any input exceeds them, and the worst input comes close."""
 
+import contextlib
 import math
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.engine import load_public_model
@@ -103,3 +105,45 @@ def test_large_values_are_computed_smaller() -> None:
     assert value_shift(torch.tensor([1.0, 20.0])) == 0
     assert value_shift(torch.tensor([VALUE_ROOM])) == 1
     assert value_shift(torch.tensor([6 * VALUE_ROOM])) == 3
+
+
+@settings(max_examples=60)
+@given(st.floats(-8, 6), st.floats(0, 6), st.sampled_from([32, 384, 768, 1024]))
+def test_a_layer_norms_factor_is_fine_enough_or_refused(log_low: float, log_ratio: float, hidden: int) -> None:
+    """A factor is a whole number of its last place: a normalised row stays sqrt(H) long, but for the slack."""
+    low, high = 10**log_low, 10 ** (log_low + log_ratio)
+    try:
+        norm = fp._norm("x", hidden, 1e-12, {"x": (low, high)})
+    except RangeError:
+        assert high > 1e4 or high / low > 1e4, "only what is very large or wide may be refused"
+        return
+    assert math.sqrt(1.5 * high) * 2.0**-norm.factor_scale <= fp.FACTOR_ERROR
+    assert norm.scale + norm.factor_scale == fp.NORMAL_SCALE
+
+
+def test_what_a_normalised_row_cannot_see_takes_no_room(student: Path) -> None:
+    """c 1 1^T added to the queries' and keys' weights changes neither the model nor its bounds."""
+    model = load_student(student)
+    before = model_bounds(model.config.num_attention_heads, "quad", model.state_dict())
+    state = dict(model.state_dict())
+    gain = state["bert.embeddings.LayerNorm.weight"]
+    for part in ("query", "key"):
+        name = f"bert.encoder.layer.0.attention.self.{part}.weight"
+        state[name] = state[name] + 1e3 / gain[None, :]
+    after = model_bounds(model.config.num_attention_heads, "quad", state)
+    assert after.layers[0].scores == pytest.approx(before.layers[0].scores, rel=0.01)
+
+
+def test_scores_that_reach_too_far_are_refused(student: Path) -> None:
+    public = load_public_model(student)
+    public.ranges.bounds["layer.0.score_reach"] = (-(2.0**15), 2.0**15)
+    with pytest.raises(RangeError, match="score_reach: scores may reach"):
+        engine_constants(public)
+
+
+def test_a_range_too_wide_for_two_tables_is_refused_by_name() -> None:
+    for ratio in (1e5, 4e5, 1e6, 1e9):
+        with contextlib.suppress(RangeError):
+            norm = fp._norm("x", 384, 1e-12, {"x": (1e-3, 1e-3 * ratio)})
+            for argument in norm.function.parts:
+                assert argument.spec.log_bins <= MAX_LOG_BINS
