@@ -10,7 +10,7 @@ from mpcformer import __version__
 from mpcformer.console import err_console
 from mpcformer.errors import MPCFormerError
 
-ORDER = ["demo", "teacher", "distill", "infer", "bench", "estimate", "doctor"]
+ORDER = ["demo", "teacher", "distill", "infer", "export", "certs", "party", "coordinate", "bench", "estimate", "doctor"]
 
 
 def _print_version(value: bool) -> None:

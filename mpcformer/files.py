@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +23,21 @@ def check_new_folder(path: Path, option: str = "--out") -> None:
     if path.exists() or path.is_symlink():
         kind = "is not empty" if path.is_dir() else "is a file"
         raise UserInputError(f"{option}: {path} {kind}", f"choose another folder or remove it: rm -r {path}")
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill that takes the name `path` when all went well, and is gone if not."""
+    partial = path.with_name(f"{path.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if path.is_dir():
+            path.rmdir()
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

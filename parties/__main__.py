@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring import gemm
@@ -15,13 +16,11 @@ log = logging.getLogger("parties")
 UNEXPECTED = 70
 
 
-def main() -> int:
+def main(path: Path) -> int:
     """Join, do the role's work, leave; every failure is reported to the coordinator and logged with its reason."""
-    parser = argparse.ArgumentParser(prog="python -m parties", description="Run one party from its configuration.")
-    parser.add_argument("--config", type=Path, required=True)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     try:
-        config = load_config(parser.parse_args().config)
+        config = load_config(path, PartyConfig)
         import torch
 
         torch.set_num_threads(config.threads)
@@ -70,8 +69,15 @@ def _place(error: BaseException) -> str:
     return place
 
 
-if __name__ == "__main__":
-    status = main()
+def run_and_exit(path: Path) -> NoReturn:
+    """The party is all that this process is for."""
+    status = main(path)
     logging.shutdown()
     # gRPC's threads may still wait for peers that are gone; nothing of this process is worth waiting for.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m parties", description="Run one party from its configuration.")
+    parser.add_argument("--config", type=Path, required=True)
+    run_and_exit(parser.parse_args().config)

@@ -1,4 +1,4 @@
-"""The command `mpcformer infer`."""
+"""The commands `mpcformer infer`, `party`, `coordinate`, `certs` and `export`."""
 
 import time
 from pathlib import Path
@@ -64,3 +64,70 @@ def infer(
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     evaluate.check(job, folder, gelu=gelu, softmax=softmax)
     report.show(evaluate.run(job, folder), folder)
+
+
+def party(config: Annotated[Path, typer.Option(help="This party's TOML file.")]) -> None:
+    """Run one party, from its own configuration, until the coordinator says that all is done."""
+    from parties.__main__ import run_and_exit
+
+    run_and_exit(config)
+
+
+def coordinate(
+    config: Annotated[Path, typer.Option(help="The coordinator's TOML file.")],
+    out: Annotated[Path | None, typer.Option(help="New folder; default: runs/TASK-TIME.")] = None,
+) -> None:
+    """Run one job between parties that their owners started, and report it."""
+    from parties import coordinate as session
+    from parties import report
+    from parties.config import CoordinatorConfig, load_config
+
+    settings = load_config(config, CoordinatorConfig)
+    folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
+    report.show(session.run(settings, folder), folder)
+
+
+def certs(
+    party: Annotated[list[str], typer.Option(help="A party's id; give it again for each.")],
+    out: Annotated[Path, typer.Option(help="New folder for all certificates and keys.")],
+    days: Annotated[int, typer.Option(help="How long they are valid.")] = 30,
+) -> None:
+    """Make an authority and a certificate for each party, who gets authority.pem, its own .pem and its own .key."""
+    import datetime
+
+    from mpcformer.console import console
+    from mpcformer.errors import UserInputError
+    from mpcformer.files import check_new_folder
+    from parties.tls import make_certificates
+
+    check_new_folder(out)
+    if not 1 <= days <= 365:
+        raise UserInputError(f"--days: {days} is outside 1..365", "keep it short: making new ones takes a second")
+    bad = [name for name in party if not name.replace("-", "").replace("_", "").isalnum() or party.count(name) > 1]
+    if bad or "authority" in party:
+        raise UserInputError(
+            f"--party: {(bad or ['authority'])[0]!r} is no id, or stands twice", "letters, digits, - and _"
+        )
+    make_certificates(out, party, datetime.timedelta(days=days))
+    console.print(
+        f"{out}: authority.pem for everybody; for each of {', '.join(party)} its .pem and its .key, for it alone."
+    )
+    console.print(f"Valid for {days} days. The authority's key is not kept: to renew, make all of them anew.")
+
+
+def export(
+    student: Annotated[Path, typer.Option(help="Folder of a distilled student.")],
+    out: Annotated[Path, typer.Option(help="New folder.")],
+) -> None:
+    """Copy what a data owner needs of a student: configuration, ranges and tokenizer; never a weight."""
+    from mpcformer.console import console
+    from mpcformer.files import check_new_folder
+    from mpcformer.modeling import load_student
+    from parties.simulation import export_public
+
+    check_new_folder(out)
+    load_student(student)
+    if out.is_dir():
+        out.rmdir()
+    export_public(student, out)
+    console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}. Give it to the data owner.")

@@ -1,16 +1,26 @@
-"""One party's configuration: a TOML file, checked whole before anything starts."""
+"""The configuration of a party, or of the coordinator: a TOML file, checked whole before anything starts."""
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from mpcformer.errors import UserInputError
 
 PROTOCOL_VERSION = 1
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
+
+
+def _address(value: str) -> str:
+    host, _, port = value.rpartition(":")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not HOST:PORT")
+    return value
+
+
+Address = Annotated[str, AfterValidator(_address)]
 
 
 class TlsFiles(BaseModel):
@@ -40,6 +50,8 @@ class PartyConfig(BaseModel):
         id: its name; its certificate's too.
         coordinator: HOST:PORT.
         listen: HOST:PORT for dealer and model owner; port 0 takes a free one.
+        advertise: HOST:PORT under which the others reach it, if that is not where it listens.
+        join_timeout_s: how long it looks for the coordinator.
         student: model owner only, the distilled student's folder.
         public_model: data owner only, a folder with config.json, ranges.json and the tokenizer, no weights.
         public_embeddings: model owner only, may its embedding tables be told to the data owner.
@@ -52,8 +64,10 @@ class PartyConfig(BaseModel):
     model_config = ConfigDict(extra="forbid")
     role: Role
     id: str
-    coordinator: str
-    listen: str = "127.0.0.1:0"
+    coordinator: Address
+    listen: Address = "127.0.0.1:0"
+    advertise: Address | None = None
+    join_timeout_s: float = Field(default=15.0, gt=0)
     tls: TlsFiles
     peers: Peers
     student: Path | None = None
@@ -77,19 +91,74 @@ class PartyConfig(BaseModel):
         return self
 
 
-def load_config(path: Path) -> PartyConfig:
-    """Read a party's file.
+class JobConfig(BaseModel):
+    """What the parties shall compute; as the options of `mpcformer infer`."""
+
+    model_config = ConfigDict(extra="forbid")
+    task: str
+    split: str = "eval"
+    limit: int | None = Field(default=None, ge=1)
+    batch_size: int = Field(default=16, ge=1)
+    max_length: int | None = Field(default=None, ge=8)
+    engine: Literal["mpcformer", "crypten"] = "mpcformer"
+    embeddings: Literal["private_table", "public_table"] = "private_table"
+
+
+class PartyIds(BaseModel):
+    """Who is expected: the names of their certificates."""
+
+    model_config = ConfigDict(extra="forbid")
+    dealer: str
+    model_owner: str
+    data_owner: str
+
+
+class CoordinatorConfig(BaseModel):
+    """The coordinator's own file.
+
+    Args:
+        listen: HOST:PORT that the parties reach.
+        tls: its certificate.
+        parties: their ids.
+        job: what to compute.
+        join_timeout_s: how long it waits for all to join.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    listen: Address
+    tls: TlsFiles
+    parties: PartyIds
+    job: JobConfig
+    join_timeout_s: float = Field(default=600.0, gt=0)
+
+
+Config = TypeVar("Config", PartyConfig, CoordinatorConfig)
+
+
+def load_config(path: Path, kind: type[Config]) -> Config:
+    """Read a file; its relative paths are relative to the file's folder.
 
     Raises:
         UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
     """
     try:
-        return PartyConfig.model_validate(tomllib.loads(path.read_text()))
+        config = kind.model_validate(tomllib.loads(path.read_text()))
+        _anchor(config, path.resolve().parent)
+        return config
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise UserInputError(f"--config: {path}: {error}", "check the path and the syntax") from None
     except ValidationError as error:
         lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
         raise UserInputError(f"--config: {path}: {lines}", "correct these keys") from None
+
+
+def _anchor(config: BaseModel, folder: Path) -> None:
+    for name in type(config).model_fields:
+        value = getattr(config, name)
+        if isinstance(value, BaseModel):
+            _anchor(value, folder)
+        elif isinstance(value, Path):
+            setattr(config, name, folder / value)
 
 
 def to_toml(config: PartyConfig) -> str:

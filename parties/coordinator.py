@@ -57,6 +57,7 @@ class Coordinator(rpc.CoordinatorServicer):
         listen: HOST:PORT.
         files: its certificate.
         on_progress: called with (batch, n_batches).
+        join_timeout_s: how long it waits for all to join and get ready.
         route: the address under which the others reach a party's, if a relay stands before it.
     """
 
@@ -67,9 +68,10 @@ class Coordinator(rpc.CoordinatorServicer):
         listen: str,
         files: TlsFiles,
         on_progress: Callable[[int, int], None],
+        join_timeout_s: float = JOIN_TIMEOUT_S,
         route: Callable[[str], str] = lambda address: address,
     ) -> None:
-        self._route = route
+        self._route, self._join_timeout_s = route, join_timeout_s
         self._members = {party: Member(role) for party, role in roles.items()}
         # Re-entrant: evidence is added inside handlers that hold it.
         self._changed = threading.Condition(threading.RLock())
@@ -147,7 +149,7 @@ class Coordinator(rpc.CoordinatorServicer):
 
     def _wait(self, done: Callable[[], bool], what: str = "", has: Callable[[Member], bool] | None = None) -> None:
         """Until `done`; evidence of a failure ends it, and so does silence."""
-        deadline = time.monotonic() + JOIN_TIMEOUT_S
+        deadline = time.monotonic() + self._join_timeout_s
         with self._changed:
             while not done() or self._evidence:
                 if self._evidence:
@@ -159,7 +161,7 @@ class Coordinator(rpc.CoordinatorServicer):
                     if member.joined and not member.left and now - member.last_seen > SILENCE_S:
                         self._evidence.append((VANISHED, PartyError(party, f"stopped answering for {SILENCE_S:.0f} s")))
                     if has is not None and not has(member) and now > deadline:
-                        error = PartyError(party, f"{what} within {JOIN_TIMEOUT_S:.0f} s")
+                        error = PartyError(party, f"{what} within {self._join_timeout_s:.0f} s")
                         self._evidence.append((VANISHED, error))
 
     def _dismiss(self) -> None:

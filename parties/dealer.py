@@ -107,7 +107,7 @@ def run(config: PartyConfig, membership: Membership) -> None:
     service = DealerService(config, lambda: membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes())))
     server, address = start_server(lambda s: rpc.add_DealerServicer_to_server(service, s), config.listen, config.tls)
     membership.on_abort(lambda error: server.stop(grace=None))
-    membership.send(ready=pb.Ready(address=address))
+    membership.send(ready=pb.Ready(address=config.advertise or address))
     try:
         while membership.job() is not None:
             pass

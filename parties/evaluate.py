@@ -1,6 +1,7 @@
 """One private evaluation, from checked input to a whole run folder."""
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ def run(job: InferenceJob, out: Path) -> dict[str, Any]:
             task = bar.add_task("private inference", total=None, info="starting the parties")
             results = simulate(job, logs, lambda batch, n: bar.update(task, completed=batch, total=n, info="batches"))
         values = report.build(job, results, twins)
-        report.write(partial, job, values, results, twins)
+        report.write(partial, asdict(job), values, results, report.twin_logits(twins))
         if out.is_dir():
             out.rmdir()
         partial.rename(out)

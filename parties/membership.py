@@ -17,7 +17,6 @@ from parties.wire import open_channel
 HEARTBEAT_S = 1.0
 # A stopped process keeps its connections open: only missing heartbeats tell. Both sides use this.
 SILENCE_S = 8.0
-CONNECT_TIMEOUT_S = 15.0
 FLUSH_TIMEOUT_S = 3.0
 
 
@@ -45,11 +44,11 @@ class Membership:
         self.error: MPCFormerError | None = None
         self._channel = open_channel(config.coordinator, config.peers.coordinator, config.tls)
         try:
-            grpc.channel_ready_future(self._channel).result(timeout=CONNECT_TIMEOUT_S)
+            grpc.channel_ready_future(self._channel).result(timeout=config.join_timeout_s)
         except grpc.FutureTimeoutError:
             raise PartyError(
                 config.peers.coordinator,
-                f"no answer at {config.coordinator} for {CONNECT_TIMEOUT_S:.0f} s",
+                f"no answer at {config.coordinator} for {config.join_timeout_s:.0f} s",
                 "check the address, that it runs, and that both certificates come from one authority",
             ) from None
         self.send(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, role=config.role))

@@ -58,7 +58,7 @@ def run(config: PartyConfig, membership: Membership) -> None:
     try:
         student = load_student(config.student)
         public = load_public_model(config.student)
-        membership.send(ready=pb.Ready(address=address))
+        membership.send(ready=pb.Ready(address=config.advertise or address))
         job = membership.job()
         if job is None:
             return

@@ -1,7 +1,6 @@
 """What a run leaves: results.json, predictions.parquet, logs, and manifest.json last; and the table in the terminal."""
 
 import statistics
-from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -32,8 +31,35 @@ REGRESSION_TOLERANCE = 0.05
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
-def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int | None = None) -> dict[str, Any]:
-    """results.json as a value.
+def measured(task: Task, results: Results) -> dict[str, Any]:
+    """What the parties' own reports tell of a run: the part of results.json that needs no student at hand."""
+    labels, groups = list(results.predictions.labels), list(results.predictions.groups)
+    private = compute_metrics(task, private_logits(results.predictions), labels, groups)
+    return {
+        "task": task.name,
+        "split": sorted(set(groups)),
+        "examples": len(labels),
+        "student": None,
+        "metrics": {"teacher": None, "student": None, "private": private},
+        "label_agreement": None,
+        "max_abs_logit_error": None,
+        "online": _online(results),
+        "offline": _offline(results),
+        "setup": _setup(results),
+        "plaintext": {"seconds_per_example": {}},
+        "peak_rss_bytes": {
+            "model-owner": results.model_owner.peak_rss_bytes,
+            "data-owner": results.data_owner.peak_rss_bytes,
+            "dealer": results.dealer.peak_rss_bytes,
+        },
+        "versions": {name: version(name) for name in VERSIONS},
+        "seeds": {"training": None, "protocol": "fresh, from the operating system"},
+        "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
+    }
+
+
+def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any]:
+    """results.json of a local run as a value.
 
     Args:
         job: what was asked for.
@@ -47,10 +73,10 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
     config = MPCFormerConfig.from_pretrained(job.student)
     distilled = read_json(job.student / "distillation.json") if (job.student / "distillation.json").is_file() else {}
     scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
-    return {
-        "task": task.name,
-        "split": sorted(set(groups)),
-        "examples": len(labels),
+    values = measured(task, results)
+    values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
+    values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
+    return values | {
         "batch_size": job.batch_size,
         "engine": job.engine,
         "embeddings": job.embeddings,
@@ -61,31 +87,15 @@ def build(job: InferenceJob, results: Results, plaintext: Path, peak_dealer: int
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
         },
-        "metrics": {
-            "teacher": scores.get("teacher"),
-            "student": scores["student"],
-            "private": compute_metrics(task, private, labels, groups),
-        },
         "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
         "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
         "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
-        "online": _online(results),
-        "offline": _offline(results),
-        "setup": _setup(results),
         "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
-        "peak_rss_bytes": {
-            "model-owner": results.model_owner.peak_rss_bytes,
-            "data-owner": results.data_owner.peak_rss_bytes,
-            "dealer": results.dealer.peak_rss_bytes,
-        },
         "network": (job.network.to_json() if job.network else {"profile": "none"})
         | {"transport": "gRPC over mutual TLS on the loopback interface"},
         "threads_per_party": job.threads,
         "device": job.device,
-        "versions": {name: version(name) for name in VERSIONS},
-        "seeds": {"training": distilled.get("recipe", {}).get("seed"), "protocol": "fresh, from the operating system"},
         "threat_model": threat_model(job.embeddings),
-        "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
     }
 
 
@@ -99,14 +109,27 @@ def twin_logits(plaintext: Path) -> dict[str, NDArray[np.float32]]:
     return {path.stem: load_file(path)["logits"] for path in sorted(plaintext.glob("*.safetensors"))}
 
 
-def write(out: Path, job: InferenceJob, values: dict[str, Any], results: Results, plaintext: Path) -> None:
-    """Write results.json and predictions.parquet into `out`, and the manifest last: a folder with one is whole."""
-    task = get_task(job.task)
-    _write_predictions(out / "predictions.parquet", task, results.predictions, twin_logits(plaintext))
+def write(
+    out: Path,
+    facts: dict[str, Any],
+    values: dict[str, Any],
+    results: Results,
+    twins: dict[str, NDArray[np.float32]],
+) -> None:
+    """Write results.json and predictions.parquet into `out`, and the manifest last: a folder with one is whole.
+
+    Args:
+        out: an existing folder.
+        facts: the job, for the manifest.
+        values: results.json.
+        results: what the parties reported.
+        twins: plaintext logits (N, C) by model.
+    """
+    _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
     write_json(out / "results.json", values)
     files = sorted(path for path in out.rglob("*") if path.is_file())
     listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    job_facts = {key: str(value) if isinstance(value, Path) else value for key, value in asdict(job).items()}
+    job_facts = {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
 
@@ -182,14 +205,15 @@ def table(values: dict[str, Any]) -> Group:
     titles = ("teacher\n(plaintext)", "student\n(plaintext)", "student\n(private)")
     student = values["student"]
     head = f"{values['task']}: {values['examples']} examples of {', '.join(values['split'])}; "
-    head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; engine {values['engine']}"
+    head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; " if student else ""
+    head += f"engine {values['engine']}"
     head += ", public embeddings" if values["embeddings"] == "public_table" else ""
     grid = Table(title=head, title_justify="left")
     grid.add_column("")
     for title in titles:
         grid.add_column(title, justify="right")
     metrics = values["metrics"]
-    for metric in metrics["student"]:
+    for metric in metrics["private"]:
         grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
     latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}
     for name in ("median", "p95"):
@@ -200,9 +224,14 @@ def table(values: dict[str, Any]) -> Group:
     online, offline = values["online"], values["offline"]
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]
-    lines = [
+    agreed = (
         f"private = plaintext student on {values['label_agreement']:.2%} of predictions;"
-        f" largest logit error {values['max_abs_logit_error']:.5f}",
+        f" largest logit error {values['max_abs_logit_error']:.5f}"
+        if student
+        else "the coordinator has no student to compare with"
+    )
+    lines = [
+        agreed,
         f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB an example both ways,"
         f" {online['rounds_per_batch']} rounds a batch of {values['batch_size']}",
         f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB an example from the dealer;"

@@ -20,20 +20,22 @@ VALIDITY = datetime.timedelta(days=2)
 CLOCK_SKEW = datetime.timedelta(minutes=5)
 
 
-def make_certificates(folder: Path, party_ids: list[str]) -> dict[str, TlsFiles]:
+def make_certificates(
+    folder: Path, party_ids: list[str], validity: datetime.timedelta = VALIDITY
+) -> dict[str, TlsFiles]:
     """An authority and a certificate for each id, below `folder`; keys are readable by their owner alone.
 
-    The authority's key is used here and forgotten.
+    The authority's key is used here and forgotten: renewal makes a new authority.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority_key = ec.generate_private_key(ec.SECP256R1())
-    authority = _certificate("mpcformer simulation authority", authority_key, None, authority_key)
+    authority = _certificate("mpcformer authority", authority_key, None, authority_key, validity)
     authority_path = folder / "authority.pem"
     _write(authority_path, authority.public_bytes(serialization.Encoding.PEM))
     files: dict[str, TlsFiles] = {}
     for party_id in party_ids:
         key = ec.generate_private_key(ec.SECP256R1())
-        certificate = _certificate(party_id, key, authority, authority_key)
+        certificate = _certificate(party_id, key, authority, authority_key, validity)
         paths = TlsFiles(
             authority=authority_path, certificate=folder / f"{party_id}.pem", key=folder / f"{party_id}.key"
         )
@@ -75,7 +77,11 @@ def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
 
 
 def _certificate(
-    name: str, key: ec.EllipticCurvePrivateKey, issuer: x509.Certificate | None, issuer_key: ec.EllipticCurvePrivateKey
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate | None,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    validity: datetime.timedelta,
 ) -> x509.Certificate:
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
     now = datetime.datetime.now(datetime.UTC)
@@ -86,7 +92,7 @@ def _certificate(
         .public_key(key.public_key())
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - CLOCK_SKEW)
-        .not_valid_after(now + VALIDITY)
+        .not_valid_after(now + validity)
         .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=0 if issuer is None else None), True)
     )
     if issuer is not None:

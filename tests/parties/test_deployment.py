@@ -1,0 +1,119 @@
+"""Parties started one by one from the shipped example files, as docs/deployment.md says; here on one machine."""
+
+import json
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from mpcformer.cli import build_app
+from mpcformer.errors import UserInputError
+from parties.config import CoordinatorConfig, PartyConfig, load_config
+
+EXAMPLES = Path(__file__).parents[2] / "parties" / "deploy" / "two-machines"
+PARTIES = ("dealer", "model-owner", "data-owner")
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-c", "from mpcformer.cli import main; main()", *map(str, arguments)]
+
+
+def free_ports(n: int) -> list[int]:
+    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
+    ports = [int(s.getsockname()[1]) for s in sockets]
+    for s in sockets:
+        s.close()
+    return ports
+
+
+@pytest.fixture
+def site(student: Path, data_dir: Path, tmp_path: Path) -> Path:
+    """The examples with this machine's addresses, certificates, the public model and the data."""
+    ports = dict(zip(("7000", "7001", "7002"), free_ports(3), strict=True))
+    for source in EXAMPLES.glob("*.toml"):
+        text = source.read_text()
+        for host in ("0.0.0.0", "coordinator.example", "dealer.example", "models.example"):
+            for port, free in ports.items():
+                text = text.replace(f"{host}:{port}", f"127.0.0.1:{free}")
+        (tmp_path / source.name).write_text(text.replace("limit = 64 ", "limit = 6 "))
+    names = [argument for name in ("coordinator", *PARTIES) for argument in ("--party", name)]
+    assert CliRunner().invoke(build_app(), ["certs", *names, "--out", str(tmp_path / "certs")]).exit_code == 0
+    made = CliRunner().invoke(build_app(), ["export", "--student", str(student), "--out", str(tmp_path / "public")])
+    assert made.exit_code == 0, made.output
+    assert not list((tmp_path / "public").glob("*.safetensors")), "no weight leaves its owner"
+    (tmp_path / "student").symlink_to(student)
+    shutil.copytree(data_dir, tmp_path / "data" / "sst2")
+    return tmp_path
+
+
+def start(site: Path, *names: str) -> dict[str, "subprocess.Popen[str]"]:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return {
+        name: subprocess.Popen(command("party", "--config", site / f"{name}.toml"), **pipes)  # type: ignore[call-overload]
+        for name in names
+    }
+
+
+def test_parties_started_one_by_one_run_a_job(site: Path) -> None:
+    parties = start(site, *PARTIES)  # before the coordinator: the order does not matter
+    arguments = command("coordinate", "--config", site / "coordinator.toml", "--out", site / "run")
+    coordinator = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
+    said = {name: process.communicate(timeout=30)[0] for name, process in parties.items()}
+    assert coordinator.returncode == 0, (coordinator.stderr, said)
+    assert {process.returncode for process in parties.values()} == {0}, said
+    values = json.loads((site / "run" / "results.json").read_text())
+    assert values["examples"] == 6
+    assert values["metrics"]["private"]["accuracy"] >= 0
+    assert values["student"] is None, "the coordinator has no student"
+    assert {"threat_model", "online", "offline", "peak_rss_bytes"} <= set(values)
+    assert (site / "run" / "manifest.json").is_file()
+    assert "private" in coordinator.stdout
+
+
+def test_a_party_with_another_authoritys_certificate_is_kept_out(site: Path) -> None:
+    names = [argument for name in ("coordinator", *PARTIES) for argument in ("--party", name)]
+    assert CliRunner().invoke(build_app(), ["certs", *names, "--out", str(site / "others")]).exit_code == 0
+    for name, old, new in (
+        ("dealer", "certs/", "others/"),
+        ("dealer", "join_timeout_s = 600", "join_timeout_s = 4"),
+        ("coordinator", "join_timeout_s = 600", "join_timeout_s = 8"),
+    ):
+        path = site / f"{name}.toml"
+        path.write_text(path.read_text().replace(old, new))
+    parties = start(site, "dealer")
+    arguments = command("coordinate", "--config", site / "coordinator.toml", "--out", site / "run")
+    coordinator = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+    said = parties["dealer"].communicate(timeout=30)[0]
+    assert coordinator.returncode == 3
+    assert "did not join within 8 s" in coordinator.stderr
+    assert parties["dealer"].returncode == 3
+    assert "coordinator: no answer" in said
+    assert not (site / "run").exists()
+
+
+def test_keys_are_for_their_owner_alone_and_ids_are_checked(site: Path, tmp_path: Path) -> None:
+    for key in (site / "certs").glob("*.key"):
+        assert stat.S_IMODE(key.stat().st_mode) == 0o600
+    assert not (site / "certs" / "authority.key").exists()
+    for arguments, message in (
+        (["--party", "a", "--out", str(site / "certs")], "is not empty"),
+        (["--party", "../a", "--out", str(tmp_path / "x")], "is no id"),
+        (["--party", "a", "--party", "a", "--out", str(tmp_path / "x")], "stands twice"),
+        (["--party", "authority", "--out", str(tmp_path / "x")], "is no id"),
+        (["--party", "a", "--days", "0", "--out", str(tmp_path / "x")], "--days: 0"),
+    ):
+        result = CliRunner().invoke(build_app(), ["certs", *arguments])
+        assert isinstance(result.exception, UserInputError)
+        assert message in str(result.exception)
+    assert not (tmp_path / "x").exists()
+
+
+def test_the_examples_are_whole() -> None:
+    assert load_config(EXAMPLES / "coordinator.toml", CoordinatorConfig).job.task == "sst2"
+    for name in PARTIES:
+        assert load_config(EXAMPLES / f"{name}.toml", PartyConfig).role == name
