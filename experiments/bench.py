@@ -57,6 +57,8 @@ class BenchOptions:
     batch_size: int = 1
     engines: tuple[str, ...] = ("mpcformer", "crypten")
     network: NetworkProfile | None = None
+    gelu: str = "quad"
+    softmax: str = "2quad"
     repeat: int = 2
     threads: int = 1
     device: str = "cpu"
@@ -71,7 +73,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
         MPCFormerError: a party failed.
     """
     _check(options)
-    with bench_model(options.model, options.layers, options.seq_len) as student, tempfile.TemporaryDirectory() as work:
+    made = bench_model(options.model, options.layers, options.seq_len, options.gelu, options.softmax)
+    with made as student, tempfile.TemporaryDirectory() as work:
         public = load_public_model(student)
         for engine in options.engines:
             create_engine(engine, party=1, public=public, channel=None, weights=None)
@@ -125,7 +128,9 @@ def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> Infer
 
 
 @contextmanager
-def bench_model(model: str, layers: int | None, seq_len: int) -> Iterator[Path]:
+def bench_model(
+    model: str, layers: int | None, seq_len: int, gelu: str = "quad", softmax: str = "2quad"
+) -> Iterator[Path]:
     """The folder of a student, or a temporary one with random weights.
 
     Raises:
@@ -143,7 +148,7 @@ def bench_model(model: str, layers: int | None, seq_len: int) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
         torch.manual_seed(0)
         shape = SHAPES[model] | ({"num_hidden_layers": layers} if layers else {})
-        config = MPCFormerConfig(gelu="quad", softmax="2quad", task=TASK, num_labels=2, **shape)
+        config = MPCFormerConfig(gelu=gelu, softmax=softmax, task=TASK, num_labels=2, **shape)
         student = MPCFormerForSequenceClassification(config).eval()
         ids = torch.randint(1000, config.vocab_size, (N_CALIBRATION, seq_len)).tolist()
         ranges = calibrate(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0)
@@ -202,6 +207,8 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "layers": public.config.num_hidden_layers,
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
+        "gelu": public.config.gelu,
+        "softmax": public.config.softmax,
         "threads_per_party": options.threads,
         "device": options.device,
         "network": options.network.to_json() if options.network else {"profile": "none"},
@@ -227,7 +234,8 @@ def _offline(results: Results) -> float:
 
 
 def _show(values: dict[str, Any]) -> None:
-    head = f"{values['model']}: {values['layers']} layers, {values['batch_size']} x {values['seq_len']} tokens,"
+    head = f"{values['model']}: {values['layers']} layers, {values['gelu']} + {values['softmax']},"
+    head += f" {values['batch_size']} x {values['seq_len']} tokens,"
     tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
     grid = Table(title=f"{head} {tail}", title_justify="left")
     grid.add_column("")

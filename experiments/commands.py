@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 ENGINES = ("mpcformer", "crypten")
+FORM = "Form of a named model."
 NETWORK = "Links between the parties: none, lan, wan, or RTT_MS,MBIT."
 
 
@@ -30,6 +31,8 @@ def bench(
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
     repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
+    gelu: Annotated[str, typer.Option(help=FORM)] = "quad",
+    softmax: Annotated[str, typer.Option(help=FORM)] = "2quad",
     network: Annotated[str, typer.Option(help=NETWORK)] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
     device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
@@ -39,12 +42,21 @@ def bench(
     from experiments.bench import BenchOptions, run
     from parties.network import network_profile
 
-    engines = tuple(engine or ENGINES)
-    run(
-        BenchOptions(
-            model, layers, seq_len, batch_size, engines, network_profile(network), repeat, threads, device, json
-        )
+    options = BenchOptions(
+        model=model,
+        layers=layers,
+        seq_len=seq_len,
+        batch_size=batch_size,
+        engines=tuple(engine or ENGINES),
+        network=network_profile(network),
+        gelu=gelu,
+        softmax=softmax,
+        repeat=repeat,
+        threads=threads,
+        device=device,
+        json=json,
     )
+    run(options)
 
 
 def estimate(
@@ -55,10 +67,13 @@ def estimate(
     seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
+    gelu: Annotated[str, typer.Option(help=FORM)] = "quad",
+    softmax: Annotated[str, typer.Option(help=FORM)] = "2quad",
     network: Annotated[str, typer.Option(help=NETWORK)] = "lan",
 ) -> None:
     """Count rounds and bytes of a private batch, and its time on a network, without running it."""
     from experiments.estimate import run
     from parties.network import network_profile
 
-    run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), network_profile(network))
+    links = network_profile(network)
+    run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), links, gelu=gelu, softmax=softmax)

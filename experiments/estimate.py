@@ -17,6 +17,9 @@ def run(
     batch_size: int,
     engines: tuple[str, ...],
     network: NetworkProfile | None,
+    *,
+    gelu: str = "quad",
+    softmax: str = "2quad",
 ) -> dict[str, Cost]:
     """Count, and show a table.
 
@@ -26,10 +29,12 @@ def run(
     for name, value in (("--seq-len", seq_len), ("--batch-size", batch_size)):
         if value < 1:
             raise UserInputError(f"{name}: {value} is too small", "give a positive number")
-    with bench_model(model, layers, seq_len) as student:
+    with bench_model(model, layers, seq_len, gelu, softmax) as student:
         public = load_public_model(student)
         costs = {engine: estimate_batch(engine, public, BatchShape(batch_size, seq_len)) for engine in engines}
-    title = f"{model}: {public.config.num_hidden_layers} layers, {batch_size} x {seq_len} tokens; counted, not run"
+    config = public.config
+    title = f"{model}: {config.num_hidden_layers} layers, {config.gelu} + {config.softmax}, "
+    title += f"{batch_size} x {seq_len} tokens; counted, not run"
     grid = Table(title=title, title_justify="left")
     grid.add_column("")
     for engine in engines:
