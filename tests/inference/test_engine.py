@@ -23,6 +23,7 @@ from mpcformer.inference.engine import (
     create_engine,
     load_public_model,
 )
+from mpcformer.inference.estimate import estimate_batch
 from mpcformer.inference.newton import rsqrt_plan
 from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import Ranges, load_student, load_tokenizer
@@ -89,8 +90,12 @@ def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: P
     inputs, expected = batch_of(folder, data_dir)
     assert int(inputs.attention_mask.sum(1).min()) < inputs.shape.seq_len, "padding is part of the test"
     for engine in ENGINES:
-        nobody, logits, *_ = run_private(folder, inputs, engine=engine)
+        nobody, logits, _, counted = run_private(folder, inputs, engine=engine)
         assert nobody is None
+        if engine == "mpcformer":
+            cost = estimate_batch(engine, load_public_model(folder), inputs.shape)
+            stated = cost.rounds, cost.bytes_to_data_owner, cost.bytes_to_model_owner
+            assert (counted.rounds, counted.bytes_received, counted.bytes_sent) == stated
         bound = 0.01 if "gelu" in gelu or softmax == "softmax" else 0.002
         assert float(np.abs(logits.numpy() - expected).max()) < bound
 
