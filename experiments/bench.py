@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -33,9 +33,10 @@ from mpcformer.modeling import (
 )
 from mpcformer.ring import gemm
 from mpcformer.tasks import Encoded
-from parties.coordinator import Results
+from parties.config import Role
 from parties.network import NetworkProfile
 from parties.report import breakdown
+from parties.results import Results
 from parties.simulation import InferenceJob, simulate
 
 SHAPES = {
@@ -88,7 +89,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
                     bar.update(task, info=f"{engine}, run {turn + 1}")
                     logs = Path(work) / f"{engine}-{turn}"
                     logs.mkdir()
-                    runs[engine].append(simulate(_job(options, engine, student, data), logs, lambda done, total: None))
+                    runs[engine].append(simulate(_job(options, engine, student, data), logs))
                     bar.advance(task)
         values = _values(options, public, runs)
     if options.json:
@@ -182,22 +183,16 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         engines[engine] = {
             "online_seconds": median(_online(r) for r in results),
             "offline_seconds": median(_offline(r) for r in results),
-            "setup_seconds": median(r.model_owner.setup.seconds for r in results),
+            "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
             "online_bytes": sum(
-                batch.online.bytes_received
-                for owner in (results[0].model_owner, results[0].data_owner)
-                for batch in owner.batches
+                batch.online.bytes_received for batches in results[0].batches.values() for batch in batches
             ),
-            "offline_bytes": sum(batch.offline.bytes_received for batch in results[0].model_owner.batches),
-            "dealer_bytes": sum(batch.offline.bytes_from_dealer for batch in results[0].model_owner.batches),
-            "setup_bytes": results[0].data_owner.setup.bytes_received,
-            "rounds": int(median(b.online.rounds for b in results[0].data_owner.batches)),
+            "offline_bytes": sum(batch.offline.bytes_received for batch in results[0].batches["model-owner"]),
+            "dealer_bytes": sum(batch.offline.bytes_from_dealer for batch in results[0].batches["model-owner"]),
+            "setup_bytes": results[0].reports["data-owner"].setup.bytes_received,
+            "rounds": int(median(b.online.rounds for b in results[0].batches["data-owner"])),
             "correlations": sum(len(segment) for segment in plan),
-            "peak_rss_bytes": {
-                "model-owner": max(r.model_owner.peak_rss_bytes for r in results),
-                "data-owner": max(r.data_owner.peak_rss_bytes for r in results),
-                "dealer": max(r.dealer.peak_rss_bytes for r in results),
-            },
+            "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
             "breakdown": {name: median(breakdown(r).get(name, 0.0) for r in results) for name in OPERATIONS},
             "online_seconds_each": [_online(r) for r in results],
             "offline_seconds_each": [_offline(r) for r in results],
@@ -226,11 +221,11 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
 
 
 def _online(results: Results) -> float:
-    return float(sum(batch.online.seconds for batch in results.data_owner.batches))
+    return float(sum(batch.online.seconds for batch in results.batches["data-owner"]))
 
 
 def _offline(results: Results) -> float:
-    return float(sum(batch.offline.seconds for batch in results.model_owner.batches))
+    return float(sum(batch.offline.seconds for batch in results.batches["model-owner"]))
 
 
 def _show(values: dict[str, Any]) -> None:

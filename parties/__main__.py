@@ -3,75 +3,105 @@
 import argparse
 import logging
 import os
-import sys
+import resource
+import signal
+import threading
 from pathlib import Path
 from typing import NoReturn
 
-from mpcformer.errors import MPCFormerError, PartyError
+from mpcformer.errors import MPCFormerError
+from mpcformer.files import write_text
 from mpcformer.ring import gemm
-from parties.config import PartyConfig, load_config
-from parties.membership import Membership
+from mpcformer.ring.random import fix_keys
+from parties import insecure, logs, metrics
+from parties.config import DataOwnerConfig, Service, load_party
+from parties.membership import join
+from parties.work import work
 
 log = logging.getLogger("parties")
-UNEXPECTED = 70
 
 
-def main(path: Path) -> int:
-    """Join, do the role's work, leave; every failure is reported to the coordinator and logged with its reason."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+def main(path: Path, *, once: bool = False, address_file: Path | None = None) -> int:
+    """Do a data owner's job, or serve as dealer or model owner until SIGTERM.
+
+    Args:
+        path: the configuration.
+        once: a service serves one session and ends with its status.
+        address_file: a service writes there where it listens.
+    """
+    logs.set_up(path.stem, "text")
+    # A core file would hold weights, text and shares.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        config = load_config(path, PartyConfig)
+        config = load_party(path)
+        logs.set_up(config.id, config.log)
+        if insecure.text(config.insecure):
+            log.warning("%s", insecure.text(config.insecure))
+        if config.insecure and config.insecure.fixed_seed is not None:
+            fix_keys(config.insecure.fixed_seed, config.id)
         import torch
 
         torch.set_num_threads(config.threads)
         gemm.use(config.device)
-        membership = Membership(config)
+        metrics.serve(config)
+        if isinstance(config, DataOwnerConfig):
+            return _take_part(config)
+        return _serve(config, once, address_file)
     except MPCFormerError as error:
         log.error("%s", error)
         return error.exit_code
-    log.info("%s joined %s", config.id, config.coordinator)
-    return _work(config, membership)
 
 
-def _work(config: PartyConfig, membership: Membership) -> int:
-    from parties import data_owner, dealer, model_owner
+def _take_part(config: DataOwnerConfig) -> int:
+    from parties import data_owner
 
-    roles = {"dealer": dealer.run, "model-owner": model_owner.run, "data-owner": data_owner.run}
+    membership = join(config)
+    log.info("%s joined %s", config.id, config.coordinator.address)
+    return work(lambda: data_owner.run(config, membership), membership)
+
+
+def _serve(config: Service, once: bool, address_file: Path | None) -> int:
+    from parties.dealer import Dealer
+    from parties.model_owner import ModelOwner
+    from parties.service import SessionHost
+    from parties.wire import start_server
+
+    stop = threading.Event()
+
+    def end(number: int, frame: object) -> None:
+        stop.set()
+        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    party = Dealer(config) if config.role == "dealer" else ModelOwner(config)
+    host = SessionHost(config, config.role, party.run_session, once=once)
+
+    def add(server: object) -> None:
+        party.add_to(server)
+        host.add_to(server)
+
+    server, address = start_server(add, config.listen, config.credentials, max_workers=host.n_calls)
+    log.info("%s listens on %s", config.id, address)
+    if address_file is not None:
+        write_text(address_file, address)
     try:
-        roles[config.role](config, membership)
-    except MPCFormerError as error:
-        # What the coordinator said is the cause; a broken stream is only its consequence.
-        log.error("%s", membership.error or error)
-        membership.fail(error)
-        return (membership.error or error).exit_code
-    except Exception as error:
-        if membership.error is not None:
-            log.error("%s", membership.error)
-            membership.close()
-            return membership.error.exit_code
-        # The message of an unforeseen error may quote data: only its type leaves this process, the trace stays out too.
-        place = _place(error)
-        log.error("unexpected %s at %s", type(error).__name__, place)
-        membership.fail(PartyError(config.id, f"unexpected {type(error).__name__} at {place}", "please report this"))
-        return UNEXPECTED
-    membership.close()
-    log.info("done")
-    return 0
+        if once:
+            status = host.wait_for_one(config.join_timeout_s, stop)
+        else:
+            stop.wait()
+            log.info("shutting down: no new sessions")
+            status = 0
+        host.drain(config.grace_s)
+    finally:
+        server.stop(grace=1.0).wait()
+    log.info("ended")
+    return status
 
 
-def _place(error: BaseException) -> str:
-    frame = error.__traceback__
-    place = "?"
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        place = f"{Path(code.co_filename).name}:{frame.tb_lineno} in {code.co_name}"
-        frame = frame.tb_next
-    return place
-
-
-def run_and_exit(path: Path) -> NoReturn:
+def run_and_exit(path: Path, *, once: bool = False, address_file: Path | None = None) -> NoReturn:
     """The party is all that this process is for."""
-    status = main(path)
+    status = main(path, once=once, address_file=address_file)
     logging.shutdown()
     # gRPC's threads may still wait for peers that are gone; nothing of this process is worth waiting for.
     os._exit(status)
@@ -80,4 +110,7 @@ def run_and_exit(path: Path) -> NoReturn:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m parties", description="Run one party from its configuration.")
     parser.add_argument("--config", type=Path, required=True)
-    run_and_exit(parser.parse_args().config)
+    parser.add_argument("--once", action="store_true", help="a service ends after one session")
+    parser.add_argument("--address-file", type=Path, help="a service writes there where it listens")
+    arguments = parser.parse_args()
+    run_and_exit(arguments.config, once=arguments.once, address_file=arguments.address_file)

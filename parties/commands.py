@@ -33,17 +33,21 @@ def infer(
     device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
     port: Annotated[int, typer.Option(help="First of three fixed ports; 0: any free ones.")] = 0,
     deadline_s: Annotated[float, typer.Option(help="Longest wait of one party for another, seconds.")] = 300.0,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this --out.")] = False,
     out: Annotated[Path | None, typer.Option(help="New folder; default: runs/TASK-TIME.")] = None,
 ) -> None:
     """Run a student privately: all parties on this machine, each its own process.
 
     Semi-honest, non-colluding parties; the dealer is trusted for randomness only. The report says what leaks.
     """
+    from mpcformer.errors import UserInputError
     from parties import evaluate, report
     from parties.network import network_profile
     from parties.simulation import InferenceJob
 
     name = task or evaluate.task_of(student)
+    if resume and out is None:
+        raise UserInputError("--resume: which run is not said", "give its folder with --out")
     job = InferenceJob(
         student=student,
         teacher=teacher or evaluate.teacher_of(student),
@@ -63,28 +67,35 @@ def infer(
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     evaluate.check(job, folder, gelu=gelu, softmax=softmax)
-    report.show(evaluate.run(job, folder), folder)
+    report.show(evaluate.run(job, folder, resume=resume), folder)
 
 
-def party(config: Annotated[Path, typer.Option(help="This party's TOML file.")]) -> None:
-    """Run one party, from its own configuration, until the coordinator says that all is done."""
+def party(
+    config: Annotated[Path, typer.Option(help="This party's TOML file.")],
+    once: Annotated[bool, typer.Option("--once", help="A service ends after one session, with its status.")] = False,
+) -> None:
+    """Run one party: a data owner does its job and ends, dealer and model owner serve until SIGTERM."""
     from parties.__main__ import run_and_exit
 
-    run_and_exit(config)
+    run_and_exit(config, once=once)
 
 
 def coordinate(
     config: Annotated[Path, typer.Option(help="The coordinator's TOML file.")],
     out: Annotated[Path | None, typer.Option(help="New folder; default: runs/TASK-TIME.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this --out.")] = False,
 ) -> None:
     """Run one job between parties that their owners started, and report it."""
+    from mpcformer.errors import UserInputError
     from parties import coordinate as session
     from parties import report
-    from parties.config import CoordinatorConfig, load_config
+    from parties.config import load_coordinator
 
-    settings = load_config(config, CoordinatorConfig)
+    settings = load_coordinator(config)
+    if resume and out is None:
+        raise UserInputError("--resume: which run is not said", "give its folder with --out")
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report.show(session.run(settings, folder), folder)
+    report.show(session.run(settings, folder, resume=resume), folder)
 
 
 def certs(
@@ -123,7 +134,7 @@ def export(
     from mpcformer.console import console
     from mpcformer.files import check_new_folder
     from mpcformer.modeling import load_student
-    from parties.simulation import export_public
+    from parties.public_files import export_public
 
     check_new_folder(out)
     load_student(student)

@@ -1,16 +1,19 @@
 """The configuration of a party, or of the coordinator: a TOML file, checked whole before anything starts."""
 
+import ipaddress
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from mpcformer.errors import UserInputError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
+# RFC 2544 keeps these for tests of networks: no router of the internet passes them on.
+TEST_NETWORK = ipaddress.ip_network("198.18.0.0/15")
 
 
 def _address(value: str) -> str:
@@ -20,81 +23,204 @@ def _address(value: str) -> str:
     return value
 
 
+def is_loopback(address: str) -> bool:
+    """Whether HOST:PORT cannot be reached from another machine."""
+    host = address.rpartition(":")[0].strip("[]")
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _loopback(value: str) -> str:
+    if not is_loopback(_address(value)):
+        raise ValueError(f"{value!r} is not on the loopback interface, 127.0.0.1:PORT")
+    return value
+
+
+def _distinct(ids: list[str]) -> list[str]:
+    if len(set(ids)) != len(ids):
+        raise ValueError("an id stands twice")
+    return ids
+
+
 Address = Annotated[str, AfterValidator(_address)]
+LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
+Ids = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
-class TlsFiles(BaseModel):
-    """PEM files: the authority both sides trust, and this party's certificate and key."""
+class Strict(BaseModel):
+    """Unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
+
+
+class TlsFiles(Strict):
+    """PEM files: the authority both sides trust, and this party's certificate and key."""
+
     authority: Path
     certificate: Path
     key: Path
 
 
-class Peers(BaseModel):
-    """Party ids: the names their certificates must bear."""
-
-    model_config = ConfigDict(extra="forbid")
-    coordinator: str
-    dealer: str
-    model_owner: str
-    data_owner: str
-
-
-class PartyConfig(BaseModel):
-    """A party's own file.
+class Plaintext(Strict):
+    """Instead of TLS, between processes of one machine alone: whoever connects is who it says it is.
 
     Args:
-        role: what it does.
-        id: its name; its certificate's too.
-        coordinator: HOST:PORT.
-        listen: HOST:PORT for dealer and model owner; port 0 takes a free one.
-        advertise: HOST:PORT under which the others reach it, if that is not where it listens.
-        join_timeout_s: how long it looks for the coordinator.
-        student: model owner only, the distilled student's folder.
-        public_model: data owner only, a folder with config.json, ranges.json and the tokenizer, no weights.
-        public_embeddings: model owner only, may its embedding tables be told to the data owner.
-        data_dir: data owner only, as in `load_examples`.
-        threads: torch threads.
-        device: where it multiplies matrices.
-        deadline_s: how long a peer may stay silent in the middle of a computation.
+        id: who this party says it is.
     """
 
-    model_config = ConfigDict(extra="forbid")
-    role: Role
     id: str
-    coordinator: Address
-    listen: Address = "127.0.0.1:0"
-    advertise: Address | None = None
+
+
+Credentials = TlsFiles | Plaintext
+
+
+class Insecure(Strict):
+    """What is for measurements and tests, is refused off the loopback interface, and stamps INSECURE on every output.
+
+    Args:
+        plaintext: no TLS.
+        fixed_seed: all keys follow from this number; the networks of RFC 2544 (198.18.0.0/15) are allowed too.
+    """
+
+    plaintext: bool = False
+    fixed_seed: int | None = Field(default=None, ge=0)
+
+
+class PeerAddress(Strict):
+    """A party that is called: the name in its certificate, and HOST:PORT."""
+
+    id: str
+    address: Address
+
+
+class Common(Strict):
+    """What every configuration has.
+
+    Args:
+        id: the party's name; its certificate's too.
+        tls: its certificate.
+        insecure: see `Insecure`.
+        join_timeout_s: how long it waits for the others at the start.
+    """
+
+    id: str
+    tls: TlsFiles | None = None
+    insecure: Insecure | None = None
     join_timeout_s: float = Field(default=15.0, gt=0)
-    tls: TlsFiles
-    peers: Peers
-    student: Path | None = None
-    public_model: Path | None = None
-    public_embeddings: bool = False
-    data_dir: Path | None = None
-    threads: int = Field(default=1, ge=1)
-    device: Device = "cpu"
-    deadline_s: float = Field(default=300.0, gt=0)
+
+    @property
+    def credentials(self) -> Credentials:
+        """How this party shows who it is."""
+        return self.tls or Plaintext(id=self.id)
+
+    def addresses(self) -> list[str]:
+        """Every address in this configuration."""
+        fields = (getattr(self, name, None) for name in ("listen", "coordinator", "dealer", "model_owner"))
+        return [value.address if isinstance(value, PeerAddress) else value for value in fields if value is not None]
 
     @model_validator(mode="after")
-    def _role_has_what_it_needs(self) -> "PartyConfig":
-        if (self.role == "model-owner") != (self.student is not None):
-            raise ValueError("student: exactly the model owner has one")
-        if (self.role == "data-owner") != (self.public_model is not None):
-            raise ValueError("public_model: exactly the data owner has one")
-        if self.public_embeddings and self.role != "model-owner":
-            raise ValueError("public_embeddings: only the model owner may allow it")
-        if self.data_dir is not None and self.role != "data-owner":
-            raise ValueError("data_dir: only the data owner may have one")
+    def _secure_or_local(self) -> Self:
+        insecure = self.insecure or Insecure()
+        if (self.tls is None) != insecure.plaintext:
+            raise ValueError("tls: certificate files are needed, or, on one machine, insecure.plaintext = true")
+        for address in self.addresses():
+            if insecure.plaintext and not is_loopback(address):
+                raise ValueError(f"insecure.plaintext: {address} is not on the loopback interface")
+            if insecure.fixed_seed is not None and not is_loopback(address) and not _is_test_network(address):
+                raise ValueError(
+                    f"insecure.fixed_seed: {address} is neither on the loopback interface nor {TEST_NETWORK}"
+                )
         return self
 
 
-class JobConfig(BaseModel):
+class PartyCommon(Common):
+    """What every party's configuration has.
+
+    Args:
+        threads: torch threads.
+        device: where it multiplies matrices.
+        deadline_s: how long a peer may stay silent in the middle of a computation.
+        log: lines for people, or JSON objects.
+        metrics: HOST:PORT on the loopback interface for Prometheus; none if left out.
+    """
+
+    threads: int = Field(default=1, ge=1)
+    device: Device = "cpu"
+    deadline_s: float = Field(default=300.0, gt=0)
+    log: Literal["text", "json"] = "text"
+    metrics: LoopbackAddress | None = None
+
+
+class ServiceConfig(PartyCommon):
+    """A party that serves session after session.
+
+    Args:
+        listen: HOST:PORT; port 0 takes a free one.
+        coordinators: ids that may order a session.
+        data_owners: ids that may take part in one.
+        max_sessions: at once; more are told to come back later.
+        max_sessions_per_peer: at once, of one coordinator or one data owner.
+        grace_s: how long sessions may go on after SIGTERM.
+    """
+
+    listen: Address = "127.0.0.1:0"
+    coordinators: Ids
+    data_owners: Ids
+    max_sessions: int = Field(default=4, ge=1, le=64)
+    max_sessions_per_peer: int = Field(default=4, ge=1, le=64)
+    grace_s: float = Field(default=30.0, ge=0)
+
+
+class DealerConfig(ServiceConfig):
+    """The dealer's own file.
+
+    Args:
+        model_owners: ids that may take part in a session.
+    """
+
+    role: Literal["dealer"]
+    model_owners: Ids
+
+
+class ModelOwnerConfig(ServiceConfig):
+    """The model owner's own file.
+
+    Args:
+        student: the distilled student's folder.
+        public_embeddings: may the embedding tables be told to the data owner.
+        dealers: ids of the dealers it trusts for randomness.
+    """
+
+    role: Literal["model-owner"]
+    student: Path
+    public_embeddings: bool = False
+    dealers: Ids
+
+
+class DataOwnerConfig(PartyCommon):
+    """The data owner's own file. It listens nowhere.
+
+    Args:
+        coordinator: where it gets its job.
+        model_owners: ids that it works with.
+        dealers: ids of the dealers it trusts for randomness.
+        public_model: folder with config.json, ranges.json, student.json and the tokenizer; no weights.
+        data_dir: as in `load_examples`.
+    """
+
+    role: Literal["data-owner"]
+    coordinator: PeerAddress
+    model_owners: Ids
+    dealers: Ids
+    public_model: Path
+    data_dir: Path | None = None
+
+
+class JobConfig(Strict):
     """What the parties shall compute; as the options of `mpcformer infer`."""
 
-    model_config = ConfigDict(extra="forbid")
     task: str
     split: str = "eval"
     limit: int | None = Field(default=None, ge=1)
@@ -104,52 +230,85 @@ class JobConfig(BaseModel):
     embeddings: Literal["private_table", "public_table"] = "private_table"
 
 
-class PartyIds(BaseModel):
-    """Who is expected: the names of their certificates."""
-
-    model_config = ConfigDict(extra="forbid")
-    dealer: str
-    model_owner: str
-    data_owner: str
-
-
-class CoordinatorConfig(BaseModel):
+class CoordinatorConfig(Common):
     """The coordinator's own file.
 
     Args:
-        listen: HOST:PORT that the parties reach.
-        tls: its certificate.
-        parties: their ids.
+        listen: HOST:PORT that the data owner reaches.
+        dealer, model_owner: where they are served.
+        data_owner: the id of the one that will come.
         job: what to compute.
-        join_timeout_s: how long it waits for all to join.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    id: str = "coordinator"
     listen: Address
-    tls: TlsFiles
-    parties: PartyIds
+    dealer: PeerAddress
+    model_owner: PeerAddress
+    data_owner: str
     job: JobConfig
     join_timeout_s: float = Field(default=600.0, gt=0)
 
+    @model_validator(mode="after")
+    def _four_parties(self) -> Self:
+        ids = [self.id, self.dealer.id, self.model_owner.id, self.data_owner]
+        if len(set(ids)) != len(ids):
+            raise ValueError(f"the four ids {ids} are not four: parties that are one collude")
+        return self
 
-Config = TypeVar("Config", PartyConfig, CoordinatorConfig)
+
+Service = DealerConfig | ModelOwnerConfig
+PartyConfig = Annotated[DealerConfig | ModelOwnerConfig | DataOwnerConfig, Field(discriminator="role")]
+AnyConfig = DealerConfig | ModelOwnerConfig | DataOwnerConfig | CoordinatorConfig
 
 
-def load_config(path: Path, kind: type[Config]) -> Config:
+def load_party(path: Path) -> DealerConfig | ModelOwnerConfig | DataOwnerConfig:
+    """A party's file; see `_load`."""
+    config: DealerConfig | ModelOwnerConfig | DataOwnerConfig = _load(path, PartyConfig)
+    return config
+
+
+def load_coordinator(path: Path) -> CoordinatorConfig:
+    """The coordinator's file; see `_load`."""
+    config: CoordinatorConfig = _load(path, CoordinatorConfig)
+    return config
+
+
+def load_any(path: Path) -> AnyConfig:
+    """Either: a file with a `role` is a party's."""
+    return load_party(path) if "role" in _read(path) else load_coordinator(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text())
+    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserInputError(f"--config: {path}: {error}", "check the path and the syntax") from None
+
+
+def _load(path: Path, kind: Any) -> Any:
     """Read a file; its relative paths are relative to the file's folder.
 
     Raises:
         UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
     """
+    values = _read(path)
     try:
-        config = kind.model_validate(tomllib.loads(path.read_text()))
-        _anchor(config, path.resolve().parent)
-        return config
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise UserInputError(f"--config: {path}: {error}", "check the path and the syntax") from None
+        config = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = "; ".join(f"{'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors())
+        lines = "; ".join(f"{_place(e['loc'])}: {_reason(e)}" for e in error.errors())
         raise UserInputError(f"--config: {path}: {lines}", "correct these keys") from None
+    _anchor(config, path.resolve().parent)
+    return config
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    # Where several roles are possible pydantic puts the one that is meant first.
+    keys = loc[1:] if loc and loc[0] in get_args(Role) else loc
+    return ".".join(map(str, keys)) or "file"
+
+
+def _reason(error: Any) -> str:
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _anchor(config: BaseModel, folder: Path) -> None:
@@ -161,20 +320,33 @@ def _anchor(config: BaseModel, folder: Path) -> None:
             setattr(config, name, folder / value)
 
 
-def to_toml(config: PartyConfig) -> str:
-    """The configuration as TOML (strings, numbers and two flat tables)."""
+def _is_test_network(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address.rpartition(":")[0]) in TEST_NETWORK
+    except ValueError:
+        return False
+
+
+def to_toml(config: BaseModel) -> str:
+    """A configuration as TOML (strings, numbers, lists of strings and flat tables)."""
     fields = config.model_dump(mode="json", exclude_none=True)
-    tables = {key: fields.pop(key) for key in ("tls", "peers")}
+    tables = {key: fields.pop(key) for key in [key for key, value in fields.items() if isinstance(value, dict)]}
     lines = [_line(key, value) for key, value in fields.items()]
     for name, table in tables.items():
         lines += ["", f"[{name}]", *(_line(key, value) for key, value in table.items())]
     return "\n".join(lines) + "\n"
 
 
-def _line(key: str, value: str | int | float | bool) -> str:
+def _line(key: str, value: Any) -> str:
+    return f"{key} = {_value(value)}"
+
+
+def _value(value: Any) -> str:
     if isinstance(value, bool):
-        return f"{key} = {str(value).lower()}"
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{', '.join(_value(item) for item in value)}]"
     if isinstance(value, str):
         escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'{key} = "{escaped}"'
-    return f"{key} = {value}"
+        return f'"{escaped}"'
+    return str(value)

@@ -1,61 +1,76 @@
 """A session between parties that others started: the coordinator alone, from its own configuration."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
-from mpcformer.console import console, progress
-from mpcformer.files import check_new_folder, publish_folder
-from mpcformer.ring.random import fresh_key
+from mpcformer.console import console
+from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.files import check_new_folder
+from mpcformer.ring.random import fix_keys
 from mpcformer.tasks import get_task
 from parties import report
 from parties.config import CoordinatorConfig
 from parties.coordinator import Coordinator
-from parties.stubs import parties_pb2 as pb
+from parties.insecure import warn
+from parties.journal import FILE_NAME, Journal
+from parties.live import Live
 from parties.threat_model import threat_model
 
 
-def run(config: CoordinatorConfig, out: Path) -> dict[str, Any]:
+def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Wait for the parties, run the job, write the folder `out`; returns results.json's value.
 
+    Until it is whole the run is in `<out>.partial`, with the journal of its finished batches.
+
     Raises:
-        UserInputError: an unknown task, a folder that is not empty, an address that cannot be bound.
+        UserInputError: an unknown task, a folder that is not empty, an address that cannot be bound, nothing to resume.
         PartyError: naming the party that failed, or did not join.
     """
     check_new_folder(out)
-    task, job, parties = get_task(config.job.task), config.job, config.parties
-    roles = {parties.dealer: "dealer", parties.model_owner: "model-owner", parties.data_owner: "data-owner"}
-    with progress() as bar:
-        shown = bar.add_task("private inference", total=None, info="waiting for the parties")
-        coordinator = Coordinator(
-            roles,
-            listen=config.listen,
-            files=config.tls,
-            on_progress=lambda batch, n: bar.update(shown, completed=batch, total=n, info="batches"),
-            join_timeout_s=config.join_timeout_s,
+    warn(config.insecure)
+    if config.insecure and config.insecure.fixed_seed is not None:
+        fix_keys(config.insecure.fixed_seed, config.id)
+    task = get_task(config.job.task)
+    partial = out.with_name(f"{out.name}.partial")
+    if partial.exists() and not resume:
+        raise UserInputError(
+            f"--out: {partial} is there, of a run that did not finish", "--resume goes on with it; or remove it"
         )
-        console.print(f"listening on {coordinator.address} for {', '.join(roles)}")
-        try:
-            results = coordinator.run_job(
-                pb.Job(
-                    session_id=fresh_key(),
-                    engine=job.engine,
-                    embeddings=job.embeddings,
-                    task=job.task,
-                    split=job.split,
-                    limit=job.limit or 0,
-                    batch_size=job.batch_size,
-                    max_length=job.max_length or 0,
-                )
-            )
-        finally:
-            coordinator.stop()
-    values = report.measured(task, results) | {
-        "batch_size": job.batch_size,
-        "engine": job.engine,
-        "embeddings": job.embeddings,
-        "network": {"profile": "as deployed", "transport": "gRPC over mutual TLS"},
-        "threat_model": threat_model(job.embeddings),
-    }
-    with publish_folder(out) as partial:
-        report.write(partial, job.model_dump(), values, results, {})
+    journal = Journal(partial / FILE_NAME, config.job.model_dump(), resume=resume)
+    try:
+        with Live() as live:
+            coordinator = Coordinator(config, journal=journal, on_progress=live.show)
+            console.print(f"listening on {coordinator.address} for {config.data_owner}")
+            try:
+                results = coordinator.run_job()
+            finally:
+                coordinator.stop()
+        values = report.measured(task, results) | {
+            "batch_size": config.job.batch_size,
+            "engine": config.job.engine,
+            "embeddings": config.job.embeddings,
+            "network": {"profile": "as deployed", "transport": report.transport(config.insecure)},
+            "threat_model": threat_model(config.job.embeddings),
+        }
+        values |= report.insecurity(config.insecure)
+        report.write(partial, config.job.model_dump(), values, results, {})
+    except (MPCFormerError, OSError, KeyboardInterrupt) as error:
+        raise _with_way_on(error, journal, partial) from None
+    if out.is_dir():
+        out.rmdir()
+    partial.rename(out)
     return values
+
+
+def _with_way_on(error: BaseException, journal: Journal, partial: Path) -> BaseException:
+    """The error with what can be done about the run; a run without any batch is removed."""
+    if not journal.batches:
+        shutil.rmtree(partial, ignore_errors=True)
+        return error
+    way = f"--resume goes on from batch {len(journal.batches)}"
+    if isinstance(error, OSError):
+        return UserInputError(f"{partial}: {error.strerror}", f"make room; {way}")
+    if isinstance(error, MPCFormerError):
+        error.remedy = f"{error.remedy}; {way}".removeprefix("; ")
+    return error

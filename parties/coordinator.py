@@ -9,147 +9,243 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain
 
 import grpc
 
 from mpcformer.errors import MPCFormerError, PartyError
-from parties.config import PROTOCOL_VERSION, TlsFiles
+from mpcformer.ring.random import fresh_key
+from parties.config import PROTOCOL_VERSION, CoordinatorConfig, PeerAddress, Role
+from parties.journal import Journal
 from parties.membership import HEARTBEAT_S, SILENCE_S
+from parties.results import Results, merged
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
-from parties.wire import start_server
+from parties.wire import open_channel, start_server
 
 GRACE_S = 1.5
-JOIN_TIMEOUT_S = 60.0
+LEAVE_TIMEOUT_S = 3.0
 CONFESSED, VANISHED, ACCUSED = 0, 1, 2
+OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 CONFESSED_REASON = "it failed; its own log says why"
+REFUSALS = (
+    grpc.StatusCode.PERMISSION_DENIED,
+    grpc.StatusCode.RESOURCE_EXHAUSTED,
+    grpc.StatusCode.INVALID_ARGUMENT,
+    grpc.StatusCode.UNIMPLEMENTED,
+)
 
 
 @dataclass
 class Member:
     """One party as the coordinator knows it."""
 
-    role: str
+    role: Role
     commands: "queue.SimpleQueue[pb.Command | None]" = field(default_factory=queue.SimpleQueue)
     joined: bool = False
-    address: str = ""
+    ready: pb.Ready | None = None
     last_seen: float = 0.0
     report: pb.Report | None = None
     left: bool = False
 
 
-@dataclass(frozen=True)
-class Results:
-    """What a finished job gave."""
-
-    predictions: pb.Predictions
-    model_owner: pb.Report
-    data_owner: pb.Report
-    dealer: pb.Report
-
-
 class Coordinator(rpc.CoordinatorServicer):
-    """The service and its state. `run_job` is the whole of its life.
+    """Serves the data owner, calls the two others, and keeps their state. `run_job` is the whole of its life.
 
     Args:
-        roles: party id -> role, for exactly the expected parties.
-        listen: HOST:PORT.
-        files: its certificate.
-        on_progress: called with (batch, n_batches).
-        join_timeout_s: how long it waits for all to join and get ready.
+        config: who the parties are, where, and what they shall do.
+        journal: of finished batches.
+        on_progress: called with the data owner's progress; its `batch` counts the journal's too.
         route: the address under which the others reach a party's, if a relay stands before it.
     """
 
     def __init__(
         self,
-        roles: dict[str, str],
+        config: CoordinatorConfig,
         *,
-        listen: str,
-        files: TlsFiles,
-        on_progress: Callable[[int, int], None],
-        join_timeout_s: float = JOIN_TIMEOUT_S,
+        journal: Journal,
+        on_progress: Callable[[pb.Progress], None] = lambda progress: None,
         route: Callable[[str], str] = lambda address: address,
     ) -> None:
-        self._route, self._join_timeout_s = route, join_timeout_s
-        self._members = {party: Member(role) for party, role in roles.items()}
+        self._config, self._journal, self._route, self._on_progress = config, journal, route, on_progress
+        self._members = {
+            config.dealer.id: Member("dealer"),
+            config.model_owner.id: Member("model-owner"),
+            config.data_owner: Member("data-owner"),
+        }
+        self._by_role = {member.role: member for member in self._members.values()}
         # Re-entrant: evidence is added inside handlers that hold it.
         self._changed = threading.Condition(threading.RLock())
         self._evidence: list[tuple[int, MPCFormerError]] = []
-        self._predictions: pb.Predictions | None = None
+        self._batches: dict[tuple[Role, int], pb.Batch] = {}
+        self._channels: list[grpc.Channel] = []
         self._finishing = False
-        self._on_progress = on_progress
         self._server, self.address = start_server(
-            lambda server: rpc.add_CoordinatorServicer_to_server(self, server), listen, files
+            lambda server: rpc.add_CoordinatorServicer_to_server(self, server), config.listen, config.credentials
         )
 
     def Join(self, request_iterator: Iterator[pb.PartyEvent], context: grpc.ServicerContext) -> Iterator[pb.Command]:  # noqa: N802
-        """A party's stream: events are read by a thread of its own, commands are sent from here."""
-        party = require_caller(context, *self._members)
-        member = self._members[party]
+        """The data owner's stream: events are read by a thread of its own, commands are sent from here."""
+        party = require_caller(context, self._config.data_owner)
         with self._changed:
-            if member.joined:
+            if self._members[party].joined:
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{party} has joined already")
-            member.joined, member.last_seen = True, time.monotonic()
-            self._changed.notify_all()
+            self._joined(party)
         context.add_callback(lambda: self._gone(party))
-        threading.Thread(target=self._read, args=(party, request_iterator), daemon=True).start()
-        while True:
-            try:
-                command = member.commands.get(timeout=HEARTBEAT_S)
-            except queue.Empty:
-                command = pb.Command(heartbeat=pb.Heartbeat())
-            if command is None:
-                return
-            yield command
+        threading.Thread(target=self._read, args=(party, request_iterator), name="events", daemon=True).start()
+        yield from self._commands(party)
 
     def accuse(self, party: str, what: str) -> None:
         """Evidence from outside the streams: a process that ended."""
         if not self._finishing:
             self._blame(VANISHED, PartyError(party, what))
 
-    def run_job(self, job: pb.Job) -> Results:
-        """Wait for all to join, start the job, wait for its results, dismiss everybody.
+    def run_job(self) -> Results:
+        """Wait for all parties, run the job, journal its batches, dismiss everybody.
 
         Raises:
             MPCFormerError: the first cause of a failure, naming the party.
+            OSError: the journal could not be written.
         """
+        config, fault = self._config, ""
+        job = self._job()
         try:
+            for peer in (config.dealer, config.model_owner):
+                self._connect(peer)
             self._wait(lambda: all(m.joined for m in self._members.values()), "did not join", lambda m: m.joined)
-            self._wait(
-                lambda: all(m.address for m in self._servers()),
-                "did not get ready",
-                lambda m: bool(m.address) or m.role == "data-owner",
-            )
-            by_role = {member.role: member for member in self._members.values()}
-            job.dealer_address = self._route(by_role["dealer"].address)
-            job.model_owner_address = self._route(by_role["model-owner"].address)
-            for role in ("dealer", "model-owner", "data-owner"):
-                by_role[role].commands.put(pb.Command(job=job))
-            owners = [by_role["model-owner"], by_role["data-owner"]]
-            self._wait(lambda: self._predictions is not None and all(m.report is not None for m in owners))
-            with self._changed:
-                self._finishing = True
-            model_owner, data_owner = (m.report for m in owners)
-            assert self._predictions is not None
-            assert model_owner is not None
-            assert data_owner is not None
-            return Results(self._predictions, model_owner, data_owner, by_role["dealer"].report or pb.Report())
+            dealer, model_owner = self._by_role["dealer"], self._by_role["model-owner"]
+            # The dealer knows the session before an owner wants a seed, the model owner before the data owner calls.
+            for member in (dealer, model_owner):
+                self._order(member, job)
+            self._same_student()
+            self._by_role["data-owner"].commands.put(pb.Command(job=job))
+            self._wait(self._owners_done)
+            return self._results(job)
+        except OSError as error:
+            fault = f"cannot write the journal: {error.strerror}"
+            raise
+        except KeyboardInterrupt:
+            fault = "it was interrupted"
+            raise
         finally:
-            self._dismiss()
+            self._dismiss(fault)
+
+    def _order(self, member: Member, job: pb.Job) -> None:
+        member.commands.put(pb.Command(job=job))
+        self._wait(
+            lambda: member.ready is not None,
+            "did not get ready",
+            lambda other: other is not member or member.ready is not None,
+        )
 
     def stop(self) -> None:
-        """Close the server."""
+        """End all streams and close the server."""
         for member in self._members.values():
             member.commands.put(None)
+        for channel in self._channels:
+            channel.close()
         self._server.stop(grace=1.0).wait()
 
-    def _servers(self) -> list[Member]:
-        return [m for m in self._members.values() if m.role != "data-owner"]
+    def _job(self) -> pb.Job:
+        config, asked = self._config, self._config.job
+        return pb.Job(
+            session_id=fresh_key(),
+            dealer=config.dealer.id,
+            model_owner=config.model_owner.id,
+            data_owner=config.data_owner,
+            dealer_address=self._route(config.dealer.address),
+            model_owner_address=self._route(config.model_owner.address),
+            engine=asked.engine,
+            task=asked.task,
+            split=asked.split,
+            limit=asked.limit or 0,
+            batch_size=asked.batch_size,
+            max_length=asked.max_length or 0,
+            embeddings=asked.embeddings,
+            first_batch=len(self._journal.batches),
+            batch_plan=self._journal.batch_plan,
+        )
+
+    def _connect(self, peer: PeerAddress) -> None:
+        channel = open_channel(peer.address, peer.id, self._config.credentials)
+        self._channels.append(channel)
+        threading.Thread(target=self._serve, args=(peer.id, channel), name="events", daemon=True).start()
+
+    def _serve(self, party: str, channel: grpc.Channel) -> None:
+        """A service's stream, as its client."""
+        try:
+            grpc.channel_ready_future(channel).result(timeout=self._config.join_timeout_s)
+        except (grpc.FutureTimeoutError, ValueError):  # no answer (which `_wait` says), or the channel was closed
+            return
+        with self._changed:
+            self._joined(party)
+        first = self._members[party].commands.get()
+        if first is not None and first.HasField("job"):
+            self._read(party, rpc.PartyStub(channel).Serve(chain([first], self._commands(party))))
+
+    def _joined(self, party: str) -> None:
+        self._members[party].joined, self._members[party].last_seen = True, time.monotonic()
+        self._changed.notify_all()
+
+    def _commands(self, party: str) -> Iterator[pb.Command]:
+        """What is sent to a party; a heartbeat whenever there is nothing else."""
+        while True:
+            try:
+                command = self._members[party].commands.get(timeout=HEARTBEAT_S)
+            except queue.Empty:
+                command = pb.Command(heartbeat=pb.Heartbeat())
+            if command is None:
+                return
+            yield command
+
+    def _same_student(self) -> None:
+        ready, before = self._by_role["model-owner"].ready, self._journal.student
+        if before and ready is not None and ready.student != before:
+            raise PartyError(
+                self._config.model_owner.id,
+                f"its student is {ready.student[:12]}..., the run to be resumed began with {before[:12]}...",
+                "serve the same student, or start anew without --resume",
+            )
+
+    def _owners_done(self) -> bool:
+        """Journal what has arrived; whether that is all."""
+        while True:
+            index = len(self._journal.batches)
+            with self._changed:
+                owners = [self._batches.pop((role, index), None) for role in OWNERS]
+                if owners[0] is None or owners[1] is None:
+                    for role, batch in zip(OWNERS, owners, strict=True):
+                        if batch is not None:
+                            self._batches[role, index] = batch
+                    break
+            self._journal.add(owners[0], owners[1])
+        return all(self._by_role[role].report is not None for role in OWNERS)
+
+    def _results(self, job: pb.Job) -> Results:
+        reports = {member.role: member.report or pb.Report() for member in self._members.values()}
+        batches = self._journal.batches
+        if reports["model-owner"].transcript != reports["data-owner"].transcript:
+            raise PartyError(self._config.model_owner.id, "the owners report different transcripts", "run again")
+        if batches and len(batches) != batches[0][1].n_batches:
+            raise PartyError(
+                self._config.data_owner, f"{batches[0][1].n_batches} batches were announced, {len(batches)} reported"
+            )
+        with self._changed:
+            self._finishing = True
+        self._by_role["dealer"].commands.put(pb.Command(finish=pb.Finish()))
+        with self._changed:
+            self._changed.wait_for(lambda: self._by_role["dealer"].report is not None, timeout=LEAVE_TIMEOUT_S)
+        reports["dealer"] = self._by_role["dealer"].report or pb.Report()
+        measures: dict[Role, list[pb.BatchReport]] = {
+            role: [pair[i].report for pair in batches] for i, role in enumerate(OWNERS)
+        }
+        predictions = merged([data_owner.predictions for _, data_owner in batches])
+        return Results(measures, self._journal.n_resumed, predictions, reports, job.session_id)
 
     def _wait(self, done: Callable[[], bool], what: str = "", has: Callable[[Member], bool] | None = None) -> None:
         """Until `done`; evidence of a failure ends it, and so does silence."""
-        deadline = time.monotonic() + self._join_timeout_s
+        deadline = time.monotonic() + self._config.join_timeout_s
         with self._changed:
             while not done() or self._evidence:
                 if self._evidence:
@@ -158,17 +254,30 @@ class Coordinator(rpc.CoordinatorServicer):
                 self._changed.wait(0.25)
                 now = time.monotonic()
                 for party, member in self._members.items():
-                    if member.joined and not member.left and now - member.last_seen > SILENCE_S:
+                    silent = member.ready is not None or member.role == "data-owner"
+                    if member.joined and silent and not member.left and now - member.last_seen > SILENCE_S:
                         self._evidence.append((VANISHED, PartyError(party, f"stopped answering for {SILENCE_S:.0f} s")))
                     if has is not None and not has(member) and now > deadline:
-                        error = PartyError(party, f"{what} within {self._join_timeout_s:.0f} s")
-                        self._evidence.append((VANISHED, error))
+                        self._evidence.append((VANISHED, self._late(party, what)))
 
-    def _dismiss(self) -> None:
+    def _late(self, party: str, what: str) -> PartyError:
+        """A party that did not come, or not in time."""
+        config = self._config
+        addresses = {config.dealer.id: config.dealer.address, config.model_owner.id: config.model_owner.address}
+        where = f" (no answer at {addresses[party]})" if party in addresses and not self._members[party].joined else ""
+        return PartyError(
+            party,
+            f"{what} within {config.join_timeout_s:.0f} s{where}",
+            "start it; if it runs, mpcformer doctor --config on both machines tells what is between them",
+        )
+
+    def _dismiss(self, fault: str) -> None:
         """Tell everybody to leave; after a failure, why."""
         with self._changed:
             self._finishing = True
             weight, worst = min(self._evidence, key=lambda item: item[0], default=(VANISHED, None))
+        if worst is None and fault:
+            worst = PartyError(self._config.id, fault)
         for member in self._members.values():
             if worst is None:
                 member.commands.put(pb.Command(finish=pb.Finish()))
@@ -183,7 +292,13 @@ class Coordinator(rpc.CoordinatorServicer):
         try:
             for event in events:
                 self._handle(party, event)
-        except Exception:  # the stream broke: gRPC raises several types; `_gone` says the same to the user
+            self._gone(party)
+        except Exception as error:  # a client's stream raises RpcError, a server's a bare Exception
+            if isinstance(error, grpc.Call) and error.code() in REFUSALS:
+                with self._changed:
+                    self._members[party].left = True
+                    if not self._finishing:
+                        self._blame(CONFESSED, PartyError(party, f"it refused the session: {error.details()}"))
             self._gone(party)
 
     def _handle(self, party: str, event: pb.PartyEvent) -> None:
@@ -194,16 +309,18 @@ class Coordinator(rpc.CoordinatorServicer):
             if kind == "hello":
                 hello = event.hello
                 if hello.protocol_version != PROTOCOL_VERSION or hello.role != member.role:
-                    said = f"it speaks version {hello.protocol_version} as {hello.role}"
+                    said = f"it speaks version {hello.protocol_version} as {hello.role} (release {hello.release})"
                     self._blame(CONFESSED, PartyError(party, f"{said}, expected {PROTOCOL_VERSION} as {member.role}"))
             elif kind == "ready":
-                member.address = event.ready.address
+                member.ready = event.ready
             elif kind == "progress" and member.role == "data-owner":
-                self._on_progress(event.progress.batch, event.progress.n_batches)
+                event.progress.batch += self._journal.n_resumed
+                event.progress.n_batches += self._journal.n_resumed
+                self._on_progress(event.progress)
+            elif kind == "batch" and member.role != "dealer":
+                self._batches[member.role, event.batch.batch] = event.batch
             elif kind == "report":
                 member.report = event.report
-            elif kind == "predictions" and member.role == "data-owner":
-                self._predictions = event.predictions
             elif kind == "failure":
                 self._failure(party, event.failure)
             self._changed.notify_all()

@@ -2,66 +2,96 @@
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import grpc
 
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
-from mpcformer.errors import ProtocolError
-from mpcformer.ring.random import KEY_BYTES, fresh_key
-from parties.config import PartyConfig
+from mpcformer.errors import ProtocolError, UserInputError
+from mpcformer.ring.random import fresh_key
+from parties import metrics
+from parties.config import DealerConfig
+from parties.logs import session_log
 from parties.membership import Membership, peak_rss_bytes
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
-from parties.wire import start_server, to_frames
+from parties.wire import to_frames
 
 log = logging.getLogger(__name__)
 MAX_PLAN = 100_000
+NO_SESSION = "no such session: the coordinator did not order it, or it has ended"
 
 
 class Session:
-    """One session's seeds, and which operations were dealt."""
+    """One session's owners, their seeds, and which operations were dealt.
 
-    def __init__(self) -> None:
-        self.seeds: dict[str, bytes] = {}
+    Args:
+        model_owner, data_owner: ids.
+    """
+
+    def __init__(self, model_owner: str, data_owner: str) -> None:
+        self.model_owner, self.data_owner = model_owner, data_owner
+        self.seeds = {model_owner: fresh_key(), data_owner: fresh_key()}
+        self.opened: set[str] = set()
         self.next_operation = 0
+        self.ended = False
 
 
 class DealerService(rpc.DealerServicer):
-    """The Dealer service for the owners named in the configuration."""
+    """The Dealer service: sessions are known by the coordinator's word, and end with it.
 
-    def __init__(self, config: PartyConfig, on_dealt: Callable[[], None] = lambda: None) -> None:
-        self._on_dealt = on_dealt
-        self._id = config.id
-        self._model_owner, self._data_owner = config.peers.model_owner, config.peers.data_owner
+    Args:
+        party_id: the dealer's.
+        owners: ids that may call at all.
+    """
+
+    def __init__(self, party_id: str, owners: list[str]) -> None:
+        self._id, self._owners = party_id, owners
         self._sessions: dict[bytes, Session] = {}
         self._lock = threading.Lock()
+
+    @contextmanager
+    def session(self, session_id: bytes, model_owner: str, data_owner: str) -> Iterator[None]:
+        """Serve these two owners in this session; afterwards its seeds are forgotten."""
+        session = Session(model_owner, data_owner)
+        with self._lock:
+            self._sessions[session_id] = session
+        try:
+            yield
+        finally:
+            with self._lock:
+                session.ended = True
+                del self._sessions[session_id]
+
+    def _find(self, session_id: bytes, context: grpc.ServicerContext) -> tuple[Session, str]:
+        """The session and which of its owners calls."""
+        require_caller(context, *self._owners)
+        session = self._sessions.get(session_id)
+        if session is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, NO_SESSION)
+            raise AssertionError("abort raises")
+        return session, require_caller(context, session.model_owner, session.data_owner)
 
     def OpenSession(  # noqa: N802 (gRPC's name)
         self, request: pb.OpenSessionRequest, context: grpc.ServicerContext
     ) -> pb.OpenSessionReply:
         """Give the calling owner its own fresh seed, once a session."""
-        caller = require_caller(context, self._model_owner, self._data_owner)
-        if len(request.session_id) != KEY_BYTES:
-            context.abort(
-                grpc.StatusCode.INVALID_ARGUMENT, f"session id of {len(request.session_id)} bytes, expected 16"
-            )
+        session, caller = self._find(request.session_id, context)
         with self._lock:
-            session = self._sessions.setdefault(request.session_id, Session())
-            if caller in session.seeds:
+            if caller in session.opened:
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{caller} has the seed of this session already")
-            session.seeds[caller] = fresh_key()
-        log.info("session opened by %s", caller)
+            session.opened.add(caller)
         return pb.OpenSessionReply(seed=session.seeds[caller])
 
     def Deal(self, request: pb.DealRequest, context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
         """Stream the corrections of a plan to the model owner, each operation once."""
-        require_caller(context, self._model_owner)
-        session = self._sessions.get(request.session_id)
-        if session is None or len(session.seeds) < 2:
+        session, caller = self._find(request.session_id, context)
+        if caller != session.model_owner:
+            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"corrections are for {session.model_owner}, not {caller}")
+        if len(session.opened) < 2:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "both owners must open the session first")
-            raise AssertionError("abort raises")
         plan = [from_wire(item) for item in request.plan]
         try:
             if not 1 <= len(plan) <= MAX_PLAN:
@@ -77,14 +107,16 @@ class DealerService(rpc.DealerServicer):
                     f"operation {request.first_operation} is not next ({session.next_operation}): each is dealt once",
                 )
             session.next_operation += len(plan)
-        log.info("dealing %d operations from %d", len(plan), request.first_operation)
-        seeds = [session.seeds[self._model_owner], session.seeds[self._data_owner]]
+        with session_log(request.session_id):
+            log.info("dealing %d operations from %d", len(plan), request.first_operation)
+        seeds = [session.seeds[session.model_owner], session.seeds[session.data_owner]]
         weight_key = weight_mask_key(seeds[0], request.session_id)
         for operation, item in enumerate(plan, start=request.first_operation):
+            if session.ended:
+                context.abort(grpc.StatusCode.ABORTED, "the session has ended")
             keys = [session_key(seed, request.session_id, operation, item) for seed in seeds]
             correction = deal(item, keys[0], keys[1], weight_key)
-            if operation == request.first_operation + len(plan) - 1:
-                self._on_dealt()  # before the owner has it all, lest the session ends first
+            metrics.dealt_operations.inc()
             yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)
 
 
@@ -102,14 +134,25 @@ def to_wire(request: Request) -> pb.CorrelationRequest:
     )
 
 
-def run(config: PartyConfig, membership: Membership) -> None:
-    """Serve until the coordinator says that all is done."""
-    service = DealerService(config, lambda: membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes())))
-    server, address = start_server(lambda s: rpc.add_DealerServicer_to_server(service, s), config.listen, config.tls)
-    membership.on_abort(lambda error: server.stop(grace=None))
-    membership.send(ready=pb.Ready(address=config.advertise or address))
-    try:
-        while membership.job() is not None:
-            pass
-    finally:
-        server.stop(grace=1.0).wait()
+class Dealer:
+    """The dealer as a service."""
+
+    def __init__(self, config: DealerConfig) -> None:
+        self._config = config
+        self._service = DealerService(config.id, [*config.model_owners, *config.data_owners])
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Register the Dealer service."""
+        rpc.add_DealerServicer_to_server(self._service, server)
+
+    def run_session(self, job: pb.Job, membership: Membership) -> None:
+        """Deal until the coordinator says that all is done."""
+        if job.model_owner not in self._config.model_owners:
+            raise UserInputError(
+                f"the job names model owner {job.model_owner!r}",
+                f"{self._config.id}'s model_owners lack it",
+            )
+        with self._service.session(job.session_id, job.model_owner, job.data_owner):
+            membership.send(ready=pb.Ready())
+            membership.job()
+        membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes()))

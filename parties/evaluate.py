@@ -5,14 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from mpcformer.console import console, progress
+from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import check_new_folder, read_json
+from mpcformer.files import check_new_folder, read_json, sha256_file
 from mpcformer.inference.engine import EMBEDDINGS, ENGINES, BatchShape, create_engine, load_public_model
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
+from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
 from parties import report
+from parties.insecure import warn
+from parties.journal import FILE_NAME as JOURNAL
+from parties.journal import Journal
+from parties.live import Live
 from parties.simulation import InferenceJob, check_ports, plaintext, simulate
 
 
@@ -52,24 +57,25 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
     engine.plan(BatchShape(len(longest), max(len(encoded[i].input_ids) for i in longest)))
 
 
-def run(job: InferenceJob, out: Path) -> dict[str, Any]:
+def run(job: InferenceJob, out: Path, *, resume: bool = False) -> dict[str, Any]:
     """Run a checked job into the folder `out`; returns results.json's value.
 
-    A failed run leaves `<out>.failed` with the parties' logs and nothing that looks like a result.
+    A failed run leaves `<out>.failed` with the parties' logs, the journal of finished batches and nothing that looks
+    like a result; with `resume` it goes on from there.
 
     Raises:
         MPCFormerError: naming the party that failed.
     """
     partial, failed = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.failed")
-    _remove(partial)
+    journal = _journal(job, partial, failed, resume)
+    warn(job.insecure)
     logs = partial / "logs"
     logs.mkdir(parents=True)
     try:
         with console.status("plaintext student and teacher, for comparison"):
             twins = plaintext(job, logs)
-        with progress() as bar:
-            task = bar.add_task("private inference", total=None, info="starting the parties")
-            results = simulate(job, logs, lambda batch, n: bar.update(task, completed=batch, total=n, info="batches"))
+        with Live() as live:
+            results = simulate(job, logs, journal, live.show)
         values = report.build(job, results, twins)
         report.write(partial, asdict(job), values, results, report.twin_logits(twins))
         if out.is_dir():
@@ -79,9 +85,25 @@ def run(job: InferenceJob, out: Path) -> dict[str, Any]:
         _remove(failed)
         partial.rename(failed)
         if isinstance(error, MPCFormerError):
-            error.remedy = f"{error.remedy}; logs: {failed / 'logs'}".removeprefix("; ")
+            way_on = f"; --resume goes on from batch {len(journal.batches)}" if journal.batches else ""
+            error.remedy = f"{error.remedy}; logs: {failed / 'logs'}{way_on}".removeprefix("; ")
         raise
     return values
+
+
+def _journal(job: InferenceJob, partial: Path, failed: Path, resume: bool) -> Journal:
+    """A new run's journal, or that of the run to go on with, everything else of which is removed."""
+    facts = job.asked().model_dump() | {"student": sha256_file(job.student / WEIGHTS), "data_dir": job.data_dir}
+    if not resume:
+        _remove(partial)
+        return Journal(partial / JOURNAL, facts)
+    if not partial.exists() and failed.exists():
+        failed.rename(partial)
+    journal = Journal(partial / JOURNAL, facts, resume=True)
+    for path in partial.iterdir():
+        if path.is_dir():
+            _remove(path)
+    return journal
 
 
 def teacher_of(student: Path) -> Path | None:

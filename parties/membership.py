@@ -1,15 +1,23 @@
-"""A party's tie to the coordinator: one stream for life. Hello, heartbeats, commands; if it breaks the party ends."""
+"""A party's tie to the coordinator for one session: events go out, commands come in, heartbeats both ways.
+
+A data owner dials the coordinator (`join`), a service is dialled by it (service.py); from there on both are the same.
+If the tie breaks, the session ends.
+"""
 
 import queue
+import re
 import resource
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import grpc
 
+from mpcformer import __version__
 from mpcformer.errors import MPCFormerError, PartyError
-from parties.config import PROTOCOL_VERSION, PartyConfig
+from parties.config import PROTOCOL_VERSION, DataOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import open_channel
@@ -22,18 +30,25 @@ FLUSH_TIMEOUT_S = 3.0
 
 def peak_rss_bytes() -> int:
     """The largest resident memory this process ever had."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    status = Path("/proc/self/status")
+    if status.is_file():  # Linux: there `ru_maxrss` is inherited from the process that spawned this one
+        found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+        if found:
+            return int(found[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class Membership:
-    """The Join stream of one party.
+    """One party in one session.
 
-    Raises:
-        PartyError: the coordinator cannot be reached.
+    Args:
+        me, role: this party.
+        coordinator: the other end's id.
+        deadline_s: how long a peer that is watched may stay silent.
     """
 
-    def __init__(self, config: PartyConfig) -> None:
-        self._config = config
+    def __init__(self, *, me: str, role: str, coordinator: str, deadline_s: float) -> None:
+        self.me, self._coordinator, self._deadline_s = me, coordinator, deadline_s
         self._outbox: queue.SimpleQueue[pb.PartyEvent | None] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[pb.Job | MPCFormerError | None] = queue.SimpleQueue()
         self._on_abort: list[Callable[[MPCFormerError], None]] = []
@@ -41,20 +56,20 @@ class Membership:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._last_heard = time.monotonic()
+        self._close: Callable[[], object] = lambda: None
         self.error: MPCFormerError | None = None
-        self._channel = open_channel(config.coordinator, config.peers.coordinator, config.tls)
-        try:
-            grpc.channel_ready_future(self._channel).result(timeout=config.join_timeout_s)
-        except grpc.FutureTimeoutError:
-            raise PartyError(
-                config.peers.coordinator,
-                f"no answer at {config.coordinator} for {config.join_timeout_s:.0f} s",
-                "check the address, that it runs, and that both certificates come from one authority",
-            ) from None
-        self.send(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, role=config.role))
-        self._stream = rpc.CoordinatorStub(self._channel).Join(self._events())
-        threading.Thread(target=self._listen, name="commands", daemon=True).start()
+        self.send(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, role=role, release=__version__))
+
+    def listen(self, commands: Iterator[pb.Command], close: Callable[[], object] = lambda: None) -> None:
+        """Take commands from a stream, in a thread of its own, and begin to send heartbeats; `close` ends it."""
+        self._close = close
+        threading.Thread(target=self._listen, args=(commands,), name="commands", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+
+    def events(self) -> Iterator[pb.PartyEvent]:
+        """What gRPC sends: the events, until `leave`."""
+        while (event := self._outbox.get()) is not None:
+            yield event
 
     def send(self, **event: object) -> None:
         """Queue one event, named as in the PartyEvent message."""
@@ -72,13 +87,16 @@ class Membership:
         """End the session when `peer` is waited for longer than the configured deadline."""
         self._watched.append((peer, waited_s))
 
-    def job(self) -> pb.Job | None:
+    def job(self, timeout_s: float | None = None) -> pb.Job | None:
         """Wait for the job; None when the coordinator says that all is done.
 
         Raises:
-            MPCFormerError: the session was aborted.
+            MPCFormerError: the session was aborted, or no command came in time.
         """
-        item = self._jobs.get()
+        try:
+            item = self._jobs.get(timeout=timeout_s)
+        except queue.Empty:
+            raise PartyError(self._coordinator, f"gave no job for {timeout_s:.0f} s") from None
         if isinstance(item, MPCFormerError):
             raise item
         return item
@@ -86,25 +104,34 @@ class Membership:
     def fail(self, error: MPCFormerError) -> None:
         """Report a failure, unless the coordinator knows already, and let it out."""
         if self.error is None:
-            culprit = error.party if isinstance(error, PartyError) else self._config.id
+            culprit = error.party if isinstance(error, PartyError) else self.me
             what = error.what.removeprefix(f"{culprit}: ")
             self.send(failure=pb.Failure(culprit=culprit, what=what, remedy=error.remedy, exit_code=error.exit_code))
-        self.close()
+        self.leave()
 
-    def close(self) -> None:
-        """Send what is queued and leave."""
+    def abort(self, error: MPCFormerError) -> None:
+        """End the session from another thread, and tell the coordinator why."""
+        culprit = error.party if isinstance(error, PartyError) else self.me
+        self.send(failure=pb.Failure(culprit=culprit, what=error.what.removeprefix(f"{culprit}: ")))
+        self._abort(error)
+
+    def leave(self) -> None:
+        """Send what is queued and end the tie."""
         self._outbox.put(None)
         self._ended.wait(FLUSH_TIMEOUT_S)
-        self._channel.close()
+        self._ended.set()
+        self._close()
 
-    def _events(self) -> Iterator[pb.PartyEvent]:
-        while (event := self._outbox.get()) is not None:
-            yield event
+    def lost(self) -> None:
+        """The stream is gone."""
+        if not self._ended.is_set():
+            self._abort(PartyError(self._coordinator, "the connection to it broke: connection lost"))
+            self._outbox.put(None)
+            self._ended.set()
 
-    def _listen(self) -> None:
-        name = self._config.peers.coordinator
+    def _listen(self, commands: Iterator[pb.Command]) -> None:
         try:
-            for command in self._stream:
+            for command in commands:
                 self._last_heard = time.monotonic()
                 kind = command.WhichOneof("command")
                 if kind == "job":
@@ -113,10 +140,10 @@ class Membership:
                     self._jobs.put(None)
                 elif kind == "abort":
                     self._abort(PartyError(command.abort.culprit, command.abort.reason))
-            self._abort(PartyError(name, "it ended the session"), only_if_idle=True)
-        except grpc.RpcError as error:
-            detail = error.details() if isinstance(error, grpc.Call) else str(error)
-            self._abort(PartyError(name, f"the connection to it broke: {detail or 'connection lost'}"))
+            self._abort(PartyError(self._coordinator, "it ended the session"), only_if_idle=True)
+        except Exception as error:  # a client's stream raises RpcError, a server's a bare Exception
+            detail = error.details() if isinstance(error, grpc.Call) else ""
+            self._abort(PartyError(self._coordinator, f"the connection to it broke: {detail or 'connection lost'}"))
         finally:
             self._ended.set()
 
@@ -136,11 +163,30 @@ class Membership:
         while not self._ended.wait(HEARTBEAT_S):
             self.send(heartbeat=pb.Heartbeat())
             if time.monotonic() - self._last_heard > SILENCE_S:
-                self._abort(PartyError(self._config.peers.coordinator, f"stopped answering for {SILENCE_S:.0f} s"))
+                self._abort(PartyError(self._coordinator, f"stopped answering for {SILENCE_S:.0f} s"))
             for peer, waited_s in self._watched:
-                if waited_s() > self._config.deadline_s:
-                    self._abort_and_report(PartyError(peer, f"sent nothing for {self._config.deadline_s:.0f} s"))
+                if waited_s() > self._deadline_s:
+                    self.abort(PartyError(peer, f"sent nothing for {self._deadline_s:.0f} s"))
 
-    def _abort_and_report(self, error: PartyError) -> None:
-        self.send(failure=pb.Failure(culprit=error.party, what=error.what.removeprefix(f"{error.party}: ")))
-        self._abort(error)
+
+def join(config: DataOwnerConfig) -> Membership:
+    """Dial the coordinator.
+
+    Raises:
+        PartyError: it cannot be reached.
+    """
+    coordinator = config.coordinator
+    channel = open_channel(coordinator.address, coordinator.id, config.credentials)
+    try:
+        grpc.channel_ready_future(channel).result(timeout=config.join_timeout_s)
+    except grpc.FutureTimeoutError:
+        channel.close()
+        raise PartyError(
+            coordinator.id,
+            f"no answer at {coordinator.address} for {config.join_timeout_s:.0f} s",
+            "check the address, that it runs, and that both certificates come from one authority; mpcformer doctor"
+            " --config tells which",
+        ) from None
+    membership = Membership(me=config.id, role=config.role, coordinator=coordinator.id, deadline_s=config.deadline_s)
+    membership.listen(rpc.CoordinatorStub(channel).Join(membership.events()), channel.close)
+    return membership

@@ -3,105 +3,155 @@
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 
 import grpc
 import torch
 
 from mpcformer.channel import Spec
 from mpcformer.errors import ProtocolError, UserInputError
+from mpcformer.files import sha256_file
 from mpcformer.inference.engine import MODEL_OWNER, BatchInputs, create_engine, load_public_model
 from mpcformer.modeling import load_student
-from parties.config import PartyConfig
+from mpcformer.modeling.load import WEIGHTS
+from parties.config import ModelOwnerConfig
+from parties.dealer import NO_SESSION
 from parties.membership import Membership
 from parties.peer_channel import PeerChannel
 from parties.session import OwnerSession
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
-from parties.wire import start_server
 
 MAX_BATCH_TOKENS = 1 << 20
+MAX_BATCHES = 1 << 20
+SESSION_HEADER = "session-bin"
+
+
+@dataclass
+class Expected:
+    """A session whose data owner may connect, once."""
+
+    channel: PeerChannel
+    data_owner: str
+    taken: threading.Lock = field(default_factory=threading.Lock)
 
 
 class PeerService(rpc.PeerServicer):
-    """Hands the one stream of the job's data owner to the channel."""
+    """Hands each session's one stream to its channel.
 
-    def __init__(self, config: PartyConfig) -> None:
-        self._data_owner = config.peers.data_owner
-        self._channel: PeerChannel | None = None
-        self._expecting = threading.Event()
-        self._taken = threading.Lock()
+    Args:
+        data_owners: ids that may call at all.
+    """
 
-    def expect(self, channel: PeerChannel) -> None:
-        """From now on the data owner may connect."""
-        self._channel = channel
-        self._expecting.set()
+    def __init__(self, data_owners: list[str]) -> None:
+        self._data_owners = data_owners
+        self._expected: dict[bytes, Expected] = {}
+
+    @contextmanager
+    def expect(self, session_id: bytes, data_owner: str, channel: PeerChannel) -> Iterator[None]:
+        """Meanwhile the data owner may connect."""
+        self._expected[session_id] = Expected(channel, data_owner)
+        try:
+            yield
+        finally:
+            del self._expected[session_id]
 
     def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
-        """One stream at a time, from the data owner alone."""
-        require_caller(context, self._data_owner)
-        if not self._expecting.wait(15) or self._channel is None:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "no session is expected")
+        """A session's stream, from its data owner alone."""
+        require_caller(context, *self._data_owners)
+        named = [value for key, value in context.invocation_metadata() if key == SESSION_HEADER]
+        expected = self._expected.get(named[0]) if named else None
+        if expected is None:
+            context.abort(grpc.StatusCode.NOT_FOUND, NO_SESSION)
             raise AssertionError("abort raises")
-        if not self._taken.acquire(blocking=False):
+        require_caller(context, expected.data_owner)
+        if not expected.taken.acquire(blocking=False):
             context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
-        self._channel.attach(request_iterator, context.cancel)
-        yield from self._channel.outgoing()
+        expected.channel.attach(request_iterator, context.cancel)
+        context.add_callback(expected.channel.close)
+        yield from expected.channel.outgoing()
 
 
-def run(config: PartyConfig, membership: Membership) -> None:
-    """Serve one job."""
-    assert config.student is not None
-    service = PeerService(config)
-    server, address = start_server(lambda s: rpc.add_PeerServicer_to_server(service, s), config.listen, config.tls)
-    try:
-        student = load_student(config.student)
-        public = load_public_model(config.student)
-        membership.send(ready=pb.Ready(address=config.advertise or address))
-        job = membership.job()
-        if job is None:
-            return
-        started = time.perf_counter()
+class ModelOwner:
+    """The model owner as a service: the student is loaded once, sessions share it.
+
+    Raises:
+        UserInputError: no student in the configured folder.
+    """
+
+    def __init__(self, config: ModelOwnerConfig) -> None:
+        self._config = config
+        self._peers = PeerService(config.data_owners)
+        self._weights = load_student(config.student).state_dict()
+        self._public = load_public_model(config.student)
+        self._digest = sha256_file(config.student / WEIGHTS)
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Register the Peer service."""
+        rpc.add_PeerServicer_to_server(self._peers, server)
+
+    def run_session(self, job: pb.Job, membership: Membership) -> None:
+        """One session, from the data owner's announcement to the last batch."""
+        config, started = self._config, time.perf_counter()
+        if job.dealer not in config.dealers:
+            raise UserInputError(
+                f"the job names dealer {job.dealer!r}",
+                f"{config.id}'s dealers lack it: is its randomness trusted?",
+            )
         if job.embeddings == "public_table" and not config.public_embeddings:
             raise UserInputError(
                 "the job asks for public_table, which tells the embedding tables to the data owner",
                 "set public_embeddings = true in the model owner's configuration, or use private_table",
             )
-        public = replace(public, embeddings=job.embeddings)
-        channel = PeerChannel(me=config.id, peer=config.peers.data_owner, session_id=job.session_id)
+        public = replace(self._public, embeddings=job.embeddings)
+        channel = PeerChannel(me=config.id, peer=job.data_owner, session_id=job.session_id)
         membership.on_abort(channel.abort)
-        membership.watch(config.peers.data_owner, channel.waited_s)
-        service.expect(channel)
-        session = OwnerSession(party=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership)
-        engine = create_engine(
-            job.engine, party=MODEL_OWNER, public=public, channel=channel, weights=student.state_dict()
-        )
-        del student
-        session.setup(engine, public, started)
-        index = 0
-        while (announced := _announced(channel, public.config.max_position_embeddings)) is not None:
-            inputs, n_batches = announced
-            session.run_batch(engine, inputs, index, n_batches)
-            index += 1
-        session.close()
-        channel.close()
-        membership.job()
-    finally:
-        server.stop(grace=1.0).wait()
+        membership.watch(job.data_owner, channel.waited_s)
+        with self._peers.expect(job.session_id, job.data_owner, channel):
+            membership.send(ready=pb.Ready(student=self._digest))
+            session = OwnerSession(party=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership)
+            try:
+                engine = create_engine(
+                    job.engine, party=MODEL_OWNER, public=public, channel=channel, weights=self._weights
+                )
+                batches = announced(channel, public.config.max_position_embeddings)
+                session.setup(engine, public, self._digest, batches, started)
+                for index, (batch_size, seq_len) in enumerate(batches):
+                    inputs = BatchInputs(_mask(channel, batch_size, seq_len))
+                    report, _ = session.run_batch(engine, inputs, index, len(batches))
+                    done = pb.Batch(batch=job.first_batch + index, report=report, student=self._digest)
+                    membership.send(batch=done)
+                session.report()
+                membership.job()
+            finally:
+                channel.close()
+                session.close()
 
 
-def _announced(channel: PeerChannel, positions: int) -> tuple[BatchInputs, int] | None:
-    """The next batch's public part: its mask and the number of batches; None after the last."""
-    batch_size, seq_len, n_batches = channel.receive([Spec(torch.int64, (3,))])[0].tolist()
-    if batch_size == 0:
-        return None
-    if batch_size < 1 or not 1 <= seq_len <= positions or batch_size * seq_len > MAX_BATCH_TOKENS:
-        raise ProtocolError(
-            f"the data owner announced a batch of {batch_size} x {seq_len} tokens, the model has {positions} positions"
-        )
+def announced(channel: PeerChannel, positions: int) -> list[tuple[int, int]]:
+    """The session's batches as the data owner announces them: (sentences, padded length).
+
+    Raises:
+        ProtocolError: too many, or one that the model cannot take.
+    """
+    (n_batches,) = channel.receive([Spec(torch.int64, (1,))])[0].tolist()
+    if not 0 <= n_batches <= MAX_BATCHES:
+        raise ProtocolError(f"the data owner announced {n_batches} batches, at most {MAX_BATCHES} go into a session")
+    shapes = channel.receive([Spec(torch.int64, (n_batches, 2))])[0].tolist()
+    for batch_size, seq_len in shapes:
+        if batch_size < 1 or not 1 <= seq_len <= positions or batch_size * seq_len > MAX_BATCH_TOKENS:
+            raise ProtocolError(
+                f"the data owner announced a batch of {batch_size} x {seq_len} tokens,"
+                f" the model has {positions} positions"
+            )
+    return [(batch_size, seq_len) for batch_size, seq_len in shapes]
+
+
+def _mask(channel: PeerChannel, batch_size: int, seq_len: int) -> torch.Tensor:
     mask = channel.receive([Spec(torch.int64, (batch_size, seq_len))])[0]
     lengths = mask.sum(1)
     if not torch.equal(mask, (torch.arange(seq_len) < lengths[:, None]).long()) or int(lengths.min()) < 1:
         raise ProtocolError("the data owner's mask is not ones followed by zeros")
-    return BatchInputs(mask), n_batches
+    return mask

@@ -20,8 +20,10 @@ from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
-from parties.coordinator import Results
+from parties.config import Insecure
+from parties.insecure import text as insecure_text
 from parties.plaintext import summary
+from parties.results import Results
 from parties.simulation import InferenceJob
 from parties.stubs import parties_pb2 as pb
 from parties.threat_model import threat_model
@@ -48,10 +50,11 @@ def measured(task: Task, results: Results) -> dict[str, Any]:
         "setup": _setup(results),
         "plaintext": {"seconds_per_example": {}},
         "peak_rss_bytes": {
-            "model-owner": results.model_owner.peak_rss_bytes,
-            "data-owner": results.data_owner.peak_rss_bytes,
-            "dealer": results.dealer.peak_rss_bytes,
+            role: results.reports[role].peak_rss_bytes for role in ("model-owner", "data-owner", "dealer")
         },
+        "session": results.session_id.hex(),
+        "transcript": results.reports["data-owner"].transcript.hex(),
+        "batches": {"all": len(results.batches["data-owner"]), "of_a_run_before": results.n_resumed},
         "versions": {name: version(name) for name in VERSIONS},
         "seeds": {"training": None, "protocol": "fresh, from the operating system"},
         "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
@@ -76,27 +79,41 @@ def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any
     values = measured(task, results)
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
-    return values | {
-        "batch_size": job.batch_size,
-        "engine": job.engine,
-        "embeddings": job.embeddings,
-        "student": {
-            "sha256": sha256_file(job.student / WEIGHTS),
-            "gelu": config.gelu,
-            "softmax": config.softmax,
-            "layers": config.num_hidden_layers,
-            "hidden": config.hidden_size,
-        },
-        "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
-        "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
-        "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
-        "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
-        "network": (job.network.to_json() if job.network else {"profile": "none"})
-        | {"transport": "gRPC over mutual TLS on the loopback interface"},
-        "threads_per_party": job.threads,
-        "device": job.device,
-        "threat_model": threat_model(job.embeddings),
-    }
+    return (
+        values
+        | {
+            "batch_size": job.batch_size,
+            "engine": job.engine,
+            "embeddings": job.embeddings,
+            "student": {
+                "sha256": sha256_file(job.student / WEIGHTS),
+                "gelu": config.gelu,
+                "softmax": config.softmax,
+                "layers": config.num_hidden_layers,
+                "hidden": config.hidden_size,
+            },
+            "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
+            "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
+            "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
+            "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
+            "network": (job.network.to_json() if job.network else {"profile": "none"})
+            | {"transport": f"{transport(job.insecure)} on the loopback interface"},
+            "threads_per_party": job.threads,
+            "device": job.device,
+            "threat_model": threat_model(job.embeddings),
+        }
+        | insecurity(job.insecure)
+    )
+
+
+def transport(insecure: Insecure | None) -> str:
+    """What carried the frames."""
+    return "gRPC without TLS" if insecure and insecure.plaintext else "gRPC over mutual TLS"
+
+
+def insecurity(insecure: Insecure | None) -> dict[str, str]:
+    """The stamp of a run that was not secure; nothing for one that was."""
+    return {"insecure": insecure_text(insecure)} if insecure_text(insecure) else {}
 
 
 def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
@@ -147,11 +164,11 @@ def _write_predictions(
 
 
 def _online(results: Results) -> dict[str, Any]:
-    batches = results.data_owner.batches
+    batches = results.batches["data-owner"]
     per_example = [b.online.seconds / b.batch_size for b in batches for _ in range(b.batch_size)]
     received = {
         "model-owner->data-owner": sum(b.online.bytes_received for b in batches),
-        "data-owner->model-owner": sum(b.online.bytes_received for b in results.model_owner.batches),
+        "data-owner->model-owner": sum(b.online.bytes_received for b in results.batches["model-owner"]),
     }
     return {
         "seconds": sum(b.online.seconds for b in batches),
@@ -165,30 +182,31 @@ def _online(results: Results) -> dict[str, Any]:
 def breakdown(results: Results) -> dict[str, float]:
     """Online seconds at the data owner by operation, waiting included."""
     total: dict[str, float] = {}
-    for batch in results.data_owner.batches:
+    for batch in results.batches["data-owner"]:
         for operation, seconds in batch.breakdown.items():
             total[operation] = total.get(operation, 0.0) + seconds
     return total
 
 
 def _offline(results: Results) -> dict[str, Any]:
-    batches = results.model_owner.batches
+    batches = results.batches["model-owner"]
     return {
         "seconds": sum(b.offline.seconds for b in batches),
         "bytes": {
             "dealer->model-owner": sum(b.offline.bytes_from_dealer for b in batches),
             "data-owner->model-owner": sum(b.offline.bytes_received for b in batches),
-            "model-owner->data-owner": sum(b.offline.bytes_received for b in results.data_owner.batches),
+            "model-owner->data-owner": sum(b.offline.bytes_received for b in results.batches["data-owner"]),
         },
     }
 
 
 def _setup(results: Results) -> dict[str, Any]:
+    model_owner, data_owner = results.reports["model-owner"].setup, results.reports["data-owner"].setup
     return {
-        "seconds": max(results.model_owner.setup.seconds, results.data_owner.setup.seconds),
+        "seconds": max(model_owner.seconds, data_owner.seconds),
         "bytes": {
-            "data-owner->model-owner": results.model_owner.setup.bytes_received,
-            "model-owner->data-owner": results.data_owner.setup.bytes_received,
+            "data-owner->model-owner": model_owner.bytes_received,
+            "model-owner->data-owner": data_owner.bytes_received,
         },
     }
 
@@ -239,4 +257,6 @@ def table(values: dict[str, Any]) -> Group:
         f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
         f"leaks {values['threat_model']['leaks']}",
     ]
+    if "insecure" in values:
+        lines.insert(0, values["insecure"])
     return Group(grid, Text("\n".join(lines)))

@@ -1,20 +1,19 @@
-"""What both owners do in a session: handshake, then for each batch the offline part, a barrier, and the online part."""
+"""What both owners do in a session: agree, then for each batch the offline part, a barrier, and the online part."""
 
-import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import grpc
 import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations import CorrelationStore, Request, correction_specs, plan_digest
-from mpcformer.crypten_compat import FRAC_BITS
 from mpcformer.errors import PartyError, ProtocolError
 from mpcformer.inference.engine import MODEL_OWNER, BatchInputs, Engine, PublicModel
-from parties.config import PROTOCOL_VERSION, PartyConfig
+from parties import metrics, transcript
+from parties.config import DataOwnerConfig, ModelOwnerConfig
 from parties.dealer import to_wire
 from parties.membership import Membership, peak_rss_bytes
 from parties.peer_channel import PeerChannel
@@ -24,22 +23,11 @@ from parties.wire import from_frames, open_channel
 
 # Corrections that wait at the model owner at one time; a bert-base batch of one sentence of 128 tokens fits.
 POOL_BYTES = 768 << 20
-
-
-@dataclass
-class Measures:
-    """What this owner measured, for its report."""
-
-    setup: pb.Phase = field(default_factory=pb.Phase)
-    batches: list[pb.BatchReport] = field(default_factory=list)
-
-    def report(self) -> pb.Report:
-        """The message, peak memory included."""
-        return pb.Report(setup=self.setup, batches=self.batches, peak_rss_bytes=peak_rss_bytes())
+log = logging.getLogger(__name__)
 
 
 class OwnerSession:
-    """One owner's side of a session.
+    """One owner's side of a session. It ends with `close`.
 
     Args:
         party: 0 model owner, 1 data owner.
@@ -49,14 +37,22 @@ class OwnerSession:
     """
 
     def __init__(
-        self, *, party: int, config: PartyConfig, job: pb.Job, channel: PeerChannel, membership: Membership
+        self,
+        *,
+        party: int,
+        config: ModelOwnerConfig | DataOwnerConfig,
+        job: pb.Job,
+        channel: PeerChannel,
+        membership: Membership,
     ) -> None:
         self.party, self.config, self.job, self.channel = party, config, job, channel
-        self.measures = Measures()
+        self._setup = pb.Phase()
+        self._transcript = b""
         self._membership = membership
-        self._dealer_name = config.peers.dealer
-        self._dealer_channel = open_channel(job.dealer_address, self._dealer_name, config.tls)
+        self._asked_dealer_at: float | None = None
+        self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
         membership.on_abort(lambda error: self._dealer_channel.close())
+        membership.watch(job.dealer, self._dealer_waited_s)
         self._dealer = rpc.DealerStub(self._dealer_channel)
         self.store = CorrelationStore(party=party, seed=self._open_dealer(), session_id=job.session_id)
 
@@ -68,42 +64,24 @@ class OwnerSession:
                 wait_for_ready=True,
             )
         except grpc.RpcError as error:
-            raise PartyError(self._dealer_name, f"it gave no seed: {error.details()}") from None
+            raise PartyError(self.job.dealer, f"it gave no seed: {error.details()}") from None
         return bytes(reply.seed)
 
-    def handshake(self, engine: Engine, public: PublicModel) -> None:
-        """Compare everything public with the other owner.
-
-        Raises:
-            ProtocolError: naming the fields that differ.
-        """
-        fields = {
-            "protocol version": str(PROTOCOL_VERSION),
-            "engine": engine.name,
-            "architecture, forms and ranges of the model": public.digest(),
-            "constants of the engine": engine.fingerprint(),
-            "fraction bits": str(FRAC_BITS),
-        }
-        mine = torch.stack([_digest(value) for value in fields.values()])
-        self.channel.send([mine])
-        theirs = self.channel.receive([Spec.of(mine)])[0]
-        different = [name for name, a, b in zip(fields, mine, theirs, strict=True) if not torch.equal(a, b)]
-        if different:
-            raise ProtocolError(
-                f"the owners disagree on: {', '.join(different)}",
-                "give both the same release and the data owner the public files of this very student",
-            )
-
-    def setup(self, engine: Engine, public: PublicModel, started: float) -> None:
-        """Handshake and the engine's own set-up, timed from `started`."""
-        self.handshake(engine, public)
+    def setup(
+        self, engine: Engine, public: PublicModel, student: str, batches: list[tuple[int, int]], started: float
+    ) -> None:
+        """Agree with the other owner on everything public, then the engine's own set-up; timed from `started`."""
+        agreed = transcript.fields(self.job, engine, public, student, batches)
+        self._transcript = transcript.compare(self.channel, agreed)
+        log.info("agreed on everything, transcript %s", self._transcript.hex()[:16])
         engine.setup(self.store)
-        phase = self.measures.setup
-        phase.seconds = time.perf_counter() - started
-        phase.bytes_received = self.channel.counters.bytes_received
+        self._setup.seconds = time.perf_counter() - started
+        self._setup.bytes_received = self.channel.counters.bytes_received
 
-    def run_batch(self, engine: Engine, inputs: BatchInputs, index: int, n_batches: int) -> torch.Tensor | None:
-        """One batch: the plan, then its segments, offline before online. Logits (B, C) at the data owner.
+    def run_batch(
+        self, engine: Engine, inputs: BatchInputs, index: int, n_batches: int
+    ) -> tuple[pb.BatchReport, torch.Tensor | None]:
+        """One batch: the plan, then its segments, offline before online. Measures; logits (B, C) at the data owner.
 
         As many segments go through their offline part together as their correlations fit into the pool.
         """
@@ -125,10 +103,32 @@ class OwnerSession:
             with self._timed(report.online):
                 for segment in group:
                     logits = engine.online(segment)
+                    self._tell(index, n_batches, segment + 1, len(segments))
         report.breakdown.update(engine.breakdown())
-        self.measures.batches.append(report)
-        self._membership.send(progress=pb.Progress(batch=index + 1, n_batches=n_batches))
-        return logits
+        self._count(report)
+        return report, logits
+
+    def _tell(self, index: int, n_batches: int, segment: int, n_segments: int) -> None:
+        counted = self.channel.counters
+        self._membership.send(
+            progress=pb.Progress(
+                batch=index,
+                n_batches=n_batches,
+                segment=segment,
+                n_segments=n_segments,
+                rounds=counted.rounds,
+                bytes=counted.bytes_received,
+            )
+        )
+
+    def _count(self, report: pb.BatchReport) -> None:
+        metrics.batches.inc()
+        metrics.sentences.inc(report.batch_size)
+        for name, phase in (("offline", report.offline), ("online", report.online)):
+            metrics.rounds.inc(phase.rounds)
+            metrics.phase_seconds.labels(name).inc(phase.seconds)
+            metrics.received_bytes.labels("owner").inc(phase.bytes_received)
+            metrics.received_bytes.labels("dealer").inc(phase.bytes_from_dealer)
 
     @contextmanager
     def _timed(self, phase: pb.Phase) -> Iterator[None]:
@@ -158,23 +158,46 @@ class OwnerSession:
             session_id=self.job.session_id, first_operation=first, plan=[to_wire(item) for item in plan]
         )
         try:
-            frames = self._dealer.Deal(request)
+            frames = self._noting_when(self._dealer.Deal(request))
             for operation, item in enumerate(plan, start=first):
                 correction, n_bytes = from_frames(
                     frames,
                     correction_specs(item),
                     session_id=self.job.session_id,
-                    sender=self._dealer_name,
+                    sender=self.job.dealer,
                     operation=operation,
                 )
                 self.store.put(operation, item, correction)
                 phase.bytes_from_dealer += n_bytes
         except grpc.RpcError as error:
-            raise PartyError(self._dealer_name, f"it stopped dealing: {error.details()}") from None
+            raise PartyError(self.job.dealer, f"it stopped dealing: {error.details()}") from None
+        finally:
+            self._asked_dealer_at = None
+
+    def _noting_when(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
+        self._asked_dealer_at = time.monotonic()
+        for frame in frames:
+            self._asked_dealer_at = None
+            yield frame
+            self._asked_dealer_at = time.monotonic()
+
+    def _dealer_waited_s(self) -> float:
+        since = self._asked_dealer_at
+        return 0.0 if since is None else time.monotonic() - since
+
+    def report(self, batch_plan: bytes = b"") -> None:
+        """The last word to the coordinator."""
+        self._membership.send(
+            report=pb.Report(
+                setup=self._setup,
+                peak_rss_bytes=peak_rss_bytes(),
+                transcript=self._transcript,
+                batch_plan=batch_plan,
+            )
+        )
 
     def close(self) -> None:
-        """Report, and leave the dealer."""
-        self._membership.send(report=self.measures.report())
+        """Leave the dealer."""
         self._dealer_channel.close()
 
 
@@ -190,7 +213,3 @@ def pools(segments: list[list[Request]]) -> list[list[int]]:
         groups[-1].append(index)
         room -= size
     return groups
-
-
-def _digest(value: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8)

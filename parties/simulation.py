@@ -10,33 +10,42 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.inference.engine import DEFAULT_ENGINE
-from mpcformer.modeling.ranges import FILE_NAME as RANGES
-from mpcformer.ring.random import fresh_key
-from parties.config import Device, PartyConfig, Peers, Role, to_toml
-from parties.coordinator import Coordinator, Results
+from mpcformer.ring.random import fix_keys
+from parties.config import (
+    AnyConfig,
+    CoordinatorConfig,
+    DataOwnerConfig,
+    DealerConfig,
+    Device,
+    Insecure,
+    JobConfig,
+    ModelOwnerConfig,
+    PeerAddress,
+    Role,
+    TlsFiles,
+    to_toml,
+)
+from parties.coordinator import Coordinator
+from parties.journal import FILE_NAME, Journal
 from parties.network import NetworkProfile, Relays
+from parties.public_files import export_public
+from parties.results import Results
 from parties.stubs import parties_pb2 as pb
 from parties.tls import make_certificates
 
 COORDINATOR = "coordinator"
 ROLES: tuple[Role, ...] = ("dealer", "model-owner", "data-owner")
-PUBLIC_FILES = (
-    "config.json",
-    RANGES,
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "vocab.txt",
-    "special_tokens_map.json",
-)
 LEAVE_TIMEOUT_S = 8.0
 CULPRIT_TIMEOUT_S = 1.0
+START_TIMEOUT_S = 60.0
+UNKNOWN = "127.0.0.1:0"
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,7 @@ class InferenceJob:
         threads: torch threads of each party.
         device: where the parties multiply matrices, cpu or cuda.
         deadline_s: how long a party may keep another waiting.
+        insecure: for tests and measurements.
     """
 
     student: Path
@@ -73,6 +83,12 @@ class InferenceJob:
     threads: int = 1
     device: str = "cpu"
     deadline_s: float = 300.0
+    insecure: Insecure | None = None
+
+    def asked(self) -> JobConfig:
+        """The part that the parties are told."""
+        names = ("task", "split", "limit", "batch_size", "max_length", "engine", "embeddings")
+        return JobConfig(**{name: getattr(self, name) for name in names})
 
 
 class Processes:
@@ -91,6 +107,22 @@ class Processes:
                 [sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
             )
 
+    def address_of(self, name: str, path: Path) -> str:
+        """Where a service listens, once it says so in a file.
+
+        Raises:
+            PartyError: it ended, or said nothing in time.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not path.is_file():
+            status = self.running[name].poll()
+            if status is not None:
+                raise PartyError(name, describe_exit(status, self.last_line(name)))
+            if time.monotonic() > deadline:
+                raise PartyError(name, f"did not start within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.02)
+        return path.read_text()
+
     def watch(self, coordinator: Coordinator) -> None:
         """Tell the coordinator at once when a process ends badly."""
 
@@ -103,17 +135,22 @@ class Processes:
             threading.Thread(target=wait, args=(name, process), daemon=True).start()
 
     def last_line(self, name: str) -> str:
-        """The end of a party's log."""
+        """The end of a party's log; an error with its remedy, which stands on a line of its own."""
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+        last = len(lines) - 2 if lines and lines[-1].startswith("  -> ") else len(lines) - 1
+        return "".join(lines[max(0, last) :])
 
     def stop(self, culprit: str | None = None) -> None:
-        """Wait for all to leave; kill those that do not, and a silent culprit soon."""
-        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        """Wait for all to leave; ask those that do not, then kill them, and a silent culprit soon."""
+        asked_at = time.monotonic() + LEAVE_TIMEOUT_S / 2
+        deadline = asked_at + LEAVE_TIMEOUT_S / 2
         for name, process in sorted(self.running.items(), key=lambda item: item[0] != culprit):
             try:
-                process.wait(CULPRIT_TIMEOUT_S if name == culprit else max(0.1, deadline - time.monotonic()))
+                process.wait(CULPRIT_TIMEOUT_S if name == culprit else max(0.1, asked_at - time.monotonic()))
             except subprocess.TimeoutExpired:
+                process.terminate()  # a service that no session ever reached
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0 if name == culprit else max(0.1, deadline - time.monotonic()))
                 process.kill()
                 process.wait()
 
@@ -134,59 +171,41 @@ def describe_exit(status: int, last_line: str) -> str:
     return f"its process ended with status {status}: {last_line}"
 
 
-def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], None]) -> Results:
+def simulate(
+    job: InferenceJob,
+    logs: Path,
+    journal: Journal | None = None,
+    on_progress: Callable[[pb.Progress], None] = lambda progress: None,
+) -> Results:
     """Run the job with all parties on this machine.
+
+    Args:
+        job: what to run.
+        logs: folder for the parties' logs, and for the journal if none is given.
+        journal: of finished batches.
+        on_progress: see `Coordinator`.
 
     Raises:
         MPCFormerError: naming the party that failed.
     """
+    if job.insecure and job.insecure.fixed_seed is not None:
+        fix_keys(job.insecure.fixed_seed, COORDINATOR)
+    journal = journal or Journal(logs / FILE_NAME, job.asked().model_dump())
     with _workspace() as folder:
-        files = make_certificates(folder / "tls", [COORDINATOR, *ROLES])
-        relays = Relays(job.network)
-        coordinator = Coordinator(
-            {str(role): str(role) for role in ROLES},
-            listen=_listen(job.port, 0),
-            files=files[COORDINATOR],
-            on_progress=on_progress,
-            route=relays.route,
-        )
-        processes = Processes(logs)
+        processes, relays = Processes(logs), Relays(job.network)
+        coordinator: Coordinator | None = None
         try:
-            public = export_public(job.student, folder / "public")
-            for role in ROLES:
-                config = PartyConfig(
-                    role=role,
-                    id=role,
-                    coordinator=coordinator.address,
-                    listen=_listen(job.port, {"dealer": 1, "model-owner": 2}.get(role, 0)),
-                    tls=files[role],
-                    peers=Peers(
-                        coordinator=COORDINATOR, dealer="dealer", model_owner="model-owner", data_owner="data-owner"
-                    ),
-                    student=job.student.resolve() if role == "model-owner" else None,
-                    public_embeddings=role == "model-owner" and job.embeddings == "public_table",
-                    public_model=public if role == "data-owner" else None,
-                    data_dir=job.data_dir.resolve() if job.data_dir and role == "data-owner" else None,
-                    threads=job.threads,
-                    device=cast(Device, job.device),
-                    deadline_s=job.deadline_s,
-                )
-                path = folder / f"{role}.toml"
-                path.write_text(to_toml(config))
-                processes.start(role, "parties", "--config", str(path))
+            site = Site(job, folder)
+            for service in (site.dealer(), site.model_owner()):
+                processes.start(service.role, *site.command(service))
+            config = site.coordinator()
+            coordinator = Coordinator(config, journal=journal, on_progress=on_progress, route=relays.route)
+            data_owner = site.data_owner(coordinator.address)
+            processes.start(data_owner.role, *site.command(data_owner))
+            for peer in (config.dealer, config.model_owner):
+                peer.address = processes.address_of(peer.id, site.address_file(peer.id))
             processes.watch(coordinator)
-            results = coordinator.run_job(
-                pb.Job(
-                    session_id=fresh_key(),
-                    engine=job.engine,
-                    embeddings=job.embeddings,
-                    task=job.task,
-                    split=job.split,
-                    limit=job.limit or 0,
-                    batch_size=job.batch_size,
-                    max_length=job.max_length or 0,
-                )
-            )
+            results = coordinator.run_job()
             processes.stop()
             return results
         except MPCFormerError as error:
@@ -195,8 +214,82 @@ def simulate(job: InferenceJob, logs: Path, on_progress: Callable[[int, int], No
             raise
         finally:
             processes.kill()
-            coordinator.stop()
+            if coordinator is not None:
+                coordinator.stop()
             relays.close()
+
+
+class Site:
+    """Certificates and configurations of a simulation.
+
+    Args:
+        job: what will run.
+        folder: a private one.
+    """
+
+    def __init__(self, job: InferenceJob, folder: Path) -> None:
+        self._job, self._folder = job, folder
+        self._tls: dict[str, TlsFiles] = {}
+        if not (job.insecure and job.insecure.plaintext):
+            self._tls = make_certificates(folder / "tls", [COORDINATOR, *ROLES])
+
+    def _common(self, name: str) -> dict[str, Any]:
+        job = self._job
+        common: dict[str, Any] = {"id": name, "tls": self._tls.get(name), "insecure": job.insecure}
+        if name != COORDINATOR:
+            device = cast(Device, job.device)
+            common |= {"role": name, "threads": job.threads, "device": device, "deadline_s": job.deadline_s}
+        return common | {"join_timeout_s": START_TIMEOUT_S}
+
+    def _service(self, name: str, offset: int) -> dict[str, Any]:
+        listen = _listen(self._job.port, offset)
+        return self._common(name) | {"listen": listen, "coordinators": [COORDINATOR], "data_owners": ["data-owner"]}
+
+    def dealer(self) -> DealerConfig:
+        """The dealer's configuration."""
+        return DealerConfig(**self._service("dealer", 1), model_owners=["model-owner"])
+
+    def model_owner(self) -> ModelOwnerConfig:
+        """The model owner's."""
+        return ModelOwnerConfig(
+            **self._service("model-owner", 2),
+            dealers=["dealer"],
+            student=self._job.student.resolve(),
+            public_embeddings=self._job.embeddings == "public_table",
+        )
+
+    def data_owner(self, coordinator: str) -> DataOwnerConfig:
+        """The data owner's, with its public files."""
+        return DataOwnerConfig(
+            **self._common("data-owner"),
+            coordinator=PeerAddress(id=COORDINATOR, address=coordinator),
+            dealers=["dealer"],
+            model_owners=["model-owner"],
+            public_model=export_public(self._job.student, self._folder / "public"),
+            data_dir=self._job.data_dir.resolve() if self._job.data_dir else None,
+        )
+
+    def coordinator(self) -> CoordinatorConfig:
+        """This process's; where the services listen is known when they do."""
+        return CoordinatorConfig(
+            **self._common(COORDINATOR),
+            listen=_listen(self._job.port, 0),
+            dealer=PeerAddress(id="dealer", address=UNKNOWN),
+            model_owner=PeerAddress(id="model-owner", address=UNKNOWN),
+            data_owner="data-owner",
+            job=self._job.asked(),
+        )
+
+    def address_file(self, name: str) -> Path:
+        """Where a service says where it listens."""
+        return self._folder / f"{name}.address"
+
+    def command(self, config: AnyConfig) -> list[str]:
+        """What runs a party, after `python -m`; its configuration is written."""
+        path = self._folder / f"{config.id}.toml"
+        path.write_text(to_toml(config))
+        once = ["--once", "--address-file", str(self.address_file(config.id))] if config.id != "data-owner" else []
+        return ["parties", "--config", str(path), *once]
 
 
 def plaintext(job: InferenceJob, logs: Path) -> Path:
@@ -221,15 +314,6 @@ def plaintext(job: InferenceJob, logs: Path) -> Path:
     finally:
         processes.kill()
     return out
-
-
-def export_public(student: Path, target: Path) -> Path:
-    """Copy what the data owner may know of the student: configuration, ranges, tokenizer; never a weight."""
-    target.mkdir()
-    for name in PUBLIC_FILES:
-        if (student / name).is_file():
-            shutil.copyfile(student / name, target / name)
-    return target
 
 
 def check_ports(port: int) -> None:

@@ -7,6 +7,7 @@ and memory is taken for the expectation, never for what a header claims.
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 import torch
@@ -14,7 +15,7 @@ import torch
 from mpcformer.channel import Spec
 from mpcformer.errors import ProtocolError, UserInputError
 from parties import tls
-from parties.config import TlsFiles
+from parties.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
 
 FRAME_BYTES = 1 << 20
@@ -44,22 +45,44 @@ SERVER_OPTIONS = [
 ]
 
 
-def open_channel(address: str, peer_id: str, files: TlsFiles) -> grpc.Channel:
+class _SayWho(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
+    """Without certificates a caller says who it is."""
+
+    def __init__(self, party_id: str) -> None:
+        self._header = (tls.PARTY_HEADER, party_id)
+
+    def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details._replace(metadata=[*(details.metadata or ()), self._header]), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+
+
+def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.Channel:
     """A mutually authenticated channel to the party `peer_id`, whatever its address is called."""
-    name = [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
-    return grpc.secure_channel(address, tls.channel_credentials(files), [*COMMON_OPTIONS, *CLIENT_OPTIONS, *name])
+    options: list[tuple[str, int | str]] = [*COMMON_OPTIONS, *CLIENT_OPTIONS]
+    if isinstance(credentials, Plaintext):
+        channel = grpc.secure_channel(address, tls.channel_credentials(credentials), options)
+        return grpc.intercept_channel(channel, _SayWho(credentials.id))
+    options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
+    return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
 
 
-def start_server(add_services: Callable[[grpc.Server], None], listen: str, files: TlsFiles) -> tuple[grpc.Server, str]:
+def start_server(
+    add_services: Callable[[grpc.Server], None], listen: str, credentials: Credentials, *, max_workers: int = 16
+) -> tuple[grpc.Server, str]:
     """A started server and its HOST:PORT.
+
+    Args:
+        max_workers: calls at once; a stream is a call as long as it lives. More are refused, not queued.
 
     Raises:
         UserInputError: the address cannot be bound.
     """
-    server = grpc.server(ThreadPoolExecutor(max_workers=16), options=[*COMMON_OPTIONS, *SERVER_OPTIONS])
+    workers = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="rpc")
+    server = grpc.server(workers, options=[*COMMON_OPTIONS, *SERVER_OPTIONS], maximum_concurrent_rpcs=max_workers)
     add_services(server)
     try:
-        port = server.add_secure_port(listen, tls.server_credentials(files))
+        port = server.add_secure_port(listen, tls.server_credentials(credentials))
     except RuntimeError:
         port = 0
     if not port:

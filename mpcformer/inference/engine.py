@@ -5,7 +5,6 @@ Party 0 is the model owner (weights), party 1 the data owner (text). Both call t
 correlations in the store, `offline` (what does not depend on the input) and `online`.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -36,15 +35,14 @@ class PublicModel:
     ranges: Ranges
     embeddings: str = "private_table"
 
-    def digest(self) -> str:
-        """Hex SHA-256 of everything that the private computation takes from here."""
+    def facts(self) -> dict[str, str]:
+        """Everything that the private computation takes from here, by name."""
         keys = (
             "vocab_size type_vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
             " max_position_embeddings num_labels layer_norm_eps gelu softmax task"
         )
-        public = {key: getattr(self.config, key) for key in keys.split()}
-        text = json.dumps([public, self.ranges.to_json(), self.embeddings], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+        named = {key: str(getattr(self.config, key)) for key in keys.split()}
+        return named | {"ranges": json.dumps(self.ranges.to_json(), sort_keys=True), "embeddings": self.embeddings}
 
 
 def load_public_model(folder: Path, embeddings: str = "private_table") -> PublicModel:

@@ -15,9 +15,27 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 16
 
 
+class _Fixed:
+    """For tests of whole sessions: a key from which all others follow, and how many did."""
+
+    key: bytes | None = None
+    n_drawn = 0
+
+
 def fresh_key() -> bytes:
     """16 bytes from the operating system's generator."""
-    return os.urandom(KEY_BYTES)
+    if _Fixed.key is None:
+        return os.urandom(KEY_BYTES)
+    _Fixed.n_drawn += 1
+    return derive_key(_Fixed.key, _Fixed.n_drawn)
+
+
+def fix_keys(seed: int, party: str) -> None:
+    """INSECURE: from now on this process's fresh keys follow from a number, so that a session can be repeated.
+
+    parties/config.py allows it between processes of one machine alone.
+    """
+    _Fixed.key, _Fixed.n_drawn = derive_key(seed.to_bytes(KEY_BYTES, "big"), "fixed", party), 0
 
 
 def derive_key(key: bytes, *labels: bytes | str | int) -> bytes:

@@ -85,44 +85,54 @@ class DealRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ..., first_operation: _Optional[int] = ..., plan: _Optional[_Iterable[_Union[CorrelationRequest, _Mapping]]] = ...) -> None: ...
 
 class PartyEvent(_message.Message):
-    __slots__ = ("hello", "ready", "progress", "heartbeat", "report", "predictions", "failure")
+    __slots__ = ("hello", "ready", "progress", "heartbeat", "report", "batch", "failure")
     HELLO_FIELD_NUMBER: _ClassVar[int]
     READY_FIELD_NUMBER: _ClassVar[int]
     PROGRESS_FIELD_NUMBER: _ClassVar[int]
     HEARTBEAT_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
-    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_FIELD_NUMBER: _ClassVar[int]
     FAILURE_FIELD_NUMBER: _ClassVar[int]
     hello: Hello
     ready: Ready
     progress: Progress
     heartbeat: Heartbeat
     report: Report
-    predictions: Predictions
+    batch: Batch
     failure: Failure
-    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
+    def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "role")
+    __slots__ = ("protocol_version", "role", "release")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     role: str
-    def __init__(self, protocol_version: _Optional[int] = ..., role: _Optional[str] = ...) -> None: ...
+    release: str
+    def __init__(self, protocol_version: _Optional[int] = ..., role: _Optional[str] = ..., release: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
-    __slots__ = ("address",)
-    ADDRESS_FIELD_NUMBER: _ClassVar[int]
-    address: str
-    def __init__(self, address: _Optional[str] = ...) -> None: ...
+    __slots__ = ("student",)
+    STUDENT_FIELD_NUMBER: _ClassVar[int]
+    student: str
+    def __init__(self, student: _Optional[str] = ...) -> None: ...
 
 class Progress(_message.Message):
-    __slots__ = ("batch", "n_batches")
+    __slots__ = ("batch", "n_batches", "segment", "n_segments", "rounds", "bytes")
     BATCH_FIELD_NUMBER: _ClassVar[int]
     N_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    SEGMENT_FIELD_NUMBER: _ClassVar[int]
+    N_SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    ROUNDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
     batch: int
     n_batches: int
-    def __init__(self, batch: _Optional[int] = ..., n_batches: _Optional[int] = ...) -> None: ...
+    segment: int
+    n_segments: int
+    rounds: int
+    bytes: int
+    def __init__(self, batch: _Optional[int] = ..., n_batches: _Optional[int] = ..., segment: _Optional[int] = ..., n_segments: _Optional[int] = ..., rounds: _Optional[int] = ..., bytes: _Optional[int] = ...) -> None: ...
 
 class Heartbeat(_message.Message):
     __slots__ = ()
@@ -162,28 +172,48 @@ class BatchReport(_message.Message):
     def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ..., breakdown: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("setup", "batches", "peak_rss_bytes")
+    __slots__ = ("setup", "peak_rss_bytes", "transcript", "batch_plan")
     SETUP_FIELD_NUMBER: _ClassVar[int]
-    BATCHES_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPT_FIELD_NUMBER: _ClassVar[int]
+    BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
     setup: Phase
-    batches: _containers.RepeatedCompositeFieldContainer[BatchReport]
     peak_rss_bytes: int
-    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., batches: _Optional[_Iterable[_Union[BatchReport, _Mapping]]] = ..., peak_rss_bytes: _Optional[int] = ...) -> None: ...
+    transcript: bytes
+    batch_plan: bytes
+    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., peak_rss_bytes: _Optional[int] = ..., transcript: _Optional[bytes] = ..., batch_plan: _Optional[bytes] = ...) -> None: ...
+
+class Batch(_message.Message):
+    __slots__ = ("batch", "report", "predictions", "batch_plan", "n_batches", "student")
+    BATCH_FIELD_NUMBER: _ClassVar[int]
+    REPORT_FIELD_NUMBER: _ClassVar[int]
+    PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
+    BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
+    N_BATCHES_FIELD_NUMBER: _ClassVar[int]
+    STUDENT_FIELD_NUMBER: _ClassVar[int]
+    batch: int
+    report: BatchReport
+    predictions: Predictions
+    batch_plan: bytes
+    n_batches: int
+    student: str
+    def __init__(self, batch: _Optional[int] = ..., report: _Optional[_Union[BatchReport, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., batch_plan: _Optional[bytes] = ..., n_batches: _Optional[int] = ..., student: _Optional[str] = ...) -> None: ...
 
 class Predictions(_message.Message):
-    __slots__ = ("ids", "labels", "groups", "n_outputs", "logits")
+    __slots__ = ("rows", "ids", "labels", "groups", "n_outputs", "logits")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     N_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedScalarFieldContainer[int]
     ids: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.RepeatedScalarFieldContainer[float]
     groups: _containers.RepeatedScalarFieldContainer[str]
     n_outputs: int
     logits: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[float]] = ..., groups: _Optional[_Iterable[str]] = ..., n_outputs: _Optional[int] = ..., logits: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, rows: _Optional[_Iterable[int]] = ..., ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[float]] = ..., groups: _Optional[_Iterable[str]] = ..., n_outputs: _Optional[int] = ..., logits: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("culprit", "what", "remedy", "exit_code")
@@ -210,10 +240,13 @@ class Command(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("session_id", "model_owner_address", "dealer_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings")
+    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_OWNER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    DEALER_FIELD_NUMBER: _ClassVar[int]
+    MODEL_OWNER_FIELD_NUMBER: _ClassVar[int]
+    DATA_OWNER_FIELD_NUMBER: _ClassVar[int]
     DEALER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_OWNER_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     ENGINE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     SPLIT_FIELD_NUMBER: _ClassVar[int]
@@ -221,9 +254,14 @@ class Job(_message.Message):
     BATCH_SIZE_FIELD_NUMBER: _ClassVar[int]
     MAX_LENGTH_FIELD_NUMBER: _ClassVar[int]
     EMBEDDINGS_FIELD_NUMBER: _ClassVar[int]
+    FIRST_BATCH_FIELD_NUMBER: _ClassVar[int]
+    BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
-    model_owner_address: str
+    dealer: str
+    model_owner: str
+    data_owner: str
     dealer_address: str
+    model_owner_address: str
     engine: str
     task: str
     split: str
@@ -231,7 +269,9 @@ class Job(_message.Message):
     batch_size: int
     max_length: int
     embeddings: str
-    def __init__(self, session_id: _Optional[bytes] = ..., model_owner_address: _Optional[str] = ..., dealer_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ...) -> None: ...
+    first_batch: int
+    batch_plan: bytes
+    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("culprit", "reason")

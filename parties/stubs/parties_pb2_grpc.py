@@ -220,8 +220,86 @@ class Dealer:
             _registered_method=True)
 
 
+class PartyStub:
+    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
+    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.Serve = channel.stream_stream(
+                '/mpcformer.v1.Party/Serve',
+                request_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
+                response_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
+                _registered_method=True)
+
+
+class PartyServicer:
+    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
+    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """
+
+    def Serve(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_PartyServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'Serve': grpc.stream_stream_rpc_method_handler(
+                    servicer.Serve,
+                    request_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
+                    response_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'mpcformer.v1.Party', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('mpcformer.v1.Party', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class Party:
+    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
+    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """
+
+    @staticmethod
+    def Serve(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/mpcformer.v1.Party/Serve',
+            parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
+            parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class CoordinatorStub:
-    """The coordinator starts a job, watches the parties and collects results. It sees no share.
+    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
     """
 
     def __init__(self, channel):
@@ -238,12 +316,11 @@ class CoordinatorStub:
 
 
 class CoordinatorServicer:
-    """The coordinator starts a job, watches the parties and collects results. It sees no share.
+    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
     """
 
     def Join(self, request_iterator, context):
-        """Open as long as the party lives.
-        """
+        """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -265,7 +342,7 @@ def add_CoordinatorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Coordinator:
-    """The coordinator starts a job, watches the parties and collects results. It sees no share.
+    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
     """
 
     @staticmethod

@@ -16,6 +16,7 @@ import pytest
 from mpcformer.errors import PartyError
 from parties import simulation
 from parties.simulation import InferenceJob, Processes
+from parties.stubs import parties_pb2 as pb
 
 LIMIT_S = 20.0
 STARTUP_LIMIT_S = 90.0
@@ -39,14 +40,14 @@ def test_a_party_that_fails_is_named_and_ends_the_others(
             super().__init__(logs)
             made.append(self)
 
-    def strike(batch: int, n_batches: int) -> None:
-        if batch == 2 and not hit:
+    def strike(now: pb.Progress) -> None:
+        if now.batch == 2 and not hit:
             hit.append(time.monotonic())
             os.kill(made[0].running[victim].pid, how)
 
     monkeypatch.setattr(simulation, "Processes", Watched)
     with pytest.raises(PartyError) as caught:
-        simulation.simulate(job_for(student, data_dir), tmp_path, strike)
+        simulation.simulate(job_for(student, data_dir), tmp_path, on_progress=strike)
     assert hit, "the job ended before it was hit"
     assert caught.value.party == victim, caught.value
     ended = time.monotonic() - hit[0]
@@ -100,17 +101,17 @@ def wait_for_work(process: subprocess.Popen[bytes], logs: Path) -> list[psutil.P
 
 
 def test_a_party_that_cannot_start_is_named(student: Path, data_dir: Path, tmp_path: Path) -> None:
-    """The model owner's weights vanish between the check and its start."""
+    """The model owner's weights are damaged between the check and its start."""
     broken = tmp_path / "student"
     broken.mkdir()
     for name in ("config.json", "ranges.json", "tokenizer.json", "tokenizer_config.json"):
         (broken / name).write_bytes((student / name).read_bytes())
+    (broken / "model.safetensors").write_bytes((student / "model.safetensors").read_bytes()[:1000])
     (tmp_path / "logs").mkdir()
-    with pytest.raises(PartyError, match=r"model-owner: .*model\.safetensors missing"):
-        simulation.simulate(job_for(broken, data_dir), tmp_path / "logs", lambda batch, n: None)
+    with pytest.raises(PartyError, match=r"model-owner: its process ended with status 2: .*model\.safetensors"):
+        simulation.simulate(job_for(broken, data_dir), tmp_path / "logs")
     logs = {party: (tmp_path / "logs" / f"{party}.log").read_text() for party in ("dealer", "data-owner")}
-    # The others learn who, not what: a party's words may concern its data.
-    assert all("model-owner: it failed" in log and "safetensors" not in log for log in logs.values()), logs
+    assert not any("safetensors" in log for log in logs.values()), logs
 
 
 def test_owners_that_disagree_on_the_model_stop_and_say_on_what(
@@ -126,15 +127,15 @@ def test_owners_that_disagree_on_the_model_stop_and_say_on_what(
         return folder
 
     monkeypatch.setattr(simulation, "export_public", other_ranges)
-    with pytest.raises(PartyError, match="disagree on: architecture, forms and ranges of the model"):
-        simulation.simulate(job_for(student, data_dir), tmp_path, lambda batch, n: None)
+    with pytest.raises(PartyError, match=r"disagree on: constants of the engine, model\.ranges"):
+        simulation.simulate(job_for(student, data_dir), tmp_path)
 
 
 def test_nothing_is_left_running_or_on_disk(student: Path, data_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "logs").mkdir()
     threads = {thread.name for thread in threading.enumerate()}
-    simulation.simulate(job_for(student, data_dir), tmp_path / "logs", lambda batch, n: None)
+    simulation.simulate(job_for(student, data_dir), tmp_path / "logs")
     assert [path.name for path in tmp_path.iterdir()] == ["logs"], "keys and configurations are removed"
     assert not psutil.Process().children()
     left = {thread.name for thread in threading.enumerate()} - threads

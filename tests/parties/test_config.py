@@ -1,81 +1,144 @@
-"""Party configurations: written and read back alike, every wrong key said at once."""
+"""Configurations: written and read back alike, every wrong key said at once, insecurity on one machine only."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from mpcformer.errors import UserInputError
-from parties.config import CoordinatorConfig, PartyConfig, Peers, TlsFiles, load_config, to_toml
+from parties.config import (
+    CoordinatorConfig,
+    DealerConfig,
+    Insecure,
+    ModelOwnerConfig,
+    TlsFiles,
+    is_loopback,
+    load_any,
+    load_coordinator,
+    load_party,
+    to_toml,
+)
 
-PEERS = Peers(coordinator="c", dealer="d", model_owner="m", data_owner="o")
 TLS = TlsFiles(authority=Path("a.pem"), certificate=Path('odd "name".pem'), key=Path("k\\k.key"))
+SERVICE: dict[str, Any] = {"coordinators": ["c"], "data_owners": ["o", "p"]}
 
 
 def test_round_trip(tmp_path: Path) -> None:
-    config = PartyConfig(
-        role="model-owner", id="m", coordinator="127.0.0.1:1", tls=TLS, peers=PEERS, student=Path("s"), deadline_s=2.5
+    config = ModelOwnerConfig(
+        role="model-owner", id="m", tls=TLS, dealers=["d"], student=Path("s"), deadline_s=2.5, **SERVICE
     )
     path = tmp_path / "m.toml"
     path.write_text(to_toml(config))
-    read = load_config(path, PartyConfig)
+    read = load_party(path)
+    assert isinstance(read, ModelOwnerConfig)
     assert read.student == tmp_path / "s", "paths are relative to the file"
+    assert read.tls is not None
     assert read.tls.certificate == tmp_path / TLS.certificate
     assert read.model_copy(update={"tls": TLS, "student": Path("s")}) == config
 
 
 def test_all_errors_at_once(tmp_path: Path) -> None:
     path = tmp_path / "bad.toml"
-    path.write_text('role = "spy"\nid = "x"\ncolour = "red"\nthreads = 0\n')
+    path.write_text('role = "dealer"\nid = "x"\ncolour = "red"\nthreads = 0\nmetrics = "0.0.0.0:1"\nlisten = "7"\n')
     with pytest.raises(UserInputError) as caught:
-        load_config(path, PartyConfig)
-    for key in ("role", "colour", "threads", "coordinator", "tls", "peers"):
+        load_party(path)
+    for key in ("colour", "threads", "metrics", "listen", "coordinators", "model_owners"):
         assert f"{key}: " in caught.value.what
-    path.write_text("role = ")
-    with pytest.raises(UserInputError, match=r"bad\.toml"):
-        load_config(path, PartyConfig)
+    for text, message in (
+        ('role = "spy"\n', "'dealer', 'model-owner', 'data-owner'"),
+        ("id = 1\n", "role"),
+        ("role = ", "bad.toml"),
+    ):
+        path.write_text(text)
+        with pytest.raises(UserInputError, match=message):
+            load_party(path)
+
+
+def test_roles_hold_what_is_theirs_alone() -> None:
+    with pytest.raises(ValidationError, match="student"):
+        DealerConfig(role="dealer", id="d", tls=TLS, model_owners=["m"], student=Path("s"), **SERVICE)  # type: ignore[call-arg]
+    with pytest.raises(ValidationError, match="an id stands twice"):
+        DealerConfig(role="dealer", id="d", tls=TLS, model_owners=["m", "m"], **SERVICE)
 
 
 @pytest.mark.parametrize(
-    ("role", "fields", "message"),
+    ("insecure", "listen", "message"),
     [
-        ("dealer", {"student": "s"}, "exactly the model owner"),
-        ("model-owner", {}, "exactly the model owner"),
-        ("data-owner", {"public_model": "p", "student": "s"}, "exactly the model owner"),
-        ("dealer", {"public_model": "p"}, "exactly the data owner"),
-        ("dealer", {"data_dir": "d"}, "only the data owner"),
+        ({"plaintext": True}, "127.0.0.1:0", ""),
+        ({"plaintext": True}, "[::1]:0", ""),
+        ({"plaintext": True}, "localhost:0", ""),
+        ({"plaintext": True}, "0.0.0.0:0", "insecure.plaintext: 0.0.0.0:0 is not on the loopback interface"),
+        ({"plaintext": True}, "198.18.0.1:1", "insecure.plaintext"),
+        ({"plaintext": True}, "localhost.evil.example:1", "insecure.plaintext"),
+        ({"fixed_seed": 1}, "198.18.0.1:1", ""),
+        ({"fixed_seed": 1}, "127.0.0.1:1", ""),
+        ({"fixed_seed": 1}, "10.0.0.1:1", "insecure.fixed_seed: 10.0.0.1:1 is neither on the loopback interface"),
+        ({"fixed_seed": 1}, "dealer.example:1", "insecure.fixed_seed"),
     ],
 )
-def test_roles_hold_what_is_theirs_alone(role: str, fields: dict[str, str], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        PartyConfig(role=role, id="x", coordinator="h:1", tls=TLS, peers=PEERS, **fields)  # type: ignore[arg-type]
+def test_insecure_is_refused_off_the_machine(insecure: dict[str, Any], listen: str, message: str) -> None:
+    setting = Insecure(**insecure)
+
+    def make() -> DealerConfig:
+        tls = None if setting.plaintext else TLS
+        return DealerConfig(
+            role="dealer", id="d", listen=listen, tls=tls, insecure=setting, model_owners=["m"], **SERVICE
+        )
+
+    if message:
+        with pytest.raises(ValidationError, match=message):
+            make()
+    else:
+        assert make().insecure == setting
+
+
+def test_no_certificate_is_not_an_oversight() -> None:
+    with pytest.raises(ValidationError, match="tls: certificate files are needed"):
+        DealerConfig(role="dealer", id="d", model_owners=["m"], **SERVICE)
+    with pytest.raises(ValidationError, match="tls: "):
+        DealerConfig(role="dealer", id="d", tls=TLS, insecure=Insecure(plaintext=True), model_owners=["m"], **SERVICE)
+
+
+def test_loopback_is_an_address_not_a_prefix() -> None:
+    assert not is_loopback("127.0.0.1.example:1")
 
 
 def test_addresses_and_the_coordinators_file(tmp_path: Path) -> None:
     path = tmp_path / "c.toml"
     path.write_text(COORDINATOR.replace('"127.0.0.1:7000"', '"7000"').replace("batch_size = 4", "batch_size = 0"))
     with pytest.raises(UserInputError) as caught:
-        load_config(path, CoordinatorConfig)
+        load_coordinator(path)
     assert "listen: " in caught.value.what
     assert "HOST:PORT" in caught.value.what
     assert "job.batch_size: " in caught.value.what
+    path.write_text(COORDINATOR.replace('"patient"', '"clinic"'))
+    with pytest.raises(UserInputError, match="are not four: parties that are one collude"):
+        load_coordinator(path)
     path.write_text(COORDINATOR)
-    config = load_config(path, CoordinatorConfig)
+    config = load_any(path)
+    assert isinstance(config, CoordinatorConfig)
+    assert config.tls is not None
     assert config.tls.key == tmp_path / "certs/coordinator.key"
     assert (config.job.engine, config.job.split) == ("mpcformer", "eval")
 
 
 COORDINATOR = """
 listen = "127.0.0.1:7000"
+data_owner = "patient"
 
 [tls]
 authority = "certs/authority.pem"
 certificate = "certs/coordinator.pem"
 key = "certs/coordinator.key"
 
-[parties]
-dealer = "dealer"
-model_owner = "clinic"
-data_owner = "patient"
+[dealer]
+id = "dealer"
+address = "dealer.example:7001"
+
+[model_owner]
+id = "clinic"
+address = "models.example:7002"
 
 [job]
 task = "sst2"

@@ -15,7 +15,8 @@ from mpcformer.files import sha256_file
 from mpcformer.inference.engine import load_public_model
 from mpcformer.modeling import load_student
 from parties import evaluate, simulation
-from parties.config import PartyConfig
+from parties.config import ModelOwnerConfig
+from parties.public_files import export_public
 from parties.simulation import InferenceJob
 from tests.tiny import GOOD, save_parquet, save_student
 
@@ -112,12 +113,13 @@ def test_manifest_lists_every_file(finished: Path) -> None:
 def test_logs_hold_no_secret(finished: Path) -> None:
     text = "".join(path.read_text() for path in (finished / "logs").iterdir())
     assert "joined" in text
+    assert "transcript" in text
     assert not re.search("|".join(GOOD), text), "a word of the data owner's text"
     assert not re.search(r"[0-9a-f]{32}|\d{15,}", text), "a key or a ring element"
 
 
 def test_the_data_owner_is_given_no_weight(student: Path, tmp_path: Path) -> None:
-    public = simulation.export_public(student, tmp_path / "public")
+    public = export_public(student, tmp_path / "public")
     names = {path.name for path in public.iterdir()}
     assert {"config.json", "ranges.json", "tokenizer.json"} <= names
     assert not {name for name in names if name.endswith((".safetensors", ".bin", ".pt"))}
@@ -146,12 +148,11 @@ def test_public_embeddings_need_the_model_owners_consent(
     values = evaluate.run(job, tmp_path / "run")
     assert values["label_agreement"] == 1.0
     assert "word, position and token-type embeddings" in values["threat_model"]["leaks"]
-    config = simulation.PartyConfig
 
-    def without_consent(**fields: object) -> PartyConfig:
-        return config(**(fields | {"public_embeddings": False}))  # type: ignore[arg-type]
+    def without_consent(**fields: object) -> ModelOwnerConfig:
+        return ModelOwnerConfig(**(fields | {"public_embeddings": False}))  # type: ignore[arg-type]
 
-    monkeypatch.setattr(simulation, "PartyConfig", without_consent)
+    monkeypatch.setattr(simulation, "ModelOwnerConfig", without_consent)
     with pytest.raises(MPCFormerError, match="model-owner: the job asks for public_table"):
         evaluate.run(job, tmp_path / "refused")
 

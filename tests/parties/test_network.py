@@ -133,5 +133,5 @@ def test_a_bit_flipped_on_the_network_never_gives_a_result(
     logs = tmp_path / "logs"
     logs.mkdir()
     with pytest.raises(PartyError, match=r"owner|dealer"):
-        simulation.simulate(job_for(student, data_dir, batch_size=1), logs, lambda batch, n: None)
+        simulation.simulate(job_for(student, data_dir, batch_size=1), logs)
     assert n_seen >= 100_000

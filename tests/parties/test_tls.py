@@ -2,7 +2,8 @@
 
 import datetime
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import grpc
@@ -12,13 +13,12 @@ from mpcformer.correlations import Request, correction_specs, deal, expand, sess
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import fresh_key
 from parties import tls
-from parties.config import PartyConfig, Peers, TlsFiles
+from parties.config import TlsFiles
 from parties.dealer import DealerService, to_wire
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import from_frames, open_channel, start_server
 
-PEERS = Peers(coordinator="coordinator", dealer="dealer", model_owner="model-owner", data_owner="data-owner")
 IDS = ["dealer", "model-owner", "data-owner", "stranger"]
 TIMEOUT_S = 5
 
@@ -29,10 +29,21 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
 
 
 @pytest.fixture
-def dealer(files: dict[str, TlsFiles]) -> Iterator[str]:
-    """A running dealer's address."""
-    config = PartyConfig(role="dealer", id="dealer", coordinator="127.0.0.1:1", tls=files["dealer"], peers=PEERS)
-    service = DealerService(config)
+def service() -> DealerService:
+    return DealerService("dealer", ["model-owner", "data-owner"])
+
+
+@pytest.fixture
+def order(service: DealerService) -> Iterator[Callable[[bytes], None]]:
+    """Orders a session, as a coordinator does."""
+    with ExitStack() as sessions:
+        yield lambda session: sessions.enter_context(service.session(session, "model-owner", "data-owner"))
+
+
+@pytest.fixture
+def dealer(files: dict[str, TlsFiles], service: DealerService, order: Callable[[bytes], None]) -> Iterator[str]:
+    """A running dealer's address; the session b"s" * 16 is ordered."""
+    order(b"s" * 16)
     server, address = start_server(
         lambda s: rpc.add_DealerServicer_to_server(service, s), "127.0.0.1:0", files["dealer"]
     )
@@ -55,13 +66,19 @@ def test_keys_are_private(files: dict[str, TlsFiles]) -> None:
         assert stat.S_IMODE(party.key.stat().st_mode) == 0o600
 
 
-def test_owners_get_different_seeds_each_once(dealer: str, files: dict[str, TlsFiles]) -> None:
+def test_owners_get_different_seeds_each_once(
+    dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None]
+) -> None:
     seeds = {call(dealer, files[owner]).seed for owner in ("model-owner", "data-owner")}
     assert len(seeds) == 2
     assert {len(seed) for seed in seeds} == {16}
     with pytest.raises(grpc.RpcError, match="has the seed of this session already") as caught:
         call(dealer, files["model-owner"])
     assert status(caught) == grpc.StatusCode.ALREADY_EXISTS
+    with pytest.raises(grpc.RpcError, match="no such session") as caught:
+        call(dealer, files["model-owner"], session=b"t" * 16)
+    assert status(caught) == grpc.StatusCode.NOT_FOUND
+    order(b"t" * 16)
     assert call(dealer, files["model-owner"], session=b"t" * 16).seed not in seeds
 
 
@@ -117,8 +134,11 @@ def deal_over_wire(address: str, files: TlsFiles, request: pb.DealRequest) -> It
         yield from rpc.DealerStub(channel).Deal(request, timeout=TIMEOUT_S)
 
 
-def test_what_is_dealt_is_what_the_seeds_give(dealer: str, files: dict[str, TlsFiles]) -> None:
+def test_what_is_dealt_is_what_the_seeds_give(
+    dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None]
+) -> None:
     session = fresh_key()
+    order(session)
     seeds = open_session(dealer, files, session)
     plan = [Request("additive_triple", ((3, 4), (4, 2)), op="matmul"), Request("truncation", ((5,),), bits=16)]
     message = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in plan])
@@ -135,8 +155,9 @@ def test_what_is_dealt_is_what_the_seeds_give(dealer: str, files: dict[str, TlsF
             assert c.tolist() == (a @ b).tolist()
 
 
-def test_an_operation_is_dealt_once(dealer: str, files: dict[str, TlsFiles]) -> None:
+def test_an_operation_is_dealt_once(dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None]) -> None:
     session = fresh_key()
+    order(session)
     open_session(dealer, files, session)
     plan = [to_wire(Request("square_pair", ((2,),)))]
     message = pb.DealRequest(session_id=session, first_operation=0, plan=plan)
@@ -152,14 +173,15 @@ def test_an_operation_is_dealt_once(dealer: str, files: dict[str, TlsFiles]) -> 
 
 
 def test_the_dealer_deals_to_the_model_owner_only_and_after_both_opened(
-    dealer: str, files: dict[str, TlsFiles]
+    dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None]
 ) -> None:
     session, plan = fresh_key(), [to_wire(Request("square_pair", ((2,),)))]
+    order(session)
     message = pb.DealRequest(session_id=session, first_operation=0, plan=plan)
     call(dealer, files["model-owner"], session=session)
     with pytest.raises(grpc.RpcError, match="both owners must open"):
         list(deal_over_wire(dealer, files["model-owner"], message))
-    with pytest.raises(grpc.RpcError, match=r"data-owner.*expected one of"):
+    with pytest.raises(grpc.RpcError, match="corrections are for model-owner, not data-owner"):
         list(deal_over_wire(dealer, files["data-owner"], message))
 
 
@@ -173,9 +195,10 @@ def test_the_dealer_deals_to_the_model_owner_only_and_after_both_opened(
     ],
 )
 def test_impossible_plans_take_no_memory(
-    dealer: str, files: dict[str, TlsFiles], plan: list[Request], message: str
+    dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None], plan: list[Request], message: str
 ) -> None:
     session = fresh_key()
+    order(session)
     open_session(dealer, files, session)
     request = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in plan])
     with pytest.raises(grpc.RpcError, match=message) as caught:

@@ -1,0 +1,29 @@
+"""What the model owner gives the data owner of a student, once: never a weight."""
+
+import shutil
+from pathlib import Path
+
+from mpcformer.files import sha256_file, write_json
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.ranges import FILE_NAME as RANGES
+
+# Which weights the model owner claims to use: {"sha256": hex}.
+STUDENT_RECORD = "student.json"
+COPIED = (
+    "config.json",
+    RANGES,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.txt",
+    "special_tokens_map.json",
+)
+
+
+def export_public(student: Path, target: Path) -> Path:
+    """Copy configuration, ranges and tokenizer of a student, and note its digest."""
+    target.mkdir()
+    for name in COPIED:
+        if (student / name).is_file():
+            shutil.copyfile(student / name, target / name)
+    write_json(target / STUDENT_RECORD, {"sha256": sha256_file(student / WEIGHTS)})
+    return target

@@ -1,0 +1,69 @@
+"""Everything that the owners of a session must agree on, by name; a session opens with its comparison.
+
+Each owner lists what it believes: from its own files, and from the job as the coordinator told it. They exchange a
+digest of each field, so that a difference is named and no content told; the digest of all fields is the transcript.
+"""
+
+import hashlib
+import json
+
+import torch
+
+from mpcformer import __version__
+from mpcformer.channel import Channel, Spec
+from mpcformer.crypten_compat import FRAC_BITS
+from mpcformer.errors import ProtocolError
+from mpcformer.inference.engine import Engine, PublicModel
+from parties.config import PROTOCOL_VERSION
+from parties.stubs import parties_pb2 as pb
+
+JOB_FIELDS = (
+    *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "batch_plan"),
+    *("task", "split", "limit", "batch_size", "max_length"),
+)
+
+
+def fields(
+    job: pb.Job, engine: Engine, public: PublicModel, student: str, batches: list[tuple[int, int]]
+) -> dict[str, str]:
+    """Name -> value of all that is agreed.
+
+    Args:
+        job: as the coordinator told it.
+        engine, public: this owner's.
+        student: hex SHA-256 of the weights, as their owner claims it; the data owner has it from the public files.
+        batches: (sentences, padded length) of every batch of this session.
+    """
+    listed = {
+        "protocol version": str(PROTOCOL_VERSION),
+        "release": __version__,
+        "session": bytes(job.session_id).hex(),
+        "ring": f"Z_2^64, {FRAC_BITS} fraction bits",
+        "student": student,
+        "constants of the engine": engine.fingerprint(),
+        "batch plan": json.dumps(batches),
+    }
+    listed |= {f"job.{name}": repr(getattr(job, name)) for name in JOB_FIELDS}
+    return listed | {f"model.{name}": value for name, value in public.facts().items()}
+
+
+def compare(channel: Channel, mine: dict[str, str]) -> bytes:
+    """Exchange digests with the other owner; the transcript's own digest, 32 bytes.
+
+    Raises:
+        ProtocolError: naming the fields that differ.
+    """
+    digests = torch.stack([_digest(f"{name}\0{value}") for name, value in mine.items()])
+    channel.send([digests])
+    theirs = channel.receive([Spec.of(digests)])[0]
+    different = [name for name, a, b in zip(mine, digests, theirs, strict=True) if not torch.equal(a, b)]
+    if different:
+        raise ProtocolError(
+            f"the owners disagree on: {', '.join(different)}",
+            "give both the same release, and the data owner the public files of this very student (mpcformer export)",
+        )
+    return hashlib.sha256(digests.numpy().tobytes()).digest()
+
+
+def _digest(value: str) -> torch.Tensor:
+    return torch.frombuffer(bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8)
