@@ -16,7 +16,7 @@ from parties import evaluate, report
 from parties.simulation import InferenceJob
 
 TASK = "movie-sentiment"
-RUN_FILES = ("results.json", "predictions.parquet", "logs", "plaintext", "manifest.json")
+RUN_FILES = ("results.json", "predictions.parquet", "report.html", "logs", "plaintext", "manifest.json")
 # Chosen on the part of the training set that is set aside; see docs/results.md.
 TEACHER = {"epochs": 2, "max_length": 64}
 STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
@@ -70,8 +70,8 @@ def run(options: DemoOptions) -> dict[str, Any]:
     values = evaluate.run(job, run_folder)
     _lift(run_folder, out)
     values = read_json(out / "results.json")
-    report.show(values, out)
     console.print(f"The demo took {time.perf_counter() - start:.0f} s.")
+    report.show(values, out)
     return dict(values)
 
 

@@ -1,4 +1,4 @@
-"""What a run leaves: results.json, predictions.parquet, logs, and manifest.json last; and the table in the terminal."""
+"""What a run leaves: results.json, predictions.parquet, report.html, logs, manifest.json last; the terminal's table."""
 
 import statistics
 from datetime import UTC, datetime
@@ -16,10 +16,11 @@ from rich.text import Text
 from safetensors.numpy import load_file
 
 from mpcformer.console import console
-from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
+from parties import html_report
 from parties.config import Insecure
 from parties.insecure import text as insecure_text
 from parties.plaintext import summary
@@ -133,7 +134,7 @@ def write(
     results: Results,
     twins: dict[str, NDArray[np.float32]],
 ) -> None:
-    """Write results.json and predictions.parquet into `out`, and the manifest last: a folder with one is whole.
+    """Write results.json, predictions.parquet, report.html and last the manifest: a folder with one is whole.
 
     Args:
         out: an existing folder.
@@ -144,6 +145,7 @@ def write(
     """
     _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
     write_json(out / "results.json", values)
+    write_text(out / html_report.FILE_NAME, html_report.render(values))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
     job_facts = {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
@@ -212,9 +214,10 @@ def _setup(results: Results) -> dict[str, Any]:
 
 
 def show(values: dict[str, Any], out: Path) -> None:
-    """The table: teacher, plaintext student and private student side by side."""
+    """The table: teacher, plaintext student and private student side by side; where to read more comes last."""
     console.print(table(values))
     console.print(f"Everything is in {out} (results.json, predictions.parquet, logs/).", soft_wrap=True)
+    console.print(f"To look at: {out / html_report.FILE_NAME}", soft_wrap=True)
 
 
 def table(values: dict[str, Any]) -> Group:

@@ -31,7 +31,8 @@ def test_private_equals_plaintext_on_a_real_model(folder: Path) -> None:
 
 def test_everything_lies_where_the_readme_says(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"teacher", "student", "results.json", "predictions.parquet", "logs", "plaintext", "manifest.json"}
+    assert names == {"teacher", "student", *demo.RUN_FILES}
+    assert "report.html" in names
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, digest in manifest["sha256"].items():
         assert sha256_file(folder / name) == digest
