@@ -181,7 +181,7 @@ class Coordinator(rpc.CoordinatorServicer):
         with self._changed:
             self._joined(party)
         first = self._members[party].commands.get()
-        if first is not None and first.HasField("job"):
+        if first is not None:  # its job; or, if another party never came, that there is none
             self._read(party, rpc.PartyStub(channel).Serve(chain([first], self._commands(party))))
 
     def _joined(self, party: str) -> None:

@@ -10,15 +10,14 @@ import queue
 import socket
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
 from mpcformer.errors import UserInputError
+from parties.attacker import Attacker, Fault, Side
 
 CHUNK = 1 << 16
 MIN_QUEUED = 64
-Tamper = Callable[[bytes], bytes]
 
 
 @dataclass(frozen=True)
@@ -66,10 +65,13 @@ def network_profile(text: str) -> NetworkProfile | None:
 class Lane:
     """One direction of a link, shared by all connections through it."""
 
-    def __init__(self, profile: NetworkProfile, tamper: Tamper | None = None) -> None:
-        self._profile, self._tamper = profile, tamper
+    def __init__(self, profile: NetworkProfile, fault: Fault | None = None) -> None:
+        self._profile = profile
         self._free_at = 0.0
         self._lock = threading.Lock()
+        self._closed = threading.Event()
+        self.attacker = Attacker(fault)
+        self.stalled = threading.Event()
         self.n_queued = max(MIN_QUEUED, round(2 * profile.bytes_s * profile.rtt_s / CHUNK))
 
     def arrival(self, n_bytes: int) -> float:
@@ -78,9 +80,14 @@ class Lane:
             self._free_at = max(time.monotonic(), self._free_at) + n_bytes / self._profile.bytes_s
             return self._free_at + self._profile.rtt_s / 2
 
+    def close(self) -> None:
+        """Let go of connections that are stalled; their sockets are closed by now."""
+        self._closed.set()
+
     def carry(self, source: socket.socket, target: socket.socket) -> None:
         """Pass on what `source` sends until it ends; then end `target`'s side."""
         waiting: queue.Queue[tuple[float, bytes] | None] = queue.Queue(self.n_queued)
+        cut = threading.Event()
 
         def deliver() -> None:
             broken = False
@@ -88,21 +95,41 @@ class Lane:
                 delay = item[0] - time.monotonic()
                 if delay > 0:
                     time.sleep(delay)
+                self._wait_if_stalled()
                 try:
                     if not broken:
                         target.sendall(item[1])
                 except OSError:
                     broken = True
                     _shut(source)
+            if cut.is_set():
+                _shut(source)
+                _shut(target)
+            self._wait_if_stalled()
             _shut(target, socket.SHUT_WR)
 
         thread = threading.Thread(target=deliver, name="relay-deliver", daemon=True)
         thread.start()
         with suppress(OSError):
-            while data := source.recv(CHUNK):
-                waiting.put((self.arrival(len(data)), self._tamper(data) if self._tamper else data))
+            while not cut.is_set() and (data := source.recv(CHUNK)):
+                passed = self.attacker.strike(source, data)
+                for chunk in passed.chunks:
+                    waiting.put((self.arrival(len(chunk)), chunk))
+                if passed.then == "cut":
+                    cut.set()
+                elif passed.then == "stall":
+                    break
+        if self.attacker.stalls():
+            # Not even read any more, as if the line were dead; what was sent before still arrives.
+            self._closed.wait()
+        for chunk in self.attacker.rest(source):
+            waiting.put((self.arrival(len(chunk)), chunk))
         waiting.put(None)
         thread.join()
+
+    def _wait_if_stalled(self) -> None:
+        if self.stalled.is_set():
+            self._closed.wait()
 
 
 class Relay:
@@ -111,23 +138,44 @@ class Relay:
     Args:
         target: HOST:PORT of the party.
         profile: of the link.
-        tamper: for tests, what an attacker on the network does to each chunk towards the party.
+        fault: for tests, what an attacker on the network does to it.
     """
 
-    def __init__(self, target: str, profile: NetworkProfile, tamper: Tamper | None = None) -> None:
+    def __init__(self, target: str, profile: NetworkProfile, fault: Fault | None = None) -> None:
         host, port = target.rsplit(":", 1)
         self._target = host, int(port)
-        self._lanes = Lane(profile, tamper), Lane(profile)
+        self._lanes: dict[Side, Lane] = {
+            side: Lane(profile, fault if fault and fault.towards == side else None) for side in ("party", "caller")
+        }
         self._server = socket.create_server(("127.0.0.1", 0))
         self._sockets: list[socket.socket] = []
+        self._ended = False
+        self._lock = threading.Lock()
         self.address = f"127.0.0.1:{self._server.getsockname()[1]}"
         threading.Thread(target=self._accept, name="relay-accept", daemon=True).start()
 
+    def cut(self) -> None:
+        """End all connections at once, whatever is on its way, and take no more."""
+        with self._lock:
+            self._ended = True
+            for end in (self._server, *self._sockets):
+                _shut(end)
+                end.close()
+        for lane in self._lanes.values():
+            lane.close()
+
     def close(self) -> None:
-        """Cut all connections and take no more."""
-        for end in (self._server, *self._sockets):
-            _shut(end)
-            end.close()
+        """The same, at the end."""
+        self.cut()
+
+    def stall(self) -> None:
+        """From now on deliver nothing either way, but keep connections open and take new ones."""
+        for lane in self._lanes.values():
+            lane.stalled.set()
+
+    def n_seen(self, towards: Side) -> int:
+        """Bytes that were sent in one direction, over all connections."""
+        return self._lanes[towards].attacker.n_seen
 
     def _accept(self) -> None:
         with suppress(OSError):  # closed
@@ -138,11 +186,19 @@ class Relay:
                 except OSError:
                     near.close()
                     continue
-                for end in (near, far):
-                    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                    self._sockets.append(end)
-                for lane, source, sink in zip(self._lanes, (near, far), (far, near), strict=True):
-                    threading.Thread(target=lane.carry, args=(source, sink), name="relay-carry", daemon=True).start()
+                with self._lock:
+                    if self._ended:
+                        near.close()
+                        far.close()
+                        return
+                    self._sockets += [near, far]
+                ways: tuple[tuple[Side, socket.socket, socket.socket], ...]
+                ways = ("party", near, far), ("caller", far, near)
+                for side, source, sink in ways:
+                    source.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    threading.Thread(
+                        target=self._lanes[side].carry, args=(source, sink), name="relay-carry", daemon=True
+                    ).start()
 
 
 class Relays:

@@ -80,8 +80,14 @@ class SessionHost(rpc.PartyServicer):
         membership.listen(request_iterator)
         try:
             job = membership.job(FIRST_COMMAND_TIMEOUT_S)
-            if job is None:
-                return
+        except MPCFormerError as error:
+            log.error("no session begins: %s", error)
+            self._done(error.exit_code)
+            context.abort(grpc.StatusCode.ABORTED, "no session begins")
+            raise AssertionError("abort raises") from None
+        if job is None:
+            return
+        try:
             self._check(job)
         except MPCFormerError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.what)
@@ -128,8 +134,12 @@ class SessionHost(rpc.PartyServicer):
         metrics.sessions.dec()
         metrics.ended.labels("well" if status == 0 else "failed").inc()
         metrics.session_seconds.observe(time.monotonic() - started)
+        self._done(status, job.session_id)
+
+    def _done(self, status: int, session_id: bytes | None = None) -> None:
         with self._changed:
-            del self._running[job.session_id]
+            if session_id is not None:
+                del self._running[session_id]
             self.n_done += 1
             self.last_status = status
             self._changed.notify_all()

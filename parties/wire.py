@@ -19,6 +19,7 @@ from parties.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
 
 FRAME_BYTES = 1 << 20
+MAX_SHOWN = 40
 DTYPES = {torch.int64: pb.DTYPE_INT64, torch.uint8: pb.DTYPE_UINT8}
 
 COMMON_OPTIONS = [
@@ -141,17 +142,31 @@ def _check(
     expected = {"session_id": session_id, "sender": sender, "operation": operation, "offset": offset}
     for name, value in expected.items():
         if getattr(frame, name) != value:
-            shown = "another" if name == "session_id" else repr(getattr(frame, name))
+            shown = "another" if name == "session_id" else _shown(getattr(frame, name))
             raise ProtocolError(f"frame from {sender}: {name} is {shown}, expected {value!r}")
     if not 0 <= len(frame.payload) <= min(FRAME_BYTES, total - offset) or (total and not frame.payload):
         raise ProtocolError(f"frame from {sender}: {len(frame.payload)} bytes at {offset} of {total}")
     if offset == 0:
-        claimed = [(header.dtype, tuple(header.shape)) for header in frame.tensors]
-        wanted = [(DTYPES[spec.dtype], spec.shape) for spec in specs]
-        if claimed != wanted:
-            raise ProtocolError(f"frame from {sender}: operation {operation} holds {claimed}, expected {wanted}")
+        _check_headers(frame, specs, f"frame from {sender}: operation {operation}")
     elif frame.tensors:
         raise ProtocolError(f"frame from {sender}: a second header in operation {operation}")
+
+
+def _check_headers(frame: pb.Frame, specs: Sequence[Spec], place: str) -> None:
+    # Counts first, and only the difference told: a frame's room holds a million headers, or dimensions.
+    if len(frame.tensors) != len(specs):
+        raise ProtocolError(f"{place} holds {len(frame.tensors)} tensors, expected {len(specs)}")
+    for index, (header, spec) in enumerate(zip(frame.tensors, specs, strict=True)):
+        same = header.dtype == DTYPES[spec.dtype] and len(header.shape) == len(spec.shape)
+        if not same or tuple(header.shape) != spec.shape:
+            claimed = f"dtype {header.dtype}, {len(header.shape)} dimensions {header.shape[:MAX_SHOWN]}"
+            wanted = f"dtype {DTYPES[spec.dtype]}, {len(spec.shape)} dimensions {list(spec.shape)}"
+            raise ProtocolError(f"{place} holds as tensor {index} {claimed}, expected {wanted}")
+
+
+def _shown(value: str | int) -> str:
+    """A claim as an error quotes it: errors travel too, and must fit into a message."""
+    return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
 
 
 def _slice(views: list[memoryview], offset: int, length: int) -> bytes:

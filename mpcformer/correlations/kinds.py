@@ -23,6 +23,8 @@ from mpcformer.ring.random import KEY_BYTES, Stream
 SIGN_SHIFT = 63
 ADDITIVE_OPS = ("mul", "matmul")
 MAX_ELEMENTS = 1 << 31
+# Far above what any engine asks for; so that what a stranger asks for is refused in no time and in few words.
+MAX_NAME, MAX_OPERANDS, MAX_RANK, MAX_PARAMS = 1024, 16, 16, 32
 
 
 def logical_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -136,6 +138,12 @@ class BinaryTriple(Kind):
 
     n_operands = 2
 
+    def check(self, request: Request) -> None:
+        """Two shapes; there is one product of words."""
+        super().check(request)
+        if request.op:
+            raise ProtocolError(f"a binary triple takes no op, got {request.op!r}")
+
     def draw(self, request: Request, stream: Stream, party: int) -> list[torch.Tensor]:
         """[a, b] and, at party 1, c."""
         return [stream.int64(shape) for shape in request.shapes] + self._last(request, stream, party)
@@ -173,12 +181,26 @@ def validate(request: Request) -> None:
         ProtocolError: naming the field.
     """
     if request.kind not in KINDS:
-        raise ProtocolError(f"correlation kind {request.kind!r} is unknown; known: {', '.join(KINDS)}")
+        raise ProtocolError(f"correlation kind {request.kind[:40]!r} is unknown; known: {', '.join(KINDS)}")
     kind = KINDS[request.kind]
     if not request.shapes:
         raise ProtocolError(f"{request.kind} without a shape")
+    limits = [
+        ("operands", len(request.shapes), MAX_OPERANDS),
+        ("dimensions", max(map(len, request.shapes)), MAX_RANK),
+        ("parameters", len(request.params), MAX_PARAMS),
+        ("characters of op", len(request.op), MAX_NAME),
+    ]
+    for what, n, limit in limits:
+        if n > limit:
+            raise ProtocolError(f"{request.kind} with {n} {what}, more than {limit}")
+    _check_sizes(request.shapes)
     kind.check(request)
-    for shape in (*request.shapes, *(shape for shape, _ in kind.layout(request))):
+    _check_sizes([shape for shape, _ in kind.layout(request)])
+
+
+def _check_sizes(shapes: Sequence[Shape]) -> None:
+    for shape in shapes:
         if any(size < 1 for size in shape) or math.prod(shape) > MAX_ELEMENTS:
             raise ProtocolError(f"correlation shape {shape} is empty or exceeds {MAX_ELEMENTS} elements")
 

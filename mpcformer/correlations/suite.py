@@ -40,8 +40,8 @@ class Linear(Kind):
         """A name per weight, fitting shapes, a ring that packs."""
         _check_width(request)
         names, (x, *weights) = request.op.split(","), request.shapes
-        fits = all(len(w) in (1, 2) and w[0] == x[-1] for w in weights)
-        if len(x) != 2 or not weights or len(names) != len(weights) or not fits:
+        fits = len(x) == 2 and all(len(w) in (1, 2) and w[0] == x[-1] for w in weights)
+        if not weights or len(names) != len(weights) or not fits:
             raise ProtocolError(f"linear maps {request.op!r} of shapes {request.shapes} are not defined")
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
@@ -115,7 +115,7 @@ class Lifted(Kind):
             raise ProtocolError(f"lifted mask {request.op!r} of shapes {request.shapes} is not defined")
         if not GUARD_BITS <= request.bits < 64:
             raise ProtocolError(f"a lifted mask has {GUARD_BITS}..56 bits, not {request.bits}")
-        if with_factor and request.shapes[1] != (*request.shapes[0][:-1], 1):
+        if with_factor and (not request.shapes[0] or request.shapes[1] != (*request.shapes[0][:-1], 1)):
             raise ProtocolError(f"factors of shape {request.shapes[1]} do not scale the rows of {request.shapes[0]}")
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:

@@ -27,6 +27,7 @@ LOG_STEPS = 11
 GUARD = "guard"
 FUNCTIONS = ("reciprocal", "rsqrt", "tanh", GUARD)
 MAX_LOG_BINS = 12
+MAX_BASE = 1 << 53  # beyond, float64 is not exact
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,10 @@ class TableSpec:
         if request.op not in FUNCTIONS or len(request.params) != 8 or not all(map(math.isfinite, request.params)):
             raise ProtocolError(f"table {request.op!r} with parameters {request.params} is not defined")
         log_bins, base, unit, low, high, scale, epsilon, split = request.params
+        if any(number != int(number) or abs(number) > MAX_BASE for number in (log_bins, base, scale)):
+            raise ProtocolError(
+                f"table {request.op!r}: of parameters {request.params}, bins, base and scale are integers"
+            )
         spec = TableSpec(request.op, int(log_bins), int(base), unit, low, high, int(scale), epsilon, split)
         positive = low > 0 or request.op in ("tanh", GUARD)
         if not (3 <= spec.log_bins <= MAX_LOG_BINS and unit > 0 and low < high and positive and 0 <= scale <= 48):

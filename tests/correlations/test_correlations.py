@@ -147,6 +147,11 @@ def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> No
         (Request("square_pair", ((1 << 20, 1 << 20),)), "exceeds"),
         (Request("truncation", ((1,),), bits=62), "1..61"),
         (Request("truncation", ((1,),), bits=0), "1..61"),
+        (Request("binary_triple", ((2, 3), (3, 4)), op="matmul"), "takes no op"),
+        (Request("linear", ((), (3,)), op="a", bits=32), "not defined"),
+        (Request("lifted", ((), (1,)), op="norm", bits=32), "do not scale"),
+        (Request("table", ((3,),), op="tanh", params=(5, 1e300, 1.0, -1.0, 1.0, 10, 0, 0)), "are integers"),
+        (Request("square_pair", ((1,) * 17,)), "17 dimensions, more than 16"),
     ],
 )
 def test_malformed_requests(request_: Request, message: str) -> None:

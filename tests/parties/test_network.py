@@ -10,6 +10,7 @@ import pytest
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
 from parties import evaluate, simulation
+from parties.attacker import Fault
 from parties.network import NetworkProfile, Relay, Relays, network_profile
 from tests.parties.test_end_to_end import job_for
 
@@ -115,23 +116,18 @@ def test_a_bit_flipped_on_the_network_never_gives_a_result(
     student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """TLS notices, the parties end, and the error names one of them."""
-    n_seen = 0
-
-    def tamper(data: bytes) -> bytes:
-        nonlocal n_seen
-        n_seen += len(data)
-        if n_seen < 100_000:  # well after the handshake
-            return data
-        return data[:-1] + bytes([data[-1] ^ 1])
+    made: list[Relay] = []
 
     class Attacked(Relays):
         def route(self, address: str) -> str:
-            self._relays.append(Relay(address, NetworkProfile("x", 0.0, 1e9), tamper))
-            return self._relays[-1].address
+            fault = Fault("corrupt", 100_000)  # well after the handshake
+            made.append(Relay(address, NetworkProfile("x", 0.0, 1e9), fault))
+            self._relays.append(made[-1])
+            return made[-1].address
 
     monkeypatch.setattr(simulation, "Relays", Attacked)
     logs = tmp_path / "logs"
     logs.mkdir()
     with pytest.raises(PartyError, match=r"owner|dealer"):
         simulation.simulate(job_for(student, data_dir, batch_size=1), logs)
-    assert n_seen >= 100_000
+    assert max(relay.n_seen("party") for relay in made) > 100_000

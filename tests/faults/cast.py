@@ -1,0 +1,285 @@
+"""Parties for fault tests: each a process forked from one that has the imports done, halted at a chosen point.
+
+A process that is to be observed or struck at a point calls `Gate.wait` there: it says that it has come, and goes on when
+it is told to. The product knows nothing of it: the point is a function that is wrapped in that process alone.
+"""
+
+import importlib
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from parties.config import (
+    AnyConfig,
+    CoordinatorConfig,
+    DataOwnerConfig,
+    DealerConfig,
+    JobConfig,
+    ModelOwnerConfig,
+    PeerAddress,
+    TlsFiles,
+    to_toml,
+)
+from parties.network import NetworkProfile, Relay
+
+PARTIES = ("dealer", "model-owner", "data-owner", "coordinator")
+START_LIMIT_S = 90.0
+_PRELOADED = ["tests.faults.imports"]
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(_PRELOADED)
+
+# Where a process is halted: function, and at which of its calls. One sentence a batch, so some batches are done by then.
+POINTS: dict[str, tuple[str, int]] = {
+    "offline": ("mpcformer.inference.private_bert.PrivateBert.offline", 6),
+    "linear": ("mpcformer.inference.private_bert.PrivateBert._apply", 20),
+    "softmax": ("mpcformer.inference.private_attention.PrivateAttention.attend", 4),
+    "reveal": ("mpcformer.inference.private_bert.reveal", 3),
+    "writing": ("parties.journal.Journal.add", 2),
+    "dealing": ("parties.dealer.deal", 60),
+    "hello dealer": ("parties.service.SessionHost.add_to", 1),
+    "hello model-owner": ("parties.service.SessionHost.add_to", 1),
+    "hello data-owner": ("parties.__main__._take_part", 1),
+    "hello coordinator": ("parties.coordinator.start_server", 1),
+}
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A halt at a point, by two files."""
+
+    folder: Path
+    point: str
+
+    def wait(self) -> None:
+        """Say that the point is reached, and wait until the gate is opened."""
+        (self.folder / "reached").touch()
+        deadline = time.monotonic() + START_LIMIT_S
+        while not (self.folder / "go").exists() and time.monotonic() < deadline:
+            time.sleep(0.01)
+
+    def install(self) -> None:
+        """Wrap the point's function in this process."""
+        path, nth = POINTS[self.point]
+        parts = path.split(".")
+        for cut in range(len(parts) - 1, 0, -1):
+            try:
+                owner: Any = importlib.import_module(".".join(parts[:cut]))
+                break
+            except ModuleNotFoundError:
+                continue
+        for part in parts[cut:-1]:
+            owner = getattr(owner, part)
+        original, count = getattr(owner, parts[-1]), 0
+
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            nonlocal count
+            count += 1
+            if count == nth:
+                self.wait()
+            return original(*args, **kwargs)
+
+        setattr(owner, parts[-1], wrapped)
+
+    def reached(self, timeout_s: float = START_LIMIT_S) -> None:
+        """Wait, from outside, until the process has come to the point."""
+        deadline = time.monotonic() + timeout_s
+        while not (self.folder / "reached").exists():
+            assert time.monotonic() < deadline, f"{self.point} was not reached"
+            time.sleep(0.01)
+
+    def open(self) -> None:
+        """Let it go on."""
+        (self.folder / "go").touch()
+
+
+def _child(log: Path, gate: Gate | None, main: Callable[..., int], *arguments: Any) -> None:
+    """What runs in a forked process."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if gate is not None:
+        gate.install()
+    status = main(*arguments)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _party(path: Path, once: bool) -> int:
+    from parties.__main__ import main
+
+    return main(path, once=once)
+
+
+def _coordinate(path: Path, out: Path, resume: bool) -> int:
+    from mpcformer.errors import MPCFormerError
+    from parties import coordinate
+    from parties.config import load_coordinator
+
+    try:
+        coordinate.run(load_coordinator(path), out, resume=resume)
+    except MPCFormerError as error:
+        print(f"error {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+class Cast:
+    """All parties of a job, each from its configuration, with a relay on every link.
+
+    Args:
+        folder: for configurations and logs; `out` below it is the coordinator's.
+        student, public, data_dir: as the parties need them.
+        tls: certificates by party.
+        job: what to compute.
+        join_timeout_s: by party.
+        changes: more configuration, by party.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        student: Path,
+        public: Path,
+        data_dir: Path,
+        tls: dict[str, TlsFiles],
+        job: JobConfig,
+        join_timeout_s: dict[str, float] | None = None,
+        changes: dict[str, dict[str, Any]] | None = None,
+    ) -> None:
+        self.folder, self.out = folder, folder / "run"
+        self.processes: dict[str, BaseProcess] = {}
+        ports = {name: free_port() for name in ("dealer", "model-owner", "coordinator")}
+        links = {
+            "coordinator->dealer": ports["dealer"],
+            "coordinator->model-owner": ports["model-owner"],
+            "owners->dealer": ports["dealer"],
+            "data-owner->model-owner": ports["model-owner"],
+            "data-owner->coordinator": ports["coordinator"],
+        }
+        loopback = NetworkProfile("x", 0.0, 1e10)
+        self.relays = {name: Relay(f"127.0.0.1:{port}", loopback) for name, port in links.items()}
+        waits = {name: (join_timeout_s or {}).get(name, 60.0) for name in PARTIES}
+        common = {
+            name: {"id": name, "tls": tls[name], "join_timeout_s": waits[name]} | (changes or {}).get(name, {})
+            for name in PARTIES
+        }
+        service = {"coordinators": ["coordinator"], "data_owners": ["data-owner"], "grace_s": 2.0}
+
+        def address(link: str) -> str:
+            return self.relays[link].address
+
+        self.configs: dict[str, AnyConfig] = {
+            "dealer": DealerConfig(
+                role="dealer",
+                listen=f"127.0.0.1:{ports['dealer']}",
+                model_owners=["model-owner"],
+                **(service | common["dealer"]),
+            ),
+            "model-owner": ModelOwnerConfig(
+                role="model-owner",
+                listen=f"127.0.0.1:{ports['model-owner']}",
+                dealers=["dealer"],
+                student=student,
+                **(service | common["model-owner"]),
+            ),
+            "data-owner": DataOwnerConfig(
+                role="data-owner",
+                coordinator=PeerAddress(id="coordinator", address=address("data-owner->coordinator")),
+                model_owners=["model-owner"],
+                dealers=["dealer"],
+                public_model=public,
+                data_dir=data_dir,
+                **common["data-owner"],
+            ),
+            "coordinator": CoordinatorConfig(
+                listen=f"127.0.0.1:{ports['coordinator']}",
+                dealer=PeerAddress(id="dealer", address=address("coordinator->dealer")),
+                model_owner=PeerAddress(id="model-owner", address=address("coordinator->model-owner")),
+                data_owner="data-owner",
+                job=job,
+                **common["coordinator"],
+            ),
+        }
+
+    def start(self, *names: str, gates: dict[str, Gate] | None = None, once: bool = True, resume: bool = False) -> None:
+        """Fork these parties; in the coordinator's process its services are reached by the owners through relays."""
+        for name in names:
+            path = self.folder / f"{name}.toml"
+            path.write_text(to_toml(self.configs[name]))
+            gate = (gates or {}).get(name)
+            arguments: tuple[Any, ...] = (_party, path, once)
+            if name == "coordinator":
+                routes = {
+                    self.relays["coordinator->dealer"].address: self.relays["owners->dealer"].address,
+                    self.relays["coordinator->model-owner"].address: self.relays["data-owner->model-owner"].address,
+                }
+                arguments = (_routed, routes, path, self.out, resume)
+            process = _context.Process(target=_child, args=(self.log_of(name), gate, *arguments), name=name)
+            process.start()
+            self.processes[name] = process
+
+    def log_of(self, name: str) -> Path:
+        """Everything that a party said."""
+        return self.folder / f"{name}.log"
+
+    def said(self, name: str) -> str:
+        """Its log's text."""
+        path = self.log_of(name)
+        return path.read_text() if path.is_file() else ""
+
+    def wait(self, name: str, timeout_s: float) -> int:
+        """A party's exit status; fails if it does not end in time."""
+        process = self.processes[name]
+        process.join(timeout_s)
+        assert process.exitcode is not None, f"{name} still runs after {timeout_s:.0f} s; it said: {self.said(name)}"
+        return process.exitcode
+
+    def cut_off(self, name: str) -> None:
+        """Cut all links of a party."""
+        for link, relay in self.relays.items():
+            near, far = link.split("->")
+            owners = near == "owners" and name == "model-owner"
+            if name in (near, far) or owners:
+                relay.cut()
+
+    def end(self) -> None:
+        """Kill what is left."""
+        for process in self.processes.values():
+            if process.exitcode is None and process.pid is not None:
+                process.kill()
+            process.join()
+        for relay in self.relays.values():
+            relay.close()
+
+
+def _routed(routes: dict[str, str], path: Path, out: Path, resume: bool) -> int:
+    """The coordinator, telling the owners addresses of their own."""
+    from parties import coordinator
+
+    original = coordinator.Coordinator._job
+
+    def job(self: Any) -> Any:
+        message = original(self)
+        message.dealer_address = routes[message.dealer_address]
+        message.model_owner_address = routes[message.model_owner_address]
+        return message
+
+    coordinator.Coordinator._job = job  # type: ignore[method-assign]
+    return _coordinate(path, out, resume)
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return int(server.getsockname()[1])
