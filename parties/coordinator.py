@@ -80,6 +80,7 @@ class Coordinator(rpc.CoordinatorServicer):
         self._evidence: list[tuple[int, MPCFormerError]] = []
         self._batches: dict[tuple[Role, int], pb.Batch] = {}
         self._channels: list[grpc.Channel] = []
+        self._readers: list[threading.Thread] = []
         self._finishing = False
         self._server, self.address = start_server(
             lambda server: rpc.add_CoordinatorServicer_to_server(self, server), config.listen, config.credentials
@@ -93,7 +94,7 @@ class Coordinator(rpc.CoordinatorServicer):
                 context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{party} has joined already")
             self._joined(party)
         context.add_callback(lambda: self._gone(party))
-        threading.Thread(target=self._read, args=(party, request_iterator), name="events", daemon=True).start()
+        self._start_reader(self._read, party, request_iterator)
         yield from self._commands(party)
 
     def accuse(self, party: str, what: str) -> None:
@@ -140,9 +141,12 @@ class Coordinator(rpc.CoordinatorServicer):
         )
 
     def stop(self) -> None:
-        """End all streams and close the server."""
+        """End all streams and close the server; parties that answer are given time to hear why."""
         for member in self._members.values():
             member.commands.put(None)
+        deadline = time.monotonic() + LEAVE_TIMEOUT_S
+        for thread in self._readers:
+            thread.join(max(0.0, deadline - time.monotonic()))
         for channel in self._channels:
             channel.close()
         self._server.stop(grace=1.0).wait()
@@ -170,7 +174,12 @@ class Coordinator(rpc.CoordinatorServicer):
     def _connect(self, peer: PeerAddress) -> None:
         channel = open_channel(peer.address, peer.id, self._config.credentials)
         self._channels.append(channel)
-        threading.Thread(target=self._serve, args=(peer.id, channel), name="events", daemon=True).start()
+        self._start_reader(self._serve, peer.id, channel)
+
+    def _start_reader(self, read: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=read, args=arguments, name="events", daemon=True)
+        self._readers.append(thread)
+        thread.start()
 
     def _serve(self, party: str, channel: grpc.Channel) -> None:
         """A service's stream, as its client."""

@@ -84,8 +84,10 @@ def run(job: InferenceJob, out: Path, *, resume: bool = False) -> dict[str, Any]
     except BaseException as error:
         _remove(failed)
         partial.rename(failed)
+        way_on = f"; --resume goes on from batch {len(journal.batches)}" if journal.batches else ""
+        if isinstance(error, OSError):
+            raise UserInputError(f"{failed}: {error.strerror}", f"make room there{way_on}") from None
         if isinstance(error, MPCFormerError):
-            way_on = f"; --resume goes on from batch {len(journal.batches)}" if journal.batches else ""
             error.remedy = f"{error.remedy}; logs: {failed / 'logs'}{way_on}".removeprefix("; ")
         raise
     return values
@@ -98,6 +100,7 @@ def _journal(job: InferenceJob, partial: Path, failed: Path, resume: bool) -> Jo
         _remove(partial)
         return Journal(partial / JOURNAL, facts)
     if not partial.exists() and failed.exists():
+        Journal(failed / JOURNAL, facts, resume=True)  # of another job it is left as it is
         failed.rename(partial)
     journal = Journal(partial / JOURNAL, facts, resume=True)
     for path in partial.iterdir():

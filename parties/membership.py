@@ -26,6 +26,8 @@ HEARTBEAT_S = 1.0
 # A stopped process keeps its connections open: only missing heartbeats tell. Both sides use this.
 SILENCE_S = 8.0
 FLUSH_TIMEOUT_S = 3.0
+# The coordinator weighs evidence for 1.5 s.
+VERDICT_TIMEOUT_S = 4.0
 
 
 def peak_rss_bytes() -> int:
@@ -55,6 +57,8 @@ class Membership:
         self._watched: list[tuple[str, Callable[[], float]]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
+        self._aborted = threading.Event()
+        self._over = False  # the session is finished, or this party leaves
         self._last_heard = time.monotonic()
         self._close: Callable[[], object] = lambda: None
         self.error: MPCFormerError | None = None
@@ -101,22 +105,31 @@ class Membership:
             raise item
         return item
 
-    def fail(self, error: MPCFormerError) -> None:
-        """Report a failure, unless the coordinator knows already, and let it out."""
+    def fail(self, error: MPCFormerError) -> MPCFormerError:
+        """Report a failure and leave; the first cause, as far as it is known.
+
+        A broken stream may be the end of another party because of a third: the coordinator sees all, and weighs.
+        """
         if self.error is None:
-            culprit = error.party if isinstance(error, PartyError) else self.me
-            what = error.what.removeprefix(f"{culprit}: ")
-            self.send(failure=pb.Failure(culprit=culprit, what=what, remedy=error.remedy, exit_code=error.exit_code))
+            self._report(error)
+            if isinstance(error, PartyError) and error.party != self.me:
+                self._aborted.wait(VERDICT_TIMEOUT_S)
         self.leave()
+        return self.error or error
 
     def abort(self, error: MPCFormerError) -> None:
         """End the session from another thread, and tell the coordinator why."""
-        culprit = error.party if isinstance(error, PartyError) else self.me
-        self.send(failure=pb.Failure(culprit=culprit, what=error.what.removeprefix(f"{culprit}: ")))
+        self._report(error)
         self._abort(error)
+
+    def _report(self, error: MPCFormerError) -> None:
+        culprit = error.party if isinstance(error, PartyError) else self.me
+        what = error.what.removeprefix(f"{culprit}: ")
+        self.send(failure=pb.Failure(culprit=culprit, what=what, remedy=error.remedy, exit_code=error.exit_code))
 
     def leave(self) -> None:
         """Send what is queued and end the tie."""
+        self._over = True
         self._outbox.put(None)
         self._ended.wait(FLUSH_TIMEOUT_S)
         self._ended.set()
@@ -137,27 +150,28 @@ class Membership:
                 if kind == "job":
                     self._jobs.put(command.job)
                 elif kind == "finish":
+                    self._over = True
                     self._jobs.put(None)
                 elif kind == "abort":
                     self._abort(PartyError(command.abort.culprit, command.abort.reason))
-            self._abort(PartyError(self._coordinator, "it ended the session"), only_if_idle=True)
+            # A server's stream ends like this also when its client died.
+            self._abort(PartyError(self._coordinator, "the connection to it ended"))
         except Exception as error:  # a client's stream raises RpcError, a server's a bare Exception
             detail = error.details() if isinstance(error, grpc.Call) else ""
             self._abort(PartyError(self._coordinator, f"the connection to it broke: {detail or 'connection lost'}"))
         finally:
             self._ended.set()
 
-    def _abort(self, error: MPCFormerError, only_if_idle: bool = False) -> None:
+    def _abort(self, error: MPCFormerError) -> None:
         with self._lock:
-            if self.error is not None:
+            if self.error is not None or self._over:
                 return
-            if not only_if_idle:
-                self.error = error
+            self.error = error
             callbacks, self._on_abort = self._on_abort, []
+        self._aborted.set()
         self._jobs.put(error)
-        if not only_if_idle:
-            for callback in callbacks:
-                callback(error)
+        for callback in callbacks:
+            callback(error)
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):

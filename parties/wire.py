@@ -5,9 +5,13 @@ directions move. The receiver knows what it expects; a frame is checked against 
 and memory is taken for the expectation, never for what a header claims.
 """
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+# What goes wrong is told in our own words; gRPC's own log would stand between them.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import torch

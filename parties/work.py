@@ -16,22 +16,16 @@ def work(run: Callable[[], None], membership: Membership) -> int:
     try:
         run()
     except MPCFormerError as error:
-        # What the coordinator said is the cause; a broken stream is only its consequence.
-        log.error("%s", membership.error or error)
-        membership.fail(error)
-        return (membership.error or error).exit_code
+        cause = membership.fail(error)
+        log.error("%s", cause)
+        return cause.exit_code
     except Exception as error:
-        if membership.error is not None:
-            log.error("%s", membership.error)
-            membership.leave()
-            return membership.error.exit_code
         # The message of an unforeseen error may quote data: only its type leaves this process, the trace stays out too.
-        place = _place(error)
-        log.error("unexpected %s at %s", type(error).__name__, place)
-        membership.fail(
-            PartyError(membership.me, f"unexpected {type(error).__name__} at {place}", "please report this")
-        )
-        return UNEXPECTED
+        place, told = _place(error), membership.error is not None
+        what = f"unexpected {type(error).__name__} at {place}"
+        cause = membership.fail(PartyError(membership.me, what, "please report this"))
+        log.error("%s", cause if told else what)
+        return cause.exit_code if told else UNEXPECTED
     membership.leave()
     log.info("done")
     return 0

@@ -1,14 +1,13 @@
 """Parties for fault tests: each a process forked from one that has the imports done, halted at a chosen point.
 
-A process that is to be observed or struck at a point calls `Gate.wait` there: it says that it has come, and goes on when
-it is told to. The product knows nothing of it: the point is a function that is wrapped in that process alone.
+A process that is to be observed or struck at a point calls `Gate.wait` there: it says that it has come, and goes on
+when it is told to. The product knows nothing of it: the point is a function that is wrapped in that process alone.
 """
 
 import importlib
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from parties.config import (
     to_toml,
 )
 from parties.network import NetworkProfile, Relay
+from tests.ports import free_port
 
 PARTIES = ("dealer", "model-owner", "data-owner", "coordinator")
 START_LIMIT_S = 90.0
@@ -36,7 +36,7 @@ _PRELOADED = ["tests.faults.imports"]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)
 
-# Where a process is halted: function, and at which of its calls. One sentence a batch, so some batches are done by then.
+# Where a process is halted: function, and at which of its calls. With a sentence a batch, some are done by then.
 POINTS: dict[str, tuple[str, int]] = {
     "offline": ("mpcformer.inference.private_bert.PrivateBert.offline", 6),
     "linear": ("mpcformer.inference.private_bert.PrivateBert._apply", 20),
@@ -277,9 +277,3 @@ def _routed(routes: dict[str, str], path: Path, out: Path, resume: bool) -> int:
 
     coordinator.Coordinator._job = job  # type: ignore[method-assign]
     return _coordinate(path, out, resume)
-
-
-def free_port() -> int:
-    """A port that nobody listens on now."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return int(server.getsockname()[1])

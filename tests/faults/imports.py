@@ -1,4 +1,4 @@
-"""What the process that others are forked from has imported: everything slow. It opens no channel: gRPC must not fork."""
+"""What the process that others are forked from has imported: all that is slow. It opens no channel to anybody."""
 
 import parties.__main__
 import parties.coordinate

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 from mpcformer.cli import build_app
 from mpcformer.errors import UserInputError
 from parties.config import load_coordinator, load_party
+from tests.ports import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "parties" / "deploy" / "two-machines"
 PARTIES = ("dealer", "model-owner", "data-owner")
@@ -23,18 +23,10 @@ def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from mpcformer.cli import main; main()", *map(str, arguments)]
 
 
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
-
-
 @pytest.fixture
 def site(student: Path, data_dir: Path, tmp_path: Path) -> Path:
     """The examples with this machine's addresses, certificates, the public model and the data."""
-    ports = dict(zip(("7000", "7001", "7002"), free_ports(3), strict=True))
+    ports = {port: free_port() for port in ("7000", "7001", "7002")}
     for source in EXAMPLES.glob("*.toml"):
         text = source.read_text()
         for host in ("0.0.0.0", "coordinator.example", "dealer.example", "models.example"):

@@ -1,0 +1,112 @@
+"""Finished batches are on disk; a run goes on from the last whole one, with the same job, data and student only."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from mpcformer.errors import MPCFormerError, PartyError, UserInputError
+from parties import evaluate, simulation
+from parties.journal import FILE_NAME, Journal
+from parties.stubs import parties_pb2 as pb
+from tests.parties.test_end_to_end import job_for
+from tests.tiny import save_parquet, save_student
+
+JOB = {"task": "sst2", "limit": None}
+
+
+def batch(number: int) -> tuple[pb.Batch, pb.Batch]:
+    report = pb.BatchReport(batch_size=1, seq_len=7, online=pb.Phase(seconds=0.1 + number, rounds=3))
+    told = pb.Predictions(rows=[number], ids=[-number], labels=[0.1], groups=["dev"], n_outputs=2, logits=[0.1, -1e-7])
+    return (
+        pb.Batch(batch=number, report=report, student="ab"),
+        pb.Batch(batch=number, report=report, predictions=told, batch_plan=b"\0\xff", n_batches=3),
+    )
+
+
+def test_what_was_written_is_read(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    written = Journal(path, JOB)
+    assert (written.student, written.batch_plan) == ("", b"")
+    for number in range(3):
+        written.add(*batch(number))
+    read = Journal(path, JOB, resume=True)
+    assert read.batches == [batch(number) for number in range(3)]
+    assert (read.n_resumed, read.student, read.batch_plan) == (3, "ab", b"\0\xff")
+
+
+@pytest.mark.parametrize("cut", [1, 2, 50, 200])
+def test_a_torn_line_is_dropped_and_the_next_is_whole(tmp_path: Path, cut: int) -> None:
+    path = tmp_path / FILE_NAME
+    written = Journal(path, JOB)
+    for number in range(2):
+        written.add(*batch(number))
+    path.write_bytes(path.read_bytes()[:-cut])
+    read = Journal(path, JOB, resume=True)
+    assert read.batches == [batch(0)]
+    read.add(*batch(1))
+    assert Journal(path, JOB, resume=True).batches == [batch(0), batch(1)]
+
+
+def test_another_jobs_journal_or_none(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    with pytest.raises(UserInputError, match=f"{FILE_NAME} does not exist"):
+        Journal(path, JOB, resume=True)
+    Journal(path, JOB)
+    with pytest.raises(UserInputError, match="is of another job: limit"):
+        Journal(path, JOB | {"limit": 3}, resume=True)
+    path.write_text("")
+    with pytest.raises(UserInputError, match="is of another job"):
+        Journal(path, JOB, resume=True)
+
+
+def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
+    student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job, out = job_for(student, data_dir, batch_size=4), tmp_path / "run"
+    add = Journal.add
+
+    def full(self: Journal, *batches: pb.Batch) -> None:
+        if len(self.batches) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        add(self, *batches)
+
+    monkeypatch.setattr(Journal, "add", full)
+    with pytest.raises(MPCFormerError, match=r"run\.failed: No space left on device") as caught:
+        evaluate.run(job, out)
+    assert "--resume goes on from batch 2" in caught.value.remedy
+    assert not out.exists()
+    assert not list(tmp_path.rglob("results.json"))
+    assert "coordinator: cannot write the journal" in (tmp_path / "run.failed/logs/model-owner.log").read_text()
+    monkeypatch.undo()
+
+    for changed, message in (
+        ({"batch_size": 3}, "is of another job: batch_size"),
+        ({"limit": 7}, "is of another job: limit"),
+    ):
+        with pytest.raises(UserInputError, match=message):
+            evaluate.run(job_for(student, data_dir, **({"batch_size": 4} | changed)), out, resume=True)
+    values = evaluate.run(job, out, resume=True)
+    assert values["batches"] == {"all": 3, "of_a_run_before": 2}
+    assert values["examples"] == 12
+    assert values["label_agreement"] == 1.0
+    assert values["max_abs_logit_error"] < 0.005, "every row is where it belongs"
+    assert json.loads((out / "manifest.json").read_text())["sha256"].keys() >= {"results.json", FILE_NAME}
+
+
+def test_other_data_or_another_student_is_noticed(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    """The coordinator between organisations has neither: the owners tell it."""
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    job = job_for(student, data_dir, batch_size=6)
+    path = tmp_path / FILE_NAME
+    simulation.simulate(job, logs, Journal(path, JOB))
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(lines[:2]))
+    other = save_parquet(tmp_path / "other" / "sst2", n_train=90)
+    with pytest.raises(PartyError, match="data-owner: the examples or their batches are not those"):
+        simulation.simulate(job_for(student, other, batch_size=6), logs, Journal(path, JOB, resume=True))
+    changed = save_student(tmp_path / "changed", data_dir, seed=3)
+    with pytest.raises(PartyError, match="model-owner: its student is"):
+        simulation.simulate(job_for(changed, data_dir, batch_size=6), logs, Journal(path, JOB, resume=True))

@@ -1,0 +1,20 @@
+"""Ports for servers of tests: outside the range from which the kernel takes those of outgoing connections."""
+
+import itertools
+import os
+import socket
+
+FIRST, LAST = 20_000, 32_000
+_next = itertools.count(os.getpid() * 97 % (LAST - FIRST))
+
+
+def free_port() -> int:
+    """A port that nobody listens on now, another one at each call."""
+    while True:
+        port = FIRST + next(_next) % (LAST - FIRST)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
