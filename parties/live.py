@@ -10,13 +10,13 @@ class Live:
     """A progress bar, as a context manager."""
 
     def __init__(self) -> None:
-        self._bar = progress()
-        self._task = self._bar.add_task("private inference", total=None, info="waiting for the parties")
+        self._bar = progress(description_width=0)
+        self._task = self._bar.add_task("batches", total=None, info="waiting for the parties")
 
     def show(self, now: pb.Progress) -> None:
         """The data owner's latest progress."""
         done = now.batch + (now.segment == now.n_segments)
-        info = f"batches, part {now.segment}/{now.n_segments}, {now.rounds} rounds, {now.bytes / 2**20:.1f} MiB in"
+        info = f"part {now.segment}/{now.n_segments}, {now.rounds} rounds, {now.bytes / 2**20:.0f} MiB in"
         self._bar.update(self._task, completed=done, total=now.n_batches, info=info)
 
     def __enter__(self) -> "Live":

@@ -208,7 +208,7 @@ def simulate(
             results = coordinator.run_job()
             processes.stop()
             return results
-        except MPCFormerError as error:
+        except (MPCFormerError, OSError) as error:
             # The others know by now and end by themselves, and their logs say why; the culprit may never.
             processes.stop(culprit=error.party if isinstance(error, PartyError) else None)
             raise

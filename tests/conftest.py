@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on one thread: the machine has two cores and the parties are many."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,8 @@ import torch
 from hypothesis import settings
 from transformers.utils import logging as hf_logging
 
+from parties import simulation
+from tests.forked import ForkedProcesses
 from tests.tiny import save_parquet, save_student
 
 # The machines that run this are shared: how long an example takes says nothing.
@@ -20,6 +23,14 @@ SHARED_DATA = Path(__file__).resolve().parent.parent.parent / "shared" / "data"
 def _quiet() -> None:
     torch.set_num_threads(1)
     hf_logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _forked() -> Iterator[None]:
+    """Simulations of this process fork their parties; see tests/forked.py."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(simulation, "Processes", ForkedProcesses)
+        yield
 
 
 @pytest.fixture(scope="session")

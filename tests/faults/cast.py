@@ -5,9 +5,6 @@ when it is told to. The product knows nothing of it: the point is a function tha
 """
 
 import importlib
-import multiprocessing
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -28,13 +25,11 @@ from parties.config import (
     to_toml,
 )
 from parties.network import NetworkProfile, Relay
+from tests.forked import context, leave, redirect
 from tests.ports import free_port
 
 PARTIES = ("dealer", "model-owner", "data-owner", "coordinator")
 START_LIMIT_S = 90.0
-_PRELOADED = ["tests.faults.imports"]
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(_PRELOADED)
 
 # Where a process is halted: function, and at which of its calls. With a sentence a batch, some are done by then.
 POINTS: dict[str, tuple[str, int]] = {
@@ -102,16 +97,10 @@ class Gate:
 
 def _child(log: Path, gate: Gate | None, main: Callable[..., int], *arguments: Any) -> None:
     """What runs in a forked process."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(descriptor, 1)
-    os.dup2(descriptor, 2)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    redirect(log)
     if gate is not None:
         gate.install()
-    status = main(*arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+    leave(main(*arguments))
 
 
 def _party(path: Path, once: bool) -> int:
@@ -225,7 +214,7 @@ class Cast:
                     self.relays["coordinator->model-owner"].address: self.relays["data-owner->model-owner"].address,
                 }
                 arguments = (_routed, routes, path, self.out, resume)
-            process = _context.Process(target=_child, args=(self.log_of(name), gate, *arguments), name=name)
+            process = context.Process(target=_child, args=(self.log_of(name), gate, *arguments), name=name)
             process.start()
             self.processes[name] = process
 

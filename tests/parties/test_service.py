@@ -52,6 +52,7 @@ class Service:
         self.files, self.dealer = files, Dealer(config)
         self.host = SessionHost(config, "dealer", self.dealer.run_session)
         self._open = ExitStack()
+        self._kept: list[object] = []
 
         def add(server: grpc.Server) -> None:
             self.dealer.add_to(server)
@@ -74,6 +75,7 @@ class Service:
         """A session that is ready."""
         events, send = self.order(session, **changes)
         wait_for(events, "ready")
+        self._kept.append(events)  # a call that nobody holds is cancelled
         return send
 
     def refusal(self, session: bytes, **changes: str) -> tuple[grpc.StatusCode, str]:

@@ -5,6 +5,7 @@ import parties.coordinate
 import parties.data_owner
 import parties.dealer
 import parties.model_owner
+import parties.plaintext
 import parties.service
 
 assert parties.__main__
