@@ -7,12 +7,14 @@ from contextlib import contextmanager, suppress
 
 import pytest
 
-from parties.attacker import Attacker, Fault, Passed
+from parties.attacker import Attacker, Fault, Passed, Side
 from parties.network import NetworkProfile, Relay
 from tests.parties.test_network import Echo, connect, exchange
 
 FAST = NetworkProfile("x", 0.0, 1e9)
-QUIET_S = 0.2
+# How long nothing comes before it is believed that nothing will; and how long a chunk is waited for that may not come.
+QUIET_S, CHUNK_S = 0.5, 0.3
+SIDES: tuple[Side, ...] = ("party", "caller")
 CHUNKS = [bytes([65 + i]) * 10 for i in range(5)]
 
 
@@ -24,14 +26,17 @@ def attacked(fault: Fault | None) -> Iterator[tuple[Relay, socket.socket]]:
     relay.close()
 
 
-def echoed(end: socket.socket) -> bytes:
-    """What comes back for five chunks, sent one by one, until the other side ends or is quiet."""
+def echoed(relay: Relay, end: socket.socket) -> bytes:
+    """What comes back for five chunks, until the other side ends or is quiet; each is read at one go, both ways."""
     received = b""
     end.settimeout(QUIET_S)
     with suppress(OSError):  # cut
         for chunk in CHUNKS:
+            n_seen = [relay.n_seen(side) for side in SIDES]
             end.sendall(chunk)
-            time.sleep(0.03)  # so that each is read at one go
+            until = time.monotonic() + CHUNK_S
+            while any(relay.n_seen(s) == n for s, n in zip(SIDES, n_seen, strict=True)) and time.monotonic() < until:
+                time.sleep(0.002)
         end.shutdown(socket.SHUT_WR)
     try:
         while data := end.recv(1000):
@@ -56,7 +61,7 @@ def echoed(end: socket.socket) -> bytes:
 )
 def test_each_fault_both_ways(kind: str, expected: bytes, towards: str) -> None:
     with attacked(Fault(kind, 15, towards, bit=2)) as (relay, end):  # type: ignore[arg-type]
-        received = echoed(end)
+        received = echoed(relay, end)
         if kind == "cut" and towards == "party":
             # What was under way in the other direction may be lost.
             assert expected.startswith(received)
@@ -67,7 +72,7 @@ def test_each_fault_both_ways(kind: str, expected: bytes, towards: str) -> None:
 
 def test_no_fault_changes_nothing() -> None:
     with attacked(None) as (relay, end):
-        assert echoed(end) == b"".join(CHUNKS)
+        assert echoed(relay, end) == b"".join(CHUNKS)
         assert relay.n_seen("party") == relay.n_seen("caller") == 50
 
 
@@ -80,11 +85,11 @@ def test_bytes_count_over_all_connections_and_a_fault_hits_once() -> None:
 
 def test_after_a_cut_one_may_connect_again_but_not_after_the_end() -> None:
     with attacked(Fault("cut", 0)) as (relay, first):
-        assert echoed(first) == b""
+        assert echoed(relay, first) == b""
         with connect(relay.address) as second:
             assert exchange(second, b"again")[0] == b"again"
             relay.cut()
-            assert echoed(second) == b""
+            assert echoed(relay, second) == b""
         with pytest.raises(OSError, match=r".*"):
             connect(relay.address)
 
@@ -93,9 +98,9 @@ def test_a_stall_at_any_time_keeps_all_open_and_delivers_nothing() -> None:
     with attacked(None) as (relay, end):
         assert exchange(end, b"before")[0] == b"before"
         relay.stall()
-        assert echoed(end) == b"..."
+        assert echoed(relay, end) == b"..."
         with connect(relay.address) as late:
-            assert echoed(late) == b"..."
+            assert echoed(relay, late) == b"..."
         relay.cut()
         end.settimeout(5)
         assert end.recv(1) == b"", "closing lets go"
