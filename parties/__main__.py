@@ -19,6 +19,8 @@ from parties.membership import join
 from parties.work import work
 
 log = logging.getLogger("parties")
+# gRPC does not always see the end of a call whose request it could not read.
+STOP_TIMEOUT_S = 5.0
 
 
 def main(path: Path, *, once: bool = False, address_file: Path | None = None) -> int:
@@ -94,7 +96,7 @@ def _serve(config: Service, once: bool, address_file: Path | None) -> int:
             status = 0
         host.drain(config.grace_s)
     finally:
-        server.stop(grace=1.0).wait()
+        server.stop(grace=1.0).wait(STOP_TIMEOUT_S)
     log.info("ended")
     return status
 

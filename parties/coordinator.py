@@ -149,7 +149,7 @@ class Coordinator(rpc.CoordinatorServicer):
             thread.join(max(0.0, deadline - time.monotonic()))
         for channel in self._channels:
             channel.close()
-        self._server.stop(grace=1.0).wait()
+        self._server.stop(grace=1.0).wait(LEAVE_TIMEOUT_S)
 
     def _job(self) -> pb.Job:
         config, asked = self._config, self._config.job

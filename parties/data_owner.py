@@ -20,7 +20,7 @@ from parties.public_files import STUDENT_RECORD
 from parties.session import OwnerSession
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import open_channel
+from parties.wire import open_channel, wait_until_ready
 
 
 def run(config: DataOwnerConfig, membership: Membership) -> None:
@@ -57,8 +57,9 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
 
     channel = PeerChannel(me=config.id, peer=job.model_owner, session_id=job.session_id)
     link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
+    wait_until_ready(link, job.model_owner, job.model_owner_address, config.join_timeout_s)
     metadata = [(SESSION_HEADER, job.session_id)]
-    stream = rpc.PeerStub(link).Exchange(channel.outgoing(), metadata=metadata, wait_for_ready=True)
+    stream = rpc.PeerStub(link).Exchange(channel.outgoing(), metadata=metadata)
     channel.attach(stream, stream.cancel)
     membership.on_abort(channel.abort)
     membership.watch(job.model_owner, channel.waited_s)

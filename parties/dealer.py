@@ -92,10 +92,10 @@ class DealerService(rpc.DealerServicer):
             context.abort(grpc.StatusCode.PERMISSION_DENIED, f"corrections are for {session.model_owner}, not {caller}")
         if len(session.opened) < 2:
             context.abort(grpc.StatusCode.FAILED_PRECONDITION, "both owners must open the session first")
-        plan = [from_wire(item) for item in request.plan]
         try:
-            if not 1 <= len(plan) <= MAX_PLAN:
-                raise ProtocolError(f"a plan of {len(plan)} operations, expected 1..{MAX_PLAN}")
+            if not 1 <= len(request.plan) <= MAX_PLAN:
+                raise ProtocolError(f"a plan of {len(request.plan)} operations, expected 1..{MAX_PLAN}")
+            plan = [from_wire(item) for item in request.plan]
             for item in plan:
                 validate(item)
         except ProtocolError as error:

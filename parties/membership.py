@@ -20,7 +20,7 @@ from mpcformer.errors import MPCFormerError, PartyError
 from parties.config import PROTOCOL_VERSION, DataOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import open_channel
+from parties.wire import open_channel, wait_until_ready
 
 HEARTBEAT_S = 1.0
 # A stopped process keeps its connections open: only missing heartbeats tell. Both sides use this.
@@ -191,16 +191,7 @@ def join(config: DataOwnerConfig) -> Membership:
     """
     coordinator = config.coordinator
     channel = open_channel(coordinator.address, coordinator.id, config.credentials)
-    try:
-        grpc.channel_ready_future(channel).result(timeout=config.join_timeout_s)
-    except grpc.FutureTimeoutError:
-        channel.close()
-        raise PartyError(
-            coordinator.id,
-            f"no answer at {coordinator.address} for {config.join_timeout_s:.0f} s",
-            "check the address, that it runs, and that both certificates come from one authority; mpcformer doctor"
-            " --config tells which",
-        ) from None
+    wait_until_ready(channel, coordinator.id, coordinator.address, config.join_timeout_s)
     membership = Membership(me=config.id, role=config.role, coordinator=coordinator.id, deadline_s=config.deadline_s)
     membership.listen(rpc.CoordinatorStub(channel).Join(membership.events()), channel.close)
     return membership

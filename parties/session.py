@@ -60,7 +60,7 @@ class OwnerSession:
         try:
             reply = self._dealer.OpenSession(
                 pb.OpenSessionRequest(session_id=self.job.session_id),
-                timeout=self.config.deadline_s,
+                timeout=self.config.join_timeout_s,
                 wait_for_ready=True,
             )
         except grpc.RpcError as error:
@@ -171,6 +171,8 @@ class OwnerSession:
                 phase.bytes_from_dealer += n_bytes
         except grpc.RpcError as error:
             raise PartyError(self.job.dealer, f"it stopped dealing: {error.details()}") from None
+        except ProtocolError as error:
+            raise PartyError(self.job.dealer, error.what, error.remedy) from None
         finally:
             self._asked_dealer_at = None
 

@@ -17,7 +17,7 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.errors import ProtocolError, UserInputError
+from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from parties import tls
 from parties.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
@@ -70,6 +70,24 @@ def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.C
         return grpc.intercept_channel(channel, _SayWho(credentials.id))
     options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
     return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
+
+
+def wait_until_ready(channel: grpc.Channel, peer_id: str, address: str, timeout_s: float) -> None:
+    """Until the peer answers.
+
+    Raises:
+        PartyError: it does not; the channel is closed.
+    """
+    try:
+        grpc.channel_ready_future(channel).result(timeout=timeout_s)
+    except grpc.FutureTimeoutError:
+        channel.close()
+        raise PartyError(
+            peer_id,
+            f"no answer at {address} for {timeout_s:.0f} s",
+            "check the address, that it runs, and that both certificates come from one authority; mpcformer doctor"
+            " --config tells which",
+        ) from None
 
 
 def start_server(

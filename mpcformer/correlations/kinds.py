@@ -22,7 +22,7 @@ from mpcformer.ring.random import KEY_BYTES, Stream
 
 SIGN_SHIFT = 63
 ADDITIVE_OPS = ("mul", "matmul")
-MAX_ELEMENTS = 1 << 31
+MAX_ELEMENTS = 1 << 28
 # Far above what any engine asks for; so that what a stranger asks for is refused in no time and in few words.
 MAX_NAME, MAX_OPERANDS, MAX_RANK, MAX_PARAMS = 1024, 16, 16, 32
 

@@ -14,7 +14,7 @@ from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties import tls
 from parties.attacker import Fault, Side
-from parties.config import PartyConfig, Peers, TlsFiles
+from parties.config import TlsFiles
 from parties.dealer import DealerService, to_wire
 from parties.network import NetworkProfile, Relay
 from parties.peer_channel import PeerChannel
@@ -22,7 +22,6 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import from_frames, open_channel, start_server
 
-PEERS = Peers(coordinator="coordinator", dealer="dealer", model_owner="model-owner", data_owner="data-owner")
 FAST = NetworkProfile("x", 0.0, 1e9)
 # What an owner sends, by turns: an opening, a header, a packed wire, products. About 60 kB each way.
 MESSAGES: list[list[tuple[torch.dtype, tuple[int, ...]]]] = [
@@ -153,8 +152,9 @@ def _watch(threads: list[threading.Thread], channels: dict[str, PeerChannel]) ->
 def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
     """Both owners open a session at the dealer and the model owner fetches PLAN, all through a relay with `fault`."""
     outcome, session = Outcome(), fresh_key()
-    config = PartyConfig(role="dealer", id="dealer", coordinator="127.0.0.1:1", tls=files["dealer"], peers=PEERS)
-    service = DealerService(config)
+    service = DealerService("dealer", ["model-owner", "data-owner"])
+    ordered = service.session(session, "model-owner", "data-owner")
+    ordered.__enter__()
     server, address = start_server(
         lambda s: rpc.add_DealerServicer_to_server(service, s), "127.0.0.1:0", files["dealer"]
     )
