@@ -16,6 +16,7 @@ import pytest
 from parties.config import JobConfig, TlsFiles
 from parties.public_files import export_public
 from parties.tls import make_certificates
+from tests.faults import canaries
 from tests.faults.cast import PARTIES, Cast, Gate
 
 STAGES = ("hello", "offline", "linear", "softmax", "reveal", "writing")
@@ -81,6 +82,7 @@ class Matrix:
             }
             took = time.monotonic() - struck_at
             self._check(cast, victim, way, statuses)
+            assert canaries.found(folder, self.student) == []
             return took
         finally:
             cast.end()
