@@ -26,6 +26,7 @@ from parties.wire import open_channel, start_server
 
 GRACE_S = 1.5
 LEAVE_TIMEOUT_S = 3.0
+DIGEST_BYTES = 32
 CONFESSED, VANISHED, ACCUSED = 0, 1, 2
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 CONFESSED_REASON = "it failed; its own log says why"
@@ -326,6 +327,8 @@ class Coordinator(rpc.CoordinatorServicer):
                 event.progress.batch += self._journal.n_resumed
                 event.progress.n_batches += self._journal.n_resumed
                 self._on_progress(event.progress)
+            elif not digests_are_short(event):
+                self._blame(CONFESSED, PartyError(party, "it sent more than a digest where a digest belongs"))
             elif kind == "batch" and member.role != "dealer":
                 self._batches[member.role, event.batch.batch] = event.batch
             elif kind == "report":
@@ -351,3 +354,9 @@ class Coordinator(rpc.CoordinatorServicer):
         with self._changed:
             self._evidence.append((weight, error))
             self._changed.notify_all()
+
+
+def digests_are_short(event: pb.PartyEvent) -> bool:
+    """Whether the byte strings of an event are digests: there is no room for anything else to reach the coordinator."""
+    found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan)
+    return all(len(digest) in (0, DIGEST_BYTES) for digest in found)

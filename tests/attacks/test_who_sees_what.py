@@ -2,6 +2,7 @@
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
+from parties.coordinator import digests_are_short
 from parties.stubs import parties_pb2 as pb
 
 
@@ -20,11 +21,13 @@ def byte_fields(message: Descriptor) -> set[str]:
 
 
 def test_the_coordinator_is_sent_no_share() -> None:
-    """No byte string at all reaches it, and numbers only as results."""
+    """No byte string but digests reaches it (and no longer one, below), and numbers only as results."""
     event = pb.PartyEvent.DESCRIPTOR
-    assert byte_fields(event) == set()
+    assert byte_fields(event) == {
+        f"mpcformer.v1.{n}" for n in ("Report.transcript", "Report.batch_plan", "Batch.batch_plan")
+    }
     numbers = {name for name, f in fields(event).items() if f.is_repeated and f.type != FieldDescriptor.TYPE_MESSAGE}
-    assert numbers == {f"mpcformer.v1.Predictions.{name}" for name in ("ids", "labels", "groups", "logits")}
+    assert numbers == {f"mpcformer.v1.Predictions.{name}" for name in ("rows", "ids", "labels", "groups", "logits")}
 
 
 def test_the_dealer_is_sent_shapes_and_public_ranges_only() -> None:
@@ -41,4 +44,13 @@ def test_the_dealer_is_sent_shapes_and_public_ranges_only() -> None:
 
 
 def test_the_coordinator_sends_the_owners_no_data() -> None:
-    assert byte_fields(pb.Command.DESCRIPTOR) == {"mpcformer.v1.Job.session_id"}
+    assert byte_fields(pb.Command.DESCRIPTOR) == {"mpcformer.v1.Job.session_id", "mpcformer.v1.Job.batch_plan"}
+
+
+def test_a_digest_is_no_place_for_a_share() -> None:
+    for digest, fine in ((b"", True), (bytes(32), True), (bytes(33), False), (bytes(8), False)):
+        for event in (
+            pb.PartyEvent(report=pb.Report(transcript=digest)),
+            pb.PartyEvent(batch=pb.Batch(batch_plan=digest)),
+        ):
+            assert digests_are_short(event) == fine
