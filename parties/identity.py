@@ -95,12 +95,10 @@ def read(files: TlsFiles) -> Identity:
     Raises:
         UserInputError: a file is unreadable or not what it should be, or the key is not the certificate's.
     """
-    path = certificate_path(files)
-    identity = Identity(_bytes(files.authority), _bytes(path), _bytes(files.key))
-    _certificate(files.authority, identity.authority)
-    if not belongs(_key(files.key, identity.key), _certificate(path, identity.certificate)):
-        raise UserInputError(f"{files.key} is not the key of {files.certificate}", MEND)
-    return identity
+    try:
+        return _read(files)
+    except UserInputError:
+        return _read(files)  # they may have been renamed meanwhile
 
 
 class Served:
@@ -182,6 +180,15 @@ def write_private(path: Path, data: bytes) -> None:
         handle.write(data)
         handle.flush()
         os.fsync(descriptor)
+
+
+def _read(files: TlsFiles) -> Identity:
+    path = certificate_path(files)
+    identity = Identity(_bytes(files.authority), _bytes(path), _bytes(files.key))
+    _certificate(files.authority, identity.authority)
+    if not belongs(_key(files.key, identity.key), _certificate(path, identity.certificate)):
+        raise UserInputError(f"{files.key} is not the key of {files.certificate}", MEND)
+    return identity
 
 
 def _flush_folder(folder: Path) -> None:
