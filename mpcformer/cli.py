@@ -1,4 +1,4 @@
-"""The `mpcformer` command. Thin: each command is a function that a package registers as an entry point."""
+"""The `mpcformer` command. Thin: packages register each command, a function or a group of them, as an entry point."""
 
 import os
 import sys
@@ -38,7 +38,11 @@ def build_app() -> typer.Typer:
 
     found = {point.name: point for point in entry_points(group="mpcformer.commands")}
     for name in [*[n for n in ORDER if n in found], *sorted(set(found) - set(ORDER))]:
-        app.command(name)(found[name].load())
+        command = found[name].load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=name)
+        else:
+            app.command(name)(command)
     return app
 
 

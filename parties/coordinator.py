@@ -16,6 +16,7 @@ import grpc
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties.config import PROTOCOL_VERSION, CoordinatorConfig, PeerAddress, Role
+from parties.introduce import introduce
 from parties.journal import Journal
 from parties.membership import HEARTBEAT_S, SILENCE_S
 from parties.results import Results, merged
@@ -97,6 +98,15 @@ class Coordinator(rpc.CoordinatorServicer):
         context.add_callback(lambda: self._gone(party))
         self._start_reader(self._read, party, request_iterator)
         yield from self._commands(party)
+
+    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.DiagnoseReply:  # noqa: N802
+        """Who this is; to its data owner, where the job will send it."""
+        config = self._config
+        reply = introduce(context, config.id, "coordinator", {"data-owner": [config.data_owner]})
+        if reply.serves_as:
+            for role, peer in (("dealer", config.dealer), ("model-owner", config.model_owner)):
+                reply.peers.add(role=role, id=peer.id, address=self._route(peer.address))
+        return reply
 
     def accuse(self, party: str, what: str) -> None:
         """Evidence from outside the streams: a process that ended."""

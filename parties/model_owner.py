@@ -23,6 +23,7 @@ from parties.session import OwnerSession
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
+from parties.transcript import facts_digest
 
 MAX_BATCH_TOKENS = 1 << 20
 MAX_BATCHES = 1 << 20
@@ -91,6 +92,10 @@ class ModelOwner:
     def add_to(self, server: grpc.Server) -> None:
         """Register the Peer service."""
         rpc.add_PeerServicer_to_server(self._peers, server)
+
+    def claim(self) -> pb.ModelClaim:
+        """Which student it serves."""
+        return pb.ModelClaim(student=self._digest, facts=facts_digest(self._public))
 
     def run_session(self, job: pb.Job, membership: Membership) -> None:
         """One session, from the data owner's announcement to the last batch."""

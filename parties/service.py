@@ -18,6 +18,7 @@ from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
 from mpcformer.ring.random import KEY_BYTES
 from parties import metrics
 from parties.config import ServiceConfig
+from parties.introduce import callers_of, introduce
 from parties.logs import session_log
 from parties.membership import Membership
 from parties.stubs import parties_pb2 as pb
@@ -49,10 +50,20 @@ class SessionHost(rpc.PartyServicer):
         role: as it says hello.
         run_session: does a session's work, in a thread of its own; raises MPCFormerError.
         once: take a single session.
+        model: which student it serves, if it is a model owner.
     """
 
-    def __init__(self, config: ServiceConfig, role: str, run_session: RunSession, *, once: bool = False) -> None:
+    def __init__(
+        self,
+        config: ServiceConfig,
+        role: str,
+        run_session: RunSession,
+        *,
+        once: bool = False,
+        model: pb.ModelClaim | None = None,
+    ) -> None:
         self._config, self._role, self._run_session, self._once = config, role, run_session, once
+        self._model = model
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
@@ -143,6 +154,17 @@ class SessionHost(rpc.PartyServicer):
             self.n_done += 1
             self.last_status = status
             self._changed.notify_all()
+
+    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.DiagnoseReply:  # noqa: N802
+        """Who this is; to those that it serves, which student and how much room."""
+        reply = introduce(context, self._config.id, self._role, callers_of(self._config))
+        if reply.serves_as:
+            with self._changed:
+                free = 0 if self._draining else max(0, self._config.max_sessions - len(self._running))
+            reply.free_sessions = free
+            if self._model is not None:
+                reply.model.CopyFrom(self._model)
+        return reply
 
     def wait_for_one(self, timeout_s: float, stop: threading.Event) -> int:
         """The status of the only session, once it has ended.

@@ -65,5 +65,10 @@ def compare(channel: Channel, mine: dict[str, str]) -> bytes:
     return hashlib.sha256(digests.numpy().tobytes()).digest()
 
 
+def facts_digest(public: PublicModel) -> bytes:
+    """What is public of a model, as both owners should know it, in 32 bytes."""
+    return hashlib.sha256(json.dumps(public.facts(), sort_keys=True).encode()).digest()
+
+
 def _digest(value: str) -> torch.Tensor:
     return torch.frombuffer(bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8)

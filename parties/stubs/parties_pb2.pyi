@@ -284,3 +284,47 @@ class Abort(_message.Message):
 class Finish(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
+
+class DiagnoseRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class DiagnoseReply(_message.Message):
+    __slots__ = ("protocol_version", "release", "role", "id", "unix_time", "serves_as", "free_sessions", "model", "peers")
+    PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
+    RELEASE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    UNIX_TIME_FIELD_NUMBER: _ClassVar[int]
+    SERVES_AS_FIELD_NUMBER: _ClassVar[int]
+    FREE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    PEERS_FIELD_NUMBER: _ClassVar[int]
+    protocol_version: int
+    release: str
+    role: str
+    id: str
+    unix_time: float
+    serves_as: _containers.RepeatedScalarFieldContainer[str]
+    free_sessions: int
+    model: ModelClaim
+    peers: _containers.RepeatedCompositeFieldContainer[NamedAddress]
+    def __init__(self, protocol_version: _Optional[int] = ..., release: _Optional[str] = ..., role: _Optional[str] = ..., id: _Optional[str] = ..., unix_time: _Optional[float] = ..., serves_as: _Optional[_Iterable[str]] = ..., free_sessions: _Optional[int] = ..., model: _Optional[_Union[ModelClaim, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[NamedAddress, _Mapping]]] = ...) -> None: ...
+
+class ModelClaim(_message.Message):
+    __slots__ = ("student", "facts")
+    STUDENT_FIELD_NUMBER: _ClassVar[int]
+    FACTS_FIELD_NUMBER: _ClassVar[int]
+    student: str
+    facts: bytes
+    def __init__(self, student: _Optional[str] = ..., facts: _Optional[bytes] = ...) -> None: ...
+
+class NamedAddress(_message.Message):
+    __slots__ = ("role", "id", "address")
+    ROLE_FIELD_NUMBER: _ClassVar[int]
+    ID_FIELD_NUMBER: _ClassVar[int]
+    ADDRESS_FIELD_NUMBER: _ClassVar[int]
+    role: str
+    id: str
+    address: str
+    def __init__(self, role: _Optional[str] = ..., id: _Optional[str] = ..., address: _Optional[str] = ...) -> None: ...

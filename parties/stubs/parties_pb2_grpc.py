@@ -236,6 +236,11 @@ class PartyStub:
                 request_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
                 _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/mpcformer.v1.Party/Diagnose',
+                request_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
+                _registered_method=True)
 
 
 class PartyServicer:
@@ -249,6 +254,13 @@ class PartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Diagnose(self, request, context):
+        """Before there is a session: who answers here, and would it serve the caller?
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PartyServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -256,6 +268,11 @@ def add_PartyServicer_to_server(servicer, server):
                     servicer.Serve,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.FromString,
+                    response_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -297,6 +314,33 @@ class Party:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mpcformer.v1.Party/Diagnose',
+            parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
+            parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class CoordinatorStub:
     """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
@@ -313,6 +357,11 @@ class CoordinatorStub:
                 request_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
                 _registered_method=True)
+        self.Diagnose = channel.unary_unary(
+                '/mpcformer.v1.Coordinator/Diagnose',
+                request_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
+                response_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
+                _registered_method=True)
 
 
 class CoordinatorServicer:
@@ -325,6 +374,12 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Diagnose(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_CoordinatorServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -332,6 +387,11 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     servicer.Join,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
+            ),
+            'Diagnose': grpc.unary_unary_rpc_method_handler(
+                    servicer.Diagnose,
+                    request_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.FromString,
+                    response_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -362,6 +422,33 @@ class Coordinator:
             '/mpcformer.v1.Coordinator/Join',
             parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
             parties_dot_stubs_dot_parties__pb2.Command.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Diagnose(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/mpcformer.v1.Coordinator/Diagnose',
+            parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
+            parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,6 +1,5 @@
 """Who may call whom: every bad handshake is refused, keys are private, names are checked on both sides."""
 
-import datetime
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -105,13 +104,6 @@ def test_another_authority(dealer: str, tmp_path: Path) -> None:
     with pytest.raises(grpc.RpcError) as caught:
         call(dealer, foreign["model-owner"])
     assert status(caught) == grpc.StatusCode.UNAVAILABLE
-
-
-def test_an_expired_certificate(dealer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tls, "VALIDITY", datetime.timedelta(minutes=-1))
-    expired = tls.make_certificates(tmp_path / "expired", ["model-owner"])
-    with pytest.raises(grpc.RpcError):
-        call(dealer, expired["model-owner"])
 
 
 def test_the_server_must_be_who_was_meant(dealer: str, files: dict[str, TlsFiles]) -> None:

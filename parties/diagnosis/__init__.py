@@ -1,0 +1,49 @@
+"""What keeps a party from its peers: its own file, certificate and data, its port, and the way to each peer."""
+
+from pathlib import Path
+
+from mpcformer.doctor import Finding
+from mpcformer.errors import UserInputError
+from parties import identity
+from parties.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, TlsFiles, load_any
+from parties.diagnosis import holdings, own, peers
+from parties.diagnosis.findings import warning, wrong
+
+
+def diagnose(path: Path) -> list[Finding]:
+    """Everything that can be said of a party's or the coordinator's configuration from this machine."""
+    try:
+        config = load_any(path)
+    except UserInputError as error:
+        return [wrong("configuration", error.what, error.remedy)]
+    rows = [Finding("configuration", f"{role_of(config)} {config.id!r}"), *own.certificates(config)]
+    if _usable(config):
+        rows += [*own.listening(config), *_holdings(config), *peers.all_of(config, role_of(config))]
+    else:
+        mend = "mend the certificate files first"
+        rows += [
+            *_holdings(config),
+            warning("listening, peers", "not tried: they need a certificate and its key", mend),
+        ]
+    return rows
+
+
+def role_of(config: AnyConfig) -> str:
+    """As others list it."""
+    return "coordinator" if isinstance(config, CoordinatorConfig) else config.role
+
+
+def _usable(config: AnyConfig) -> bool:
+    """Whether there is anything to show to others, be it expired or another's."""
+    try:
+        return not isinstance(config.credentials, TlsFiles) or bool(identity.read(config.credentials))
+    except UserInputError:
+        return False
+
+
+def _holdings(config: AnyConfig) -> list[Finding]:
+    if isinstance(config, CoordinatorConfig):
+        return [holdings.job(config)]
+    if isinstance(config, DataOwnerConfig):
+        return [holdings.public_model(config), holdings.data(config)]
+    return [holdings.student(config)] if config.role == "model-owner" else []

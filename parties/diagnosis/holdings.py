@@ -1,0 +1,96 @@
+"""What a party holds: the student, its public files, the data. Shapes and digests are told, never content."""
+
+from collections.abc import Callable
+
+from mpcformer.doctor import Finding
+from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.files import read_json, sha256_file
+from mpcformer.inference.engine import PublicModel, load_public_model
+from mpcformer.modeling import load_student, load_tokenizer
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.tasks import get_task
+from parties.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
+from parties.diagnosis.findings import wrong
+from parties.public_files import STUDENT_RECORD
+from parties.stubs import parties_pb2 as pb
+from parties.transcript import facts_digest
+
+EXPORT = "ask the model owner for the folder that mpcformer export wrote"
+SHA256_DIGITS = 64
+
+
+def student(config: ModelOwnerConfig) -> Finding:
+    """Whether the model owner's student loads, and which it is."""
+
+    def look() -> str:
+        load_student(config.student)
+        load_tokenizer(config.student)
+        return f"{_described(load_public_model(config.student))}; sha256 {sha256_file(config.student / WEIGHTS)}"
+
+    return _finding("student", look)
+
+
+def public_model(config: DataOwnerConfig) -> Finding:
+    """Whether the data owner has all public files, and of which student."""
+
+    def look() -> str:
+        load_tokenizer(config.public_model)
+        claimed = claim(config).student
+        return f"{_described(load_public_model(config.public_model))}; of the student with sha256 {claimed}"
+
+    return _finding("public_model", look, EXPORT)
+
+
+def claim(config: DataOwnerConfig) -> pb.ModelClaim:
+    """Which student the data owner's public files are of.
+
+    Raises:
+        UserInputError: they do not say.
+    """
+    record = read_json(config.public_model / STUDENT_RECORD)
+    digest = record.get("sha256") if isinstance(record, dict) else None
+    if not isinstance(digest, str) or len(digest) != SHA256_DIGITS:
+        raise UserInputError(f"{config.public_model / STUDENT_RECORD} names no student", EXPORT)
+    return pb.ModelClaim(student=digest, facts=facts_digest(load_public_model(config.public_model)))
+
+
+def data(config: DataOwnerConfig) -> Finding:
+    """Whether there is anything to compute on."""
+    folder = config.data_dir
+    if folder is None:
+        return Finding("data_dir", "none: each task's data comes from the hub, or PyPI (demo task)")
+    if not folder.is_dir():
+        return wrong("data_dir", f"{folder} is no folder", "create it, or correct data_dir")
+    files = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
+    if not files:
+        return wrong(
+            "data_dir",
+            f"{folder} holds no parquet file, and no task's folder below it does",
+            "put them there in the hub's layout: sst2/validation-*.parquet",
+        )
+    places = sorted({path.parent.name if path.parent != folder else "." for path in files})
+    return Finding("data_dir", f"{len(files)} parquet files in {', '.join(places)}")
+
+
+def job(config: CoordinatorConfig) -> Finding:
+    """Whether the coordinator's task exists."""
+
+    def look() -> str:
+        get_task(config.job.task)
+        return f"{config.job.task}, split {config.job.split}"
+
+    return _finding("job", look)
+
+
+def _described(public: PublicModel) -> str:
+    config = public.config
+    return f"{config.num_hidden_layers} layers, {config.gelu} + {config.softmax}, task {config.task}"
+
+
+def _finding(check: str, look: Callable[[], str], remedy: str = "") -> Finding:
+    try:
+        return Finding(check, look())
+    except MPCFormerError as error:
+        return wrong(check, error.what, remedy or error.remedy)
+    except Exception as error:  # a doctor reports whatever is wrong
+        return wrong(check, f"{type(error).__name__}: {error}", remedy or "restore the files")

@@ -1,0 +1,172 @@
+"""The way to each peer that a party calls, and what the peer says when it is reached."""
+
+import time
+from dataclasses import dataclass
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from mpcformer import __version__
+from mpcformer.doctor import Finding
+from mpcformer.errors import MPCFormerError
+from parties.config import PROTOCOL_VERSION, AnyConfig, CoordinatorConfig, DataOwnerConfig, PeerAddress
+from parties.diagnosis import holdings
+from parties.diagnosis.findings import peer_wrong, warning
+from parties.diagnosis.probe import STEP_S, UnreachedError, probe
+from parties.stubs import parties_pb2 as pb
+from parties.stubs import parties_pb2_grpc as rpc
+from parties.tls import CLOCK_SKEW
+from parties.wire import open_channel
+
+NOTICED_S = 60.0
+LISTS = {"coordinator": "coordinators", "data-owner": "data_owners", "model-owner": "model_owners"}
+SAME_RELEASE = "install the same release on both machines"
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A peer to look at.
+
+    Args:
+        config, role: the visitor's.
+        peer: whom it visits.
+        peer_role: what that should be.
+    """
+
+    config: AnyConfig
+    role: str
+    peer: PeerAddress
+    peer_role: str
+
+    def row(self, what: str) -> str:
+        """A row's name."""
+        return f"{self.peer.id}: {what}"
+
+
+def all_of(config: AnyConfig, role: str) -> list[Finding]:
+    """Every peer that this party calls. A data owner learns from its coordinator where the others are."""
+    if isinstance(config, CoordinatorConfig):
+        first = look(Visit(config, role, config.dealer, "dealer"))[0]
+        return [*first, *look(Visit(config, role, config.model_owner, "model-owner"))[0]]
+    if not isinstance(config, DataOwnerConfig):
+        return []
+    rows, reply = look(Visit(config, role, config.coordinator, "coordinator"))
+    for told in reply.peers if reply is not None else ():
+        trusted = {"dealer": config.dealers, "model-owner": config.model_owners}.get(told.role, [])
+        try:
+            visit = Visit(config, role, PeerAddress(id=told.id, address=told.address), told.role)
+        except ValueError:
+            found = f"the coordinator names {told.address!r} as {told.role}'s address"
+            rows.append(peer_wrong(f"{told.id}: address", found, "correct its file: HOST:PORT"))
+            continue
+        if told.id not in trusted:
+            found = f"the coordinator's job names it as {told.role}; this file does not"
+            rows.append(peer_wrong(visit.row("trusted"), found, f"add it to {told.role.replace('-', '_')}s, or do not"))
+            continue
+        rows += look(visit)[0]
+    return rows
+
+
+def look(visit: Visit) -> tuple[list[Finding], pb.DiagnoseReply | None]:
+    """A peer's rows, up to the first that makes the others pointless; and what it answered."""
+    peer, credentials = visit.peer, visit.config.credentials
+    try:
+        shown = probe(peer, credentials)
+    except UnreachedError as error:
+        return [peer_wrong(visit.row(error.step), error.found, error.remedy)], None
+    until = f"{shown.not_valid_after_utc:%Y-%m-%d %H:%M} UTC" if shown else ""
+    rows = [Finding(visit.row("address"), f"{peer.address} is open")]
+    if shown:
+        rows.append(Finding(visit.row("certificate"), f"valid until {until}; it takes ours"))
+    with open_channel(peer.address, peer.id, credentials) as channel:
+        stub = rpc.CoordinatorStub(channel) if visit.peer_role == "coordinator" else rpc.PartyStub(channel)
+        began = time.time()
+        try:
+            reply: pb.DiagnoseReply = stub.Diagnose(pb.DiagnoseRequest(), timeout=STEP_S)
+        except grpc.RpcError as error:
+            return [*rows, _no_answer(visit, error)], None
+        middle = (began + time.time()) / 2
+        rows += [_protocol(visit, reply), _clock(visit, reply.unix_time - middle), _served(visit, reply)]
+        if visit.peer_role != "coordinator":
+            rows.append(_health(visit, channel, reply))
+    if reply.HasField("model"):
+        rows.append(_student(visit, reply.model))
+    return rows, reply
+
+
+def _no_answer(visit: Visit, error: grpc.RpcError) -> Finding:
+    code, detail = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
+    if code == grpc.StatusCode.UNIMPLEMENTED:
+        found = f"there is no {visit.peer_role} that answers: another role, or an older release"
+        return peer_wrong(visit.row("protocol"), found, f"correct the address, or {SAME_RELEASE}")
+    if code == grpc.StatusCode.DEADLINE_EXCEEDED:
+        return peer_wrong(visit.row("protocol"), f"no answer for {STEP_S:.0f} s", "its process hangs: look there")
+    return peer_wrong(visit.row("protocol"), f"{code.name if code else 'failed'}: {detail}", "its log may say more")
+
+
+def _protocol(visit: Visit, reply: pb.DiagnoseReply) -> Finding:
+    check = visit.row("protocol")
+    if reply.role != visit.peer_role:
+        return peer_wrong(check, f"it is a {reply.role}, expected a {visit.peer_role}", "correct the address or the id")
+    if reply.protocol_version != PROTOCOL_VERSION:
+        found = f"version {reply.protocol_version} (release {reply.release}), here {PROTOCOL_VERSION} ({__version__})"
+        return peer_wrong(check, found, SAME_RELEASE)
+    if reply.release != __version__:
+        return peer_wrong(check, f"release {reply.release}, here {__version__}", SAME_RELEASE)
+    return Finding(check, f"version {PROTOCOL_VERSION}, release {__version__}")
+
+
+def _clock(visit: Visit, ahead_s: float) -> Finding:
+    check, limit_s = visit.row("clock"), CLOCK_SKEW.total_seconds()
+    if abs(ahead_s) < NOTICED_S:
+        return Finding(check, f"{ahead_s:+.1f} s from this machine's")
+    found = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this machine's"
+    remedy = "set both clocks (timedatectl set-ntp true)"
+    if abs(ahead_s) > limit_s:
+        return peer_wrong(check, f"{found}: certificates may seem expired or not yet valid", remedy)
+    return warning(check, found, remedy)
+
+
+def _served(visit: Visit, reply: pb.DiagnoseReply) -> Finding:
+    check, me = visit.row("serves us"), visit.config.id
+    if visit.role in reply.serves_as:
+        return Finding(check, f"as {visit.role}")
+    found = f"it does not know {me!r} as a {visit.role}"
+    if visit.peer_role == "coordinator":
+        return peer_wrong(check, found, f'data_owner = "{me}" in its file')
+    return peer_wrong(check, found, f"add {me!r} to {LISTS[visit.role]} in its file and start it again")
+
+
+def _health(visit: Visit, channel: grpc.Channel, reply: pb.DiagnoseReply) -> Finding:
+    check = visit.row("health")
+    try:
+        answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=STEP_S)
+    except grpc.RpcError as error:
+        code = error.code().name if isinstance(error, grpc.Call) else "failed"
+        return peer_wrong(check, f"does not tell: {code}", "its log may say more")
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        return peer_wrong(check, f"{name}: it is shutting down", "start it again")
+    if visit.role not in reply.serves_as:
+        return Finding(check, name)
+    if not reply.free_sessions:
+        return warning(check, f"{name}, but no session is free", "wait until one has ended, or raise its max_sessions")
+    return Finding(check, f"{name}; free sessions: {reply.free_sessions}")
+
+
+def _student(visit: Visit, claimed: pb.ModelClaim) -> Finding:
+    """Which student is served; to a data owner, whether its public files are of that one."""
+    check, config = visit.row("student"), visit.config
+    if not isinstance(config, DataOwnerConfig):
+        return Finding(check, f"sha256 {claimed.student}; public facts {claimed.facts.hex()[:16]}")
+    remedy = f"take the public files of {visit.peer.id}'s student: mpcformer export"
+    try:
+        expected = holdings.claim(config)
+    except MPCFormerError:  # a row of its own says so
+        return warning(check, f"sha256 {claimed.student}; not compared", remedy)
+    if expected.student != claimed.student:
+        found = f"it serves {claimed.student[:16]}..., public_model is of {expected.student[:16]}..."
+        return peer_wrong(check, found, remedy)
+    if expected.facts != claimed.facts:
+        return peer_wrong(check, "the same, but architecture, forms or ranges in public_model differ", remedy)
+    return Finding(check, f"sha256 {claimed.student}, as in public_model")

@@ -1,0 +1,213 @@
+"""How far one gets towards a peer, without gRPC: that says UNAVAILABLE whatever the reason.
+
+Name, port, handshake, and whether the peer takes our certificate: with TLS 1.3 its verdict comes after the handshake,
+as the first thing to read or the end of the connection.
+"""
+
+import socket
+import ssl
+import threading
+from datetime import UTC, datetime
+
+from cryptography import x509
+
+from parties import identity
+from parties.config import Credentials, PeerAddress, TlsFiles
+
+STEP_S = 3.0
+# HTTP/2's client preface and empty SETTINGS: what a gRPC server answers to.
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
+# X509_V_ERR_* of OpenSSL
+NOT_YET_VALID, EXPIRED, HOSTNAME_MISMATCH = 9, 10, 62
+ALPN = "h2"
+
+
+class UnreachedError(Exception):
+    """Where it ended, what was found there, and how to mend it.
+
+    Args:
+        step: "address", "TLS", "certificate", or "our certificate".
+    """
+
+    def __init__(self, step: str, found: str, remedy: str) -> None:
+        super().__init__(f"{step}: {found}")
+        self.step, self.found, self.remedy = step, found, remedy
+
+
+def split(address: str) -> tuple[str, int]:
+    """HOST:PORT in two."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
+
+
+def probe(peer: PeerAddress, credentials: Credentials) -> x509.Certificate | None:
+    """Connect as a party would; the peer's certificate, None without TLS.
+
+    Raises:
+        UnreachedError: with the reason.
+    """
+    with connect(peer.address) as connection:
+        if not isinstance(credentials, TlsFiles):
+            return None
+        try:
+            return _handshake(connection, peer.id, credentials)
+        except ssl.SSLCertVerificationError as error:
+            shown = _shown(peer, credentials)
+            raise UnreachedError("certificate", *_why(error, shown, peer.id, credentials)) from None
+        except TimeoutError:
+            raise UnreachedError(
+                "TLS",
+                f"{peer.address} takes connections and says nothing",
+                "its process hangs or is no party: look there; or something between lets only the connection through",
+            ) from None
+        except ssl.SSLError as error:
+            if "ALERT" in (error.reason or ""):
+                raise _refused(peer.id, error.reason or "") from None
+            raise _no_tls(peer, error.reason or "it closed the connection") from None
+        except OSError as error:
+            raise _no_tls(peer, error.strerror or str(error)) from None
+
+
+def connect(address: str) -> socket.socket:
+    """A connection to HOST:PORT.
+
+    Raises:
+        UnreachedError: the name is unknown, the port is closed, or nothing comes back.
+    """
+    host, port = split(address)
+    places = _resolve(host, port)
+    for last, place in enumerate(places, start=1 - len(places)):
+        connection = socket.socket(place[0], socket.SOCK_STREAM)
+        connection.settimeout(STEP_S / len(places))
+        try:
+            connection.connect(place[1])
+        except OSError as error:
+            connection.close()
+            if last == 0:
+                raise UnreachedError("address", *_no_connection(address, error)) from None
+        else:
+            connection.settimeout(STEP_S)
+            return connection
+    raise AssertionError("getaddrinfo gives a place or an error")
+
+
+def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
+    found: list[tuple[socket.AddressFamily, tuple[object, ...]]] = []
+
+    def ask() -> None:
+        try:
+            answers = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError):
+            return
+        found.extend((family, place) for family, _, _, _, place in answers[:3])
+
+    # A resolver that is cut off takes its time, and has no time-out of its own.
+    thread = threading.Thread(target=ask, name="resolve", daemon=True)
+    thread.start()
+    thread.join(STEP_S)
+    if thread.is_alive():
+        raise UnreachedError(
+            "address", f"no answer about the name {host} for {STEP_S:.0f} s", "check this machine's DNS"
+        )
+    if not found:
+        remedy = "correct the address, or add the name to DNS or /etc/hosts"
+        raise UnreachedError("address", f"the name {host} does not resolve", remedy)
+    return found
+
+
+def _no_connection(address: str, error: OSError) -> tuple[str, str]:
+    if isinstance(error, ConnectionRefusedError):
+        return (
+            f"{address} is closed: the machine answers, nothing listens",
+            "start the party there; its listen must be 0.0.0.0:PORT or that machine's address, with this port",
+        )
+    if isinstance(error, TimeoutError):
+        return (
+            f"{address} does not answer for {STEP_S:.0f} s: filtered, or the machine is off",
+            "let this port through the firewalls between the two machines; check that the machine is up",
+        )
+    return f"{address}: {error.strerror or error}", "check the address, and the route to it"
+
+
+def _handshake(connection: socket.socket, peer_id: str, files: TlsFiles) -> x509.Certificate:
+    context = _context(files)
+    context.load_verify_locations(files.authority)
+    with context.wrap_socket(connection, server_hostname=peer_id) as secured:
+        shown = _certificate_of(secured)
+        if secured.selected_alpn_protocol() != ALPN:
+            raise UnreachedError("TLS", "it speaks TLS but not HTTP/2: no party listens there", "correct the address")
+        try:
+            secured.sendall(PREFACE)
+            answer = secured.recv(16)
+        except (ssl.SSLError, ConnectionError) as error:
+            raise _refused(peer_id, getattr(error, "reason", None) or "it closed the connection") from None
+        if not answer:
+            raise _refused(peer_id, "it closed the connection")
+    return shown
+
+
+def _context(files: TlsFiles) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.set_alpn_protocols([ALPN])
+    context.load_cert_chain(identity.certificate_path(files), files.key)
+    return context
+
+
+def _certificate_of(secured: ssl.SSLSocket) -> x509.Certificate:
+    shown = secured.getpeercert(binary_form=True)
+    assert shown is not None
+    return x509.load_der_x509_certificate(shown)
+
+
+def _shown(peer: PeerAddress, files: TlsFiles) -> x509.Certificate | None:
+    """What the peer shows, believed or not; nothing is said to it."""
+    context = _context(files)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    try:
+        with connect(peer.address) as again, context.wrap_socket(again, server_hostname=peer.id) as secured:
+            return _certificate_of(secured)
+    except (OSError, UnreachedError):
+        return None
+
+
+def _why(
+    error: ssl.SSLCertVerificationError, shown: x509.Certificate | None, peer_id: str, files: TlsFiles
+) -> tuple[str, str]:
+    """What is wrong with a peer's certificate, and who mends it."""
+    clock = f"this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+    if error.verify_code == HOSTNAME_MISMATCH:
+        named = identity.names(shown) if shown else ["somebody else"]
+        return (
+            f"it names {named}, expected {peer_id!r}",
+            "correct the peer's id or address here, or have it install its own certificate",
+        )
+    if error.verify_code == NOT_YET_VALID and shown:
+        return f"not valid before {shown.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; {clock}", "set the clocks"
+    if error.verify_code == EXPIRED and shown:
+        if shown.not_valid_after_utc > datetime.now(UTC):
+            return "the authority has expired", "make all certificates anew: mpcformer certs init"
+        return (
+            f"expired on {shown.not_valid_after_utc:%Y-%m-%d %H:%M} UTC; {clock}",
+            f"renew {peer_id}'s certificate: mpcformer certs renew; if this clock is wrong, set it",
+        )
+    return (
+        f"it is from another authority than {files.authority} ({error.verify_message})",
+        "give both parties certificates and authority.pem of the same mpcformer certs init",
+    )
+
+
+def _refused(peer_id: str, reason: str) -> UnreachedError:
+    return UnreachedError(
+        "our certificate",
+        f"{peer_id} refuses ours ({reason}), though we believe its own",
+        "compare authority.pem and the clocks of both machines, see whether ours has expired",
+    )
+
+
+def _no_tls(peer: PeerAddress, reason: str) -> UnreachedError:
+    return UnreachedError(
+        "TLS",
+        f"{peer.address} is open but does not speak TLS ({reason})",
+        "something else listens there, or the party runs with insecure.plaintext: correct the address or its file",
+    )
