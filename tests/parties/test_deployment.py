@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import stat
 import subprocess
 import sys
@@ -14,6 +13,7 @@ from typer.testing import CliRunner
 from mpcformer.cli import build_app
 from mpcformer.errors import UserInputError
 from parties.config import load_coordinator, load_party
+from tests.ports import free_ports
 
 EXAMPLES = Path(__file__).parents[2] / "parties" / "deploy" / "two-machines"
 PARTIES = ("dealer", "model-owner", "data-owner")
@@ -21,14 +21,6 @@ PARTIES = ("dealer", "model-owner", "data-owner")
 
 def command(*arguments: object) -> list[str]:
     return [sys.executable, "-c", "from mpcformer.cli import main; main()", *map(str, arguments)]
-
-
-def free_ports(n: int) -> list[int]:
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(n)]
-    ports = [int(s.getsockname()[1]) for s in sockets]
-    for s in sockets:
-        s.close()
-    return ports
 
 
 @pytest.fixture
