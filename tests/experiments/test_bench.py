@@ -34,6 +34,7 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
     assert costs["mpcformer"].network_seconds(0.04, 1e6) > costs["mpcformer"].network_seconds(0.0, 1e6) > 0
 
 
+@pytest.mark.slow
 def test_what_tls_costs(student: Path, tmp_path: Path) -> None:
     file = tmp_path / "transport.json"
     options = ["--model", student, "--seq-len", 8, "--repeat", 1, "--transport", "--json", file]

@@ -262,6 +262,21 @@ def test_the_units_are_sound_and_hardened(party: str, tmp_path: Path) -> None:
         assert here.name not in said.stderr, said.stderr
 
 
+def test_the_guides_way_from_nothing_is_ten_commands_that_exist() -> None:
+    guide = (ROOT / "docs" / "deployment.md").read_text()
+    section = guide[guide.index("## Two machines from nothing") : guide.index("## Services")]
+    commands = [line.strip() for line in section.splitlines() if line.startswith("    ") and "    #" not in line]
+    assert len(commands) <= 10
+    known = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
+    for command in commands:
+        if command.startswith("mpcformer "):
+            assert command.split()[1] in known
+        for name in re.findall(r"--config (\S+)", command):
+            assert (FILES / name).is_file()
+    for host in hosts().values():
+        assert host in section
+
+
 def test_the_image_holds_the_release_and_no_secret() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     lines = text.replace("\\\n", "").splitlines()
