@@ -73,14 +73,14 @@ def run(options: BenchOptions) -> dict[str, Any]:
         UserInputError: anything wrong with the options, found before anything runs.
         MPCFormerError: a party failed.
     """
-    _check(options)
+    check(options)
     made = bench_model(options.model, options.layers, options.seq_len, options.gelu, options.softmax)
     with made as student, tempfile.TemporaryDirectory() as work:
         public = load_public_model(student)
         for engine in options.engines:
             create_engine(engine, party=1, public=public, channel=None, weights=None)
         data = Path(work) / "data"
-        _random_sentences(data, options.batch_size, options.seq_len)
+        random_sentences(data, options.batch_size, options.seq_len)
         runs: dict[str, list[Results]] = {engine: [] for engine in options.engines}
         with progress() as bar:
             task = bar.add_task("bench", total=options.repeat * len(options.engines), info="")
@@ -89,7 +89,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
                     bar.update(task, info=f"{engine}, run {turn + 1}")
                     logs = Path(work) / f"{engine}-{turn}"
                     logs.mkdir()
-                    runs[engine].append(simulate(_job(options, engine, student, data), logs))
+                    runs[engine].append(simulate(job_of(options, engine, student, data), logs))
                     bar.advance(task)
         values = _values(options, public, runs)
     if options.json:
@@ -98,7 +98,12 @@ def run(options: BenchOptions) -> dict[str, Any]:
     return values
 
 
-def _check(options: BenchOptions) -> None:
+def check(options: BenchOptions) -> None:
+    """Refuse what cannot be measured.
+
+    Raises:
+        UserInputError: naming the option.
+    """
     numbers = {"seq-len": options.seq_len, "batch-size": options.batch_size, "repeat": options.repeat}
     for name, value in numbers.items():
         low = 4 if name == "seq-len" else 1
@@ -114,7 +119,8 @@ def _check(options: BenchOptions) -> None:
         raise UserInputError(f"--engine: {unknown[0]!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
 
 
-def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> InferenceJob:
+def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> InferenceJob:
+    """What the parties are to do for one run of one engine."""
     return InferenceJob(
         student=student,
         teacher=None,
@@ -162,7 +168,7 @@ def bench_model(
         yield folder
 
 
-def _random_sentences(folder: Path, n: int, seq_len: int) -> None:
+def random_sentences(folder: Path, n: int, seq_len: int) -> None:
     """Sentences of seq_len tokens, [CLS] and [SEP] included: every word is one token."""
     vocabulary = load_tokenizer(default_backbone()).get_vocab()
     words = sorted(word for word in vocabulary if word.isascii() and word.isalpha() and len(word) > 2)
@@ -181,7 +187,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             BatchShape(options.batch_size, options.seq_len)
         )
         engines[engine] = {
-            "online_seconds": median(_online(r) for r in results),
+            "online_seconds": median(online_seconds(r) for r in results),
             "offline_seconds": median(_offline(r) for r in results),
             "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
             "online_bytes": sum(
@@ -194,7 +200,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             "correlations": sum(len(segment) for segment in plan),
             "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
             "breakdown": {name: median(breakdown(r).get(name, 0.0) for r in results) for name in OPERATIONS},
-            "online_seconds_each": [_online(r) for r in results],
+            "online_seconds_each": [online_seconds(r) for r in results],
             "offline_seconds_each": [_offline(r) for r in results],
         }
     values: dict[str, Any] = {
@@ -213,14 +219,17 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
     if {"mpcformer", "crypten"} <= set(runs):
         pairs = list(zip(runs["mpcformer"], runs["crypten"], strict=True))
         values["ratio"] = {
-            "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
-            "online_to_whole": median(_online(a) / (_online(b) + _offline(b)) for a, b in pairs),
-            "total_seconds": median((_online(a) + _offline(a)) / (_online(b) + _offline(b)) for a, b in pairs),
+            "online_seconds": median(online_seconds(a) / online_seconds(b) for a, b in pairs),
+            "online_to_whole": median(online_seconds(a) / (online_seconds(b) + _offline(b)) for a, b in pairs),
+            "total_seconds": median(
+                (online_seconds(a) + _offline(a)) / (online_seconds(b) + _offline(b)) for a, b in pairs
+            ),
         }
     return values
 
 
-def _online(results: Results) -> float:
+def online_seconds(results: Results) -> float:
+    """Of all batches, at the data owner."""
     return float(sum(batch.online.seconds for batch in results.batches["data-owner"]))
 
 

@@ -36,9 +36,13 @@ def bench(
     network: Annotated[str, typer.Option(help=NETWORK)] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
     device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
+    transport: Annotated[
+        bool, typer.Option("--transport", help="Mutual TLS against plaintext, instead of engines; default: mpcformer.")
+    ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
 ) -> None:
     """Measure engines against each other: seconds, bytes, rounds, memory."""
+    from experiments import transport as transports
     from experiments.bench import BenchOptions, run
     from parties.network import network_profile
 
@@ -47,7 +51,7 @@ def bench(
         layers=layers,
         seq_len=seq_len,
         batch_size=batch_size,
-        engines=tuple(engine or ENGINES),
+        engines=tuple(engine or (ENGINES[:1] if transport else ENGINES)),
         network=network_profile(network),
         gelu=gelu,
         softmax=softmax,
@@ -56,7 +60,7 @@ def bench(
         device=device,
         json=json,
     )
-    run(options)
+    (transports.run if transport else run)(options)
 
 
 def estimate(

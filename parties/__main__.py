@@ -39,8 +39,9 @@ def main(path: Path, *, once: bool = False, address_file: Path | None = None) ->
         logs.set_up(config.id, config.log)
         if insecure.text(config.insecure):
             log.warning("%s", insecure.text(config.insecure))
-        if config.insecure and config.insecure.fixed_seed is not None:
-            fix_keys(config.insecure.fixed_seed, config.id)
+        seed = insecure.fixed_seed(config.insecure)
+        if seed is not None:
+            fix_keys(seed, config.id)
         import torch
 
         torch.set_num_threads(config.threads)

@@ -7,12 +7,13 @@ from typing import Any
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import check_new_folder
-from mpcformer.ring.random import fix_keys
+from mpcformer.ring.random import fixed_keys
 from mpcformer.tasks import get_task
 from parties import report
 from parties.config import CoordinatorConfig
 from parties.coordinator import Coordinator
-from parties.insecure import warn
+from parties.insecure import fixed_seed, warn
+from parties.insecure import text as insecure_text
 from parties.journal import FILE_NAME, Journal
 from parties.live import Live
 from parties.threat_model import threat_model
@@ -29,32 +30,31 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
     """
     check_new_folder(out)
     warn(config.insecure)
-    if config.insecure and config.insecure.fixed_seed is not None:
-        fix_keys(config.insecure.fixed_seed, config.id)
     task = get_task(config.job.task)
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists() and not resume:
         raise UserInputError(
             f"--out: {partial} is there, of a run that did not finish", "--resume goes on with it; or remove it"
         )
-    journal = Journal(partial / FILE_NAME, config.job.model_dump(), resume=resume)
+    facts = config.job.model_dump() | {"insecure": insecure_text(config.insecure)}
+    journal = Journal(partial / FILE_NAME, facts, resume=resume)
     try:
         with Live() as live:
             coordinator = Coordinator(config, journal=journal, on_progress=live.show)
             console.print(f"listening on {coordinator.address} for {config.data_owner}")
             try:
-                results = coordinator.run_job()
+                with fixed_keys(fixed_seed(config.insecure), config.id):
+                    results = coordinator.run_job()
             finally:
                 coordinator.stop()
-        values = report.measured(task, results) | {
+        values = report.measured(task, results, config.insecure) | {
             "batch_size": config.job.batch_size,
             "engine": config.job.engine,
             "embeddings": config.job.embeddings,
             "network": {"profile": "as deployed", "transport": report.transport(config.insecure)},
             "threat_model": threat_model(config.job.embeddings),
         }
-        values |= report.insecurity(config.insecure)
-        report.write(partial, config.job.model_dump(), values, results, {})
+        report.write(partial, facts, values, results, {})
     except (MPCFormerError, OSError, KeyboardInterrupt) as error:
         raise _with_way_on(error, journal, partial) from None
     if out.is_dir():

@@ -16,6 +16,7 @@ import grpc
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties.config import PROTOCOL_VERSION, CoordinatorConfig, PeerAddress, Role
+from parties.insecure import text as insecure_text
 from parties.introduce import introduce
 from parties.journal import Journal
 from parties.membership import HEARTBEAT_S, SILENCE_S
@@ -327,10 +328,7 @@ class Coordinator(rpc.CoordinatorServicer):
         with self._changed:
             member.last_seen = time.monotonic()
             if kind == "hello":
-                hello = event.hello
-                if hello.protocol_version != PROTOCOL_VERSION or hello.role != member.role:
-                    said = f"it speaks version {hello.protocol_version} as {hello.role} (release {hello.release})"
-                    self._blame(CONFESSED, PartyError(party, f"{said}, expected {PROTOCOL_VERSION} as {member.role}"))
+                self._greet(party, member.role, event.hello)
             elif kind == "ready":
                 member.ready = event.ready
             elif kind == "progress" and member.role == "data-owner":
@@ -346,6 +344,16 @@ class Coordinator(rpc.CoordinatorServicer):
             elif kind == "failure":
                 self._failure(party, event.failure)
             self._changed.notify_all()
+
+    def _greet(self, party: str, role: Role, hello: pb.Hello) -> None:
+        if hello.protocol_version != PROTOCOL_VERSION or hello.role != role:
+            said = f"it speaks version {hello.protocol_version} as {hello.role} (release {hello.release})"
+            self._blame(CONFESSED, PartyError(party, f"{said}, expected {PROTOCOL_VERSION} as {role}"))
+        elif hello.insecure != insecure_text(self._config.insecure):
+            # Or results of keys that somebody knows would look like any others.
+            said, own = hello.insecure or "nothing insecure", insecure_text(self._config.insecure) or "nothing insecure"
+            remedy = "leave [insecure] out of all files, or, for a test, give all the same"
+            self._blame(CONFESSED, PartyError(party, f"its file says: {said}; the coordinator's: {own}", remedy))
 
     def _failure(self, party: str, failure: pb.Failure) -> None:
         self._members[party].left = True

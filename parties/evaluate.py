@@ -14,6 +14,7 @@ from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
 from parties import report
+from parties.insecure import text as insecure_text
 from parties.insecure import warn
 from parties.journal import FILE_NAME as JOURNAL
 from parties.journal import Journal
@@ -96,6 +97,7 @@ def run(job: InferenceJob, out: Path, *, resume: bool = False) -> dict[str, Any]
 def _journal(job: InferenceJob, partial: Path, failed: Path, resume: bool) -> Journal:
     """A new run's journal, or that of the run to go on with, everything else of which is removed."""
     facts = job.asked().model_dump() | {"student": sha256_file(job.student / WEIGHTS), "data_dir": job.data_dir}
+    facts |= {"insecure": insecure_text(job.insecure)}
     if not resume:
         _remove(partial)
         return Journal(partial / JOURNAL, facts)

@@ -16,6 +16,11 @@ def text(insecure: Insecure | None) -> str:
     return f"INSECURE, for tests and measurements on one machine only: {'; '.join(parts)}" if parts else ""
 
 
+def fixed_seed(insecure: Insecure | None) -> int | None:
+    """The number that all keys follow from; None: keys are fresh."""
+    return insecure.fixed_seed if insecure else None
+
+
 def warn(insecure: Insecure | None) -> None:
     """Say it on the terminal."""
     if text(insecure):

@@ -17,7 +17,8 @@ import grpc
 
 from mpcformer import __version__
 from mpcformer.errors import MPCFormerError, PartyError
-from parties.config import PROTOCOL_VERSION, DataOwnerConfig
+from parties.config import PROTOCOL_VERSION, DataOwnerConfig, ServiceConfig
+from parties.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import open_channel, wait_until_ready
@@ -44,13 +45,13 @@ class Membership:
     """One party in one session.
 
     Args:
-        me, role: this party.
+        config: this party's.
+        role: as it says hello.
         coordinator: the other end's id.
-        deadline_s: how long a peer that is watched may stay silent.
     """
 
-    def __init__(self, *, me: str, role: str, coordinator: str, deadline_s: float) -> None:
-        self.me, self._coordinator, self._deadline_s = me, coordinator, deadline_s
+    def __init__(self, config: ServiceConfig | DataOwnerConfig, *, role: str, coordinator: str) -> None:
+        self.me, self._coordinator, self._deadline_s = config.id, coordinator, config.deadline_s
         self._outbox: queue.SimpleQueue[pb.PartyEvent | None] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[pb.Job | MPCFormerError | None] = queue.SimpleQueue()
         self._on_abort: list[Callable[[MPCFormerError], None]] = []
@@ -62,7 +63,8 @@ class Membership:
         self._last_heard = time.monotonic()
         self._close: Callable[[], object] = lambda: None
         self.error: MPCFormerError | None = None
-        self.send(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, role=role, release=__version__))
+        said = insecure_text(config.insecure)
+        self.send(hello=pb.Hello(protocol_version=PROTOCOL_VERSION, role=role, release=__version__, insecure=said))
 
     def listen(self, commands: Iterator[pb.Command], close: Callable[[], object] = lambda: None) -> None:
         """Take commands from a stream, in a thread of its own, and begin to send heartbeats; `close` ends it."""
@@ -192,6 +194,6 @@ def join(config: DataOwnerConfig) -> Membership:
     coordinator = config.coordinator
     channel = open_channel(coordinator.address, coordinator.id, config.credentials)
     wait_until_ready(channel, coordinator.id, coordinator.address, config.join_timeout_s)
-    membership = Membership(me=config.id, role=config.role, coordinator=coordinator.id, deadline_s=config.deadline_s)
+    membership = Membership(config, role=config.role, coordinator=coordinator.id)
     membership.listen(rpc.CoordinatorStub(channel).Join(membership.events()), channel.close)
     return membership

@@ -22,6 +22,7 @@ from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
 from parties import html_report
 from parties.config import Insecure
+from parties.insecure import fixed_seed
 from parties.insecure import text as insecure_text
 from parties.plaintext import summary
 from parties.results import Results
@@ -34,8 +35,9 @@ REGRESSION_TOLERANCE = 0.05
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
-def measured(task: Task, results: Results) -> dict[str, Any]:
+def measured(task: Task, results: Results, insecure: Insecure | None) -> dict[str, Any]:
     """What the parties' own reports tell of a run: the part of results.json that needs no student at hand."""
+    seed = fixed_seed(insecure)
     labels, groups = list(results.predictions.labels), list(results.predictions.groups)
     private = compute_metrics(task, private_logits(results.predictions), labels, groups)
     return {
@@ -57,9 +59,12 @@ def measured(task: Task, results: Results) -> dict[str, Any]:
         "transcript": results.reports["data-owner"].transcript.hex(),
         "batches": {"all": len(results.batches["data-owner"]), "of_a_run_before": results.n_resumed},
         "versions": {name: version(name) for name in VERSIONS},
-        "seeds": {"training": None, "protocol": "fresh, from the operating system"},
+        "seeds": {
+            "training": None,
+            "protocol": "fresh, from the operating system" if seed is None else f"INSECURE: all follow from {seed}",
+        },
         "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
-    }
+    } | ({"insecure": insecure_text(insecure)} if insecure_text(insecure) else {})
 
 
 def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any]:
@@ -77,44 +82,35 @@ def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any
     config = MPCFormerConfig.from_pretrained(job.student)
     distilled = read_json(job.student / "distillation.json") if (job.student / "distillation.json").is_file() else {}
     scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
-    values = measured(task, results)
+    values = measured(task, results, job.insecure)
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
-    return (
-        values
-        | {
-            "batch_size": job.batch_size,
-            "engine": job.engine,
-            "embeddings": job.embeddings,
-            "student": {
-                "sha256": sha256_file(job.student / WEIGHTS),
-                "gelu": config.gelu,
-                "softmax": config.softmax,
-                "layers": config.num_hidden_layers,
-                "hidden": config.hidden_size,
-            },
-            "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
-            "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
-            "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
-            "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
-            "network": (job.network.to_json() if job.network else {"profile": "none"})
-            | {"transport": f"{transport(job.insecure)} on the loopback interface"},
-            "threads_per_party": job.threads,
-            "device": job.device,
-            "threat_model": threat_model(job.embeddings),
-        }
-        | insecurity(job.insecure)
-    )
+    return values | {
+        "batch_size": job.batch_size,
+        "engine": job.engine,
+        "embeddings": job.embeddings,
+        "student": {
+            "sha256": sha256_file(job.student / WEIGHTS),
+            "gelu": config.gelu,
+            "softmax": config.softmax,
+            "layers": config.num_hidden_layers,
+            "hidden": config.hidden_size,
+        },
+        "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
+        "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
+        "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
+        "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
+        "network": (job.network.to_json() if job.network else {"profile": "none"})
+        | {"transport": f"{transport(job.insecure)} on the loopback interface"},
+        "threads_per_party": job.threads,
+        "device": job.device,
+        "threat_model": threat_model(job.embeddings),
+    }
 
 
 def transport(insecure: Insecure | None) -> str:
     """What carried the frames."""
     return "gRPC without TLS" if insecure and insecure.plaintext else "gRPC over mutual TLS"
-
-
-def insecurity(insecure: Insecure | None) -> dict[str, str]:
-    """The stamp of a run that was not secure; nothing for one that was."""
-    return {"insecure": insecure_text(insecure)} if insecure_text(insecure) else {}
 
 
 def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
@@ -148,9 +144,16 @@ def write(
     write_text(out / html_report.FILE_NAME, html_report.render(values))
     files = sorted(path for path in out.rglob("*") if path.is_file())
     listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    job_facts = {key: str(value) if isinstance(value, Path) else value for key, value in facts.items()}
+    job_facts = {key: _plain(value) for key, value in facts.items()}
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, Insecure):
+        return value.model_dump()
+    return str(value) if isinstance(value, Path) else value
 
 
 def _write_predictions(

@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
-from mpcformer.ring.random import KEY_BYTES
+from mpcformer.ring.random import KEY_BYTES, keys_of
 from parties import metrics
 from parties.config import ServiceConfig
 from parties.introduce import callers_of, introduce
@@ -86,7 +86,7 @@ class SessionHost(rpc.PartyServicer):
         """One session, from its job to its end."""
         config = self._config
         coordinator = require_caller(context, *config.coordinators)
-        membership = Membership(me=config.id, role=self._role, coordinator=coordinator, deadline_s=config.deadline_s)
+        membership = Membership(config, role=self._role, coordinator=coordinator)
         context.add_callback(membership.lost)
         membership.listen(request_iterator)
         try:
@@ -139,7 +139,7 @@ class SessionHost(rpc.PartyServicer):
     def _run(self, job: pb.Job, membership: Membership) -> None:
         started = time.monotonic()
         metrics.sessions.inc()
-        with session_log(job.session_id):
+        with session_log(job.session_id), keys_of("session", job.session_id):
             log.info("session of %s begins", job.data_owner)
             status = work(lambda: self._run_session(job, membership), membership)
         metrics.sessions.dec()

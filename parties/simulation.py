@@ -17,7 +17,7 @@ from typing import Any, cast
 
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.inference.engine import DEFAULT_ENGINE
-from mpcformer.ring.random import fix_keys
+from mpcformer.ring.random import fixed_keys
 from parties.config import (
     AnyConfig,
     CoordinatorConfig,
@@ -33,6 +33,7 @@ from parties.config import (
     to_toml,
 )
 from parties.coordinator import Coordinator
+from parties.insecure import fixed_seed
 from parties.journal import FILE_NAME, Journal
 from parties.network import NetworkProfile, Relays
 from parties.public_files import export_public
@@ -188,8 +189,6 @@ def simulate(
     Raises:
         MPCFormerError: naming the party that failed.
     """
-    if job.insecure and job.insecure.fixed_seed is not None:
-        fix_keys(job.insecure.fixed_seed, COORDINATOR)
     journal = journal or Journal(logs / FILE_NAME, job.asked().model_dump())
     with _workspace() as folder:
         processes, relays = Processes(logs), Relays(job.network)
@@ -205,7 +204,8 @@ def simulate(
             for peer in (config.dealer, config.model_owner):
                 peer.address = processes.address_of(peer.id, site.address_file(peer.id))
             processes.watch(coordinator)
-            results = coordinator.run_job()
+            with fixed_keys(fixed_seed(job.insecure), COORDINATOR):
+                results = coordinator.run_job()
             processes.stop()
             return results
         except (MPCFormerError, OSError) as error:

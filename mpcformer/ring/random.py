@@ -5,7 +5,9 @@ Every stream has its own key, derived by a label, so no counter is ever shared b
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
 from cryptography.hazmat.primitives import hashes
@@ -15,19 +17,28 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 16
 
 
-class _Fixed:
-    """For tests of whole sessions: a key from which all others follow, and how many did."""
+class _Series:
+    """INSECURE keys: each follows from the first and from how many were drawn before."""
 
-    key: bytes | None = None
-    n_drawn = 0
+    def __init__(self, key: bytes) -> None:
+        self.key, self._n_drawn = key, 0
+
+    def next(self) -> bytes:
+        self._n_drawn += 1
+        return derive_key(self.key, self._n_drawn)
+
+
+class _Fixed:
+    """Where fresh keys come from, if not from the operating system: a thread's own series goes before the process's."""
+
+    process: _Series | None = None
+    thread: ContextVar[_Series | None] = ContextVar("series", default=None)
 
 
 def fresh_key() -> bytes:
     """16 bytes from the operating system's generator."""
-    if _Fixed.key is None:
-        return os.urandom(KEY_BYTES)
-    _Fixed.n_drawn += 1
-    return derive_key(_Fixed.key, _Fixed.n_drawn)
+    fixed = _Fixed.thread.get() or _Fixed.process
+    return os.urandom(KEY_BYTES) if fixed is None else fixed.next()
 
 
 def fix_keys(seed: int, party: str) -> None:
@@ -35,7 +46,41 @@ def fix_keys(seed: int, party: str) -> None:
 
     parties/config.py allows it between processes of one machine alone.
     """
-    _Fixed.key, _Fixed.n_drawn = derive_key(seed.to_bytes(KEY_BYTES, "big"), "fixed", party), 0
+    _Fixed.process = _Series(_first(seed, party))
+
+
+@contextmanager
+def fixed_keys(seed: int | None, party: str) -> Iterator[None]:
+    """INSECURE: the same for this thread, and only inside; None fixes nothing."""
+    with _series(None if seed is None else _first(seed, party)):
+        yield
+
+
+@contextmanager
+def keys_of(*labels: bytes | str | int) -> Iterator[None]:
+    """Fixed keys drawn inside follow from `labels`, not from what else the process drew before; fresh ones stay fresh.
+
+    What runs side by side, such as a service's sessions, is so repeatable whatever comes first.
+    """
+    fixed = _Fixed.thread.get() or _Fixed.process
+    with _series(None if fixed is None else derive_key(fixed.key, "of", *labels)):
+        yield
+
+
+@contextmanager
+def _series(key: bytes | None) -> Iterator[None]:
+    if key is None:
+        yield
+        return
+    token = _Fixed.thread.set(_Series(key))
+    try:
+        yield
+    finally:
+        _Fixed.thread.reset(token)
+
+
+def _first(seed: int, party: str) -> bytes:
+    return derive_key(seed.to_bytes(KEY_BYTES, "big"), "fixed", party)
 
 
 def derive_key(key: bytes, *labels: bytes | str | int) -> bytes:

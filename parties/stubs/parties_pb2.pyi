@@ -103,14 +103,16 @@ class PartyEvent(_message.Message):
     def __init__(self, hello: _Optional[_Union[Hello, _Mapping]] = ..., ready: _Optional[_Union[Ready, _Mapping]] = ..., progress: _Optional[_Union[Progress, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ..., report: _Optional[_Union[Report, _Mapping]] = ..., batch: _Optional[_Union[Batch, _Mapping]] = ..., failure: _Optional[_Union[Failure, _Mapping]] = ...) -> None: ...
 
 class Hello(_message.Message):
-    __slots__ = ("protocol_version", "role", "release")
+    __slots__ = ("protocol_version", "role", "release", "insecure")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
+    INSECURE_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     role: str
     release: str
-    def __init__(self, protocol_version: _Optional[int] = ..., role: _Optional[str] = ..., release: _Optional[str] = ...) -> None: ...
+    insecure: str
+    def __init__(self, protocol_version: _Optional[int] = ..., role: _Optional[str] = ..., release: _Optional[str] = ..., insecure: _Optional[str] = ...) -> None: ...
 
 class Ready(_message.Message):
     __slots__ = ("student",)

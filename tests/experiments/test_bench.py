@@ -34,6 +34,20 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
     assert costs["mpcformer"].network_seconds(0.04, 1e6) > costs["mpcformer"].network_seconds(0.0, 1e6) > 0
 
 
+@pytest.mark.slow
+def test_what_tls_costs(student: Path, tmp_path: Path) -> None:
+    file = tmp_path / "transport.json"
+    options = ["--model", student, "--seq-len", 8, "--repeat", 1, "--transport", "--json", file]
+    result = CliRunner().invoke(build_app(), ["bench", *map(str, options)])
+    assert result.exit_code == 0, result.output
+    assert "INSECURE" in result.stderr
+    values = read_json(file)
+    assert set(values["engines"]) == {"mpcformer"}
+    found = values["engines"]["mpcformer"]
+    assert set(found["online_seconds"]) == {"mutual TLS", "plaintext"}
+    assert found["ratio"] == found["online_seconds"]["mutual TLS"] / found["online_seconds"]["plaintext"] > 0
+
+
 def test_a_named_model_has_its_shape_and_ranges() -> None:
     with bench_model("minilm", 1, 8) as folder:
         public = load_public_model(folder)

@@ -1,5 +1,7 @@
 """The one CSPRNG: standard vectors, independence of labels, and no state shared by accident."""
 
+import threading
+
 import pytest
 import torch
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -7,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mpcformer.ring.random import KEY_BYTES, Stream, derive_key, fresh_key
+from mpcformer.ring.random import KEY_BYTES, Stream, derive_key, fixed_keys, fresh_key, keys_of
 
 NIST_KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")  # SP 800-38A, appendix F
 
@@ -42,6 +44,42 @@ def test_fresh_keys_differ_and_bad_keys_are_refused() -> None:
     assert len({fresh_key() for _ in range(100)}) == 100
     with pytest.raises(ValueError, match="15 bytes"):
         Stream(bytes(15))
+
+
+def fixed(seed: int | None, party: str) -> list[bytes]:
+    with fixed_keys(seed, party):
+        return [fresh_key() for _ in range(3)]
+
+
+def test_fixed_keys_follow_from_seed_and_party_and_end_with_their_block() -> None:
+    assert fixed(7, "dealer") == fixed(7, "dealer")
+    assert len({*fixed(7, "dealer"), *fixed(7, "model-owner"), *fixed(8, "dealer")}) == 9
+    assert not set(fixed(None, "dealer")) & set(fixed(None, "dealer"))
+    others: list[bytes] = []
+    with fixed_keys(7, "dealer"):
+        thread = threading.Thread(target=lambda: others.extend([fresh_key(), fresh_key()]))
+        thread.start()
+        thread.join()
+    assert not set(others) & set(fixed(7, "dealer")), "another thread's keys stay fresh"
+    assert fresh_key() not in fixed(7, "dealer")
+
+
+def test_fixed_keys_of_something_do_not_depend_on_what_came_before() -> None:
+    def drawn(before: int) -> list[bytes]:
+        with fixed_keys(7, "dealer"):
+            for _ in range(before):
+                fresh_key()
+            with keys_of("session", b"1"):
+                first = [fresh_key(), fresh_key()]
+            with keys_of("session", b"2"):
+                return [*first, fresh_key()]
+
+    assert drawn(0) == drawn(5)
+    assert len(set(drawn(0))) == 3
+    with keys_of("session", b"1"):
+        fresh = fresh_key()
+    with keys_of("session", b"1"):
+        assert fresh_key() != fresh, "where nothing is fixed keys are fresh"
 
 
 def test_bytes_are_uniform() -> None:

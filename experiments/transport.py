@@ -1,0 +1,84 @@
+"""What mutual TLS costs: online seconds with it against those without, in turns, pair by pair."""
+
+import statistics
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments.bench import BenchOptions, bench_model, check, job_of, online_seconds, random_sentences
+from mpcformer.console import console, progress
+from mpcformer.files import write_json
+from mpcformer.inference.engine import load_public_model
+from parties.config import Insecure
+from parties.insecure import warn
+from parties.simulation import simulate
+
+TLS, PLAINTEXT = "mutual TLS", "plaintext"
+TRANSPORTS: dict[str, Insecure | None] = {TLS: None, PLAINTEXT: Insecure(plaintext=True)}
+
+
+def run(options: BenchOptions) -> dict[str, Any]:
+    """Measure, show, and write the JSON if asked for.
+
+    Raises:
+        UserInputError: anything wrong with the options, found before anything runs.
+        MPCFormerError: a party failed.
+    """
+    check(options)
+    warn(TRANSPORTS[PLAINTEXT])
+    made = bench_model(options.model, options.layers, options.seq_len, options.gelu, options.softmax)
+    seconds: dict[str, dict[str, list[float]]] = {engine: {TLS: [], PLAINTEXT: []} for engine in options.engines}
+    with made as student, tempfile.TemporaryDirectory() as work, progress() as bar:
+        config = load_public_model(student).config
+        data = Path(work) / "data"
+        random_sentences(data, options.batch_size, options.seq_len)
+        task = bar.add_task("bench", total=2 * options.repeat * len(options.engines), info="")
+        for turn in range(options.repeat):
+            for engine in options.engines:
+                # Each goes first in every other pair: what drifts meanwhile falls on both.
+                for transport in sorted(TRANSPORTS, reverse=turn % 2 == 1):
+                    bar.update(task, info=f"{engine}, {transport}, pair {turn + 1}")
+                    logs = Path(work) / f"{engine}-{transport}-{turn}"
+                    logs.mkdir()
+                    job = replace(job_of(options, engine, student, data), insecure=TRANSPORTS[transport])
+                    seconds[engine][transport].append(online_seconds(simulate(job, logs)))
+                    bar.advance(task)
+    values = {
+        "model": options.model,
+        "layers": config.num_hidden_layers,
+        "seq_len": options.seq_len,
+        "batch_size": options.batch_size,
+        "gelu": config.gelu,
+        "softmax": config.softmax,
+        "threads_per_party": options.threads,
+        "network": options.network.to_json() if options.network else {"profile": "none"},
+        "engines": {engine: _compared(each) for engine, each in seconds.items()},
+    }
+    if options.json:
+        write_json(options.json, values)
+    _show(values)
+    return values
+
+
+def _compared(seconds: dict[str, list[float]]) -> dict[str, Any]:
+    ratios = [a / b for a, b in zip(seconds[TLS], seconds[PLAINTEXT], strict=True)]
+    return {
+        "online_seconds": {name: statistics.median(each) for name, each in seconds.items()},
+        "online_seconds_each": seconds,
+        "ratio": statistics.median(ratios),
+        "ratios": ratios,
+    }
+
+
+def _show(values: dict[str, Any]) -> None:
+    head = f"{values['model']}: {values['layers']} layers, {values['batch_size']} x {values['seq_len']} tokens"
+    grid = Table(title=f"{head}; online seconds, medians of {TLS} against {PLAINTEXT}", title_justify="left")
+    for title in ("", TLS, PLAINTEXT, "ratio, pair by pair", "lowest", "highest"):
+        grid.add_column(title, justify="right" if title else "left")
+    for engine, found in values["engines"].items():
+        numbers = [found["online_seconds"][TLS], found["online_seconds"][PLAINTEXT], found["ratio"]]
+        grid.add_row(engine, *(f"{x:.3f}" for x in (*numbers, min(found["ratios"]), max(found["ratios"]))))
+    console.print(grid)

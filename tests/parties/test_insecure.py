@@ -1,0 +1,64 @@
+"""INSECURE is agreed on: a party whose file differs from the coordinator's is refused, a run resumed otherwise too."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mpcformer.errors import UserInputError
+from parties import coordinate
+from parties.config import PROTOCOL_VERSION, CoordinatorConfig, Insecure, JobConfig, PeerAddress
+from parties.coordinator import Coordinator
+from parties.insecure import text
+from parties.journal import FILE_NAME, Journal
+from parties.stubs import parties_pb2 as pb
+from parties.tls import make_certificates
+
+JOB = JobConfig(task="sst2")
+FIXED = Insecure(fixed_seed=7)
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CoordinatorConfig:
+    return CoordinatorConfig(
+        tls=make_certificates(tmp_path / "tls", ["coordinator"])["coordinator"],
+        listen="127.0.0.1:0",
+        dealer=PeerAddress(id="dealer", address="127.0.0.1:1"),
+        model_owner=PeerAddress(id="model-owner", address="127.0.0.1:2"),
+        data_owner="data-owner",
+        job=JOB,
+    )
+
+
+@pytest.fixture
+def coordinator(config: CoordinatorConfig, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Coordinator]:
+    config.insecure = request.param
+    made = Coordinator(config, journal=Journal(tmp_path / FILE_NAME, {}))
+    yield made
+    made.stop()
+
+
+@pytest.mark.parametrize("coordinator", [None, FIXED], indirect=True)
+@pytest.mark.parametrize("insecure", [None, FIXED, Insecure(fixed_seed=8)])
+def test_a_party_whose_file_differs_is_refused(
+    coordinator: Coordinator, config: CoordinatorConfig, insecure: Insecure | None
+) -> None:
+    said = text(insecure)
+    hello = pb.Hello(protocol_version=PROTOCOL_VERSION, role="dealer", release="0", insecure=said)
+    coordinator._handle("dealer", pb.PartyEvent(hello=hello))
+    evidence = [error.what for _, error in coordinator._evidence]
+    if insecure == config.insecure:
+        assert evidence == []
+    else:
+        own = text(config.insecure) or "nothing insecure"
+        assert evidence == [f"dealer: its file says: {said or 'nothing insecure'}; the coordinator's: {own}"]
+
+
+@pytest.mark.parametrize(("before", "now"), [(FIXED, None), (None, FIXED)])
+def test_a_run_is_resumed_as_it_began(
+    config: CoordinatorConfig, tmp_path: Path, before: Insecure | None, now: Insecure | None
+) -> None:
+    Journal(tmp_path / "run.partial" / FILE_NAME, JOB.model_dump() | {"insecure": text(before)})
+    config.insecure = now
+    with pytest.raises(UserInputError, match="is of another job: insecure"):
+        coordinate.run(config, tmp_path / "run", resume=True)
