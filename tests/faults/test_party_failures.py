@@ -17,7 +17,7 @@ from mpcformer.errors import PartyError
 from parties import simulation
 from parties.simulation import InferenceJob
 from parties.stubs import parties_pb2 as pb
-from tests.forked import ForkedProcesses
+from tests.forked import ForkedProcesses, context
 
 LIMIT_S = 20.0
 STARTUP_LIMIT_S = 90.0
@@ -28,7 +28,9 @@ def job_for(student: Path, data_dir: Path) -> InferenceJob:
     return InferenceJob(student=student, teacher=None, task="sst2", data_dir=data_dir, batch_size=1)
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
+@pytest.mark.parametrize(
+    "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["kill", "stop"]
+)
 @pytest.mark.parametrize("victim", ["dealer", "model-owner", "data-owner"])
 def test_a_party_that_fails_is_named_and_ends_the_others(
     student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str, how: signal.Signals
@@ -59,6 +61,7 @@ def test_a_party_that_fails_is_named_and_ends_the_others(
             assert process.returncode > 0, f"{name} ended well, or had to be killed"
 
 
+@pytest.mark.slow  # the fault matrix strikes the coordinator of `coordinate`; this is the one of `infer`
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 def test_parties_end_when_the_coordinator_is_gone(
     student: Path, data_dir: Path, tmp_path: Path, how: signal.Signals
@@ -133,11 +136,13 @@ def test_owners_that_disagree_on_the_model_stop_and_say_on_what(
 
 
 def test_nothing_is_left_running_or_on_disk(student: Path, data_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    context.Process(target=int).start()  # from now on the process that forks is among the children
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "logs").mkdir()
     threads = {thread.name for thread in threading.enumerate()}
+    children = {child.pid for child in psutil.Process().children()}
     simulation.simulate(job_for(student, data_dir), tmp_path / "logs")
     assert [path.name for path in tmp_path.iterdir()] == ["logs"], "keys and configurations are removed"
-    assert not psutil.Process().children()
+    assert {child.pid for child in psutil.Process().children()} <= children
     left = {thread.name for thread in threading.enumerate()} - threads
     assert not {name for name in left if "heartbeat" in name or "commands" in name}
