@@ -187,7 +187,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             BatchShape(options.batch_size, options.seq_len)
         )
         engines[engine] = {
-            "online_seconds": median(online_seconds(r) for r in results),
+            "online_seconds": median(_online(r) for r in results),
             "offline_seconds": median(_offline(r) for r in results),
             "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
             "online_bytes": sum(
@@ -200,7 +200,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             "correlations": sum(len(segment) for segment in plan),
             "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
             "breakdown": {name: median(breakdown(r).get(name, 0.0) for r in results) for name in OPERATIONS},
-            "online_seconds_each": [online_seconds(r) for r in results],
+            "online_seconds_each": [_online(r) for r in results],
             "offline_seconds_each": [_offline(r) for r in results],
         }
     values: dict[str, Any] = {
@@ -219,17 +219,14 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
     if {"mpcformer", "crypten"} <= set(runs):
         pairs = list(zip(runs["mpcformer"], runs["crypten"], strict=True))
         values["ratio"] = {
-            "online_seconds": median(online_seconds(a) / online_seconds(b) for a, b in pairs),
-            "online_to_whole": median(online_seconds(a) / (online_seconds(b) + _offline(b)) for a, b in pairs),
-            "total_seconds": median(
-                (online_seconds(a) + _offline(a)) / (online_seconds(b) + _offline(b)) for a, b in pairs
-            ),
+            "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
+            "online_to_whole": median(_online(a) / (_online(b) + _offline(b)) for a, b in pairs),
+            "total_seconds": median((_online(a) + _offline(a)) / (_online(b) + _offline(b)) for a, b in pairs),
         }
     return values
 
 
-def online_seconds(results: Results) -> float:
-    """Of all batches, at the data owner."""
+def _online(results: Results) -> float:
     return float(sum(batch.online.seconds for batch in results.batches["data-owner"]))
 
 
