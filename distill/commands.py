@@ -59,7 +59,7 @@ def distill(
     task: Annotated[str, typer.Option(help="The teacher's task.")],
     out: Out,
     gelu: Annotated[str, typer.Option(help="quad, relu or gelu.")] = "quad",
-    softmax: Annotated[str, typer.Option(help="2quad, 2relu or softmax.")] = "2quad",
+    softmax: Annotated[str, typer.Option(help="2quad, 2quad-const, 2relu or softmax.")] = "2quad",
     data_dir: DataDir = None,
     limit: Limit = None,
     recipe: Annotated[str, typer.Option(help="fast (the options below) or paper (the published ones).")] = "fast",

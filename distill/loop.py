@@ -18,6 +18,8 @@ from mpcformer.tasks import Encoded, pad_batch, shuffled_length_batches
 
 Batch = dict[str, torch.Tensor]
 GRADIENT_CLIP = 1.0
+# AdamW moves every number by about its rate a step: too little for a logarithm that starts at 3.
+SCALAR_RATE = 30.0
 
 
 @dataclass(frozen=True)
@@ -128,10 +130,15 @@ class _Runner:
         self.work, self.options, self.log = work, options, log
         self.device = next(model.parameters()).device
         decayed = [p for p in model.parameters() if p.dim() > 1]
-        plain = [p for p in model.parameters() if p.dim() <= 1]
-        groups = [{"params": decayed, "weight_decay": stage.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+        plain = [p for p in model.parameters() if p.dim() == 1]
+        scalars = [p for p in model.parameters() if p.dim() == 0]
+        groups: list[dict[str, Any]] = [
+            {"params": decayed, "weight_decay": stage.weight_decay, "factor": 1.0},
+            {"params": plain, "weight_decay": 0.0, "factor": 1.0},
+            {"params": scalars, "weight_decay": 0.0, "factor": SCALAR_RATE},
+        ]
         self.optimiser = torch.optim.AdamW(groups, lr=stage.learning_rate)
-        self.parameters = [*decayed, *plain]
+        self.parameters = [*decayed, *plain, *scalars]
         self.steps_per_epoch = math.ceil(len(data.encoded) / data.batch_size)
         self.n_steps = self.steps_per_epoch * stage.epochs
         self.writer = _tensorboard(options.tensorboard)
@@ -172,7 +179,7 @@ class _Runner:
         torch.manual_seed(_mix(self.options.seed, f"{self.stage.name} dropout", step))
         rate = self.stage.learning_rate * self._schedule(step)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["factor"]
         batch = self.data.batch(indices, self.device)
         with autocast(self.options.precision, self.device):
             loss = self.stage.loss(batch)

@@ -6,7 +6,8 @@ from typing import Annotated
 import typer
 
 ENGINES = ("mpcformer", "crypten")
-FORM = "Form of a named model."
+GELU = "Form of a named model: quad, relu or gelu."
+SOFTMAX = "Form of a named model: 2quad, 2quad-const, 2relu or softmax."
 NETWORK = "Links between the parties: none, lan, wan, or RTT_MS,MBIT."
 
 
@@ -31,8 +32,8 @@ def bench(
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
     repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
-    gelu: Annotated[str, typer.Option(help=FORM)] = "quad",
-    softmax: Annotated[str, typer.Option(help=FORM)] = "2quad",
+    gelu: Annotated[str, typer.Option(help=GELU)] = "quad",
+    softmax: Annotated[str, typer.Option(help=SOFTMAX)] = "2quad",
     network: Annotated[str, typer.Option(help=NETWORK)] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
     device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
@@ -71,8 +72,8 @@ def estimate(
     seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
-    gelu: Annotated[str, typer.Option(help=FORM)] = "quad",
-    softmax: Annotated[str, typer.Option(help=FORM)] = "2quad",
+    gelu: Annotated[str, typer.Option(help=GELU)] = "quad",
+    softmax: Annotated[str, typer.Option(help=SOFTMAX)] = "2quad",
     network: Annotated[str, typer.Option(help=NETWORK)] = "lan",
 ) -> None:
     """Count rounds and bytes of a private batch, and its time on a network, without running it."""

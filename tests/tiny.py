@@ -79,6 +79,9 @@ def save_student(
     """An untrained student with the given forms, calibrated on the made-up training split."""
     source = save_bert(folder.with_name(f"{folder.name}-teacher"), num_labels=get_task(task).num_labels, seed=seed)
     model = load_checkpoint(source, gelu=gelu, softmax=softmax, task=task)
+    for n, layer in enumerate(model.bert.layers):
+        if layer.attention["self"].log_divisor is not None:  # as if learnt: 2quad-const's, another in each layer
+            layer.attention["self"].log_divisor.data += 0.3 - 0.5 * n
     tokenizer = load_tokenizer(source)
     encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), positions=32)
     ranges = calibrate(model, encoded, pad_id=tokenizer.pad_token_id)

@@ -2,22 +2,26 @@
 
 from mpcformer.approximations.activations import GELU_FORMS, QUAD_COEFFICIENTS, quad
 from mpcformer.approximations.attention import (
+    QUAD_DIVISOR,
     QUAD_SHIFT,
     SOFTMAX_FORMS,
     TWO_RELU_EPSILON,
     masked_softmax,
     two_quad,
+    two_quad_const,
     two_relu,
 )
 
 __all__ = [
     "GELU_FORMS",
     "QUAD_COEFFICIENTS",
+    "QUAD_DIVISOR",
     "QUAD_SHIFT",
     "SOFTMAX_FORMS",
     "TWO_RELU_EPSILON",
     "masked_softmax",
     "quad",
     "two_quad",
+    "two_quad_const",
     "two_relu",
 ]

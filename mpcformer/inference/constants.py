@@ -34,13 +34,13 @@ class LayerConstants:
     Args:
         score_scale: the scores are computed 2^-score_scale times their size.
         score_bound: softmax form only, the largest |score| expected.
-        row: the reciprocal of the row sum divided by a power of two near the number of keys.
+        row: the reciprocal of the row sum divided by a power of two near the number of keys; None: not divided.
         row_offset: 2ReLU's epsilon, scaled; it counts once per key, as the numerators do.
     """
 
     score_scale: int
     score_bound: float
-    row: NewtonPlan
+    row: NewtonPlan | None
     row_offset: float
     attention_norm: NormConstants
     output_norm: NormConstants
@@ -63,7 +63,7 @@ def model_constants(*, softmax: str, n_layers: int, bounds: Bounds, row_epsilon:
     """Derive the constants of a model.
 
     Args:
-        softmax: softmax, 2quad or 2relu.
+        softmax: softmax, 2quad, 2quad-const or 2relu.
         n_layers: encoder layers.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
         row_epsilon: added to the mean of 2ReLU's row.
@@ -97,10 +97,14 @@ def _norm(bounds: Bounds, name: str) -> NormConstants:
 
 
 def _layer(softmax: str, name: str, bounds: Bounds, row_epsilon: float) -> LayerConstants:
-    score_scale, bound, offset = 0, 0.0, 0.0
+    score_scale, bound, offset, row = 0, 0.0, 0.0, None
     if softmax == "softmax":
         bound = 1.5 * max(abs(edge) for edge in _bounds(bounds, f"{name}.scores"))
-        low, high = 0.5**10, 1.05
+        row = reciprocal_plan(0.5**10, 1.05)
+    elif softmax == "2quad-const":
+        # Usual rows are far below the highest, and must not be far below one.
+        high = _bounds(bounds, f"{name}.row_mean")[1]
+        score_scale = even_shift(high / 64, high) // 2
     else:
         low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
         if softmax == "2quad":
@@ -113,11 +117,11 @@ def _layer(softmax: str, name: str, bounds: Bounds, row_epsilon: float) -> Layer
             offset = row_epsilon * factor
         low, high = low * factor, high * factor
         # The row sum is divided by a power of two between n and 2 n instead of by the number of keys n.
-        low = low / 2
+        row = reciprocal_plan(low / 2, high)
     return LayerConstants(
         score_scale=score_scale,
         score_bound=bound,
-        row=reciprocal_plan(low, high),
+        row=row,
         row_offset=offset,
         attention_norm=_norm(bounds, f"{name}.attention.variance"),
         output_norm=_norm(bounds, f"{name}.output.variance"),

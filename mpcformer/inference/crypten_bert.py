@@ -16,6 +16,7 @@ import torch
 from mpcformer.crypten_compat import current
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT, LayerConstants, ModelConstants, NormConstants
+from mpcformer.inference.newton import NewtonPlan
 from mpcformer.inference.parameters import ParameterShapes
 from mpcformer.inference.stopwatch import Stopwatch
 
@@ -123,18 +124,33 @@ class CrypTenBert:
         self.watch.lap("softmax")
         context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
         self.watch.lap("attention")
-        row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
-        if constants.row_offset:
-            row = ops.add_public(row, constants.row_offset * _key_share(mask))
-        inverse = ops.reciprocal(row, constants.row)
-        self._reciprocal_pairs.append((row, inverse))
-        divided = ops.multiply(context, inverse)
+        if constants.row is None:  # 2quad-const: divided by 2^k so far; c is in the output's weights
+            divided = ops.times_fractions(context, 1 / _key_share(mask))
+        else:
+            divided = self._divide(context, numerators, mask, common, constants, constants.row)
         self.watch.lap("softmax")
         return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, width))
 
+    def _divide(
+        self,
+        context: Any,
+        numerators: Any,
+        mask: torch.Tensor,
+        common: int,
+        constants: LayerConstants,
+        plan: NewtonPlan,
+    ) -> Any:
+        """context (B, A, L, D) times the reciprocal of its rows' sums."""
+        row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
+        if constants.row_offset:
+            row = ops.add_public(row, constants.row_offset * _key_share(mask))
+        inverse = ops.reciprocal(row, plan)
+        self._reciprocal_pairs.append((row, inverse))
+        return ops.multiply(context, inverse)
+
     def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
         form = self._config.softmax
-        if form == "2quad":
+        if form in ("2quad", "2quad-const"):
             return ops.square(ops.add_public(scores, QUAD_SOFTMAX_SHIFT * 2.0**-constants.score_scale))
         if form == "2relu":
             return ops.relu(scores)
@@ -149,11 +165,12 @@ class CrypTenBert:
 
         The fourth power keeps the rounding of very many good rows far below one bad row.
         """
-        x_norm, y_norm = _joined(self._rsqrt_pairs)
-        x_row, y_row = _joined(self._reciprocal_pairs)
-        squares = ops.square(y_norm)
-        left = ops.wrap(torch.cat([x_norm.share, x_row.share]))
-        right = ops.wrap(torch.cat([squares.share, y_row.share]))
+        left, y_norm = _joined(self._rsqrt_pairs)
+        right = ops.square(y_norm)
+        if self._reciprocal_pairs:
+            x_row, y_row = _joined(self._reciprocal_pairs)
+            left = ops.wrap(torch.cat([left.share, x_row.share]))
+            right = ops.wrap(torch.cat([right.share, y_row.share]))
         residual = ops.add_public(ops.multiply(left, right), -1.0)
         # Padding rows mean nothing and may hold anything; their keys are masked, so they reach no real token.
         norms = mask.reshape(-1).repeat(len(self._rsqrt_pairs))

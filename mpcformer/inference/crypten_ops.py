@@ -64,6 +64,13 @@ def times_public(x: Any, constant: float) -> Any:
     return wrap(truncate(x.share * multiplier, bits))
 
 
+def times_fractions(x: Any, fractions: torch.Tensor) -> Any:
+    """x * fractions (public float64, broadcast, at most 2) to 16 bits; one round. |x| < 2^29."""
+    if fractions.device.type == "meta":
+        return wrap(truncate(x.share, SIGNIFICANT_BITS))
+    return wrap(truncate(x.share * (fractions * 2**SIGNIFICANT_BITS).round().long(), SIGNIFICANT_BITS))
+
+
 def times_power_of_two(x: Any, exponent: int) -> Any:
     """x * 2^exponent; local upwards, one round downwards."""
     if exponent >= 0:

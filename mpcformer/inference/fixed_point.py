@@ -34,6 +34,11 @@ SCORE_SCALE, SCORE_BITS = 14, 24
 NUMERATOR_SCALE, NUMERATOR_BITS = 23, 48
 CONTEXT_SCALE, CONTEXT_BITS = 17, 24
 ROW_SCALE, ATTENDED_SCALE = 12, 20
+# 2quad-const: what the guard lets pass adds up to more than what tables do, so its context has a bit more room.
+CONST_CONTEXT_SCALE = 16
+# Its 1 / n, which key_factor is an eighth away from, is put right in the values, which are lifted to 64 bits.
+KEY_CORRECTION_SCALE = 16
+MAX_CONST_EXPONENT = 4
 # The activation enters the second map in Z_2^48, at a scale that makes OUTER_SCALE with the map's weights.
 ACTIVATED_BITS, OUTER_SCALE = 48, 29
 STREAM_BITS = 32
@@ -58,6 +63,8 @@ MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
 # weights and rows of length sqrt(H).
 BOUND_SLACK = 1.05
 FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 10
+# 2Quad's and 2ReLU's rows have tables. 2quad-const's guard marks from 2 on, by key_factor: 8 / 7 of that by n.
+DIVIDED_ROW_SLACK, CONST_ROW_SLACK = 1.25, 16 / 7
 # Beyond, scores keep too few of their 14 fraction bits.
 MAX_SCORE_SHIFT = 6
 # A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
@@ -107,6 +114,7 @@ class Layer:
     Args:
         score_shift: scores are computed 2^-score_shift times their size; the queries' and keys' weights carry it.
         row_exponent: row means are divided by 2^row_exponent to lie below 1.
+        divided: rows add up to one; False for 2quad-const, whose row means are only guarded.
         row_low: the lowest row mean after both.
         row_offset: 2ReLU's epsilon, scaled as the scores are; once a key.
         squarings: softmax: n of `squared_softmax`, else 0.
@@ -121,6 +129,27 @@ class Layer:
     row_offset: float = 0.0
     squarings: int = 0
     score_limit: int = 0
+    divided: bool = True
+
+    @property
+    def context_scale(self) -> int:
+        """Of the numerators' product with the values."""
+        return CONTEXT_SCALE if self.divided else CONST_CONTEXT_SCALE
+
+    @property
+    def value_room(self) -> float:
+        """How large that product may be."""
+        return float(2.0 ** (CONTEXT_BITS - 2 - self.context_scale))
+
+    @property
+    def row_slack(self) -> float:
+        """What a row's numerators, scaled, add up to at most where no mark is set."""
+        return DIVIDED_ROW_SLACK if self.divided else CONST_ROW_SLACK
+
+    @property
+    def unit(self) -> float:
+        """2quad-const: the mean of (s + 5)^2 that stands for 1; the map behind attention makes up for it."""
+        return float(2.0 ** (2 * self.score_shift + self.row_exponent))
 
 
 @dataclass(frozen=True)
@@ -165,20 +194,40 @@ def key_factor(n_keys: int, log_keys: int) -> int:
     return round((1 << (log_keys + KEY_FACTOR_BITS)) / n_keys)
 
 
+def key_correction(n_keys: int, log_keys: int) -> int:
+    """key_factor times this, at KEY_CORRECTION_SCALE more bits, is 1 / n_keys but for 2^-16."""
+    scale = KEY_CORRECTION_SCALE + log_keys + KEY_FACTOR_BITS
+    return round((1 << scale) / (n_keys * key_factor(n_keys, log_keys)))
+
+
+def row_bits(layer: Layer, log_keys: int) -> int:
+    """b, so that a row mean of one, times key_factor(n), is 2^b: 2quad-const's guard looks from there on.
+
+    Raises:
+        RangeError: as `row_function`.
+    """
+    _check_numerators(layer, log_keys)
+    return 2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent
+
+
 def row_function(layer: Layer, log_keys: int) -> Function:
     """1 / row for rows of at most 2^log_keys keys: the sum, at scale 2 SCORE_SCALE, times key_factor(n).
 
     Raises:
         RangeError: so many keys and so wide a range that the numerators' product with the values leaves its ring.
     """
+    _check_numerators(layer, log_keys)
+    unit = 2.0 ** -(2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent)
+    return _table("reciprocal", layer.row_low, 1.0, unit, ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
+
+
+def _check_numerators(layer: Layer, log_keys: int) -> None:
     numerators = 64 - (2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent - NUMERATOR_SCALE)
-    if numerators - (NUMERATOR_SCALE + VALUE_SCALE - CONTEXT_SCALE) < CONTEXT_BITS:
+    if numerators - (NUMERATOR_SCALE + VALUE_SCALE - layer.context_scale) < CONTEXT_BITS:
         raise RangeError(
             f"{1 << log_keys} positions and row means up to 2^{layer.row_exponent} do not fit the ring together",
             "give shorter texts, distil the student again, or use --engine crypten",
         )
-    unit = 2.0 ** -(2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent)
-    return _table("reciprocal", layer.row_low, 1.0, unit, ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
 
 
 def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
@@ -191,6 +240,8 @@ def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds, softmax:
     norms = [_norm(f"{name}.{part}.variance", hidden_size, epsilon, bounds) for part in ("attention", "output")]
     if softmax == "softmax":
         return _softmax_layer(name, norms, bounds)
+    if softmax == "2quad-const":
+        return _const_layer(name, norms, bounds)
     low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
     offset, power = 0.0, 2
     if softmax == "2relu":
@@ -212,6 +263,24 @@ def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds, softmax:
         output_norm=norms[1],
         row_offset=offset * down,
     )
+
+
+def _const_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
+    """Scores are shifted no further than their reach and the numerators' ring ask for: no table wants them near one."""
+    low, high = _bounds(bounds, f"{name}.row_mean")
+    if high <= 0:
+        raise RangeError(
+            f"calibrated range {name}.row_mean = {low}..{high} is not positive", "distil the student again"
+        )
+    log_high = math.log2(max(1.0, 1.125 * widened(low, high)[1]))
+    score_shift = max(_score_room(name, bounds), math.ceil((log_high - MAX_CONST_EXPONENT) / 2))
+    if score_shift > MAX_SCORE_SHIFT:
+        raise RangeError(
+            f"calibrated range {name}.row_mean reaches {high:.3g}: too far for fixed point",
+            "distil the student again, or use --engine crypten",
+        )
+    exponent = math.ceil(log_high) - 2 * score_shift
+    return Layer(score_shift, exponent, 0.0, norms[0], norms[1], divided=False)
 
 
 def _softmax_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:

@@ -1,8 +1,9 @@
 """The model owner's proof, before a session, that no text whatever makes a value leave its ring unnoticed.
 
 The bounds follow from the weights (`mpcformer.modeling.bounds`); attention's weights are not negative and add up to at
-most one, where the row was in range. Variances and row sums, which the bounds are too loose for, are what tables and
-the guard look at while running.
+most one, where the row was in range. In 2quad-const, which does not divide, they add up to at most what its guard lets
+pass: for some text scores may reach thirty times their usual size, and no ring would hold the square of that.
+Variances and row sums, which the bounds are too loose for, are what tables and the guard look at while running.
 """
 
 import math
@@ -16,9 +17,6 @@ from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.modeling.bounds import Bounds, model_bounds
 
-# 2Quad's and 2ReLU's numerators, scaled, add up to at most this where no mark is set.
-ROW_SLACK = 1.25
-VALUE_ROOM = 2.0 ** (fp.CONTEXT_BITS - 2 - fp.CONTEXT_SCALE)
 MAX_VALUE_SHIFT = 4
 
 
@@ -31,12 +29,12 @@ class Room:
     room: float
 
 
-def value_shift(values: torch.Tensor) -> int:
+def value_shift(layer: fp.Layer, values: torch.Tensor) -> int:
     """How many bits smaller a layer's values are computed, from their bounds (H,): the output map makes up for it.
 
     Only the model owner knows, so it tells nobody anything.
     """
-    return max(0, math.ceil(math.log2(fp.BOUND_SLACK * ROW_SLACK * float(values.max()) / VALUE_ROOM)))
+    return max(0, math.ceil(math.log2(fp.BOUND_SLACK * layer.row_slack * float(values.max()) / layer.value_room)))
 
 
 def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
@@ -44,9 +42,9 @@ def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
     yield Room("embeddings", bounds.embeddings, _room(fp.STREAM_BITS, constants.embedding_norm.scale))
     activation = constants.activation
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
-        name, values = f"layer.{n}", ROW_SLACK * float(bound.values.max())
+        name, values = f"layer.{n}", layer.row_slack * float(bound.values.max())
         yield Room(f"{name}.scores", bound.scores, _room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
-        yield Room(f"{name}.values", values, VALUE_ROOM * 2**MAX_VALUE_SHIFT)
+        yield Room(f"{name}.values", values, layer.value_room * 2**MAX_VALUE_SHIFT)
         yield Room(f"{name}.attended", bound.attended, _room(fp.STREAM_BITS, layer.attention_norm.scale))
         yield Room(f"{name}.activation", float(bound.inner.max()), _room(activation.bits, activation.scale))
         yield Room(f"{name}.output", bound.output, _room(fp.STREAM_BITS, layer.output_norm.scale))
@@ -63,7 +61,8 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
     Raises:
         RangeError: naming the value, its bound and the room.
     """
-    bounds = model_bounds(config.num_attention_heads, config.gelu, state)
+    guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
+    bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None)
     for room in rooms(constants, bounds):
         if not fp.BOUND_SLACK * room.value < room.room:
             raise RangeError(

@@ -2,7 +2,7 @@
 
 A LayerNorm's gain and bias fold into the next linear map; the mean that the next LayerNorm subtracts is subtracted
 from every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is
-one column more (`mean`) of the map that has the same input.
+one column more (`mean`) of the map that has the same input. 2quad-const's c divides the map behind attention.
 """
 
 import math
@@ -107,7 +107,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
             )
             factor = 2.0 ** (-layer.score_shift / 2) / root
             if part == "value":  # the same matrix, a larger scale
-                smaller = value_shift(bounds.layers[n].values)
+                smaller = value_shift(layer, bounds.layers[n].values)
                 factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE - smaller)
             columns.append(column * factor)
             offsets.append(offset * factor)
@@ -122,6 +122,8 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         weight = _centred(get(f"{source}.attention.output.dense.weight").t())
         offset = _centred(get(f"{source}.attention.output.dense.bias") + bias)
         attended = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
+        if not layer.divided:
+            weight = weight * layer.unit * torch.exp(-get(f"{source}.attention.self.log_divisor"))
         put(f"{name}.attention.output", weight * 2.0**smaller, fp.OUTPUT_WEIGHT_SCALE, offset, attended)
 
         norm = f"{source}.attention.output.LayerNorm"

@@ -40,16 +40,17 @@ def parameter_shapes(config: Any) -> ParameterShapes:
 def parameter_values(config: Any, constants: ModelConstants, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The model owner's float tensors, named and shaped as `parameter_shapes` says, from a BERT state dict.
 
-    The queries carry 1 / sqrt(D) and the layer's 2^-score_scale, both exact where they are powers of two.
+    The queries carry 1 / sqrt(D) and the layer's 2^-score_scale, both exact where they are powers of two; what follows
+    attention carries 2quad-const's 1 / c, and the square of 2^score_scale.
     """
     values: dict[str, torch.Tensor] = {}
 
     def norm(name: str, source: str) -> None:
         values[f"{name}.weight"], values[f"{name}.bias"] = state[f"{source}.weight"], state[f"{source}.bias"]
 
-    def linear(name: str, source: str, factor: float = 1.0) -> None:
+    def linear(name: str, source: str, factor: float = 1.0, bias_factor: float = 1.0) -> None:
         values[f"{name}.weight"] = state[f"{source}.weight"].t().contiguous() * factor
-        values[f"{name}.bias"] = state[f"{source}.bias"] * factor
+        values[f"{name}.bias"] = state[f"{source}.bias"] * bias_factor
 
     source = "bert.embeddings"
     tables = [state[f"{source}.{part}_embeddings.weight"] for part in ("word", "token_type")]
@@ -59,12 +60,14 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
     head_size = config.hidden_size // config.num_attention_heads
     for index, layer in enumerate(constants.layers):
         name, source = f"layer.{index}", f"bert.encoder.layer.{index}"
-        linear(
-            f"{name}.attention.query", f"{source}.attention.self.query", 2.0**-layer.score_scale / math.sqrt(head_size)
-        )
+        factor = 2.0**-layer.score_scale / math.sqrt(head_size)
+        linear(f"{name}.attention.query", f"{source}.attention.self.query", factor, factor)
         linear(f"{name}.attention.key", f"{source}.attention.self.key")
         linear(f"{name}.attention.value", f"{source}.attention.self.value")
-        linear(f"{name}.attention.output", f"{source}.attention.output.dense")
+        behind = 1.0
+        if layer.row is None:
+            behind = 4.0**layer.score_scale * float(torch.exp(-state[f"{source}.attention.self.log_divisor"]))
+        linear(f"{name}.attention.output", f"{source}.attention.output.dense", behind)
         norm(f"{name}.attention.norm", f"{source}.attention.output.LayerNorm")
         linear(f"{name}.intermediate", f"{source}.intermediate.dense")
         linear(f"{name}.output", f"{source}.output.dense")

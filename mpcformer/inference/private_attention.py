@@ -41,7 +41,7 @@ class PrivateAttention:
 
     Args:
         party: this owner.
-        softmax: 2quad, 2relu or softmax.
+        softmax: 2quad, 2quad-const, 2relu or softmax.
         mask: public int64 (B, L).
         log_keys: log2 of the longest row, rounded up.
         check, watch: the pass's own.
@@ -52,7 +52,7 @@ class PrivateAttention:
     ) -> None:
         self._party, self._softmax, self._mask, self._log_keys = party, softmax, mask, log_keys
         self._check, self._watch = check, watch
-        self._key_factors = self._factors()
+        self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
     def attend(self, heads: Heads, constants: fp.Layer) -> torch.Tensor:
         """(B Q, H) at ATTENDED_SCALE."""
@@ -61,6 +61,8 @@ class PrivateAttention:
         scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
         self._watch.lap("attention")
         value = Opened(party, Mask(heads.value_mask, fp.VALUE_BITS, "plain"), heads.value).value()  # (B, A, D, L)
+        if not constants.divided:
+            value = shift(value * self._sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
         value_half = matmul.half(value, heads.context_masks[1], fp.NUMERATOR_BITS)
         opened_value: list[torch.Tensor] = []
 
@@ -71,17 +73,21 @@ class PrivateAttention:
 
         real = self._real(scores.size(2), scores.size(1))
         if self._softmax == "softmax":
-            numerators = self._powers(scores, constants, open_scores, real)
-            return self._multiplied_rows(numerators, opened_value[0], heads)
+            numerators = self._powers(scores, constants, open_scores, real) * self._key_factors
+            last_scale = fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE + self._log_keys + fp.KEY_FACTOR_BITS
+            return self._multiplied_rows(numerators, last_scale, opened_value[0], heads, constants)
         numerators, rows = self._numerators(scores, constants, open_scores)
+        if not constants.divided:
+            bits = fp.row_bits(constants, self._log_keys)
+            self._check.guard(bits, rows.reshape(-1), real)
+            return self._multiplied_rows(numerators, bits, opened_value[0], heads, constants)
         return self._divided_rows(numerators, rows, opened_value[0], heads, constants, real)
 
-    def _factors(self) -> torch.Tensor:
-        """0 at padding, else the sentence's `key_factor`; (B, 1, 1, L), public."""
+    def _sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
+        """factor(number of keys, log_keys) of each sentence: (B, 1, 1, 1), public."""
         if self._mask.device.type == "meta":
-            return self._mask[:, None, None, :]
-        factors = [fp.key_factor(n, self._log_keys) for n in self._mask.sum(1).tolist()]
-        return (self._mask * torch.tensor(factors)[:, None])[:, None, None, :]
+            return self._mask[:, None, None, :1]
+        return torch.tensor([factor(n, self._log_keys) for n in self._mask.sum(1).tolist()])[:, None, None, None]
 
     def _real(self, n_query: int, n_heads: int) -> torch.Tensor:
         return self._mask[:, None, :n_query].expand(-1, n_heads, -1).reshape(-1)
@@ -90,14 +96,14 @@ class PrivateAttention:
         tensors = self._party.take(function.request(tuple(x.shape)))
         return piecewise.Evaluation(function, tensors, self._party.rank)
 
-    # ---- 2quad, 2relu: divide after the product with the values ------------------------------------------------------
+    # ---- 2quad, 2relu: divide after the product with the values; 2quad-const: not at all -----------------------------
 
     def _numerators(
         self, scores: torch.Tensor, constants: fp.Layer, open_scores: OpenScores
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and what their rows sum to."""
         party = self._party
-        if self._softmax == "2quad":
+        if self._softmax in ("2quad", "2quad-const"):
             mask = Mask(
                 party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
             )
@@ -127,9 +133,9 @@ class PrivateAttention:
         masked = self._masked_numerators(numerators, up, heads)
         opened, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
         self._watch.lap("softmax")
-        context = self._context(opened, opened_value, heads)
+        context = self._context(opened, opened_value, heads, constants)
         factor = self._check.evaluate(lookup, arguments, real).view(*rows.shape, 1)
-        self._check.guard(function, rows.reshape(-1), real)
+        self._check.guard(function.guard_bits, rows.reshape(-1), real)
 
         mask = Mask(
             party.take(lifted.request("scale", tuple(context.shape), fp.CONTEXT_BITS)), fp.CONTEXT_BITS, "scale"
@@ -144,16 +150,31 @@ class PrivateAttention:
         down = shift(numerators, scale - fp.NUMERATOR_SCALE, self._party.rank) * self._mask[:, None, None, :]
         return matmul.half(down, heads.context_masks[0], fp.NUMERATOR_BITS)
 
-    def _context(self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads) -> torch.Tensor:
-        """(B, A, Q, D) at CONTEXT_SCALE in Z_2^CONTEXT_BITS."""
+    def _context(
+        self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: fp.Layer
+    ) -> torch.Tensor:
+        """(B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
         context = matmul.product(self._party, numerators, opened_value, heads.context_masks)
-        context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - fp.CONTEXT_SCALE, self._party.rank)
+        context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - constants.context_scale, self._party.rank)
         self._watch.lap("attention")
         return context
 
     def _rows(self, attended: torch.Tensor) -> torch.Tensor:
         self._watch.lap("softmax")
         return attended.transpose(1, 2).flatten(0, 1).flatten(1)
+
+    def _multiplied_rows(
+        self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: fp.Layer
+    ) -> torch.Tensor:
+        """Rows that are not divided any more: numerators at `scale`, times the values. 2 rounds."""
+        party, rank = self._party, self._party.rank
+        opened = party.open([self._masked_numerators(numerators, scale, heads)])[0]
+        self._watch.lap("softmax")
+        context = self._context(opened, opened_value, heads, constants)
+        tensors = party.take(lifted.request("plain", tuple(context.shape), fp.CONTEXT_BITS))
+        mask = Mask(tensors, fp.CONTEXT_BITS, "plain")
+        lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0]).value()
+        return self._rows(shift(lifted_context, constants.context_scale - fp.ATTENDED_SCALE, rank))
 
     # ---- softmax: `approximations.exact.squared_softmax`, divided before the product ---------------------------------
 
@@ -201,17 +222,3 @@ class PrivateAttention:
         factor = self._check.evaluate(lookup, arguments, real).view(*rows.shape, 1)
         opened_factor = party.open([mask.factor_half(factor, rank)])[0]
         return Opened(party, mask, c).times(opened_factor)
-
-    def _multiplied_rows(self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads) -> torch.Tensor:
-        party, rank = self._party, self._party.rank
-        last_scale = fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE
-        masked = self._masked_numerators(
-            numerators * self._key_factors, last_scale + self._log_keys + fp.KEY_FACTOR_BITS, heads
-        )
-        opened = party.open([masked])[0]
-        self._watch.lap("softmax")
-        context = self._context(opened, opened_value, heads)
-        tensors = party.take(lifted.request("plain", tuple(context.shape), fp.CONTEXT_BITS))
-        mask = Mask(tensors, fp.CONTEXT_BITS, "plain")
-        lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0]).value()
-        return self._rows(shift(lifted_context, fp.CONTEXT_SCALE - fp.ATTENDED_SCALE, rank))

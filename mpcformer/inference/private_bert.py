@@ -347,7 +347,7 @@ class PrivateBert:
 
     def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         lookup = self._check.lookup(function, argument.numel())
-        self._check.guard(function, argument, real)
+        self._check.guard(function.guard_bits, argument, real)
         return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
 
     def _layer(self, index: int) -> None:

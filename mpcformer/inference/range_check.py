@@ -31,9 +31,9 @@ class RangeCheck:
         self._mark = self._mark + ((mark * real).sum() << TABLE_MARK_SHIFT)
         return value
 
-    def guard(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> None:
-        """Remember the share of a table's argument, to look at it after the last layer."""
-        self._guarded.append((argument, function.guard_bits, real))
+    def guard(self, bits: int, argument: torch.Tensor, real: torch.Tensor) -> None:
+        """Remember the share of what must stay below 2^(bits + 1), to look at it after the last layer."""
+        self._guarded.append((argument, bits, real))
 
     def count(self, outside: torch.Tensor) -> None:
         """The share of a number that is zero if all was in range, and positive but far below 2^64 if not."""

@@ -5,7 +5,7 @@ spectral norm every bilinear one.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,8 @@ class LayerBounds:
     Args:
         scores: a number.
         values: (H,), by column.
-        attended: length of the row that the first LayerNorm sees, if attention's weights add up to at most one.
+        attended: length of the row that the first LayerNorm sees, if attention's weights add up to at most one; in
+            2quad-const, to at most what `model_bounds` is told.
         inner: (I,), of GeLU's argument.
         output: length of the row that the second LayerNorm sees.
     """
@@ -59,6 +60,14 @@ def spectral_norm(weight: torch.Tensor) -> float:
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
 
 
+def head_length(values: Linear, n_heads: int) -> float:
+    """Largest length of a row (H,) whose heads are averages, by any weights, of normalised rows' values."""
+    weight, bias = values
+    parts = zip(weight.chunk(n_heads, dim=1), bias.chunk(n_heads), strict=True)
+    root = math.sqrt(weight.size(0))
+    return math.hypot(*(spectral_norm(part) * root + float(offset.norm()) for part, offset in parts))
+
+
 def score_bound(query: Linear, key: Linear, n_heads: int) -> float:
     """Largest |score| of any head, for weights (H, H) and biases (H,) that take normalised rows."""
     hidden = query[0].size(0)
@@ -74,13 +83,16 @@ def score_bound(query: Linear, key: Linear, n_heads: int) -> float:
     return largest
 
 
-def model_bounds(n_heads: int, gelu: str, state: Mapping[str, torch.Tensor]) -> Bounds:
+def model_bounds(
+    n_heads: int, gelu: str, state: Mapping[str, torch.Tensor], row_means: Sequence[float] | None = None
+) -> Bounds:
     """Bounds of a BERT state dict.
 
     Args:
         n_heads: of attention.
         gelu: the form of GeLU.
         state: names and weights as transformers has them.
+        row_means: 2quad-const, by layer: how large a row's mean of (s + 5)^2 may be; its weights add up to that / c.
     """
 
     def get(name: str) -> torch.Tensor:
@@ -102,7 +114,10 @@ def model_bounds(n_heads: int, gelu: str, state: Mapping[str, torch.Tensor]) -> 
             _after(before, linear(f"{name}.attention.self.{part}")) for part in ("query", "key", "value")
         )
         values = normal_bound(*value)
-        attended = _stream(linear(f"{name}.attention.output.dense"), float(values.norm()), before)
+        row = 1.0
+        if row_means:
+            row = row_means[len(layers)] * float(torch.exp(-get(f"{name}.attention.self.log_divisor")))
+        attended = _stream(linear(f"{name}.attention.output.dense"), row * head_length(value, n_heads), before)
         before = norm(f"{name}.attention.output")
         inner_map = _after(before, linear(f"{name}.intermediate.dense"))
         inner = normal_bound(*inner_map)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.approximations import GELU_FORMS, QUAD_DIVISOR, SOFTMAX_FORMS, two_quad_const
 from mpcformer.modeling.configuration import MPCFormerConfig
 
 # (name, values, mask of the same shape saying which values belong to real tokens)
@@ -87,12 +87,17 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention before its output projection."""
+    """Multi-head attention before its output projection.
+
+    log_divisor: 2quad-const only, the logarithm of its c, so that c stays positive; a weight, the model owner's.
+    """
 
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
         self.n_heads = config.num_attention_heads
         self.form = SOFTMAX_FORMS[config.softmax]
+        learnt = self.form is two_quad_const
+        self.log_divisor = nn.Parameter(torch.tensor(math.log(QUAD_DIVISOR))) if learnt else None
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
@@ -106,7 +111,10 @@ class SelfAttention(nn.Module):
         scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))  # (B, A, L, L)
         context.scores.append(scores)
         context.observe(f"{name}.scores", scores, "scores")
-        probabilities, row_mean = self.form(scores, context.keys)
+        if self.log_divisor is None:
+            probabilities, row_mean = self.form(scores, context.keys)
+        else:
+            probabilities, row_mean = two_quad_const(scores, context.keys, self.log_divisor.exp())
         context.observe(f"{name}.row_mean", row_mean, "queries")
         attended: torch.Tensor = self.dropout(probabilities) @ value
         return attended.transpose(1, 2).reshape(n_batch, n_positions, width)

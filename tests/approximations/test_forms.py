@@ -4,7 +4,15 @@ import pytest
 import torch
 from torch.nn.functional import gelu
 
-from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS, TWO_RELU_EPSILON, quad, two_quad, two_relu
+from mpcformer.approximations import (
+    GELU_FORMS,
+    SOFTMAX_FORMS,
+    TWO_RELU_EPSILON,
+    quad,
+    two_quad,
+    two_quad_const,
+    two_relu,
+)
 
 SCORES = torch.tensor([[[[1.0, -2.0, 3.0]]]])  # (1, 1, 1, 3)
 MASK = torch.tensor([[[[1.0, 1.0, 0.0]]]])  # the last key is padding
@@ -23,6 +31,16 @@ def test_two_quad() -> None:
     probabilities, row_mean = two_quad(SCORES, MASK)
     assert probabilities.flatten().tolist() == pytest.approx([36 / 45, 9 / 45, 0])
     assert row_mean.item() == pytest.approx(45 / 2)
+
+
+def test_two_quad_const_divides_by_the_number_of_keys() -> None:
+    probabilities, row_mean = two_quad_const(SCORES, MASK, torch.tensor(10.0))
+    assert probabilities.flatten().tolist() == pytest.approx([36 / 20, 9 / 20, 0])
+    assert row_mean.item() == pytest.approx(45 / 2)
+    scores = torch.randn(1, 1, 200, 200, generator=torch.Generator().manual_seed(0))
+    rows = SOFTMAX_FORMS["2quad-const"](scores, torch.ones(1, 1, 1, 200))[0].sum(-1)
+    assert rows.mean().item() == pytest.approx(1.0, abs=0.02), "it starts where usual rows add up to one"
+    assert two_quad_const(torch.full_like(SCORES, -5.0), MASK)[0].abs().max() == 0
 
 
 def test_two_relu_survives_a_row_without_positive_scores() -> None:

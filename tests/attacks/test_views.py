@@ -97,8 +97,11 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
     check_views(student, engine, N_RUNS[engine], monkeypatch)
 
 
-def test_views_of_comparisons_and_softmax(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = save_student(tmp_path / "exact", data_dir, gelu="gelu", softmax="softmax")
+@pytest.mark.parametrize(("gelu", "softmax"), [("gelu", "softmax"), ("quad", "2quad-const")])
+def test_views_of_other_forms(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, gelu: str, softmax: str
+) -> None:
+    folder = save_student(tmp_path / "other", data_dir, gelu=gelu, softmax=softmax)
     check_views(folder, "mpcformer", 12, monkeypatch)
 
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import distill.loop
 from distill.student import DistillRecipe, distill_student, inner_loss, logit_loss, paper_recipe
 from distill.teacher import TeacherRecipe, train_teacher
+from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling import load_checkpoint, load_ranges, load_student
 from tests.tiny import save_bert, save_parquet
@@ -70,7 +71,7 @@ def test_teacher_is_in_evaluation_mode_while_distilling(
 def test_a_resumed_run_ends_in_the_same_weights(
     teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_for(teacher, data_dir)
+    recipe = recipe_for(teacher, data_dir, softmax="2quad-const")
     whole = distill_student(recipe, tmp_path / "whole", checkpoint_minutes=1e9)
     step = distill.loop._Runner._step
     for n_calls in (7, 50):  # inside stage 1, inside stage 2
@@ -90,7 +91,7 @@ def test_a_resumed_run_ends_in_the_same_weights(
         with pytest.raises(UserInputError, match="left from an interrupted run"):
             distill_student(recipe, out)
         with pytest.raises(UserInputError, match="had seed = 0, not 1"):
-            distill_student(recipe_for(teacher, data_dir, seed=1), out, resume=True)
+            distill_student(recipe_for(teacher, data_dir, softmax="2quad-const", seed=1), out, resume=True)
         resumed = distill_student(recipe, out, resume=True)
         a, b = load_file(tmp_path / "whole" / "model.safetensors"), load_file(out / "model.safetensors")
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -167,11 +168,15 @@ def test_divergence_is_said(teacher: Path, data_dir: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("gelu", ["quad", "relu"])
-@pytest.mark.parametrize("softmax", ["2quad", "2relu"])
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "2relu"])
 def test_all_forms_distil(teacher: Path, data_dir: Path, tmp_path: Path, gelu: str, softmax: str) -> None:
     recipe = recipe_for(teacher, data_dir, gelu=gelu, softmax=softmax, epochs1=1, epochs2=1)
     distill_student(recipe, tmp_path / "student")
-    assert load_student(tmp_path / "student", gelu=gelu, softmax=softmax)
+    student = load_student(tmp_path / "student", gelu=gelu, softmax=softmax)
+    for layer in student.bert.layers:
+        divisor = layer.attention["self"].log_divisor
+        assert (divisor is not None) == (softmax == "2quad-const")
+        assert divisor is None or abs(divisor.exp().item() - QUAD_DIVISOR) > 0.1, "c is learnt"
 
 
 def test_regression(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ CASES: list[tuple[str, Callable[..., Any], Callable[..., torch.Tensor], tuple[to
     ("times 2^-3", lambda a: ops.times_power_of_two(a, -3), lambda a: a / 8, (X,), 2 * ULP, 1),
     ("times 2^3", lambda a: ops.times_power_of_two(a, 3), lambda a: a * 8, (X,), 8 * ULP, 0),
     ("times_integers", lambda a: ops.times_integers(a, MASK), lambda a: a * MASK, (X,), ULP, 0),
+    ("times_fractions", lambda a: ops.times_fractions(a, Z / -10), lambda a: a * Z / -10, (X,), 12 * ULP, 1),
     ("relu", ops.relu, torch.relu, (X,), 2 * ULP, 10),
     ("maximum", lambda a: ops.maximum(a, dim=-1), lambda a: a.amax(-1, keepdim=True), (X,), 2 * ULP, 50),
     ("reciprocal", lambda a: ops.reciprocal(a, reciprocal_plan(0.3, 8.0)), torch.reciprocal, (Y,), 8 * ULP, 25),

@@ -1,6 +1,5 @@
 """The whole private BERT against its plaintext twin, every form; planning; refusals. Two threads, no network."""
 
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -84,7 +83,7 @@ def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs,
 
 
 @pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
-@pytest.mark.parametrize("softmax", ["2quad", "2relu", "softmax"])
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "2relu", "softmax"])
 def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)
@@ -168,7 +167,9 @@ def test_scores_beyond_their_clamp_are_reported(tmp_path: Path, data_dir: Path) 
 STRANGE = ("one word", "unknown words", "random words", "all different")
 
 
-@pytest.mark.parametrize(("gelu", "softmax"), [("quad", "2quad"), ("relu", "2relu"), ("gelu", "softmax")])
+@pytest.mark.parametrize(
+    ("gelu", "softmax"), [("quad", "2quad"), ("quad", "2quad-const"), ("relu", "2relu"), ("gelu", "softmax")]
+)
 def test_strange_texts_are_computed_right_or_refused(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     """Repeated, unknown and random words up to the last position: never a wrong logit without a word."""
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
@@ -197,9 +198,10 @@ def test_strange_texts_are_computed_right_or_refused(tmp_path: Path, data_dir: P
     assert len(outcomes) == 4
 
 
-def test_padding_weighs_nothing_however_large_it_is(student: Path, data_dir: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const"])
+def test_padding_weighs_nothing_however_large_it_is(data_dir: Path, tmp_path: Path, softmax: str) -> None:
     """Padding rows are exempt from the range check, so they must not reach a real token at all."""
-    folder = Path(shutil.copytree(student, tmp_path / "padded"))
+    folder = save_student(tmp_path / "padded", data_dir, softmax=softmax)
     state = load_file(folder / "model.safetensors")
     words = state["bert.embeddings.word_embeddings.weight"]
     words[0] = 2000.0 * words[5]
@@ -212,9 +214,27 @@ def test_padding_weighs_nothing_however_large_it_is(student: Path, data_dir: Pat
     assert float((logits - expected).abs().max()) < 0.002
 
 
-def test_values_that_are_computed_smaller(student: Path, data_dir: Path, tmp_path: Path) -> None:
+def test_rows_that_are_not_divided_are_guarded(tmp_path: Path, data_dir: Path) -> None:
+    """2quad-const: a row far above its calibrated size is reported, one within its range is not."""
+    folder = save_student(tmp_path / "student", data_dir, softmax="2quad-const")
+    inputs, expected = batch_of(folder, data_dir)
+    public = load_public_model(folder)
+    name = "layer.1.row_mean"
+    low, high = public.ranges.bounds[name]
+    for factor, refused in ((1.0, False), (1 / 16, True), (1 / 100, True)):
+        moved = PublicModel(public.config, Ranges(public.ranges.bounds | {name: (low * factor, high * factor)}, 1))
+        if refused:
+            with pytest.raises(RangeError, match="left the range calibrated"):
+                run_private(folder, inputs, engine="mpcformer", public=moved)
+        else:
+            _, logits, *_ = run_private(folder, inputs, engine="mpcformer", public=moved)
+            assert float(np.abs(logits.numpy() - expected).max()) < 0.002
+
+
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const"])
+def test_values_that_are_computed_smaller(data_dir: Path, tmp_path: Path, softmax: str) -> None:
     """Values above their room take a shift that only the model owner knows; the logits stay right."""
-    folder = Path(shutil.copytree(student, tmp_path / "large"))
+    folder = save_student(tmp_path / "large", data_dir, softmax=softmax)
     state = load_file(folder / "model.safetensors")
     for n in range(2):
         for part, factor in (("attention.self.value.weight", 40.0), ("attention.self.value.bias", 40.0)):

@@ -14,9 +14,9 @@ from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.engine import load_public_model
 from mpcformer.inference.mpcformer_engine import engine_constants
-from mpcformer.inference.overflow import VALUE_ROOM, check_overflow, rooms, value_shift
+from mpcformer.inference.overflow import check_overflow, rooms, value_shift
 from mpcformer.modeling import load_student
-from mpcformer.modeling.bounds import model_bounds, normal_bound, score_bound, spectral_norm
+from mpcformer.modeling.bounds import head_length, model_bounds, normal_bound, score_bound, spectral_norm
 from tests.tiny import save_student
 
 
@@ -53,11 +53,15 @@ def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int)
     assert spectral_norm(query[0]) == pytest.approx(float(torch.linalg.matrix_norm(query[0], 2)))
 
 
-@pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
-def test_no_text_exceeds_a_models_bounds(tmp_path: Path, data_dir: Path, gelu: str) -> None:
-    student = load_student(save_student(tmp_path / "student", data_dir, gelu=gelu))
+@pytest.mark.parametrize(
+    ("gelu", "softmax"), [("quad", "2quad"), ("relu", "2quad"), ("gelu", "2quad"), ("quad", "2quad-const")]
+)
+def test_no_text_exceeds_a_models_bounds(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
+    student = load_student(save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax))
     config = student.config
-    bounds = model_bounds(config.num_attention_heads, gelu, student.state_dict())
+    bounds = model_bounds(
+        config.num_attention_heads, gelu, student.state_dict(), [100.0] * 2 if "const" in softmax else None
+    )
     largest: dict[str, float] = {}
 
     def observe(name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
@@ -71,6 +75,7 @@ def test_no_text_exceeds_a_models_bounds(tmp_path: Path, data_dir: Path, gelu: s
     hidden = config.hidden_size
     assert math.sqrt(largest["embeddings.variance"] * hidden) <= bounds.embeddings
     for n, layer in enumerate(bounds.layers):
+        assert largest[f"layer.{n}.row_mean"] < 100.0, "what the bounds were told"
         assert largest[f"layer.{n}.scores"] <= layer.scores
         assert largest[f"layer.{n}.activation"] <= float(layer.inner.max())
         assert math.sqrt(largest[f"layer.{n}.attention.variance"] * hidden) <= layer.attended
@@ -101,10 +106,64 @@ def test_a_model_that_could_overflow_is_refused(student: Path, weight: str, fact
         check_overflow(public.config, constants, state)
 
 
-def test_large_values_are_computed_smaller() -> None:
-    assert value_shift(torch.tensor([1.0, 20.0])) == 0
-    assert value_shift(torch.tensor([VALUE_ROOM])) == 1
-    assert value_shift(torch.tensor([6 * VALUE_ROOM])) == 3
+@pytest.mark.parametrize(("softmax", "room"), [("2quad", 32.0), ("2quad-const", 64.0)])
+def test_large_values_are_computed_smaller(tmp_path: Path, data_dir: Path, softmax: str, room: float) -> None:
+    public = load_public_model(save_student(tmp_path / "student", data_dir, softmax=softmax))
+    layer = engine_constants(public).layers[0]
+    assert layer.value_room == room
+    assert value_shift(layer, torch.tensor([1.0, 20.0])) == 0
+    assert value_shift(layer, torch.tensor([room / layer.row_slack])) == 1
+    assert value_shift(layer, torch.tensor([6 * room / layer.row_slack])) == 3
+
+
+def test_heads_that_look_elsewhere_stay_within_their_length() -> None:
+    hidden, n_heads = 12, 3
+    generator = torch.Generator().manual_seed(0)
+    weight, bias = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((hidden, hidden), (hidden,)))
+    values = (normal(2000, hidden, 1) @ weight + bias).view(-1, n_heads, hidden // n_heads)
+    longest = float(values.norm(dim=-1).amax(0).norm())  # each head at the row that suits it best
+    assert longest <= head_length((weight, bias), n_heads) < 1.5 * longest
+
+
+@pytest.mark.parametrize("divisor", [1e-4, 1e-200])
+def test_a_divisor_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_dir: Path, divisor: float) -> None:
+    folder = save_student(tmp_path / "student", data_dir, softmax="2quad-const")
+    public, state = load_public_model(folder), load_student(folder).state_dict()
+    constants = engine_constants(public)
+    check_overflow(public.config, constants, state)
+    state["bert.encoder.layer.1.attention.self.log_divisor"] = torch.tensor(divisor, dtype=torch.float64).log()
+    with pytest.raises(RangeError, match=r"layer\.1\.attended may reach"):
+        check_overflow(public.config, constants, state)
+
+
+@settings(max_examples=200)
+@given(st.integers(1, 512), st.integers(0, 3))
+def test_keys_are_counted_exactly(n_keys: int, more: int) -> None:
+    """key_factor alone is an eighth off, which a division makes up for, and 2quad-const's correction too."""
+    log_keys = max(1, math.ceil(math.log2(n_keys))) + more
+    factor, correction = fp.key_factor(n_keys, log_keys), fp.key_correction(n_keys, log_keys)
+    scale = log_keys + fp.KEY_FACTOR_BITS
+    assert 7 / 8 <= n_keys * factor / 2**scale <= 9 / 8
+    assert n_keys * factor * correction / 2 ** (scale + fp.KEY_CORRECTION_SCALE) == pytest.approx(1, abs=2**-16)
+
+
+@settings(max_examples=100)
+@given(st.floats(-3, 5), st.floats(0, 6))
+def test_rows_without_division_fit_512_positions_or_are_refused(log_high: float, log_reach: float) -> None:
+    """The numerators' ring holds the context for the longest text, and no number of a row wraps around the guard."""
+    variances = {f"x.{part}.variance": (0.5, 2.0) for part in ("attention", "output")}
+    bounds = variances | {"x.row_mean": (0.0, 10**log_high), "x.score_reach": (-(10**log_reach), 10**log_reach)}
+    try:
+        layer = fp._layer("x", 384, 1e-12, bounds, "2quad-const")
+    except RangeError:
+        assert log_high > 4 or log_reach > 4, "only what is very large may be refused"
+        return
+    assert 1.5 * 1.125 * 10**log_high <= layer.unit * (1 + 1e-9)
+    for log_keys in (1, 7, 9):
+        bits = fp.row_bits(layer, log_keys)
+        highest = (2.0**8 + 5) ** 2 * 4.0**fp.SCORE_SCALE * 2.0 ** (log_keys + fp.KEY_FACTOR_BITS) * 9 / 8
+        assert highest < 2.0**62
+        assert 8 < bits < 61
 
 
 @settings(max_examples=60)

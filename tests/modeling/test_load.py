@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from mpcformer.errors import DependencyError, MPCFormerError, RangeError, UserInputError
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
-from tests.tiny import save_bert
+from tests.tiny import save_bert, save_student
 
 
 @pytest.fixture
@@ -98,6 +98,14 @@ def test_a_student_must_bring_its_head(copy: Path) -> None:
     edit_weights(copy, **{"classifier.bias": None})
     with pytest.raises(UserInputError, match=r"lacks classifier\.bias"):
         load_student(copy)
+
+
+def test_a_student_must_bring_its_divisors(tmp_path: Path, data_dir: Path) -> None:
+    folder = save_student(tmp_path / "student", data_dir, softmax="2quad-const")
+    assert load_student(folder, softmax="2quad-const")
+    edit_weights(folder, **{"bert.encoder.layer.1.attention.self.log_divisor": None})
+    with pytest.raises(UserInputError, match=r"lacks bert\.encoder\.layer\.1\.attention\.self\.log_divisor"):
+        load_student(folder)
 
 
 def test_damaged_files(copy: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
+from mpcformer.approximations import QUAD_DIVISOR, SOFTMAX_FORMS
 from mpcformer.modeling import (
     MPCFormerConfig,
     MPCFormerForSequenceClassification,
@@ -52,8 +53,9 @@ def test_equals_transformers_bert_on_real_text() -> None:
         assert torch.allclose(mine[valid], other[valid], atol=1e-4)
 
 
-def test_padding_changes_nothing(tmp_path: Path) -> None:
-    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax="2quad")
+@pytest.mark.parametrize("softmax", SOFTMAX_FORMS)
+def test_padding_changes_nothing(tmp_path: Path, softmax: str) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax=softmax)
     with torch.no_grad():
         alone = model(IDS[:1, :4], MASK[:1, :4]).logits
         padded = model(IDS, MASK).logits[:1]
@@ -77,13 +79,19 @@ def test_loss(tmp_path: Path, labels: list[float], num_labels: int) -> None:
         assert torch.allclose(output.loss, -output.logits.log_softmax(-1)[[0, 1], labels].mean())
 
 
-def test_auto_classes_save_safetensors_and_load_back(tmp_path: Path) -> None:
-    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax="2quad", task="sst2")
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const"])
+def test_auto_classes_save_safetensors_and_load_back(tmp_path: Path, softmax: str) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad", softmax=softmax, task="sst2")
+    divisors = [p for name, p in model.named_parameters() if name.endswith("self.log_divisor")]
+    assert len(divisors) == (2 if softmax == "2quad-const" else 0), "one a layer"
+    for n, divisor in enumerate(divisors):
+        assert divisor.exp().item() == pytest.approx(QUAD_DIVISOR)
+        divisor.data += 0.3 + 0.1 * n
     model.save_pretrained(tmp_path / "student")
     assert (tmp_path / "student" / "model.safetensors").is_file()
     config = AutoConfig.from_pretrained(tmp_path / "student")
     assert isinstance(config, MPCFormerConfig)
-    assert (config.gelu, config.softmax, config.task) == ("quad", "2quad", "sst2")
+    assert (config.gelu, config.softmax, config.task) == ("quad", softmax, "sst2")
     again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
     assert isinstance(again, MPCFormerForSequenceClassification)
     with torch.no_grad():
