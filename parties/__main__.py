@@ -14,7 +14,8 @@ from mpcformer.files import write_text
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
 from parties import insecure, logs, metrics
-from parties.config import DataOwnerConfig, Service, load_party
+from parties.config import DataOwnerConfig, Service
+from parties.config_file import load_party
 from parties.membership import join
 from parties.work import work
 

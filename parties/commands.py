@@ -91,7 +91,7 @@ def coordinate(
     from mpcformer.errors import UserInputError
     from parties import coordinate as session
     from parties import report
-    from parties.config import load_coordinator
+    from parties.config_file import load_coordinator
 
     settings = load_coordinator(config)
     if resume and out is None:

@@ -1,13 +1,10 @@
 """The configuration of a party, or of the coordinator: a TOML file, checked whole before anything starts."""
 
 import ipaddress
-import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-
-from mpcformer.errors import UserInputError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 PROTOCOL_VERSION = 2
 Role = Literal["dealer", "model-owner", "data-owner"]
@@ -261,92 +258,8 @@ PartyConfig = Annotated[DealerConfig | ModelOwnerConfig | DataOwnerConfig, Field
 AnyConfig = DealerConfig | ModelOwnerConfig | DataOwnerConfig | CoordinatorConfig
 
 
-def load_party(path: Path) -> DealerConfig | ModelOwnerConfig | DataOwnerConfig:
-    """A party's file; see `_load`."""
-    config: DealerConfig | ModelOwnerConfig | DataOwnerConfig = _load(path, PartyConfig)
-    return config
-
-
-def load_coordinator(path: Path) -> CoordinatorConfig:
-    """The coordinator's file; see `_load`."""
-    config: CoordinatorConfig = _load(path, CoordinatorConfig)
-    return config
-
-
-def load_any(path: Path) -> AnyConfig:
-    """Either: a file with a `role` is a party's."""
-    return load_party(path) if "role" in _read(path) else load_coordinator(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise UserInputError(f"--config: {path}: {error}", "check the path and the syntax") from None
-
-
-def _load(path: Path, kind: Any) -> Any:
-    """Read a file; its relative paths are relative to the file's folder.
-
-    Raises:
-        UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
-    """
-    values = _read(path)
-    try:
-        config = TypeAdapter(kind).validate_python(values)
-    except ValidationError as error:
-        lines = "; ".join(f"{_place(e['loc'])}: {_reason(e)}" for e in error.errors())
-        raise UserInputError(f"--config: {path}: {lines}", "correct these keys") from None
-    _anchor(config, path.resolve().parent)
-    return config
-
-
-def _place(loc: tuple[int | str, ...]) -> str:
-    # Where several roles are possible pydantic puts the one that is meant first.
-    keys = loc[1:] if loc and loc[0] in get_args(Role) else loc
-    return ".".join(map(str, keys)) or "file"
-
-
-def _reason(error: Any) -> str:
-    return str(error["msg"]).removeprefix("Value error, ")
-
-
-def _anchor(config: BaseModel, folder: Path) -> None:
-    for name in type(config).model_fields:
-        value = getattr(config, name)
-        if isinstance(value, BaseModel):
-            _anchor(value, folder)
-        elif isinstance(value, Path):
-            setattr(config, name, folder / value)
-
-
 def _is_test_network(address: str) -> bool:
     try:
         return ipaddress.ip_address(address.rpartition(":")[0]) in TEST_NETWORK
     except ValueError:
         return False
-
-
-def to_toml(config: BaseModel) -> str:
-    """A configuration as TOML (strings, numbers, lists of strings and flat tables)."""
-    fields = config.model_dump(mode="json", exclude_none=True)
-    tables = {key: fields.pop(key) for key in [key for key, value in fields.items() if isinstance(value, dict)]}
-    lines = [_line(key, value) for key, value in fields.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(_line(key, value) for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _line(key: str, value: Any) -> str:
-    return f"{key} = {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)

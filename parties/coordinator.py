@@ -1,7 +1,6 @@
 """The coordinator: starts the job, watches the parties, collects results. It sees no share and no weight.
 
-Who is to blame when a session breaks: a party's own report of what it did wrong comes first, then the party that died
-or fell silent, then the one that others accuse. All evidence that arrives within a short grace time is weighed.
+When a session breaks, all evidence that arrives within a short grace time is weighed (evidence.py).
 """
 
 import queue
@@ -16,11 +15,12 @@ import grpc
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties.config import PROTOCOL_VERSION, CoordinatorConfig, PeerAddress, Role
+from parties.evidence import Evidence, Weight
 from parties.insecure import text as insecure_text
 from parties.introduce import introduce
 from parties.journal import Journal
 from parties.membership import HEARTBEAT_S, SILENCE_S
-from parties.results import Results, merged
+from parties.results import Results, digests_are_short, merged
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
@@ -28,10 +28,7 @@ from parties.wire import open_channel, start_server
 
 GRACE_S = 1.5
 LEAVE_TIMEOUT_S = 3.0
-DIGEST_BYTES = 32
-CONFESSED, VANISHED, ACCUSED = 0, 1, 2
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
-CONFESSED_REASON = "it failed; its own log says why"
 REFUSALS = (
     grpc.StatusCode.PERMISSION_DENIED,
     grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -80,7 +77,7 @@ class Coordinator(rpc.CoordinatorServicer):
         self._by_role = {member.role: member for member in self._members.values()}
         # Re-entrant: evidence is added inside handlers that hold it.
         self._changed = threading.Condition(threading.RLock())
-        self._evidence: list[tuple[int, MPCFormerError]] = []
+        self._evidence = Evidence()
         self._batches: dict[tuple[Role, int], pb.Batch] = {}
         self._channels: list[grpc.Channel] = []
         self._readers: list[threading.Thread] = []
@@ -112,7 +109,7 @@ class Coordinator(rpc.CoordinatorServicer):
     def accuse(self, party: str, what: str) -> None:
         """Evidence from outside the streams: a process that ended."""
         if not self._finishing:
-            self._blame(VANISHED, PartyError(party, what))
+            self._blame(Weight.VANISHED, PartyError(party, what))
 
     def run_job(self) -> Results:
         """Wait for all parties, run the job, journal its batches, dismiss everybody.
@@ -271,15 +268,15 @@ class Coordinator(rpc.CoordinatorServicer):
             while not done() or self._evidence:
                 if self._evidence:
                     self._changed.wait_for(lambda: False, timeout=GRACE_S)
-                    raise min(self._evidence, key=lambda item: item[0])[1]
+                    raise self._evidence.verdict()
                 self._changed.wait(0.25)
                 now = time.monotonic()
                 for party, member in self._members.items():
                     silent = member.ready is not None or member.role == "data-owner"
                     if member.joined and silent and not member.left and now - member.last_seen > SILENCE_S:
-                        self._evidence.append((VANISHED, PartyError(party, f"stopped answering for {SILENCE_S:.0f} s")))
+                        self._blame(Weight.VANISHED, PartyError(party, f"stopped answering for {SILENCE_S:.0f} s"))
                     if has is not None and not has(member) and now > deadline:
-                        self._evidence.append((VANISHED, self._late(party, what)))
+                        self._blame(Weight.VANISHED, self._late(party, what))
 
     def _late(self, party: str, what: str) -> PartyError:
         """A party that did not come, or not in time."""
@@ -296,17 +293,11 @@ class Coordinator(rpc.CoordinatorServicer):
         """Tell everybody to leave; after a failure, why."""
         with self._changed:
             self._finishing = True
-            weight, worst = min(self._evidence, key=lambda item: item[0], default=(VANISHED, None))
-        if worst is None and fault:
-            worst = PartyError(self._config.id, fault)
+            if not self._evidence and fault:
+                self._blame(Weight.VANISHED, PartyError(self._config.id, fault))
+            ending = pb.Command(abort=self._evidence.told()) if self._evidence else pb.Command(finish=pb.Finish())
         for member in self._members.values():
-            if worst is None:
-                member.commands.put(pb.Command(finish=pb.Finish()))
-            else:
-                culprit = worst.party if isinstance(worst, PartyError) else ""
-                # What a party says of itself is for its own log and this one: it may concern its data.
-                reason = worst.what.removeprefix(f"{culprit}: ") if weight != CONFESSED else CONFESSED_REASON
-                member.commands.put(pb.Command(abort=pb.Abort(culprit=culprit, reason=reason)))
+            member.commands.put(ending)
             member.commands.put(None)
 
     def _read(self, party: str, events: Iterator[pb.PartyEvent]) -> None:
@@ -319,7 +310,7 @@ class Coordinator(rpc.CoordinatorServicer):
                 with self._changed:
                     self._members[party].left = True
                     if not self._finishing:
-                        self._blame(CONFESSED, PartyError(party, f"it refused the session: {error.details()}"))
+                        self._blame(Weight.CONFESSED, PartyError(party, f"it refused the session: {error.details()}"))
             self._gone(party)
 
     def _handle(self, party: str, event: pb.PartyEvent) -> None:
@@ -336,7 +327,7 @@ class Coordinator(rpc.CoordinatorServicer):
                 event.progress.n_batches += self._journal.n_resumed
                 self._on_progress(event.progress)
             elif not digests_are_short(event):
-                self._blame(CONFESSED, PartyError(party, "it sent more than a digest where a digest belongs"))
+                self._blame(Weight.CONFESSED, PartyError(party, "it sent more than a digest where a digest belongs"))
             elif kind == "batch" and member.role != "dealer":
                 self._batches[member.role, event.batch.batch] = event.batch
             elif kind == "report":
@@ -348,33 +339,27 @@ class Coordinator(rpc.CoordinatorServicer):
     def _greet(self, party: str, role: Role, hello: pb.Hello) -> None:
         if hello.protocol_version != PROTOCOL_VERSION or hello.role != role:
             said = f"it speaks version {hello.protocol_version} as {hello.role} (release {hello.release})"
-            self._blame(CONFESSED, PartyError(party, f"{said}, expected {PROTOCOL_VERSION} as {role}"))
+            self._blame(Weight.CONFESSED, PartyError(party, f"{said}, expected {PROTOCOL_VERSION} as {role}"))
         elif hello.insecure != insecure_text(self._config.insecure):
             # Or results of keys that somebody knows would look like any others.
             said, own = hello.insecure or "nothing insecure", insecure_text(self._config.insecure) or "nothing insecure"
             remedy = "leave [insecure] out of all files, or, for a test, give all the same"
-            self._blame(CONFESSED, PartyError(party, f"its file says: {said}; the coordinator's: {own}", remedy))
+            self._blame(Weight.CONFESSED, PartyError(party, f"its file says: {said}; the coordinator's: {own}", remedy))
 
     def _failure(self, party: str, failure: pb.Failure) -> None:
         self._members[party].left = True
         error = PartyError(failure.culprit, failure.what, failure.remedy)
         error.exit_code = failure.exit_code or error.exit_code
-        self._blame(CONFESSED if failure.culprit == party else ACCUSED, error)
+        self._blame(Weight.CONFESSED if failure.culprit == party else Weight.ACCUSED, error)
 
     def _gone(self, party: str) -> None:
         with self._changed:
             member = self._members[party]
             if not member.left and not self._finishing:
-                self._blame(VANISHED, PartyError(party, "its connection ended: the process died or was cut off"))
+                self._blame(Weight.VANISHED, PartyError(party, "its connection ended: the process died or was cut off"))
             member.left = True
 
-    def _blame(self, weight: int, error: MPCFormerError) -> None:
+    def _blame(self, weight: Weight, error: MPCFormerError) -> None:
         with self._changed:
-            self._evidence.append((weight, error))
+            self._evidence.add(weight, error)
             self._changed.notify_all()
-
-
-def digests_are_short(event: pb.PartyEvent) -> bool:
-    """Whether the byte strings of an event are digests: there is no room for anything else to reach the coordinator."""
-    found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan)
-    return all(len(digest) in (0, DIGEST_BYTES) for digest in found)

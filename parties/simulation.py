@@ -1,16 +1,11 @@
 """All parties on this machine, each its own process: certificates, configurations, spawn, watch, clean up."""
 
 import json
-import os
 import shutil
 import socket
-import subprocess
-import sys
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -30,12 +25,13 @@ from parties.config import (
     PeerAddress,
     Role,
     TlsFiles,
-    to_toml,
 )
+from parties.config_file import to_toml
 from parties.coordinator import Coordinator
 from parties.insecure import fixed_seed
 from parties.journal import FILE_NAME, Journal
 from parties.network import NetworkProfile, Relays
+from parties.processes import START_TIMEOUT_S, Processes, describe_exit
 from parties.public_files import export_public
 from parties.results import Results
 from parties.stubs import parties_pb2 as pb
@@ -43,9 +39,6 @@ from parties.tls import make_certificates
 
 COORDINATOR = "coordinator"
 ROLES: tuple[Role, ...] = ("dealer", "model-owner", "data-owner")
-LEAVE_TIMEOUT_S = 8.0
-CULPRIT_TIMEOUT_S = 1.0
-START_TIMEOUT_S = 60.0
 UNKNOWN = "127.0.0.1:0"
 
 
@@ -90,86 +83,6 @@ class InferenceJob:
         """The part that the parties are told."""
         names = ("task", "split", "limit", "batch_size", "max_length", "engine", "embeddings")
         return JobConfig(**{name: getattr(self, name) for name in names})
-
-
-class Processes:
-    """The spawned parties. Spawned, not forked: gRPC does not survive a fork."""
-
-    def __init__(self, logs: Path) -> None:
-        self._logs = logs
-        self.running: dict[str, subprocess.Popen[bytes]] = {}
-        self._stopping = threading.Event()
-
-    def start(self, name: str, *arguments: str) -> None:
-        """Run `python -m arguments...`, its output into the party's log."""
-        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "GRPC_VERBOSITY": "NONE"}
-        with (self._logs / f"{name}.log").open("wb") as log:
-            self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
-            )
-
-    def address_of(self, name: str, path: Path) -> str:
-        """Where a service listens, once it says so in a file.
-
-        Raises:
-            PartyError: it ended, or said nothing in time.
-        """
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not path.is_file():
-            status = self.running[name].poll()
-            if status is not None:
-                raise PartyError(name, describe_exit(status, self.last_line(name)))
-            if time.monotonic() > deadline:
-                raise PartyError(name, f"did not start within {START_TIMEOUT_S:.0f} s")
-            time.sleep(0.02)
-        return path.read_text()
-
-    def watch(self, coordinator: Coordinator) -> None:
-        """Tell the coordinator at once when a process ends badly."""
-
-        def wait(name: str, process: subprocess.Popen[bytes]) -> None:
-            status = process.wait()
-            if status and not self._stopping.is_set():
-                coordinator.accuse(name, describe_exit(status, self.last_line(name)))
-
-        for name, process in self.running.items():
-            threading.Thread(target=wait, args=(name, process), daemon=True).start()
-
-    def last_line(self, name: str) -> str:
-        """The end of a party's log; an error with its remedy, which stands on a line of its own."""
-        lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        last = len(lines) - 2 if lines and lines[-1].startswith("  -> ") else len(lines) - 1
-        return "".join(lines[max(0, last) :])
-
-    def stop(self, culprit: str | None = None) -> None:
-        """Wait for all to leave; ask those that do not, then kill them, and a silent culprit soon."""
-        asked_at = time.monotonic() + LEAVE_TIMEOUT_S / 2
-        deadline = asked_at + LEAVE_TIMEOUT_S / 2
-        for name, process in sorted(self.running.items(), key=lambda item: item[0] != culprit):
-            try:
-                process.wait(CULPRIT_TIMEOUT_S if name == culprit else max(0.1, asked_at - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.terminate()  # a service that no session ever reached
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(0 if name == culprit else max(0.1, deadline - time.monotonic()))
-                process.kill()
-                process.wait()
-
-    def kill(self) -> None:
-        """End all at once."""
-        self._stopping.set()
-        for process in self.running.values():
-            if process.poll() is None:
-                process.kill()
-        for process in self.running.values():
-            process.wait()
-
-
-def describe_exit(status: int, last_line: str) -> str:
-    """What a process's exit status means."""
-    if status < 0:
-        return f"its process was killed by signal {-status}"
-    return f"its process ended with status {status}: {last_line}"
 
 
 def simulate(

@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from parties.simulation import Processes
+from parties.processes import Processes
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.imports"])

@@ -22,8 +22,8 @@ from parties.config import (
     ModelOwnerConfig,
     PeerAddress,
     TlsFiles,
-    to_toml,
 )
+from parties.config_file import to_toml
 from parties.network import NetworkProfile, Relay
 from tests.forked import context, leave, redirect
 from tests.ports import free_port
@@ -112,7 +112,7 @@ def _party(path: Path, once: bool) -> int:
 def _coordinate(path: Path, out: Path, resume: bool) -> int:
     from mpcformer.errors import MPCFormerError
     from parties import coordinate
-    from parties.config import load_coordinator
+    from parties.config_file import load_coordinator
 
     try:
         coordinate.run(load_coordinator(path), out, resume=resume)

@@ -18,8 +18,8 @@ from parties.config import (
     JobConfig,
     ModelOwnerConfig,
     PeerAddress,
-    to_toml,
 )
+from parties.config_file import to_toml
 from parties.public_files import export_public
 from parties.tls import make_certificates
 from tests.ports import free_port

@@ -26,8 +26,8 @@ from parties.config import (
     PeerAddress,
     Plaintext,
     TlsFiles,
-    to_toml,
 )
+from parties.config_file import to_toml
 from parties.coordinator import Coordinator
 from parties.diagnosis import own, probe
 from parties.journal import Journal

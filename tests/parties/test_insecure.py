@@ -46,12 +46,11 @@ def test_a_party_whose_file_differs_is_refused(
     said = text(insecure)
     hello = pb.Hello(protocol_version=PROTOCOL_VERSION, role="dealer", release="0", insecure=said)
     coordinator._handle("dealer", pb.PartyEvent(hello=hello))
-    evidence = [error.what for _, error in coordinator._evidence]
-    if insecure == config.insecure:
-        assert evidence == []
-    else:
+    assert bool(coordinator._evidence) == (insecure != config.insecure)
+    if coordinator._evidence:
         own = text(config.insecure) or "nothing insecure"
-        assert evidence == [f"dealer: its file says: {said or 'nothing insecure'}; the coordinator's: {own}"]
+        what = f"dealer: its file says: {said or 'nothing insecure'}; the coordinator's: {own}"
+        assert coordinator._evidence.verdict().what == what
 
 
 @pytest.mark.parametrize(("before", "now"), [(FIXED, None), (None, FIXED)])
