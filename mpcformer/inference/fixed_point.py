@@ -62,7 +62,8 @@ MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
 # What tables (1 percent), FACTOR_ERROR, truncations and rounded weights may add to a bound that follows from exact
 # weights and rows of length sqrt(H).
 BOUND_SLACK = 1.05
-FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 10
+# Below 13 a stream is shifted so far that its ring no longer fills the 32 bits it is opened in.
+FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
 # 2Quad's and 2ReLU's rows have tables. 2quad-const's guard marks from 2 on, by key_factor: 8 / 7 of that by n.
 DIVIDED_ROW_SLACK, CONST_ROW_SLACK = 1.25, 16 / 7
 # Beyond, scores keep too few of their 14 fraction bits.
