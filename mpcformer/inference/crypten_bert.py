@@ -161,9 +161,10 @@ class CrypTenBert:
         return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
 
     def _residual(self, mask: torch.Tensor) -> Any:
-        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4: near zero unless a row left its range.
+        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative.
 
-        The fourth power keeps the rounding of very many good rows far below one bad row.
+        Near zero unless a row left its range. The fourth power keeps the rounding of very many good rows far below one
+        bad row. Newton started above its range may find the negative root, which the first of these cannot see.
         """
         left, y_norm = _joined(self._rsqrt_pairs)
         right = ops.square(y_norm)
@@ -176,7 +177,8 @@ class CrypTenBert:
         norms = mask.reshape(-1).repeat(len(self._rsqrt_pairs))
         rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1).repeat(len(self._reciprocal_pairs))
         real = ops.times_integers(residual, torch.cat([norms, rows]))
-        return ops.square_sum(ops.square(real), dim=0)
+        negative = ops.of_bits((ops.less_than_zero(y_norm) * norms).sum(0, keepdim=True))
+        return ops.wrap(ops.square_sum(ops.square(real), dim=0).share + negative.share)
 
 
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

@@ -90,6 +90,11 @@ def less_than_zero(x: Any) -> torch.Tensor:
     return bit
 
 
+def of_bits(bit_share: torch.Tensor) -> Any:
+    """Bits, or their sum, as numbers; local."""
+    return wrap(bit_share << FRAC_BITS)
+
+
 def select(bit_share: torch.Tensor, x: Any) -> Any:
     """bit * x, the bit at scale 1; one round and no truncation."""
     product = beaver.mul(Shared.from_shares(bit_share, precision=0), x)

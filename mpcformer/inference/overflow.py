@@ -18,6 +18,9 @@ from mpcformer.inference import fixed_point as fp
 from mpcformer.modeling.bounds import Bounds, model_bounds
 
 MAX_VALUE_SHIFT = 4
+# 2quad-const computes rows in a unit that its calibrated range decides, and divides them by c in the weights behind:
+# errors grow by their ratio. At 2^7 a context entry of usual size is right to about one percent.
+MAX_UNIT_TO_DIVISOR = 2.0**7
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,16 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
     """
     guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
     bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None)
+    for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
+        if not layer.divided:
+            divisor = math.exp(float(state[f"bert.encoder.layer.{n}.attention.self.log_divisor"]))
+            ratio = layer.unit * 2.0 ** value_shift(layer, bound.values) / divisor
+            if not ratio <= MAX_UNIT_TO_DIVISOR:
+                raise RangeError(
+                    f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow {ratio:.3g} times",
+                    f"at most {MAX_UNIT_TO_DIVISOR:.0f} is carried: distil the student again, or calibrate it on more"
+                    " typical sentences",
+                )
     for room in rooms(constants, bounds):
         if not fp.BOUND_SLACK * room.value < room.room:
             raise RangeError(

@@ -5,9 +5,12 @@ from typing import Any
 
 import torch
 
+from mpcformer.errors import RangeError
 from mpcformer.inference.constants import ModelConstants
+from mpcformer.modeling.load import MAX_WEIGHT
 
 ParameterShapes = dict[str, tuple[int, ...]]
+MAX_LOG = 100.0
 
 
 def parameter_shapes(config: Any) -> ParameterShapes:
@@ -66,7 +69,14 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
         linear(f"{name}.attention.value", f"{source}.attention.self.value")
         behind = 1.0
         if layer.row is None:
-            behind = 4.0**layer.score_scale * float(torch.exp(-state[f"{source}.attention.self.log_divisor"]))
+            log_divisor = float(state[f"{source}.attention.self.log_divisor"].double())
+            behind = 4.0**layer.score_scale * math.exp(min(MAX_LOG, -log_divisor))
+            largest = float(state[f"{source}.attention.output.dense.weight"].abs().max()) * behind
+            if not largest <= MAX_WEIGHT:
+                raise RangeError(
+                    f"{source}.attention.output.dense divided by c reaches {largest:.3g}, more than {MAX_WEIGHT:.0f}",
+                    "distil the student again",
+                )
         linear(f"{name}.attention.output", f"{source}.attention.output.dense", behind)
         norm(f"{name}.attention.norm", f"{source}.attention.output.LayerNorm")
         linear(f"{name}.intermediate", f"{source}.intermediate.dense")

@@ -13,6 +13,7 @@ from mpcformer.channel import Counters, memory_pair
 from mpcformer.correlations import CorrelationStore, Request, deal, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
 from mpcformer.inference import crypten_ops as ops
+from mpcformer.inference.crypten_bert import CrypTenBert
 from mpcformer.inference.crypten_engine import RESIDUAL_LIMIT
 from mpcformer.inference.engine import (
     ENGINES,
@@ -335,3 +336,24 @@ def test_the_range_check_is_not_tripped_by_very_many_rows() -> None:
 
     (total, _), _, _ = run_pair(run)
     assert 50 * float(total) < RESIDUAL_LIMIT
+
+
+@pytest.mark.parametrize("ratio", [3.0, 30.0, 100.0])
+def test_a_row_above_its_range_never_passes_with_a_negative_root(ratio: float) -> None:
+    """Newton started above its range can find -1 / sqrt(x), whose square is right."""
+    high, n_fooled = 4.0, 0
+    for x in (high * torch.linspace(0.8, 3.2, 25)).split(1):
+
+        def run(party: int, x: torch.Tensor = x) -> tuple[torch.Tensor, torch.Tensor]:
+            mine = shared(x)
+            y = ops.rsqrt(mine, rsqrt_plan(high / ratio, high))
+            bert = object.__new__(CrypTenBert)
+            bert._rsqrt_pairs, bert._reciprocal_pairs, bert._n_heads = [(mine, y)], [], 1
+            return y.get_plain_text(), bert._residual(torch.ones((1, 1), dtype=torch.int64)).get_plain_text()
+
+        ((y, residual), _), _, _ = run_pair(run)
+        product = float(y * x.sqrt())
+        if abs(float(residual)) < RESIDUAL_LIMIT:
+            assert abs(product - 1) < 0.2, f"{float(x) / high:.2f} times the upper end"
+        n_fooled += abs(product + 1) < 0.2
+    assert n_fooled >= 2, "there are such rows"
