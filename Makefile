@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-all check proto lock clean
+.PHONY: help setup demo test test-all check docs proto lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -32,11 +32,15 @@ test: setup  ## the default suite (under 10 minutes on 2 cores)
 test-all: setup  ## every test, the slow ones too
 	$(VENV)/bin/python -m pytest -m 'slow or not slow'
 
-check: setup  ## ruff, mypy --strict, freshness of the generated wire code
+check: setup  ## ruff, mypy --strict, freshness of the generated wire code, the documentation's links
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python protos/generate.py --check
+	$(VENV)/bin/mkdocs build --strict --quiet
+
+docs: setup  ## the documentation as a site: build/site/index.html
+	$(VENV)/bin/mkdocs build --strict
 
 proto: setup  ## regenerate parties/stubs from protos/
 	$(VENV)/bin/python protos/generate.py
@@ -45,4 +49,4 @@ lock:  ## renew requirements.txt from requirements.in
 	$(PYTHON) scripts/lock.py
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) runs *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache

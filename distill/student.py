@@ -18,6 +18,7 @@ from transformers.utils import logging as hf_logging
 
 from distill.calibrate import calibrate
 from distill.loop import Batch, Options, Stage, pick_device, train
+from distill.model_card import base_model_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.record import versions
 from distill.workspace import Workspace
@@ -87,7 +88,7 @@ def distill_student(
     checkpoint_minutes: float = 5.0,
     tensorboard: Path | None = None,
 ) -> dict[str, Any]:
-    """Distil, calibrate and save a student: model, tokenizer, ranges.json, distillation.json.
+    """Distil, calibrate and save a student: model, tokenizer, ranges.json, distillation.json, a model card.
 
     Returns:
         What distillation.json holds.
@@ -231,5 +232,7 @@ def _save(
         "versions": versions(),
     }
     write_json(work.folder / "distillation.json", record)
+    base = base_model_of(recipe.teacher)
+    write_card(work.folder, task=task, recipe=recipe, record=record, model=student, base=base, ranges=ranges)
     work.finish()
     return record

