@@ -1,10 +1,13 @@
 """The `mpcformer` command. Thin: packages register each command, a function or a group of them, as an entry point."""
 
 import os
+import resource
+import signal
 import sys
 from importlib.metadata import entry_points
 
 import typer
+from rich.markup import escape
 
 from mpcformer import __version__
 from mpcformer.console import err_console
@@ -46,15 +49,23 @@ def build_app() -> typer.Typer:
     return app
 
 
+def printable(text: str) -> str:
+    """Text that may be another party's, as the terminal shall show it: no markup, no control characters."""
+    return escape("".join(char if char.isprintable() or char == "\n" else "?" for char in text))
+
+
 def main() -> None:
     """Run the command line; every expected error ends in one message and its own exit status."""
+    # A core file would hold weights, text and shares; a terminated command cleans up as an interrupted one does.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
         build_app()()
     except MPCFormerError as error:
-        err_console.print(f"[bold red]error[/] {error.what}", soft_wrap=True)
+        err_console.print(f"[bold red]error[/] {printable(error.what)}", soft_wrap=True)
         if error.remedy:
-            err_console.print(f"  [bold]do[/] {error.remedy}", soft_wrap=True)
+            err_console.print(f"  [bold]do[/] {printable(error.remedy)}", soft_wrap=True)
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
         err_console.print("interrupted")

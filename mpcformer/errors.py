@@ -1,5 +1,7 @@
 """The errors a user can meet: what is wrong, the offending value, and what to do. One class per exit status."""
 
+UNEXPECTED = 70
+
 
 class MPCFormerError(Exception):
     """Base of every error this project raises on purpose.

@@ -159,6 +159,7 @@ class ServiceConfig(PartyCommon):
         data_owners: ids that may take part in one.
         max_sessions: at once; more are told to come back later.
         max_sessions_per_peer: at once, of one coordinator or one data owner.
+        max_session_s: a session that takes longer is ended.
         grace_s: how long sessions may go on after SIGTERM.
     """
 
@@ -166,7 +167,8 @@ class ServiceConfig(PartyCommon):
     coordinators: Ids
     data_owners: Ids
     max_sessions: int = Field(default=4, ge=1, le=64)
-    max_sessions_per_peer: int = Field(default=4, ge=1, le=64)
+    max_sessions_per_peer: int = Field(default=2, ge=1, le=64)
+    max_session_s: float = Field(default=86_400.0, gt=0)
     grace_s: float = Field(default=30.0, ge=0)
 
 
@@ -187,12 +189,14 @@ class ModelOwnerConfig(ServiceConfig):
     Args:
         student: the distilled student's folder.
         public_embeddings: may the embedding tables be told to the data owner.
+        max_batch_tokens: sentences times padded length of the largest batch that it takes.
         dealers: ids of the dealers it trusts for randomness.
     """
 
     role: Literal["model-owner"]
     student: Path
     public_embeddings: bool = False
+    max_batch_tokens: int = Field(default=1 << 16, ge=1)
     dealers: Ids
 
 
@@ -205,6 +209,8 @@ class DataOwnerConfig(PartyCommon):
         dealers: ids of the dealers it trusts for randomness.
         public_model: folder with config.json, ranges.json, student.json and the tokenizer; no weights.
         data_dir: as in `load_examples`.
+        digest_key: a file, for nobody else, that keys what the coordinator keeps for --resume; default: tls.key, and
+            then a run begun before a renewal cannot go on after it.
     """
 
     role: Literal["data-owner"]
@@ -213,6 +219,7 @@ class DataOwnerConfig(PartyCommon):
     dealers: Ids
     public_model: Path
     data_dir: Path | None = None
+    digest_key: Path | None = None
 
 
 class JobConfig(Strict):

@@ -57,6 +57,8 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
         report.write(partial, facts, values, results, {})
     except (MPCFormerError, OSError, KeyboardInterrupt) as error:
         raise _with_way_on(error, journal, partial) from None
+    finally:
+        journal.close()
     if out.is_dir():
         out.rmdir()
     partial.rename(out)

@@ -12,7 +12,7 @@ from itertools import chain
 
 import grpc
 
-from mpcformer.errors import MPCFormerError, PartyError
+from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties.config import PROTOCOL_VERSION, CoordinatorConfig, PeerAddress, Role
 from parties.evidence import Evidence, Weight
@@ -20,13 +20,16 @@ from parties.insecure import text as insecure_text
 from parties.introduce import introduce
 from parties.journal import Journal
 from parties.membership import HEARTBEAT_S, SILENCE_S
-from parties.results import Results, digests_are_short, merged
+from parties.results import Results, digests_are_short, is_whole, merged
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
-from parties.wire import open_channel, start_server
+from parties.wire import open_channel, serve_guarded, start_server
 
 GRACE_S = 1.5
+# Owners are at most a batch apart; what a party says of a failure is a sentence.
+WINDOW, MAX_TEXT = 4, 1000
+EXIT_CODES = (*range(1, 7), UNEXPECTED)
 LEAVE_TIMEOUT_S = 3.0
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 REFUSALS = (
@@ -83,7 +86,9 @@ class Coordinator(rpc.CoordinatorServicer):
         self._readers: list[threading.Thread] = []
         self._finishing = False
         self._server, self.address = start_server(
-            lambda server: rpc.add_CoordinatorServicer_to_server(self, server), config.listen, config.credentials
+            lambda server: serve_guarded(server, rpc.add_CoordinatorServicer_to_server, self, 4),
+            config.listen,
+            config.credentials,
         )
 
     def Join(self, request_iterator: Iterator[pb.PartyEvent], context: grpc.ServicerContext) -> Iterator[pb.Command]:  # noqa: N802
@@ -132,11 +137,17 @@ class Coordinator(rpc.CoordinatorServicer):
             self._by_role["data-owner"].commands.put(pb.Command(job=job))
             self._wait(self._owners_done)
             return self._results(job)
+        except MPCFormerError as error:
+            self._blame(Weight.ACCUSED, error)
+            raise
         except OSError as error:
             fault = f"cannot write the journal: {error.strerror}"
             raise
         except KeyboardInterrupt:
             fault = "it was interrupted"
+            raise
+        except Exception:
+            fault = "it failed"
             raise
         finally:
             self._dismiss(fault)
@@ -227,24 +238,46 @@ class Coordinator(rpc.CoordinatorServicer):
             )
 
     def _owners_done(self) -> bool:
-        """Journal what has arrived; whether that is all."""
+        """Whether all has arrived and is in the journal, which is written without the lock."""
         while True:
             index = len(self._journal.batches)
-            with self._changed:
-                owners = [self._batches.pop((role, index), None) for role in OWNERS]
-                if owners[0] is None or owners[1] is None:
-                    for role, batch in zip(OWNERS, owners, strict=True):
-                        if batch is not None:
-                            self._batches[role, index] = batch
-                    break
-            self._journal.add(owners[0], owners[1])
+            if any((role, index) not in self._batches for role in OWNERS):
+                break
+            model_owner, data_owner = (self._batches.pop((role, index)) for role in OWNERS)
+            self._changed.release()
+            try:
+                self._journal.add(model_owner, data_owner)
+            finally:
+                self._changed.acquire()
         return all(self._by_role[role].report is not None for role in OWNERS)
+
+    def _take_batch(self, party: str, role: Role, batch: pb.Batch) -> None:
+        """Keep a batch until it is journaled, if it is one that may come now."""
+        index, first = batch.batch, self._journal.batches[0] if self._journal.batches else None
+        known = {"model-owner": first[0].terms, "data-owner": first[1].terms}[role] if first else batch.terms
+        if (
+            not len(self._journal.batches) <= index < len(self._journal.batches) + WINDOW
+            or (role, index) in self._batches
+        ):
+            self._blame(Weight.CONFESSED, PartyError(party, f"it reported batch {index} out of turn"))
+        elif role == "data-owner" and not is_whole(batch):
+            self._blame(Weight.CONFESSED, PartyError(party, f"its predictions for batch {index} do not fit together"))
+        elif batch.terms != known:
+            what = "release, model, ranges or job differ from what the run to be resumed began with"
+            self._blame(
+                Weight.CONFESSED, PartyError(party, what, "go on with the same, or start anew without --resume")
+            )
+        else:
+            self._batches[role, index] = batch
 
     def _results(self, job: pb.Job) -> Results:
         reports = {member.role: member.report or pb.Report() for member in self._members.values()}
         batches = self._journal.batches
         if reports["model-owner"].transcript != reports["data-owner"].transcript:
             raise PartyError(self._config.model_owner.id, "the owners report different transcripts", "run again")
+        rows = [row for _, data_owner in batches for row in data_owner.predictions.rows]
+        if sorted(rows) != list(range(len(rows))):
+            raise PartyError(self._config.data_owner, "its batches do not hold every example once")
         if batches and len(batches) != batches[0][1].n_batches:
             raise PartyError(
                 self._config.data_owner, f"{batches[0][1].n_batches} batches were announced, {len(batches)} reported"
@@ -329,7 +362,7 @@ class Coordinator(rpc.CoordinatorServicer):
             elif not digests_are_short(event):
                 self._blame(Weight.CONFESSED, PartyError(party, "it sent more than a digest where a digest belongs"))
             elif kind == "batch" and member.role != "dealer":
-                self._batches[member.role, event.batch.batch] = event.batch
+                self._take_batch(party, member.role, event.batch)
             elif kind == "report":
                 member.report = event.report
             elif kind == "failure":
@@ -348,8 +381,9 @@ class Coordinator(rpc.CoordinatorServicer):
 
     def _failure(self, party: str, failure: pb.Failure) -> None:
         self._members[party].left = True
-        error = PartyError(failure.culprit, failure.what, failure.remedy)
-        error.exit_code = failure.exit_code or error.exit_code
+        error = PartyError(*(text[:MAX_TEXT] for text in (failure.culprit, failure.what, failure.remedy)))
+        if failure.exit_code in EXIT_CODES:
+            error.exit_code = failure.exit_code
         self._blame(Weight.CONFESSED if failure.culprit == party else Weight.ACCUSED, error)
 
     def _gone(self, party: str) -> None:

@@ -1,6 +1,6 @@
 """The data owner: holds the text and receives the logits. It sees no weight."""
 
-import hashlib
+import hmac
 import json
 import time
 from dataclasses import replace
@@ -44,11 +44,11 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
         tokenizer, examples, positions=public.config.max_position_embeddings, max_length=job.max_length or None
     )
     batches = length_batches([len(row.input_ids) for row in encoded], job.batch_size)
-    plan = plan_digest(examples, [len(row.input_ids) for row in encoded], batches)
+    plan = plan_digest(config, examples, [row.input_ids for row in encoded], batches)
     if job.first_batch and job.batch_plan != plan:
         raise UserInputError(
             "the examples or their batches are not those that the run to be resumed began with",
-            "run with the same data and job, or start anew without --resume",
+            "run with the same data, job and digest_key (or certificate), or start anew without --resume",
         )
     todo = batches[job.first_batch :]
     padded = [pad_batch([encoded[i] for i in batch], tokenizer.pad_token_id) for batch in todo]
@@ -80,18 +80,26 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
                 predictions=predictions(examples, batch, logits),
                 batch_plan=plan,
                 n_batches=len(batches),
+                terms=session.terms,
             )
         )
     session.report(plan)
-    membership.job()
-    session.close()
-    channel.close()
+    membership.dismissed()
+    channel.finish()
     link.close()
 
 
-def plan_digest(examples: Examples, lengths: list[int], batches: list[list[int]]) -> bytes:
-    """What a resumed run must find unchanged: the examples' ids and lengths, and which batch each is in."""
-    return hashlib.sha256(json.dumps([[int(i) for i in examples.ids], lengths, batches]).encode()).digest()
+def plan_digest(
+    config: DataOwnerConfig, examples: Examples, token_ids: list[list[int]], batches: list[list[int]]
+) -> bytes:
+    """What a resumed run must find unchanged: the examples, their tokens and labels, and which batch each is in.
+
+    Keyed by the data owner's own key: to the coordinator, who keeps it, it must not answer guesses of a text.
+    """
+    source = config.digest_key or (config.tls.key if config.tls is not None else None)
+    key = source.read_bytes() if source is not None else b""
+    content = [[int(i) for i in examples.ids], examples.labels, examples.groups, token_ids, batches]
+    return hmac.digest(b"batch plan" + key, json.dumps(content).encode(), "sha256")
 
 
 def predictions(examples: Examples, rows: list[int], logits: torch.Tensor) -> pb.Predictions:

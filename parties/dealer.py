@@ -2,7 +2,7 @@
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import grpc
@@ -17,7 +17,7 @@ from parties.membership import Membership, peak_rss_bytes
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
-from parties.wire import to_frames
+from parties.wire import serve_guarded, to_frames
 
 log = logging.getLogger(__name__)
 MAX_PLAN = 100_000
@@ -36,6 +36,7 @@ class Session:
         self.seeds = {model_owner: fresh_key(), data_owner: fresh_key()}
         self.opened: set[str] = set()
         self.next_operation = 0
+        self.dealing: Callable[[], object] | None = None
         self.ended = False
 
 
@@ -64,6 +65,8 @@ class DealerService(rpc.DealerServicer):
             with self._lock:
                 session.ended = True
                 del self._sessions[session_id]
+            if session.dealing is not None:
+                session.dealing()
 
     def _find(self, session_id: bytes, context: grpc.ServicerContext) -> tuple[Session, str]:
         """The session and which of its owners calls."""
@@ -101,12 +104,21 @@ class DealerService(rpc.DealerServicer):
         except ProtocolError as error:
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
         with self._lock:
+            if session.dealing is not None:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "a session is dealt one plan at a time")
             if request.first_operation != session.next_operation:
                 context.abort(
                     grpc.StatusCode.ALREADY_EXISTS,
                     f"operation {request.first_operation} is not next ({session.next_operation}): each is dealt once",
                 )
             session.next_operation += len(plan)
+            cancel = session.dealing = context.cancel
+
+        def ended() -> None:
+            if session.dealing is cancel:
+                session.dealing = None
+
+        context.add_callback(ended)
         with session_log(request.session_id):
             log.info("dealing %d operations from %d", len(plan), request.first_operation)
         seeds = [session.seeds[session.model_owner], session.seeds[session.data_owner]]
@@ -119,6 +131,7 @@ class DealerService(rpc.DealerServicer):
                 correction = deal(item, keys[0], keys[1], weight_key)
             metrics.dealt_operations.inc()
             yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)
+        ended()  # before the owner hears of the end, and asks for the next plan
 
 
 def from_wire(message: pb.CorrelationRequest) -> Request:
@@ -144,7 +157,8 @@ class Dealer:
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Dealer service."""
-        rpc.add_DealerServicer_to_server(self._service, server)
+        calls = 2 * self._config.max_sessions
+        serve_guarded(server, rpc.add_DealerServicer_to_server, self._service, calls)
 
     def run_session(self, job: pb.Job, membership: Membership) -> None:
         """Deal until the coordinator says that all is done."""
@@ -154,6 +168,7 @@ class Dealer:
                 f"{self._config.id}'s model_owners lack it",
             )
         with self._service.session(job.session_id, job.model_owner, job.data_owner):
+            membership.part_done()  # it has no last word of its own: the owners' end is its end
             membership.send(ready=pb.Ready())
-            membership.job()
+            membership.dismissed()
         membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes()))

@@ -17,7 +17,7 @@ from parties import report
 from parties.insecure import text as insecure_text
 from parties.insecure import warn
 from parties.journal import FILE_NAME as JOURNAL
-from parties.journal import Journal
+from parties.journal import Journal, check_free
 from parties.live import Live
 from parties.simulation import InferenceJob, check_ports, plaintext, simulate
 
@@ -91,6 +91,8 @@ def run(job: InferenceJob, out: Path, *, resume: bool = False) -> dict[str, Any]
         if isinstance(error, MPCFormerError):
             error.remedy = f"{error.remedy}; logs: {failed / 'logs'}{way_on}".removeprefix("; ")
         raise
+    finally:
+        journal.close()
     return values
 
 
@@ -98,11 +100,12 @@ def _journal(job: InferenceJob, partial: Path, failed: Path, resume: bool) -> Jo
     """A new run's journal, or that of the run to go on with, everything else of which is removed."""
     facts = job.asked().model_dump() | {"student": sha256_file(job.student / WEIGHTS), "data_dir": job.data_dir}
     facts |= {"insecure": insecure_text(job.insecure)}
+    check_free(partial / JOURNAL)
     if not resume:
         _remove(partial)
         return Journal(partial / JOURNAL, facts)
     if not partial.exists() and failed.exists():
-        Journal(failed / JOURNAL, facts, resume=True)  # of another job it is left as it is
+        Journal(failed / JOURNAL, facts, resume=True).close()  # of another job it is left as it is
         failed.rename(partial)
     journal = Journal(partial / JOURNAL, facts, resume=True)
     for path in partial.iterdir():

@@ -52,6 +52,7 @@ class Membership:
 
     def __init__(self, config: ServiceConfig | DataOwnerConfig, *, role: str, coordinator: str) -> None:
         self.me, self._coordinator, self._deadline_s = config.id, coordinator, config.deadline_s
+        self._max_session_s = config.max_session_s if isinstance(config, ServiceConfig) else 0.0
         self._outbox: queue.SimpleQueue[pb.PartyEvent | None] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[pb.Job | MPCFormerError | None] = queue.SimpleQueue()
         self._on_abort: list[Callable[[MPCFormerError], None]] = []
@@ -59,7 +60,10 @@ class Membership:
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._aborted = threading.Event()
+        self._done = threading.Event()
+        self._has_job = False
         self._over = False  # the session is finished, or this party leaves
+        self._began = time.monotonic()
         self._last_heard = time.monotonic()
         self._close: Callable[[], object] = lambda: None
         self.error: MPCFormerError | None = None
@@ -107,6 +111,18 @@ class Membership:
             raise item
         return item
 
+    def part_done(self) -> None:
+        """From now on the coordinator may dismiss this party: call it before the last word, then `dismissed`."""
+        self._done.set()
+
+    def dismissed(self) -> None:
+        """Wait until the coordinator says that all is done.
+
+        Raises:
+            MPCFormerError: the session was aborted.
+        """
+        self.job()
+
     def fail(self, error: MPCFormerError) -> MPCFormerError:
         """Report a failure and leave; the first cause, as far as it is known.
 
@@ -149,11 +165,17 @@ class Membership:
             for command in commands:
                 self._last_heard = time.monotonic()
                 kind = command.WhichOneof("command")
-                if kind == "job":
+                if kind == "job" and not self._has_job:
+                    self._has_job = True
                     self._jobs.put(command.job)
-                elif kind == "finish":
+                elif kind == "job":
+                    self.abort(PartyError(self._coordinator, "it gave a second job"))
+                elif kind == "finish" and self._done.is_set():
                     self._over = True
                     self._jobs.put(None)
+                elif kind == "finish":
+                    # Nobody may be left computing in a session that its coordinator believes to be over.
+                    self.abort(PartyError(self._coordinator, "it dismissed this party before its part was done"))
                 elif kind == "abort":
                     self._abort(PartyError(command.abort.culprit, command.abort.reason))
             # A server's stream ends like this also when its client died.
@@ -180,6 +202,8 @@ class Membership:
             self.send(heartbeat=pb.Heartbeat())
             if time.monotonic() - self._last_heard > SILENCE_S:
                 self._abort(PartyError(self._coordinator, f"stopped answering for {SILENCE_S:.0f} s"))
+            if self._max_session_s and time.monotonic() - self._began > self._max_session_s:
+                self.abort(PartyError(self.me, f"the session took longer than {self._max_session_s:.0f} s"))
             for peer, waited_s in self._watched:
                 if waited_s() > self._deadline_s:
                     self.abort(PartyError(peer, f"sent nothing for {self._deadline_s:.0f} s"))

@@ -2,6 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
+from mpcformer.errors import UserInputError
 from parties.config import PartyCommon
 
 REGISTRY = CollectorRegistry()
@@ -23,4 +24,7 @@ def serve(config: PartyCommon) -> None:
     """Answer on the configured port, if there is one; /metrics as Prometheus reads it."""
     if config.metrics is not None:
         host, _, port = config.metrics.rpartition(":")
-        start_http_server(int(port), addr=host, registry=REGISTRY)
+        try:
+            start_http_server(int(port), addr=host, registry=REGISTRY)
+        except OSError as error:
+            raise UserInputError(f"metrics: {config.metrics}: {error.strerror}", "choose another port") from None

@@ -10,7 +10,7 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.errors import ProtocolError, UserInputError
+from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.inference.engine import MODEL_OWNER, BatchInputs, create_engine, load_public_model
 from mpcformer.modeling import load_student
@@ -25,7 +25,6 @@ from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
 from parties.transcript import facts_digest
 
-MAX_BATCH_TOKENS = 1 << 20
 MAX_BATCHES = 1 << 20
 SESSION_HEADER = "session-bin"
 
@@ -116,27 +115,39 @@ class ModelOwner:
         membership.watch(job.data_owner, channel.waited_s)
         with self._peers.expect(job.session_id, job.data_owner, channel):
             membership.send(ready=pb.Ready(student=self._digest))
-            session = OwnerSession(party=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership)
             try:
+                session = OwnerSession(
+                    party=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership
+                )
                 engine = create_engine(
                     job.engine, party=MODEL_OWNER, public=public, channel=channel, weights=self._weights
                 )
-                batches = announced(channel, public.config.max_position_embeddings)
+                positions = public.config.max_position_embeddings
+                batches = announced(channel, positions, job.batch_size, config.max_batch_tokens)
                 session.setup(engine, public, self._digest, batches, started)
                 for index, (batch_size, seq_len) in enumerate(batches):
                     inputs = BatchInputs(_mask(channel, batch_size, seq_len))
                     report, _ = session.run_batch(engine, inputs, index, len(batches))
-                    done = pb.Batch(batch=job.first_batch + index, report=report, student=self._digest)
+                    done = pb.Batch(
+                        batch=job.first_batch + index, report=report, student=self._digest, terms=session.terms
+                    )
                     membership.send(batch=done)
                 session.report()
-                membership.job()
-            finally:
-                channel.close()
-                session.close()
+                membership.dismissed()
+            except Exception:
+                # A peer that does not read must not keep what is queued for it.
+                channel.abort(PartyError(config.id, "it left the session"))
+                raise
+            channel.finish()
 
 
-def announced(channel: PeerChannel, positions: int) -> list[tuple[int, int]]:
+def announced(channel: PeerChannel, positions: int, max_sentences: int, max_tokens: int) -> list[tuple[int, int]]:
     """The session's batches as the data owner announces them: (sentences, padded length).
+
+    Args:
+        positions: of the model.
+        max_sentences: in a batch, by the job.
+        max_tokens: in a batch, padding included, by the configuration.
 
     Raises:
         ProtocolError: too many, or one that the model cannot take.
@@ -146,10 +157,11 @@ def announced(channel: PeerChannel, positions: int) -> list[tuple[int, int]]:
         raise ProtocolError(f"the data owner announced {n_batches} batches, at most {MAX_BATCHES} go into a session")
     shapes = channel.receive([Spec(torch.int64, (n_batches, 2))])[0].tolist()
     for batch_size, seq_len in shapes:
-        if batch_size < 1 or not 1 <= seq_len <= positions or batch_size * seq_len > MAX_BATCH_TOKENS:
+        fits = 1 <= batch_size <= max_sentences and 1 <= seq_len <= positions
+        if not fits or batch_size * seq_len > max_tokens:
             raise ProtocolError(
-                f"the data owner announced a batch of {batch_size} x {seq_len} tokens,"
-                f" the model has {positions} positions"
+                f"the data owner announced a batch of {batch_size} x {seq_len} tokens; the model has {positions}"
+                f" positions, the job's batches have {max_sentences} sentences, max_batch_tokens is {max_tokens}"
             )
     return [(batch_size, seq_len) for batch_size, seq_len in shapes]
 

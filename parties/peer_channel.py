@@ -18,6 +18,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.wire import from_frames, to_frames
 
 MAX_ROUNDS = 1 << 31
+FLUSH_TIMEOUT_S = 5.0
 
 
 class PeerChannel:
@@ -34,6 +35,7 @@ class PeerChannel:
         self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
         self._incoming: Iterator[pb.Frame] | None = None
         self._attached = threading.Event()
+        self._sent_all = threading.Event()
         self._cancel: Callable[[], object] = lambda: None
         self._error: MPCFormerError | None = None
         self._waiting_since: float | None = None
@@ -45,12 +47,15 @@ class PeerChannel:
 
     def outgoing(self) -> Iterator[pb.Frame]:
         """The frames to send, for gRPC to iterate over; ends after `close`."""
-        while (item := self._outbox.get()) is not None:
-            operation, rounds, tensors = item
-            for frame in to_frames(tensors, session_id=self._session_id, sender=self._me, operation=operation):
-                frame.round = rounds
-                self.counters.bytes_sent += frame.ByteSize()
-                yield frame
+        try:
+            while (item := self._outbox.get()) is not None:
+                operation, rounds, tensors = item
+                for frame in to_frames(tensors, session_id=self._session_id, sender=self._me, operation=operation):
+                    frame.round = rounds
+                    self.counters.bytes_sent += frame.ByteSize()
+                    yield frame
+        finally:
+            self._sent_all.set()
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
         """Queue one message; the tensors must not be changed afterwards."""
@@ -108,3 +113,9 @@ class PeerChannel:
     def close(self) -> None:
         """No more to send."""
         self._outbox.put(None)
+
+    def finish(self) -> None:
+        """Let what is queued go out, but not for ever, and end the stream."""
+        self.close()
+        if not self._sent_all.wait(FLUSH_TIMEOUT_S):
+            self._cancel()

@@ -45,7 +45,14 @@ def merged(batches: list[pb.Predictions]) -> pb.Predictions:
     )
 
 
+def is_whole(batch: pb.Batch) -> bool:
+    """Whether a batch's predictions are as many as its sentences, and of one width."""
+    told, n = batch.predictions, batch.report.batch_size
+    same = all(len(column) == n for column in (told.rows, told.ids, told.labels, told.groups))
+    return n > 0 and same and told.n_outputs > 0 and len(told.logits) == n * told.n_outputs
+
+
 def digests_are_short(event: pb.PartyEvent) -> bool:
     """Whether the byte strings of an event are digests: there is no room for anything else to reach the coordinator."""
-    found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan)
+    found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan, event.batch.terms)
     return all(len(digest) in (0, DIGEST_BYTES) for digest in found)

@@ -10,11 +10,12 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
+from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, ProtocolError
 from mpcformer.ring.random import KEY_BYTES, keys_of
 from parties import metrics
 from parties.config import ServiceConfig
@@ -24,6 +25,7 @@ from parties.membership import Membership
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.tls import require_caller
+from parties.wire import serve_guarded
 from parties.work import work
 
 FIRST_COMMAND_TIMEOUT_S = 10.0
@@ -40,6 +42,14 @@ class Running:
     membership: Membership
     peers: tuple[str, ...]
     thread: threading.Thread
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]
+    """Asked, not watched: a watching call stays as long as its caller likes."""
+
+    def Watch(self, request: Any, context: grpc.ServicerContext, *more: Any) -> None:  # noqa: N802
+        """Refused."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
 
 
 class SessionHost(rpc.PartyServicer):
@@ -67,7 +77,7 @@ class SessionHost(rpc.PartyServicer):
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
-        self.health = health.HealthServicer()
+        self.health = _Health()
         # What the last session ended with, for a service that serves one.
         self.n_done, self.last_status = 0, 0
 
@@ -78,7 +88,7 @@ class SessionHost(rpc.PartyServicer):
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Party and the health service."""
-        rpc.add_PartyServicer_to_server(self, server)
+        serve_guarded(server, rpc.add_PartyServicer_to_server, self, SPARE_CALLS // 4)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
 
@@ -133,19 +143,22 @@ class SessionHost(rpc.PartyServicer):
                 target=self._run, args=(job, membership), name=f"session-{job.session_id[:4].hex()}", daemon=True
             )
             self._running[job.session_id] = Running(membership, peers, thread)
-        thread.start()
+            thread.start()
         return ""
 
     def _run(self, job: pb.Job, membership: Membership) -> None:
         started = time.monotonic()
         metrics.sessions.inc()
-        with session_log(job.session_id), keys_of("session", job.session_id):
-            log.info("session of %s begins", job.data_owner)
-            status = work(lambda: self._run_session(job, membership), membership)
-        metrics.sessions.dec()
-        metrics.ended.labels("well" if status == 0 else "failed").inc()
-        metrics.session_seconds.observe(time.monotonic() - started)
-        self._done(status, job.session_id)
+        status = UNEXPECTED
+        try:
+            with session_log(job.session_id), keys_of("session", job.session_id):
+                log.info("session of %s begins", job.data_owner)
+                status = work(lambda: self._run_session(job, membership), membership)
+        finally:
+            metrics.sessions.dec()
+            metrics.ended.labels("well" if status == 0 else "failed").inc()
+            metrics.session_seconds.observe(time.monotonic() - started)
+            self._done(status, job.session_id)
 
     def _done(self, status: int, session_id: bytes | None = None) -> None:
         with self._changed:

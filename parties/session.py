@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 
 class OwnerSession:
-    """One owner's side of a session. It ends with `close`.
+    """One owner's side of a session, from the dealer's seed to the last report.
 
     Args:
         party: 0 model owner, 1 data owner.
@@ -47,14 +47,18 @@ class OwnerSession:
     ) -> None:
         self.party, self.config, self.job, self.channel = party, config, job, channel
         self._setup = pb.Phase()
-        self._transcript = b""
+        self._transcript = self.terms = b""
         self._membership = membership
         self._asked_dealer_at: float | None = None
         self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
         membership.on_abort(lambda error: self._dealer_channel.close())
         membership.watch(job.dealer, self._dealer_waited_s)
         self._dealer = rpc.DealerStub(self._dealer_channel)
-        self.store = CorrelationStore(party=party, seed=self._open_dealer(), session_id=job.session_id)
+        try:
+            self.store = CorrelationStore(party=party, seed=self._open_dealer(), session_id=job.session_id)
+        except BaseException:
+            self._dealer_channel.close()
+            raise
 
     def _open_dealer(self) -> bytes:
         try:
@@ -71,8 +75,9 @@ class OwnerSession:
         self, engine: Engine, public: PublicModel, student: str, batches: list[tuple[int, int]], started: float
     ) -> None:
         """Agree with the other owner on everything public, then the engine's own set-up; timed from `started`."""
-        agreed = transcript.fields(self.job, engine, public, student, batches)
+        agreed = transcript.fields(self.job, engine, public, student, batches, self.config.insecure)
         self._transcript = transcript.compare(self.channel, agreed)
+        self.terms = transcript.terms(agreed)
         log.info("agreed on everything, transcript %s", self._transcript.hex()[:16])
         engine.setup(self.store)
         self._setup.seconds = time.perf_counter() - started
@@ -169,6 +174,8 @@ class OwnerSession:
                 )
                 self.store.put(operation, item, correction)
                 phase.bytes_from_dealer += n_bytes
+            if next(frames, None) is not None:
+                raise PartyError(self.job.dealer, "it dealt more than the plan")
         except grpc.RpcError as error:
             raise PartyError(self.job.dealer, f"it stopped dealing: {error.details()}") from None
         except ProtocolError as error:
@@ -188,7 +195,9 @@ class OwnerSession:
         return 0.0 if since is None else time.monotonic() - since
 
     def report(self, batch_plan: bytes = b"") -> None:
-        """The last word to the coordinator."""
+        """The last word to the coordinator, and to the dealer."""
+        self._dealer_channel.close()
+        self._membership.part_done()
         self._membership.send(
             report=pb.Report(
                 setup=self._setup,
@@ -197,10 +206,6 @@ class OwnerSession:
                 batch_plan=batch_plan,
             )
         )
-
-    def close(self) -> None:
-        """Leave the dealer."""
-        self._dealer_channel.close()
 
 
 def pools(segments: list[list[Request]]) -> list[list[int]]:

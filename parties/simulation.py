@@ -180,6 +180,8 @@ class Site:
             model_owners=["model-owner"],
             public_model=export_public(self._job.student, self._folder / "public"),
             data_dir=self._job.data_dir.resolve() if self._job.data_dir else None,
+            # The certificate is another one in each run; who could guess has the text here anyway.
+            digest_key=self._job.student.resolve() / "config.json",
         )
 
     def coordinator(self) -> CoordinatorConfig:

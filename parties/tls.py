@@ -111,14 +111,14 @@ def caller_names(context: grpc.ServicerContext) -> list[str]:
 
 
 def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
-    """The caller's id, if it is one of `allowed`; otherwise the call ends with PERMISSION_DENIED naming both."""
+    """The caller's id, if it is one of `allowed`; otherwise the call ends with PERMISSION_DENIED naming the caller."""
     names = caller_names(context)
     for name in allowed:
         if name in names:
             return name
     context.abort(
         grpc.StatusCode.PERMISSION_DENIED,
-        f"the caller's certificate names {names or ['nobody']}, expected one of {list(allowed)}",
+        f"the caller's certificate names {names or ['nobody']}, which is not served here",
     )
     raise AssertionError("abort raises")
 

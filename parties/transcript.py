@@ -14,9 +14,11 @@ from mpcformer.channel import Channel, Spec
 from mpcformer.crypten_compat import FRAC_BITS
 from mpcformer.errors import ProtocolError
 from mpcformer.inference.engine import Engine, PublicModel
-from parties.config import PROTOCOL_VERSION
+from parties.config import PROTOCOL_VERSION, Insecure
+from parties.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 
+PER_SESSION = ("session", "batch plan", "job.first_batch", "job.batch_plan")
 JOB_FIELDS = (
     *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "batch_plan"),
     *("task", "split", "limit", "batch_size", "max_length"),
@@ -24,7 +26,12 @@ JOB_FIELDS = (
 
 
 def fields(
-    job: pb.Job, engine: Engine, public: PublicModel, student: str, batches: list[tuple[int, int]]
+    job: pb.Job,
+    engine: Engine,
+    public: PublicModel,
+    student: str,
+    batches: list[tuple[int, int]],
+    insecure: Insecure | None = None,
 ) -> dict[str, str]:
     """Name -> value of all that is agreed.
 
@@ -33,6 +40,7 @@ def fields(
         engine, public: this owner's.
         student: hex SHA-256 of the weights, as their owner claims it; the data owner has it from the public files.
         batches: (sentences, padded length) of every batch of this session.
+        insecure: as this owner's file says.
     """
     listed = {
         "protocol version": str(PROTOCOL_VERSION),
@@ -42,9 +50,16 @@ def fields(
         "student": student,
         "constants of the engine": engine.fingerprint(),
         "batch plan": json.dumps(batches),
+        "insecure": insecure_text(insecure),
     }
     listed |= {f"job.{name}": repr(getattr(job, name)) for name in JOB_FIELDS}
     return listed | {f"model.{name}": value for name, value in public.facts().items()}
+
+
+def terms(agreed: dict[str, str]) -> bytes:
+    """Digest of what does not change when a run goes on in another session, 32 bytes."""
+    kept = {name: value for name, value in agreed.items() if name not in PER_SESSION}
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
 
 
 def compare(channel: Channel, mine: dict[str, str]) -> bytes:

@@ -6,6 +6,8 @@ and memory is taken for the expectation, never for what a header claims.
 """
 
 import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +25,7 @@ from parties.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
 
 FRAME_BYTES = 1 << 20
+FIRST_MESSAGE_S = 10.0
 MAX_SHOWN = 40
 DTYPES = {torch.int64: pb.DTYPE_INT64, torch.uint8: pb.DTYPE_UINT8}
 
@@ -45,6 +48,8 @@ CLIENT_OPTIONS = [
 SERVER_OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
+    # Whoever connects and does not finish the handshake is let go.
+    ("grpc.server_handshake_timeout_ms", 10_000),
     # A port in use is an error, not something to share.
     ("grpc.so_reuseport", 0),
 ]
@@ -70,6 +75,82 @@ def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.C
         return grpc.intercept_channel(channel, _SayWho(credentials.id))
     options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
     return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
+
+
+class FirstMessage:
+    """Serves methods that take one message, without waiting for it before the caller is known, or for ever.
+
+    gRPC reads a unary call's message in a worker before it calls the method: callers that send none would keep workers
+    from everybody. Here the method is called first, checks the caller, and then takes the message in time.
+
+    Args:
+        max_calls: of one caller at once.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._calls: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def wrap(self, method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Iterator[Any], Any], Any]:
+        """The method as one that takes a stream, of which it reads the first message."""
+
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+            name = ",".join(tls.caller_names(context)) or "nobody"
+            with self._lock:
+                self._calls[name] += 1
+                busy = self._calls[name] > self._max_calls
+            context.add_callback(lambda: self._end(name))
+            if busy:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{name} has {self._max_calls} calls open already")
+            timer = threading.Timer(FIRST_MESSAGE_S, context.cancel)
+            timer.daemon = True
+            timer.start()
+            try:
+                request = next(requests)
+            finally:
+                timer.cancel()
+            return method(request, context)
+
+        return call
+
+    def _end(self, name: str) -> None:
+        with self._lock:
+            self._calls[name] -= 1
+            if not self._calls[name]:
+                del self._calls[name]
+
+
+def serve_guarded(server: grpc.Server, add: Callable[[Any, Any], None], servicer: Any, max_calls: int) -> None:
+    """Register a service, its methods of one message by way of `FirstMessage`; `add` is generated code's."""
+    first = FirstMessage(max_calls)
+
+    class Rewriting:
+        """Stands before the server, for the generated code to register at."""
+
+        def add_generic_rpc_handlers(self, handlers: Any) -> None:
+            """Nothing: the newer way does the same."""
+
+        def add_registered_method_handlers(self, service: str, methods: dict[str, Any]) -> None:
+            """Register the methods, those of one message rewritten."""
+            rewritten = {name: _rewritten(handler, first) for name, handler in methods.items()}
+            generic = grpc.method_handlers_generic_handler(service, rewritten)
+            server.add_generic_rpc_handlers((generic,))
+            server.add_registered_method_handlers(service, rewritten)
+
+    add(servicer, Rewriting())
+
+
+def _rewritten(handler: Any, first: FirstMessage) -> Any:
+    codecs = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(first.wrap(handler.unary_unary), **codecs)
+    if handler.unary_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(first.wrap(handler.unary_stream), **codecs)
+    return handler
 
 
 def wait_until_ready(channel: grpc.Channel, peer_id: str, address: str, timeout_s: float) -> None:

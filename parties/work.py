@@ -4,10 +4,9 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from mpcformer.errors import MPCFormerError, PartyError
+from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from parties.membership import Membership
 
-UNEXPECTED = 70
 log = logging.getLogger("parties")
 
 

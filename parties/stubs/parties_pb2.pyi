@@ -186,20 +186,22 @@ class Report(_message.Message):
     def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., peak_rss_bytes: _Optional[int] = ..., transcript: _Optional[bytes] = ..., batch_plan: _Optional[bytes] = ...) -> None: ...
 
 class Batch(_message.Message):
-    __slots__ = ("batch", "report", "predictions", "batch_plan", "n_batches", "student")
+    __slots__ = ("batch", "report", "predictions", "batch_plan", "n_batches", "student", "terms")
     BATCH_FIELD_NUMBER: _ClassVar[int]
     REPORT_FIELD_NUMBER: _ClassVar[int]
     PREDICTIONS_FIELD_NUMBER: _ClassVar[int]
     BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
     N_BATCHES_FIELD_NUMBER: _ClassVar[int]
     STUDENT_FIELD_NUMBER: _ClassVar[int]
+    TERMS_FIELD_NUMBER: _ClassVar[int]
     batch: int
     report: BatchReport
     predictions: Predictions
     batch_plan: bytes
     n_batches: int
     student: str
-    def __init__(self, batch: _Optional[int] = ..., report: _Optional[_Union[BatchReport, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., batch_plan: _Optional[bytes] = ..., n_batches: _Optional[int] = ..., student: _Optional[str] = ...) -> None: ...
+    terms: bytes
+    def __init__(self, batch: _Optional[int] = ..., report: _Optional[_Union[BatchReport, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., batch_plan: _Optional[bytes] = ..., n_batches: _Optional[int] = ..., student: _Optional[str] = ..., terms: _Optional[bytes] = ...) -> None: ...
 
 class Predictions(_message.Message):
     __slots__ = ("rows", "ids", "labels", "groups", "n_outputs", "logits")

@@ -24,7 +24,7 @@ def test_the_coordinator_is_sent_no_share() -> None:
     """No byte string but digests reaches it (and no longer one, below), and numbers only as results."""
     event = pb.PartyEvent.DESCRIPTOR
     assert byte_fields(event) == {
-        f"mpcformer.v1.{n}" for n in ("Report.transcript", "Report.batch_plan", "Batch.batch_plan")
+        f"mpcformer.v1.{n}" for n in ("Report.transcript", "Report.batch_plan", "Batch.batch_plan", "Batch.terms")
     }
     numbers = {name for name, f in fields(event).items() if f.is_repeated and f.type != FieldDescriptor.TYPE_MESSAGE}
     assert numbers == {f"mpcformer.v1.Predictions.{name}" for name in ("rows", "ids", "labels", "groups", "logits")}

@@ -144,7 +144,7 @@ def test_a_bad_certificate(what: str, liar: str, wait: bool, authority: Authorit
     assert ended.error is not None
     assert ended.error.party == "model-owner"
     if what == "another party's" and liar == "data-owner":
-        assert "names ['dealer'], expected one of ['data-owner']" in ended.error.what
+        assert "names ['dealer'], which is not served here" in ended.error.what
 
 
 @pytest.mark.parametrize("wait", [False, True], ids=["at once", "wait for ready"])

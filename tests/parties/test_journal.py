@@ -2,6 +2,7 @@
 
 import errno
 import json
+import stat
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,9 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     assert (written.student, written.batch_plan) == ("", b"")
     for number in range(3):
         written.add(*batch(number))
+    with pytest.raises(UserInputError, match="another process is at work"):
+        Journal(path, JOB, resume=True)
+    written.close()
     read = Journal(path, JOB, resume=True)
     assert read.batches == [batch(number) for number in range(3)]
     assert (read.n_resumed, read.student, read.batch_plan) == (3, "ab", b"\0\xff")
@@ -42,10 +46,12 @@ def test_a_torn_line_is_dropped_and_the_next_is_whole(tmp_path: Path, cut: int) 
     written = Journal(path, JOB)
     for number in range(2):
         written.add(*batch(number))
+    written.close()
     path.write_bytes(path.read_bytes()[:-cut])
     read = Journal(path, JOB, resume=True)
     assert read.batches == [batch(0)]
     read.add(*batch(1))
+    read.close()
     assert Journal(path, JOB, resume=True).batches == [batch(0), batch(1)]
 
 
@@ -53,12 +59,40 @@ def test_another_jobs_journal_or_none(tmp_path: Path) -> None:
     path = tmp_path / FILE_NAME
     with pytest.raises(UserInputError, match=f"{FILE_NAME} does not exist"):
         Journal(path, JOB, resume=True)
-    Journal(path, JOB)
+    Journal(path, JOB).close()
     with pytest.raises(UserInputError, match="is of another job: limit"):
         Journal(path, JOB | {"limit": 3}, resume=True)
     path.write_text("")
     with pytest.raises(UserInputError, match="is of another job"):
         Journal(path, JOB, resume=True)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("change", ["twice", "missing", "garbled"])
+def test_a_journal_that_is_not_one_run_in_order_is_refused(tmp_path: Path, change: str) -> None:
+    path = tmp_path / FILE_NAME
+    written = Journal(path, JOB)
+    for number in range(3):
+        written.add(*batch(number))
+    written.close()
+    lines = path.read_text().splitlines(keepends=True)
+    lines = {
+        "twice": [*lines[:3], lines[2]],
+        "missing": [lines[0], lines[2]],
+        "garbled": [*lines[:2], "{\n", lines[3]],
+    }[change]
+    path.write_text("".join(lines))
+    with pytest.raises(UserInputError, match="is damaged"):
+        Journal(path, JOB, resume=True)
+
+
+def test_a_run_at_work_is_left_alone(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    held = Journal(tmp_path / "run.partial" / FILE_NAME, JOB)
+    for resume in (False, True):
+        with pytest.raises(UserInputError, match="another process is at work"):
+            evaluate.run(job_for(student, data_dir), tmp_path / "run", resume=resume)
+    held.add(*batch(0))
+    assert (tmp_path / "run.partial" / FILE_NAME).read_text().count("\n") == 2
 
 
 def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
@@ -101,12 +135,18 @@ def test_other_data_or_another_student_is_noticed(student: Path, data_dir: Path,
     logs.mkdir()
     job = job_for(student, data_dir, batch_size=6)
     path = tmp_path / FILE_NAME
-    simulation.simulate(job, logs, Journal(path, JOB))
+    journal = Journal(path, JOB)
+    simulation.simulate(job, logs, journal)
+    journal.close()
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[:2]))
     other = save_parquet(tmp_path / "other" / "sst2", n_train=90)
-    with pytest.raises(PartyError, match="data-owner: the examples or their batches are not those"):
-        simulation.simulate(job_for(student, other, batch_size=6), logs, Journal(path, JOB, resume=True))
     changed = save_student(tmp_path / "changed", data_dir, seed=3)
-    with pytest.raises(PartyError, match="model-owner: its student is"):
-        simulation.simulate(job_for(changed, data_dir, batch_size=6), logs, Journal(path, JOB, resume=True))
+    for job, message in (
+        (job_for(student, other, batch_size=6), "data-owner: the examples or their batches are not those"),
+        (job_for(changed, data_dir, batch_size=6), "model-owner: its student is"),
+    ):
+        journal = Journal(path, JOB, resume=True)
+        with pytest.raises(PartyError, match=message):
+            simulation.simulate(job, logs, journal)
+        journal.close()

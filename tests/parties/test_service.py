@@ -13,12 +13,14 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from mpcformer.errors import PartyError
 from parties import metrics
 from parties.__main__ import _take_part
 from parties.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
 from parties.coordinator import Coordinator
 from parties.dealer import Dealer
 from parties.journal import Journal
+from parties.membership import Membership
 from parties.public_files import export_public
 from parties.results import Results
 from parties.service import SessionHost
@@ -49,7 +51,7 @@ class Service:
             "tls": files["dealer"],
         }
         config = DealerConfig(role="dealer", id="dealer", **(settings | changes))  # type: ignore[arg-type]
-        self.files, self.dealer = files, Dealer(config)
+        self.files, self.config, self.dealer = files, config, Dealer(config)
         self.host = SessionHost(config, "dealer", self.dealer.run_session)
         self._open = ExitStack()
         self._kept: list[object] = []
@@ -175,6 +177,42 @@ def test_a_coordinator_that_goes_away_ends_its_session_alone(service: Service) -
     ask_for_seed(service, session(2), "model-owner")
 
 
+def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Service) -> None:
+    """Otherwise nothing would end the session: not silence, not a deadline, not the coordinator's end."""
+    config = service.config
+    for command, what in (
+        (pb.Command(finish=pb.Finish()), "dismissed this party before its part was done"),
+        (pb.Command(job=pb.Job()), "gave a second job"),
+    ):
+        membership = Membership(config, role="model-owner", coordinator="coordinator")
+        commands: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
+        membership.listen(iter(commands.get, None))
+        commands.put(pb.Command(job=pb.Job(task="sst2")))
+        assert membership.job(5) is not None
+        commands.put(command)
+        with pytest.raises(PartyError, match=what):
+            membership.job(5)
+        assert membership.error is not None
+        commands.put(None)
+
+
+def test_callers_that_send_nothing_keep_nobody_out(service: Service) -> None:
+    """A certificate of the authority, on no list: its calls are refused before their message is waited for."""
+    silent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+    methods = ("Dealer/OpenSession", "Dealer/Deal", "Party/Diagnose", "grpc.health.v1.Health/Watch")
+    with open_channel(service.address, "dealer", service.files["stranger"]) as channel:
+        calls = []
+        for method in methods:
+            path = f"/{method}" if method.startswith("grpc") else f"/mpcformer.v1.{method}"
+            calls += [channel.stream_stream(path)(iter(silent.get, None)) for _ in range(service.host.n_calls // 4)]
+        time.sleep(0.5)
+        service.begin(session(1))
+        assert ask_for_seed(service, session(1), "model-owner")
+        for call in calls:
+            call.cancel()
+        silent.put(None)
+
+
 def test_health_and_a_graceful_end(service: Service) -> None:
     def health() -> int:
         with open_channel(service.address, "dealer", service.files["stranger"]) as channel:
@@ -274,6 +312,7 @@ def sessions(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path
         data_dir=data_dir,
         tls={name: files[name] for name in PARTIES},
         job=JobConfig(task="sst2", batch_size=4, limit=4),
+        changes={name: {"max_sessions_per_peer": 4} for name in ("dealer", "model-owner")},
     )
     yield Sessions(cast)
     cast.end()
