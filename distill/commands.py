@@ -69,7 +69,11 @@ def distill(
     lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
     batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
     max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
-    seed: Annotated[int, typer.Option(help="Decides the batches.")] = 0,
+    start: Annotated[str, typer.Option("--from", help="Weights to start from: teacher, or random.")] = "teacher",
+    objective: Annotated[str, typer.Option(help="distil, or labels: the baseline that learns from labels alone.")] = (
+        "distil"
+    ),
+    seed: Annotated[int, typer.Option(help="Decides the batches, and random weights.")] = 0,
     precision: Precision = "auto",
     resume: Resume = False,
     checkpoint_minutes: Minutes = 5.0,
@@ -99,6 +103,8 @@ def distill(
         batch_size=batch_size,
         seed=seed,
         precision=precision,
+        start=start,
+        objective=objective,
         **options,
     )
     record = distill_student(made, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)

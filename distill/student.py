@@ -2,7 +2,8 @@
 
 Stage 1: mean squared error of the raw attention scores of all layers and of all hidden states, embeddings included,
 over real tokens. Stage 2: soft cross-entropy with the teacher's logits at temperature 1, or their squared error for a
-regression. The student starts from the teacher's weights.
+regression. The student starts from the teacher's weights. Two baselines leave parts of this out: `objective` labels
+trains on the labels alone, `start` random starts from fresh weights.
 Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMNLP 2020. Unlike the published code, the
 teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
 """
@@ -35,6 +36,8 @@ class DistillRecipe:
 
     epochs1, learning_rate1: stage 1, the inner states. epochs2, learning_rate2: stage 2, the logits.
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
+    start: whose weights the student starts from, the teacher's or fresh ones drawn from the seed.
+    objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
     """
 
     teacher: Path
@@ -54,8 +57,11 @@ class DistillRecipe:
     precision: str = "auto"
     selection_share: float = 0.05
     calibration_examples: int = 2000
+    start: str = "teacher"
+    objective: str = "distil"
 
 
+CHOICES = {"start": ("teacher", "random"), "objective": ("distil", "labels")}
 # Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
 PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
 
@@ -104,6 +110,12 @@ def distill_student(
         raise UserInputError(
             f"--epochs1 {recipe.epochs1} --epochs2 {recipe.epochs2}: below 0", "give 0 to skip a stage"
         )
+    for name, known in CHOICES.items():
+        if getattr(recipe, name) not in known:
+            option = "--from" if name == "start" else f"--{name}"
+            raise UserInputError(
+                f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
+            )
     check_precision(recipe.precision)
     work = Workspace(out, recipe, resume=resume)
     teacher, student = _load_pair(recipe, task)
@@ -138,6 +150,10 @@ def _load_pair(
             f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
         )
     student = load_checkpoint(recipe.teacher, task=task.name, gelu=recipe.gelu, softmax=recipe.softmax)
+    if recipe.start == "random":
+        with torch.random.fork_rng():
+            torch.manual_seed(recipe.seed)
+            student = MPCFormerForSequenceClassification(student.config).eval()
     return teacher, student
 
 
@@ -157,6 +173,12 @@ def _stages(
         theirs, ours = match(batch, inner=False)
         return logit_loss(theirs.logits, ours.logits, task.is_regression)
 
+    def labels(batch: Batch) -> torch.Tensor:
+        return student(**batch).loss.float()  # type: ignore[no-any-return]
+
+    if recipe.objective == "labels":
+        epochs = recipe.epochs1 + recipe.epochs2
+        return [Stage("labels", epochs, recipe.learning_rate1, labels, prepared.scorer(student))]
     return [
         Stage("stage 1 (states)", recipe.epochs1, recipe.learning_rate1, states, None, recipe.linear_decay1),
         Stage("stage 2 (logits)", recipe.epochs2, recipe.learning_rate2, logits, prepared.scorer(student)),

@@ -1,4 +1,4 @@
-"""The commands `mpcformer demo`, `bench` and `estimate`."""
+"""The commands `mpcformer demo`, `bench`, `estimate` and `replay`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -82,3 +82,22 @@ def estimate(
 
     links = network_profile(network)
     run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), links, gelu=gelu, softmax=softmax)
+
+
+def replay(
+    experiment: Annotated[str, typer.Argument(help="Name of a shipped experiment, or a TOML.")],
+    scale: Annotated[str, typer.Option(help="smoke (a minute, made-up data), cpu or full.")] = "cpu",
+    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/replay/NAME-SCALE.")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub.")] = None,
+    models: Annotated[Path, typer.Option(help="Where trained models are kept and found again.")] = Path("runs/models"),
+    jobs: Annotated[int, typer.Option(help="Trainings at a time, each its own process.")] = 1,
+    check: Annotated[Path | None, typer.Option(help="Recorded results.json to compare with.")] = None,
+) -> None:
+    """Do an experiment again: train what is missing, infer privately, tabulate, draw, compare with a record."""
+    from experiments.replay import ReplayOptions, run
+
+    run(
+        ReplayOptions(
+            experiment=experiment, scale=scale, out=out, data_dir=data_dir, models=models, jobs=jobs, check=check
+        )
+    )

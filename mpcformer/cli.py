@@ -13,7 +13,20 @@ from mpcformer import __version__
 from mpcformer.console import err_console
 from mpcformer.errors import MPCFormerError
 
-ORDER = ["demo", "teacher", "distill", "infer", "export", "certs", "party", "coordinate", "bench", "estimate", "doctor"]
+ORDER = [
+    "demo",
+    "teacher",
+    "distill",
+    "infer",
+    "export",
+    "certs",
+    "party",
+    "coordinate",
+    "bench",
+    "estimate",
+    "replay",
+    "doctor",
+]
 
 
 def _print_version(value: bool) -> None:

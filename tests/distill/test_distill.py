@@ -142,6 +142,8 @@ def test_paper_recipe() -> None:
         ({"max_length": 33}, "--max-length: 33 is outside"),
         ({"task": "stsb"}, "has 2 outputs, task stsb needs 1"),
         ({"teacher": Path("nowhere")}, "nowhere is not a checkpoint"),
+        ({"start": "scratch"}, "--from: 'scratch' is unknown"),
+        ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),
     ],
 )
@@ -177,6 +179,21 @@ def test_all_forms_distil(teacher: Path, data_dir: Path, tmp_path: Path, gelu: s
         divisor = layer.attention["self"].log_divisor
         assert (divisor is not None) == (softmax == "2quad-const")
         assert divisor is None or abs(divisor.exp().item() - QUAD_DIVISOR) > 0.1, "c is learnt"
+
+
+def test_the_baselines(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(teacher, data_dir, objective="labels", epochs1=2, epochs2=1)
+    record = distill_student(recipe, tmp_path / "labels")
+    assert [row["stage"] for row in record["log"]] == ["labels"] * 3
+    assert record["log"][-1]["loss"] < record["log"][0]["loss"]
+    theirs = load_file(teacher / "model.safetensors")
+    for seed in (0, 1):
+        untrained = recipe_for(teacher, data_dir, start="random", epochs1=0, epochs2=0, seed=seed)
+        distill_student(untrained, tmp_path / f"random-{seed}")
+    fresh, other = (load_file(tmp_path / f"random-{seed}" / "model.safetensors") for seed in (0, 1))
+    name = next(key for key in fresh if key.endswith("word_embeddings.weight"))
+    assert not torch.allclose(fresh[name], theirs[name], atol=1e-3)
+    assert not torch.equal(fresh[name], other[name])
 
 
 def test_regression(tmp_path: Path) -> None:

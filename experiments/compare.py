@@ -1,0 +1,82 @@
+"""A new run against a recorded one, number by number, within the experiment's tolerances."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from experiments.outputs import Tolerances
+from experiments.quantities import QUANTITIES, Row
+from mpcformer.console import console
+from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.files import read_json
+
+
+def load_recorded(path: Path, experiment: str, scale: str) -> dict[str, Any]:
+    """A recorded results.json.
+
+    Raises:
+        UserInputError: missing, not results of an experiment, or of another one.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict) or not {"experiment", "scale", "rows"} <= set(values):
+        raise UserInputError(f"--check: {path} holds no results of an experiment", "give a results.json of a replay")
+    if (values["experiment"], values["scale"]) != (experiment, scale):
+        raise UserInputError(
+            f"--check: {path} is of {values['experiment']} at scale {values['scale']}, not {experiment} at {scale}",
+            "give the record of this experiment and scale",
+        )
+    return dict(values)
+
+
+def differences(
+    recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances
+) -> list[tuple[str, str, str, str]]:
+    """(row, quantity, recorded, new) of each number that is off, and of each row or number that only one run has."""
+    before, after = ({_identity(row): row for row in map(Row.from_json, values["rows"])} for values in (recorded, new))
+    found: list[tuple[str, str, str, str]] = []
+    for identity in dict.fromkeys([*before, *after]):
+        old, now = before.get(identity), after.get(identity)
+        if old is None or now is None:
+            row = old or now
+            assert row is not None
+            found.append((row.name, "the row", *(("there", "missing") if old else ("missing", "there"))))
+            continue
+        for name in dict.fromkeys([*old.values, *now.values]):
+            a, b = old.values.get(name), now.values.get(name)
+            if a is None or b is None:
+                found.append((old.name, name, str(a), str(b)))
+            elif name not in QUANTITIES or not tolerances.allow(QUANTITIES[name].kind, a, b):
+                found.append((old.name, name, f"{a:.8g}", f"{b:.8g}"))
+    return found
+
+
+def check(recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances, path: Path) -> None:
+    """Say that two runs agree, or where they do not.
+
+    Raises:
+        MPCFormerError: they do not.
+    """
+    found = differences(recorded, new, tolerances)
+    n_numbers = sum(len(row["values"]) for row in recorded["rows"])
+    if not found:
+        console.print(
+            f"as recorded in {path}: {len(recorded['rows'])} rows, {n_numbers} numbers, within the tolerances"
+        )
+        return
+    grid = Table(title=f"differs from {path}", title_justify="left")
+    for title in ("row", "number", "recorded", "this run"):
+        grid.add_column(title, overflow="fold")
+    for line in found:
+        grid.add_row(*line)
+    console.print(grid)
+    first = "; ".join(f"{line[0]}: {line[1]}" for line in found[:4])
+    rows = len({line[0] for line in found})
+    raise MPCFormerError(
+        f"{rows} of {len(recorded['rows'])} rows differ from {path}: {first}{' ...' if len(found) > 4 else ''}",
+        f"compare the versions of both; tolerances stand in the experiment's TOML: {tolerances.model_dump()}",
+    )
+
+
+def _identity(row: Row) -> tuple[tuple[str, str | int | float], ...]:
+    return tuple(sorted(row.key.items()))

@@ -1,0 +1,199 @@
+"""Trained models by what they are made of: a teacher or student with the same facts is trained once.
+
+`<cache>/<hash>/` is the model, `<cache>/<hash>.json` what the hash is of: recipe, digest of the training examples,
+weights it starts from, device, precision and versions. Bump FORMAT when a recipe's meaning changes.
+"""
+
+import contextlib
+import fcntl
+import multiprocessing
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill.loop import autocast, pick_device
+from distill.record import versions
+from distill.student import DistillRecipe, distill_student
+from distill.teacher import TeacherRecipe, train_teacher
+from experiments.spec import digest
+from mpcformer.console import console
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.tasks import Examples
+
+FORMAT = 1
+CHECKPOINT_MINUTES = 5.0
+# Where things lie says nothing about what they are: digests stand in for these.
+PLACES = ("teacher", "model", "data_dir")
+PARTS = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt")
+
+
+def examples_digest(examples: Examples) -> str:
+    """Hex SHA-256 of texts, labels and splits."""
+    return digest([examples.texts, examples.labels, examples.groups])
+
+
+def model_digest(folder: Path) -> str:
+    """Hex SHA-256 of a checkpoint's weights, configuration and tokenizer."""
+    return digest({name: sha256_file(folder / name) for name in PARTS if (folder / name).is_file()})
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model to be had.
+
+    Args:
+        label: for the reader.
+        recipe: how it is made.
+        data: digest of the training examples.
+        source: digest of the checkpoint it starts from.
+        torch_threads: of the training; None: torch's own choice.
+    """
+
+    label: str
+    recipe: TeacherRecipe | DistillRecipe
+    data: str
+    source: str
+    torch_threads: int | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """What the model's hash is of."""
+        device = pick_device()
+        recipe = {key: value for key, value in asdict(self.recipe).items() if key not in PLACES}
+        return {
+            "format": FORMAT,
+            "kind": "teacher" if isinstance(self.recipe, TeacherRecipe) else "student",
+            "recipe": recipe,
+            "data": self.data,
+            "source": self.source,
+            "device": device.type,
+            "bf16": not isinstance(autocast(self.recipe.precision, device), contextlib.nullcontext),
+            "torch_threads": self.torch_threads,
+            "versions": versions(),
+        }
+
+    @property
+    def name(self) -> str:
+        """Its folder's name in the cache."""
+        return digest(self.facts())[:20]
+
+
+class ModelCache:
+    """Models below one folder.
+
+    Args:
+        folder: made when the first model is.
+        jobs: trainings at a time.
+
+    Raises:
+        UserInputError: jobs below 1, or a file in the folder's place.
+    """
+
+    def __init__(self, folder: Path, jobs: int = 1) -> None:
+        if jobs < 1:
+            raise UserInputError(f"--jobs: {jobs} is below 1", "give a positive number")
+        if folder.exists() and not folder.is_dir():
+            raise UserInputError(f"--models: {folder} is a file", "choose another folder")
+        self.folder, self.jobs = folder, jobs
+
+    def path(self, training: Training) -> Path:
+        """Where a model is, or will be."""
+        return self.folder / training.name
+
+    def provide(self, trainings: Sequence[Training]) -> int:
+        """Train what is missing; returns how many were.
+
+        Raises:
+            MPCFormerError: a training failed; others that were under way are finished first.
+        """
+        by_name = {training.name: training for training in trainings}
+        missing = [training for name, training in by_name.items() if not (self.folder / name).is_dir()]
+        console.print(f"models: {len(by_name) - len(missing)} of {len(by_name)} are there already, in {self.folder}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.jobs == 1 or len(missing) < 2:
+            for number, training in enumerate(missing, 1):
+                console.rule(f"{number}/{len(missing)} {training.label}", align="left")
+                make(training, self.folder)
+        else:
+            self._in_processes(missing)
+        return len(missing)
+
+    def _in_processes(self, missing: list[Training]) -> None:
+        threads = max(1, (os.cpu_count() or 1) // self.jobs)
+        context = multiprocessing.get_context("spawn")  # torch's threads and CUDA do not survive a fork
+        with ProcessPoolExecutor(self.jobs, mp_context=context) as pool:
+            pending = {pool.submit(make, training, self.folder, threads, quiet=True): training for training in missing}
+            try:
+                for number, done in enumerate(as_completed(pending), 1):
+                    done.result()
+                    console.print(f"{number}/{len(missing)} trained: {pending[done].label}")
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def make(training: Training, cache: Path, threads: int | None = None, *, quiet: bool = False) -> None:
+    """Train one model into the cache, going on from its last checkpoint if there is one; nothing if it is there.
+
+    Args:
+        training: what to make.
+        cache: the folder of all.
+        threads: torch's, where the training does not say.
+        quiet: show no progress.
+    """
+    out = cache / training.name
+    with _alone(cache / f".{training.name}.lock"), _torch_threads(training.torch_threads or threads), _hushed(quiet):
+        if out.is_dir():
+            return
+        write_json(cache / f"{training.name}.json", training.facts())
+        resume = _resumable(out, training)
+        if isinstance(training.recipe, TeacherRecipe):
+            train_teacher(training.recipe, out, resume=resume, checkpoint_minutes=CHECKPOINT_MINUTES)
+        else:
+            distill_student(training.recipe, out, resume=resume, checkpoint_minutes=CHECKPOINT_MINUTES)
+
+
+def _resumable(out: Path, training: Training) -> bool:
+    """Whether an interrupted training of the same recipe is there; what cannot be gone on with is removed."""
+    partial = out.with_name(f"{out.name}.partial")
+    recipe = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(training.recipe).items()}
+    if (partial / "recipe.json").is_file() and read_json(partial / "recipe.json") == recipe:
+        return True
+    shutil.rmtree(partial, ignore_errors=True)
+    return False
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """One process at a time makes a model; another waits and then finds it."""
+    with path.open("w") as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _torch_threads(count: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    if count:
+        torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _hushed(quiet: bool) -> Iterator[None]:
+    """Progress bars of several processes on one terminal are unreadable."""
+    before, console.quiet = console.quiet, quiet or console.quiet
+    try:
+        yield
+    finally:
+        console.quiet = before

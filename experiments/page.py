@@ -1,0 +1,57 @@
+"""report.html of an experiment: one file without script that loads nothing, in the look of a run's report."""
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+
+from experiments.figures import Drawing
+from experiments.tables import Table
+
+FILE_NAME = "report.html"
+
+
+def render(values: dict[str, Any], tables: Sequence[Table], drawings: Sequence[Drawing]) -> str:
+    """The report as HTML.
+
+    Args:
+        values: results.json.
+        tables, drawings: of it.
+    """
+    loader = ChoiceLoader([PackageLoader("experiments", "templates"), PackageLoader("parties", "templates")])
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    figures = [{"title": d.title, "data": base64.b64encode(d.svg).decode()} for d in drawings]
+    return environment.get_template("experiment.html.j2").render(
+        values=values, tables=tables, figures=figures, facts=_facts(values)
+    )
+
+
+def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """The scale's settings, the data, the machine."""
+    facts = [(_name(key), _text(value)) for key, value in values["settings"].items() if value is not None]
+    facts += [
+        (f"Examples, {task}", ", ".join(f"{key} {_short(value)}" for key, value in what.items()))
+        for task, what in values["examples"].items()
+    ]
+    environment = values["environment"]
+    facts.append(("Machine", f"{environment['cpus']} CPUs, trained on {environment['training_device']}"))
+    facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())))
+    return facts
+
+
+def _name(key: str) -> str:
+    return key.replace("_", " ").capitalize()
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key.replace('_', ' ')} {_text(part)}" for key, part in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _short(value: Any) -> str:
+    """A digest by its head."""
+    return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else f"{value}"

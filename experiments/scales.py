@@ -1,0 +1,153 @@
+"""How much of an experiment: the sections [scale.smoke], [scale.cpu] and [scale.full] of its TOML, by kind."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from distill.student import CHOICES
+from experiments.outputs import Strict, one_of
+from experiments.quantities import Axis
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.errors import MPCFormerError
+from mpcformer.inference.engine import ENGINES
+from mpcformer.tasks import TASKS
+from parties.network import network_profile
+
+MADE_UP = "made-up"
+
+
+def _network(value: str) -> str:
+    try:
+        network_profile(value)
+    except MPCFormerError as error:
+        raise ValueError(error.what) from None
+    return value
+
+
+def _known(known: tuple[str, ...], what: str) -> Any:
+    return AfterValidator(lambda value: one_of(value, known, what))
+
+
+TaskName = Annotated[str, _known(tuple(TASKS), "task")]
+Gelu = Annotated[str, _known(tuple(GELU_FORMS), "form of GeLU")]
+Softmax = Annotated[str, _known(tuple(SOFTMAX_FORMS), "form of softmax")]
+Engine = Annotated[str, _known(tuple(ENGINES), "engine")]
+Network = Annotated[str, AfterValidator(_network)]
+Share = Annotated[float, Field(gt=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+Epochs = Annotated[int, Field(ge=0)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class ModelSpec(Strict):
+    """A way to make a student; see `DistillRecipe`."""
+
+    name: str = Field(min_length=1)
+    recipe: Literal["fast", "paper"] = "fast"
+    start: Annotated[str, _known(CHOICES["start"], "start")] = "teacher"
+    objective: Annotated[str, _known(CHOICES["objective"], "objective")] = "distil"
+
+
+class TeacherTraining(Strict):
+    """How a scale trains its teachers; see `TeacherRecipe`."""
+
+    epochs: Positive = 3
+    learning_rate: Rate = 5e-5
+
+
+class StudentTraining(Strict):
+    """How a scale distils by the fast recipe; paper_share: of the published recipe's epochs, at least one a stage."""
+
+    epochs1: Epochs = 4
+    learning_rate1: Rate = 1e-4
+    epochs2: Epochs = 2
+    learning_rate2: Rate = 3e-5
+    paper_share: Share = 1.0
+
+
+class StudentsScale(Strict):
+    """How much of an experiment that trains and infers.
+
+    Args:
+        backbone: made-up (tiny, random), minilm, a folder, or a model of the hub.
+        data: made-up sentences, or real ones: those of --data-dir, or of the hub.
+        train_limit, eval_limit: examples; none: all.
+        shares: of the training examples that students are distilled on.
+        private: names of the models that also run privately; none: all.
+        torch_threads: of a training; none: torch's own choice. One makes a run repeatable on another machine.
+    """
+
+    backbone: str = "minilm"
+    data: Literal["made-up", "real"] = "real"
+    tasks: tuple[TaskName, ...] = Field(min_length=1)
+    train_limit: Positive | None = None
+    eval_limit: Positive | None = None
+    teacher: TeacherTraining = TeacherTraining()
+    student: StudentTraining = StudentTraining()
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    gelu: tuple[Gelu, ...] = Field(default=("quad",), min_length=1)
+    softmax: tuple[Softmax, ...] = Field(default=("2quad",), min_length=1)
+    shares: tuple[Share, ...] = Field(default=(1.0,), min_length=1)
+    engines: tuple[Engine, ...] = Field(default=("mpcformer",), min_length=1)
+    networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
+    private: tuple[str, ...] | None = None
+    batch_size: Positive = 16
+    train_batch_size: Positive = 32
+    max_length: Positive = 128
+    selection_share: Share = 0.05
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    torch_threads: Positive | None = None
+
+    def axes(self) -> dict[Axis, int]:
+        """How many points each axis has, models apart."""
+        return {
+            "task": len(self.tasks),
+            "seed": len(self.seeds),
+            "gelu": len(self.gelu),
+            "softmax": len(self.softmax),
+            "share": len(self.shares),
+            "engine": len(self.engines),
+            "network": len(self.networks),
+        }
+
+
+class BenchScale(Strict):
+    """How much of an experiment that measures engines; see `BenchOptions`. model may be made-up too."""
+
+    model: str = "minilm"
+    seq_len: int = Field(default=128, ge=4, le=512)
+    batch_size: Positive = 1
+    engines: tuple[Engine, ...] = Field(default=("mpcformer", "crypten"), min_length=1)
+    networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
+    gelu: Gelu = "quad"
+    softmax: Softmax = "2quad"
+    repeat: Positive = 2
+    device: Literal["cpu", "cuda"] = "cpu"
+
+    def axes(self) -> dict[Axis, int]:
+        """How many points each axis has; operations are rows of their own."""
+        return {"engine": len(self.engines), "network": len(self.networks)}
+
+
+class FunctionsScale(Strict):
+    """How finely an experiment on approximations looks; points of each range."""
+
+    gelu: tuple[Gelu, ...] = ("quad", "relu")
+    softmax: tuple[Softmax, ...] = ("2quad", "2relu")
+    points: int = Field(default=4001, ge=101)
+    gelu_range: tuple[float, float] = (-6.0, 6.0)
+    score_range: tuple[float, float] = (-8.0, 8.0)
+    keys: Positive = 16
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        for name in ("gelu_range", "score_range"):
+            low, high = getattr(self, name)
+            if not low < high:
+                raise ValueError(f"{name}: {low} is not below {high}")
+        return self
+
+    def axes(self) -> dict[Axis, int]:
+        """Every row is another function's form."""
+        return {"function": 2, "form": max(2, len(self.gelu) + len(self.softmax))}

@@ -1,0 +1,259 @@
+"""Experiments of kind `students`: teachers, students in all variants asked for, their scores, private inference."""
+
+import itertools
+import re
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from distill.student import DistillRecipe, paper_recipe
+from distill.teacher import TeacherRecipe
+from experiments import madeup
+from experiments.models import Training, examples_digest, model_digest
+from experiments.quantities import Row
+from experiments.scales import MADE_UP, ModelSpec, StudentsScale
+from experiments.spec import StudentsExperiment, digest
+from experiments.work import Found, Place, remove
+from mpcformer.console import console
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.inference.plaintext import predict
+from mpcformer.modeling import default_backbone, load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.ring import gemm
+from mpcformer.tasks import EVAL, Task, compute_metrics, encode, get_task, load_examples, primary_score
+from parties import evaluate
+from parties.journal import FILE_NAME as JOURNAL
+from parties.network import network_profile
+from parties.published import published_scores
+from parties.simulation import InferenceJob
+
+EVAL_BATCH = 64
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One student: which task, model, forms, share of the training data, seed."""
+
+    task: str
+    model: ModelSpec
+    gelu: str
+    softmax: str
+    share: float
+    seed: int
+
+    def key(self) -> dict[str, str | int | float]:
+        """For its rows."""
+        return asdict(self) | {"model": self.model.name}
+
+
+class Students:
+    """One experiment at one scale.
+
+    Args:
+        spec: the experiment.
+        scale: its section.
+        place: where to work.
+
+    Raises:
+        UserInputError: anything wrong with options, data or models, before work starts.
+    """
+
+    def __init__(self, spec: StudentsExperiment, scale: StudentsScale, place: Place) -> None:
+        self.spec, self.scale, self.place = spec, scale, place
+        gemm.use(scale.device)
+        if scale.data == MADE_UP and place.data_dir:
+            raise UserInputError(
+                f"--data-dir: {place.data_dir} is not for this scale, which makes its own data", "leave --data-dir out"
+            )
+        self.made_up = place.out / MADE_UP
+        self.data_dir = self.made_up if scale.data == MADE_UP else place.data_dir
+        self.data: dict[str, dict[str, str]] = {}
+        self.n_train: dict[str, int] = {}
+        if MADE_UP not in (scale.data, scale.backbone):
+            self._load()
+
+    def _load(self) -> None:
+        """Data and backbone, and their digests. What is made up can be when there is a folder for it."""
+        scale = self.scale
+        self.backbone = _backbone(scale.backbone, self.made_up / "model")
+        for name in scale.tasks:
+            task = get_task(name)
+            if scale.data == MADE_UP:
+                madeup.write_data(self.made_up, task)
+            train = load_examples(task, task.train_split, data_dir=self.data_dir, limit=scale.train_limit)
+            evaluated = load_examples(task, EVAL, data_dir=self.data_dir, limit=scale.eval_limit)
+            self.data[name] = {"train": examples_digest(train), "eval": examples_digest(evaluated)}
+            self.n_train[name] = len(train)
+        self.examples = {name: {"training": n, **self.data[name]} for name, n in self.n_train.items()}
+        load_tokenizer(self.backbone)
+        self.base_digest = model_digest(self.backbone)
+
+    def run(self) -> Found:
+        """Train what is missing, score, infer.
+
+        Raises:
+            MPCFormerError: what went wrong and where; a second call goes on from there.
+        """
+        if not self.data:
+            self._load()
+        teachers = {key: self._teacher(*key) for key in itertools.product(self.scale.tasks, self.scale.seeds)}
+        found = Found(examples=self.examples)
+        found.n_trained += self.place.models.provide(list(teachers.values()))
+        folders = {key: self.place.models.path(training) for key, training in teachers.items()}
+        students = {variant: self._student(variant, folders) for variant in self._variants()}
+        found.n_trained += self.place.models.provide(list(students.values()))
+        for (task, seed), folder in folders.items():
+            key: dict[str, str | int | float] = {"task": task, "model": "teacher", "seed": seed}
+            found.rows.append(Row(key, {"score": self._score(task, folder, found)}))
+        for variant, training in students.items():
+            student, teacher = self.place.models.path(training), folders[variant.task, variant.seed]
+            if self.scale.private is not None and variant.model.name not in self.scale.private:
+                score = {"score": self._score(variant.task, student, found)}
+                links = itertools.product(self.scale.engines, self.scale.networks)
+                found.rows += [Row(variant.key() | {"engine": e, "network": n}, dict(score)) for e, n in links]
+                continue
+            for engine, network in itertools.product(self.scale.engines, self.scale.networks):
+                row_key = variant.key() | {"engine": engine, "network": network}
+                results = self._infer(row_key, student, teacher, found)
+                found.rows.append(Row(row_key, _measured(get_task(variant.task), results)))
+        return found
+
+    def _teacher(self, task: str, seed: int) -> Training:
+        scale = self.scale
+        recipe = TeacherRecipe(
+            task=task,
+            model=str(self.backbone),
+            data_dir=self.data_dir,
+            limit=scale.train_limit,
+            epochs=scale.teacher.epochs,
+            learning_rate=scale.teacher.learning_rate,
+            batch_size=scale.train_batch_size,
+            max_length=scale.max_length,
+            seed=seed,
+            precision=scale.precision,
+            selection_share=scale.selection_share,
+        )
+        label = f"teacher, {task}, seed {seed}"
+        return Training(label, recipe, self.data[task]["train"], self.base_digest, scale.torch_threads)
+
+    def _variants(self) -> Iterator[Variant]:
+        s = self.scale
+        for values in itertools.product(s.tasks, self.spec.models, s.gelu, s.softmax, s.shares, s.seeds):
+            yield Variant(*values)
+
+    def _student(self, variant: Variant, teachers: dict[tuple[str, int], Path]) -> Training:
+        scale, model = self.scale, variant.model
+        teacher = teachers[variant.task, variant.seed]
+        # A share of all is all: the recipe's words, and so the model, are those of an experiment without shares.
+        limit = scale.train_limit if variant.share == 1 else max(1, round(variant.share * self.n_train[variant.task]))
+        rates = ("epochs1", "learning_rate1", "epochs2", "learning_rate2")
+        recipe = DistillRecipe(
+            teacher=teacher,
+            task=variant.task,
+            data_dir=self.data_dir,
+            limit=limit,
+            gelu=variant.gelu,
+            softmax=variant.softmax,
+            batch_size=scale.train_batch_size,
+            max_length=scale.max_length,
+            seed=variant.seed,
+            precision=scale.precision,
+            selection_share=scale.selection_share,
+            start=model.start,
+            objective=model.objective,
+            **{name: getattr(scale.student, name) for name in rates},
+        )
+        if model.recipe == "paper":
+            published = paper_recipe(variant.task) | {"max_length": scale.max_length}
+            for name in ("epochs1", "epochs2"):
+                published[name] = max(1, round(published[name] * scale.student.paper_share))
+            recipe = replace(recipe, **published)
+        label = ", ".join(str(value) for value in variant.key().values())
+        return Training(label, recipe, self.data[variant.task]["train"], model_digest(teacher), scale.torch_threads)
+
+    def _score(self, task_name: str, folder: Path, found: Found) -> float:
+        """Of a model in plaintext, from a step that is kept."""
+        task = get_task(task_name)
+        asked: dict[str, Any] = {"model": sha256_file(folder / WEIGHTS), "eval": self.data[task_name]["eval"]}
+        asked |= {"limit": self.scale.eval_limit, "max_length": self.scale.max_length}
+        path = self.place.runs / f"score-{task_name}-{digest(asked)[:12]}.json"
+        if not path.is_file():
+            with console.status(f"plaintext score, {task_name}"):
+                examples = load_examples(task, EVAL, data_dir=self.data_dir, limit=self.scale.eval_limit)
+                model, tokenizer = load_checkpoint(folder, **_forms(folder)), load_tokenizer(folder)
+                positions = model.config.max_position_embeddings
+                encoded = encode(tokenizer, examples, positions=positions, max_length=self.scale.max_length)
+                logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=EVAL_BATCH)
+                metrics = compute_metrics(task, logits, examples.labels, examples.groups)
+            write_json(path, {"asked": asked, "metrics": metrics})
+            found.n_run += 1
+        return score_of(task, read_json(path)["metrics"])
+
+    def _infer(self, key: dict[str, Any], student: Path, teacher: Path, found: Found) -> dict[str, Any]:
+        """results.json of a private run: one that is kept, or a new one, or the rest of one that was stopped."""
+        scale = self.scale
+        job = InferenceJob(
+            student=student,
+            teacher=teacher,
+            task=key["task"],
+            data_dir=self.data_dir,
+            limit=scale.eval_limit,
+            batch_size=scale.batch_size,
+            max_length=scale.max_length,
+            engine=key["engine"],
+            network=network_profile(key["network"]),
+            device=scale.device,
+        )
+        weights = sha256_file(student / WEIGHTS)
+        asked = {**key, "student": weights, "eval": self.data[key["task"]]["eval"], "scale": scale.model_dump()}
+        slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(str(value) for value in key.values()).lower())
+        out = self.place.runs / f"{slug}-{digest(asked)[:12]}"
+        if not (out / "manifest.json").is_file():
+            console.rule(f"private inference: {', '.join(str(value) for value in key.values())}", align="left")
+            partial, failed = (out.with_name(f"{out.name}.{end}") for end in ("partial", "failed"))
+            resume = (partial / JOURNAL).is_file() or (not partial.exists() and (failed / JOURNAL).is_file())
+            evaluate.check(job, out)
+            evaluate.run(job, out, resume=resume)
+            remove(failed)
+            found.n_run += 1
+        return dict(read_json(out / "results.json"))
+
+
+def score_of(task: Task, metrics: dict[str, float]) -> float:
+    """One number: what the paper's table shows for the task, else the mean of its metrics."""
+    scores = published_scores(task.name, task.eval_splits)
+    if not scores:
+        return primary_score(metrics)
+    means = [sum(metrics[key] for key in score.keys(task.eval_splits)) / len(score.names) for score in scores]
+    return sum(means) / len(means)
+
+
+def _measured(task: Task, results: dict[str, Any]) -> dict[str, float]:
+    """A row's values from a run's results.json."""
+    n, online, offline = results["examples"], results["online"], results["offline"]
+    return {
+        "score": score_of(task, results["metrics"]["student"]),
+        "private_score": score_of(task, results["metrics"]["private"]),
+        "label_agreement": results["label_agreement"],
+        "max_logit_error": results["max_abs_logit_error"],
+        "plaintext_seconds": results["plaintext"]["seconds_per_example"]["student"]["median"],
+        "online_seconds": online["seconds_per_example"]["median"],
+        "offline_seconds": offline["seconds"] / n,
+        "online_bytes": sum(online["bytes"].values()) / n,
+        "dealer_bytes": offline["bytes"]["dealer->model-owner"] / n,
+        "rounds": online["rounds_per_batch"],
+    }
+
+
+def _backbone(name: str, made_up: Path) -> Path:
+    if name == MADE_UP:
+        return madeup.write_model(made_up)
+    return default_backbone() if name == "minilm" else resolve_checkpoint(name)
+
+
+def _forms(folder: Path) -> dict[str, Any]:
+    """The forms a checkpoint was trained with: a teacher's configuration names none, and the exact ones are meant."""
+    config = read_json(folder / "config.json")
+    return {name: config[name] for name in ("gelu", "softmax") if name in config}

@@ -1,0 +1,55 @@
+"""What each kind of experiment is given, and what it gives back."""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from experiments.models import ModelCache
+from experiments.quantities import Row
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a replay works.
+
+    Args:
+        out: its folder.
+        data_dir: of real data; None: the hub.
+        models: the cache.
+    """
+
+    out: Path
+    data_dir: Path | None
+    models: ModelCache
+
+    @property
+    def runs(self) -> Path:
+        """Folder of finished steps, one file or folder each."""
+        return self.out / "runs"
+
+
+@dataclass
+class Found:
+    """What was measured.
+
+    Args:
+        rows: of results.
+        curves: by function, the points of its forms: {"x": [...], FORM: [...]}.
+        examples: what scores were measured on, for the reader.
+        n_trained, n_run: work that was not there already.
+    """
+
+    rows: list[Row] = field(default_factory=list)
+    curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    examples: dict[str, Any] = field(default_factory=dict)
+    n_trained: int = 0
+    n_run: int = 0
+
+
+def remove(path: Path) -> None:
+    """A file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,293 @@
+"""A replay at scale smoke: everything for real but tiny; nothing is done twice; a record holds or is refused."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+import distill.loop
+from experiments import commands, models, replay, students
+from experiments.figures import draw, pareto
+from experiments.madeup import write_data, write_model
+from experiments.outputs import BarsFigure, TableSpec
+from experiments.quantities import Row
+from experiments.replay import ReplayOptions, run
+from experiments.spec import find
+from experiments.tables import build, csv_text, latex, markdown
+from experiments.work import Found
+from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.tasks import get_task, load_examples
+from parties import evaluate
+
+RESULTS = find("glue").parent / "results"
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("replay")
+
+
+def glue(shop: Path, name: str = "glue", **changes: Any) -> ReplayOptions:
+    return ReplayOptions("glue", scale="smoke", out=shop / name, models=shop / "models", **changes)
+
+
+@pytest.fixture(scope="module")
+def folder(shop: Path) -> Path:
+    run(glue(shop))
+    return shop / "glue"
+
+
+class Counted:
+    """Trainings and private runs, counted."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.trained: list[Path] = []
+        self.private: list[Path] = []
+        teacher, student, private = models.train_teacher, models.distill_student, evaluate.run
+        patch.setattr(models, "train_teacher", lambda r, out, **k: (self.trained.append(out), teacher(r, out, **k))[1])
+        patch.setattr(
+            models, "distill_student", lambda r, out, **k: (self.trained.append(out), student(r, out, **k))[1]
+        )
+        patch.setattr(evaluate, "run", lambda j, out, **k: (self.private.append(out), private(j, out, **k))[1])
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counted:
+    return Counted(monkeypatch)
+
+
+def test_the_folder_is_whole(folder: Path) -> None:
+    assert {path.name for path in folder.iterdir()} == {
+        "made-up", "runs", "tables", "figures", "report.html", "replay.json", "results.json", "manifest.json",
+    }  # fmt: skip
+    tables = {"plaintext", "private", "cost"}
+    assert {p.name for p in (folder / "tables").iterdir()} == {
+        f"{t}.{end}" for t in tables for end in ("md", "csv", "tex")
+    }
+    assert {p.name for p in (folder / "figures").iterdir()} == {"scores.svg", "scores.png"}
+    manifest = read_json(folder / "manifest.json")
+    for name, digest in manifest["sha256"].items():
+        assert sha256_file(folder / name) == digest
+    assert "results.json" in manifest["sha256"]
+    assert not [path for path in folder.rglob("*") if "partial" in path.name or "failed" in path.name]
+
+
+def test_what_was_measured(folder: Path) -> None:
+    rows = [Row.from_json(row) for row in read_json(folder / "results.json")["rows"]]
+    by_model = {(row.key["task"], row.key["model"]): row.values for row in rows}
+    assert len(rows) == len(by_model) == 2 * 5
+    for task in ("sst2", "stsb"):
+        assert by_model[task, "teacher"]["score"] > 0.5
+        private = by_model[task, "our recipe"]
+        assert private["label_agreement"] > 0.9
+        assert abs(private["private_score"] - private["score"]) < 0.05
+        assert private["rounds"] > 10
+        assert "private_score" not in by_model[task, "random initialisation"]
+
+
+def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:
+    html = (folder / "report.html").read_text()
+    assert "made-up" in html
+    assert "data:image/svg+xml;base64," in html
+    assert html.count("<table>") == 3
+    for word in ("http://", "https://", "<script", 'src="/'):
+        assert word not in html
+    # beside made-up sentences the paper's scores would say nothing
+    assert "Published, not measured here" not in html
+
+
+def test_a_second_call_keeps_all(folder: Path, shop: Path, counted: Counted) -> None:
+    before = (folder / "manifest.json").read_bytes()
+    run(glue(shop))
+    assert (folder / "manifest.json").read_bytes() == before
+    assert counted.trained == counted.private == []
+
+
+def test_stopped_between_steps_it_goes_on_and_trains_nothing_twice(
+    folder: Path, shop: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = evaluate.report.write
+
+    def stopped(*values: Any) -> None:
+        if len(counted.private) == 2:
+            raise KeyboardInterrupt
+        write(*values)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate.report, "write", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            run(glue(shop, "again"))
+    assert not (shop / "again" / "manifest.json").exists()
+    assert not (shop / "again" / "results.json").exists()
+    values = run(glue(shop, "again"))
+    assert counted.trained == []
+    first_run, second_run, resumed = counted.private
+    assert second_run == resumed != first_run
+    assert read_json(resumed / "results.json")["batches"] == {"all": 2, "of_a_run_before": 2}
+    assert not list((shop / "again" / "runs").glob("*.failed"))
+    # the same models of the same data give the same scores, and cost the same
+    first = read_json(folder / "results.json")
+    for key in ("score", "online_bytes", "dealer_bytes", "rounds"):
+        assert [row["values"].get(key) for row in values["rows"]] == [row["values"].get(key) for row in first["rows"]]
+
+
+def test_its_own_record_holds_and_a_changed_number_is_refused(
+    folder: Path, shop: Path, tmp_path: Path, counted: Counted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(glue(shop, check=folder / "results.json"))
+    assert "within the tolerances" in capsys.readouterr().out
+    for name, change in (("private_score", -0.2), ("rounds", 1), ("online_bytes", 1)):
+        record = read_json(folder / "results.json")
+        row = next(row for row in record["rows"] if name in row["values"])
+        row["values"][name] += change
+        write_json(tmp_path / "record.json", record)
+        with pytest.raises(MPCFormerError, match=rf"1 of 10 rows differ from .*{row['key']['model']}.*: {name}"):
+            run(glue(shop, check=tmp_path / "record.json"))
+    assert counted.trained == counted.private == []
+
+
+def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None:
+    with pytest.raises(UserInputError, match="holds glue at scale smoke"):
+        run(ReplayOptions("approximations", scale="smoke", out=folder, models=shop / "models"))
+    (shop / "other").mkdir()
+    (shop / "other" / "precious").touch()
+    with pytest.raises(UserInputError, match="is not a replay's"):
+        run(glue(shop, "other"))
+
+
+def test_another_table_is_made_from_the_same_steps(folder: Path, shop: Path, tmp_path: Path, counted: Counted) -> None:
+    text = find("glue").read_text().replace('title = "Scores in plaintext"', 'title = "Other words"')
+    (tmp_path / "glue.toml").write_text(text)
+    shutil.copytree(folder, shop / "words")
+    run(ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=shop / "words", models=shop / "models"))
+    assert counted.trained == counted.private == []
+    assert "Other words" in (shop / "words" / "tables" / "plaintext.md").read_text()
+
+
+def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -> None:
+    facts = [json.loads(path.read_text()) for path in (shop / "models").glob("*.json")]
+    assert len(facts) == 10
+    assert {fact["kind"] for fact in facts} == {"teacher", "student"}
+    place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
+    spec = replay.load(find("glue"))
+    work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
+    work._load()
+    training = work._teacher("sst2", 0)
+    assert place.models.path(training).is_dir()
+    for change in ({"data": "other"}, {"source": "other"}, {"torch_threads": 2}):
+        assert replace(training, **change).name != training.name
+    assert work._teacher("sst2", 1).name != training.name
+    elsewhere = replace(training, recipe=replace(training.recipe, data_dir=Path("/elsewhere")))
+    assert elsewhere.name == training.name
+
+
+def test_a_training_goes_on_from_its_last_checkpoint(
+    folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replay.load(find("glue"))
+    place = replay.Place(shop / "glue", None, models.ModelCache(tmp_path / "models"))
+    work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
+    work._load()
+    training, calls = work._teacher("sst2", 0), []
+    step, teacher = distill.loop._Runner._step, models.train_teacher
+
+    def stopped(self: Any, number: int, indices: list[int]) -> float:
+        if number == 30:
+            raise KeyboardInterrupt
+        return step(self, number, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill.loop._Runner, "_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            place.models.provide([training])
+    monkeypatch.setattr(
+        models, "train_teacher", lambda r, out, **k: (calls.append(k["resume"]), teacher(r, out, **k))[1]
+    )
+    assert place.models.provide([training]) == 1
+    assert place.models.provide([training, training]) == 0
+    assert calls == [True]
+    weights = [cache / training.name / "model.safetensors" for cache in (shop / "models", tmp_path / "models")]
+    assert sha256_file(weights[0]) == sha256_file(weights[1])
+
+
+def test_approximations_on_the_command_line(tmp_path: Path) -> None:
+    app = typer.Typer()
+    app.command()(commands.replay)
+    check = ["--check", str(RESULTS / "approximations-smoke.json")]
+    done = CliRunner().invoke(app, ["approximations", "--scale", "smoke", "--out", str(tmp_path / "out"), *check])
+    assert done.exit_code == 0, done.output
+    assert "as recorded" in done.output
+    rows = {row["key"]["form"]: row["values"] for row in read_json(tmp_path / "out" / "results.json")["rows"]}
+    assert rows["pieces"]["max_error"] < 0.0023  # what approximations/exact.py promises
+    assert rows["quad"]["max_error"] == pytest.approx(3.5)  # (x + 1)^2 / 8 + 3 / 8 at 6, and at -6
+    assert rows["squaring"]["max_error"] < rows["2relu"]["max_error"] < rows["2quad"]["max_error"]
+
+
+def test_figures_are_the_same_bytes_each_time(folder: Path) -> None:
+    found = Found([Row.from_json(row) for row in read_json(folder / "results.json")["rows"]])
+    spec = BarsFigure(name="a", title="b", kind="bars", x="model", series="task", y="score")
+    first, second = draw(spec, found), draw(spec, found)
+    assert [(d.svg, d.png) for d in first] == [(d.svg, d.png) for d in second]
+    assert b"<dc:date>" not in first[0].svg
+
+
+def test_the_best_compromises() -> None:
+    assert list(pareto([(3, 5), (1, 2), (2, 2), (2, 4), (4, 4), (1, 1)])) == [(1, 2), (2, 4), (3, 5)]
+
+
+def test_tables_average_seeds_and_mark_what_was_published() -> None:
+    rows = [
+        Row({"task": task, "model": model, "seed": seed}, {"score": score})
+        for task, model, seed, score in [
+            ("sst2", "A & B", 0, 0.8), ("sst2", "A & B", 1, 0.9), ("mrpc", "A & B", 0, 0.7), ("sst2", "C", 0, 0.5),
+        ]
+    ]  # fmt: skip
+    table = build(
+        TableSpec(name="t", title="T", rows=["model"], columns="task", values=["score"], published=True), rows
+    )
+    assert table.head == ["model", "sst2", "mrpc", "average"]
+    assert table.lines[0] == ["A & B", "0.8500 ± 0.0707", "0.7000", "0.7750"]
+    assert table.lines[1] == ["C", "0.5000", "-", "-"]
+    assert table.n_published == 3
+    assert table.lines[2][1:] == ["0.931", "0.903", "0.917"]
+    assert all("MPCFormer, ICLR 2023" in line[0] for line in table.lines[2:])
+    assert "| A & B | 0.8500 ± 0.0707 |" in markdown(table)
+    assert r"A \& B & 0.8500 $\pm$ 0.0707" in latex(table)
+    assert csv_text(table).splitlines()[2] == "C,0.5,,"
+
+
+def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
+    state = torch.random.get_rng_state()
+    for name in ("sst2", "mrpc", "stsb", "mnli", "imdb", "movie-sentiment"):
+        task = get_task(name)
+        folder = write_data(tmp_path, task)
+        for split in (task.train_split, "eval"):
+            assert len(set(load_examples(task, split, data_dir=folder, limit=40).labels)) == (
+                task.num_labels if task.labels else 2
+            )
+    weights = [sha256_file(write_model(tmp_path / name) / "model.safetensors") for name in ("a", "b")]
+    assert weights[0] == weights[1]
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ablation-data", "breakdown", "forms", "imdb", "networks"])
+def test_the_others(name: str, tmp_path: Path) -> None:
+    run(ReplayOptions(name, scale="smoke", out=tmp_path / name, models=tmp_path / "models"))
+    assert (tmp_path / name / "manifest.json").is_file()
+    assert list((tmp_path / name / "figures").iterdir()) or name == "imdb"
+
+
+@pytest.mark.slow
+def test_two_trainings_at_a_time_give_the_same_models(folder: Path, shop: Path, tmp_path: Path) -> None:
+    out, cache = tmp_path / "out", tmp_path / "models"
+    run(ReplayOptions("glue", scale="smoke", out=out, models=cache, jobs=2))
+    for path in cache.glob("*/model.safetensors"):
+        assert sha256_file(path) == sha256_file(shop / "models" / path.parent.name / path.name)

@@ -1,0 +1,145 @@
+"""An experiment's TOML: the shipped ones are whole, a wrong one is refused before work starts, all errors at once."""
+
+from pathlib import Path
+
+import pytest
+
+from experiments.compare import differences
+from experiments.outputs import Tolerance, Tolerances
+from experiments.replay import ReplayOptions, run
+from experiments.scales import BenchScale
+from experiments.spec import SCALES, find, load, scale_of, shipped
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, write_json
+
+NAMES = ["ablation-data", "approximations", "breakdown", "forms", "glue", "imdb", "networks"]
+
+
+def wrong(tmp_path: Path, name: str, *changes: tuple[str, str]) -> Path:
+    """A shipped experiment with some words replaced."""
+    text = find(name).read_text()
+    for old, new in changes:
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path / "wrong.toml"
+    path.write_text(text)
+    return path
+
+
+def test_all_ship_at_all_scales_with_their_launch_line() -> None:
+    assert sorted(shipped()) == NAMES
+    for name, path in shipped().items():
+        assert set(load(path).scale) == set(SCALES)
+        head = path.read_text().split("\nkind =")[0]
+        assert f"mpcformer replay {name} --scale" in head
+        assert all(line.startswith("#") for line in head.strip().splitlines())
+
+
+def test_found_by_name_by_file_name_and_by_path(tmp_path: Path) -> None:
+    assert find("glue") == find("glue.toml") == find(str(find("glue")))
+    with pytest.raises(UserInputError, match=r"'blue' is neither a file nor shipped(.|\n)*glue"):
+        find("blue")
+    with pytest.raises(UserInputError, match="neither a file"):
+        find(str(tmp_path / "glue.toml"))
+
+
+def test_all_errors_at_once(tmp_path: Path) -> None:
+    path = wrong(
+        tmp_path,
+        "forms",
+        ('gelu = ["quad", "gelu"]', 'gelu = ["cubic"]'),
+        ("eval_limit = 32", "eval_limit = 0\nspeed = 3"),
+        ('tasks = ["sst2", "mrpc", "rte", "qnli"]', 'tasks = ["sst3"]'),
+        ('x = "rounds"', 'x = "luck"'),
+    )
+    with pytest.raises(UserInputError) as caught:
+        load(path)
+    for piece in ("scale.smoke.gelu", "'cubic'", "scale.smoke.eval_limit", "scale.smoke.speed", "'sst3'", "'luck'"):
+        assert piece in caught.value.what
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new", "message"),
+    [
+        ("glue", "[scale.cpu]", "[scale.laptop]", "scale.laptop is unknown; choose one of: smoke, cpu, full"),
+        ("glue", 'private = ["our recipe"]', 'private = ["theirs"]', "private: model 'theirs' is unknown"),
+        ("glue", 'tasks = ["sst2", "stsb"]', 'tasks = ["wnli"]', "wnli has no published recipe"),
+        ("glue", 'name = "no distillation"', 'name = "our recipe"', "'our recipe' is there twice"),
+        ("glue", 'name = "no distillation"', 'name = "teacher"', "the teacher's own name"),
+        ("glue", 'name = "private"', 'name = "cost"', "'cost' is there twice"),
+        ("glue", "score = { absolute = 0.07 }", "score = { absolute = 1, ratio = 2 }", "give absolute or ratio"),
+        ("glue", 'kind = "students"', 'kind = "pupils"', "pupils"),
+        ("forms", 'rows = ["task", "gelu", "softmax"]', 'rows = ["task", "gelu"]', "forms: scale.smoke varies softmax"),
+        ("networks", '"5,200"', '"5,0"', "'5,0' is no network"),
+        ("networks", 'engines = ["mpcformer"]', 'engines = ["spdz"]', "engine 'spdz' is unknown"),
+        ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
+        ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
+    ],
+)
+def test_one_error(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        load(wrong(tmp_path, name, (old, new)))
+
+
+def test_not_toml(tmp_path: Path) -> None:
+    path = tmp_path / "a.toml"
+    path.write_text("kind = ")
+    with pytest.raises(UserInputError, match=r"a\.toml"):
+        load(path)
+
+
+def test_wrong_options_leave_nothing(tmp_path: Path) -> None:
+    out, models = tmp_path / "out", tmp_path / "models"
+    record = tmp_path / "record.json"
+    write_json(record, {"experiment": "glue", "scale": "full", "rows": []})
+    file = tmp_path / "file"
+    file.touch()
+    before = set(tmp_path.iterdir())
+    cases = [
+        ({"scale": "huge"}, "--scale: 'huge' is unknown"),
+        ({"jobs": 0}, "--jobs: 0"),
+        ({"data_dir": tmp_path}, "--data-dir: .* is not for this"),
+        ({"check": record}, "is of glue at scale full, not glue at smoke"),
+        ({"check": tmp_path / "none.json"}, "does not exist"),
+        ({"out": file}, "--out: .* is a file"),
+        ({"models": file}, "--models: .* is a file"),
+        ({"scale": "cpu", "data_dir": tmp_path / "nowhere"}, "is not a folder"),
+    ]
+    for changes, message in cases:
+        options = {"experiment": "glue", "scale": "smoke", "out": out, "models": models} | changes
+        with pytest.raises(UserInputError, match=message):
+            run(ReplayOptions(**options))  # type: ignore[arg-type]
+        assert set(tmp_path.iterdir()) == before, message
+
+
+def test_tolerances() -> None:
+    rules = Tolerances(score=Tolerance(absolute=0.1), seconds=Tolerance(ratio=2.0), error=Tolerance(ratio=3.0))
+    assert rules.allow("score", 0.5, 0.6)
+    assert not rules.allow("score", 0.5, 0.61)
+    assert rules.allow("seconds", 1.0, 2.0)
+    assert rules.allow("seconds", 2.0, 1.0)
+    assert not rules.allow("seconds", 1.0, 2.1)
+    assert not rules.allow("error", 0.0, 0.1)
+    assert rules.allow("error", 0.0, 0.0)
+    assert not rules.allow("bytes", 100, 101)
+    assert Tolerances(seconds="ignore").allow("seconds", 1.0, 1e9)
+
+
+def test_a_row_that_only_one_run_has_is_a_difference() -> None:
+    row = {"key": {"task": "sst2", "model": "teacher"}, "values": {"score": 0.5}}
+    other = {"key": {"task": "sst2", "model": "ours"}, "values": {"score": 0.5, "rounds": 3}}
+    found = differences({"rows": [row, other]}, {"rows": [other | {"values": {"score": 0.5}}]}, Tolerances())
+    assert found == [
+        ("sst2, teacher", "the row", "there", "missing"),
+        ("sst2, ours", "rounds", "3", "None"),
+    ]
+
+
+@pytest.mark.parametrize("path", sorted((find("glue").parent / "results").glob("*.json")), ids=lambda path: path.stem)
+def test_records_are_of_shipped_experiments(path: Path) -> None:
+    record = read_json(path)
+    assert path.stem == f"{record['experiment']}-{record['scale']}"
+    spec = load(find(record["experiment"]))
+    settings = scale_of(spec, record["scale"]).model_dump(mode="json")
+    assert settings == record["settings"], "the scale was changed after the record was made"
+    assert isinstance(spec.scale["smoke"], BenchScale) or record["examples"] or spec.kind == "functions"
