@@ -22,6 +22,7 @@ from mpcformer.ring.random import KEY_BYTES, Stream
 
 SIGN_SHIFT = 63
 ADDITIVE_OPS = ("mul", "matmul")
+# Of all tensors of one correlation: some 21 bytes each at the dealer while it is made.
 MAX_ELEMENTS = 1 << 28
 # Far above what any engine asks for; so that what a stranger asks for is refused in no time and in few words.
 MAX_NAME, MAX_OPERANDS, MAX_RANK, MAX_PARAMS = 1024, 16, 16, 32
@@ -196,7 +197,13 @@ def validate(request: Request) -> None:
             raise ProtocolError(f"{request.kind} with {n} {what}, more than {limit}")
     _check_sizes(request.shapes)
     kind.check(request)
-    _check_sizes([shape for shape, _ in kind.layout(request)])
+    made = [shape for shape, _ in kind.layout(request)]
+    _check_sizes(made)
+    total = sum(math.prod(shape) for shape in (*request.shapes, *made))
+    if total > MAX_ELEMENTS:
+        raise ProtocolError(
+            f"{request.kind}: all its tensors exceed {MAX_ELEMENTS} elements, {total}", "use smaller batches"
+        )
 
 
 def _check_sizes(shapes: Sequence[Shape]) -> None:
