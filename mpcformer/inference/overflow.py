@@ -66,6 +66,13 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
     """
     guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
     bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None)
+    for room in rooms(constants, bounds):
+        if not fp.BOUND_SLACK * room.value < room.room:
+            raise RangeError(
+                f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
+                "distil the student again (an older release did not record how far its scores reach),"
+                " or use --engine crypten",
+            )
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
         if not layer.divided:
             divisor = math.exp(float(state[f"bert.encoder.layer.{n}.attention.self.log_divisor"]))
@@ -76,13 +83,6 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
                     f"at most {MAX_UNIT_TO_DIVISOR:.0f} is carried: distil the student again, or calibrate it on more"
                     " typical sentences",
                 )
-    for room in rooms(constants, bounds):
-        if not fp.BOUND_SLACK * room.value < room.room:
-            raise RangeError(
-                f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
-                "distil the student again (an older release did not record how far its scores reach),"
-                " or use --engine crypten",
-            )
     return bounds
 
 

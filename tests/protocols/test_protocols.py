@@ -255,7 +255,7 @@ def test_whatever_the_range_what_is_too_small_is_marked(log_ratio: float, log_lo
     try:
         norm = fp._norm("x", 384, 1e-12, {"x": (low, high)})
     except RangeError:
-        assert high / low > 1e4 or high > 1e4, "only what is very wide or large may be refused"
+        assert high / low > 1e4 or high > 2_500, "only what is very wide or large may be refused"
         return
     low = min(spec.low for spec in (norm.function.upper.spec, (norm.function.lower or norm.function.upper).spec))
     unit = 2.0 ** (-2 * norm.scale) / 384
