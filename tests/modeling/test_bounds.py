@@ -136,6 +136,22 @@ def test_a_divisor_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_d
         check_overflow(public.config, constants, state)
 
 
+def test_rows_that_would_drown_in_rounding_are_refused(tmp_path: Path, data_dir: Path) -> None:
+    """Small weights behind attention keep every ring, but the context's unit is far above what it is divided by."""
+    folder = save_student(tmp_path / "student", data_dir, softmax="2quad-const")
+    public, state = load_public_model(folder), load_student(folder).state_dict()
+    constants = engine_constants(public)
+    state["bert.encoder.layer.1.attention.output.dense.weight"] *= 1e-4
+    for ratio, refused in ((50.0, False), (300.0, True)):
+        log_divisor = math.log(constants.layers[1].unit / ratio)
+        state["bert.encoder.layer.1.attention.self.log_divisor"] = torch.tensor(log_divisor)
+        if refused:
+            with pytest.raises(RangeError, match=r"layer\.1\.row_mean: .* errors grow 300 times"):
+                check_overflow(public.config, constants, state)
+        else:
+            check_overflow(public.config, constants, state)
+
+
 @settings(max_examples=200)
 @given(st.integers(1, 512), st.integers(0, 3))
 def test_keys_are_counted_exactly(n_keys: int, more: int) -> None:
