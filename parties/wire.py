@@ -107,9 +107,11 @@ class FirstMessage:
             timer.daemon = True
             timer.start()
             try:
-                request = next(requests)
+                request = next(requests, None)
             finally:
                 timer.cancel()
+            if request is None:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
             return method(request, context)
 
         return call

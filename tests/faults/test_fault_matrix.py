@@ -123,10 +123,12 @@ def matrix(
             made.running[case] = made.pool.submit(made.run, *case)
     yield made
     made.pool.shutdown(cancel_futures=True)
-    for way in WAYS:
-        found = sorted(seconds for case, seconds in made.seconds.items() if case[2] == way)
+    for way, early in product(WAYS, (False, True)):
+        cases = [case for case in made.seconds if case[2] == way and (case[1] == "hello") == early]
+        found = sorted(made.seconds[case] for case in cases)
         if found:
-            print(f"\n{way}: all others ended after {found[0]:.1f} to {found[-1]:.1f} s, {len(found)} cases")
+            when = "before hello" if early else "later"
+            print(f"\n{way}, {when}: all others ended after {found[0]:.1f} to {found[-1]:.1f} s, {len(found)} cases")
 
 
 @pytest.mark.timeout(900)
