@@ -137,7 +137,7 @@ class _Runner:
             {"params": plain, "weight_decay": 0.0, "factor": 1.0},
             {"params": scalars, "weight_decay": 0.0, "factor": SCALAR_RATE},
         ]
-        self.optimiser = torch.optim.AdamW(groups, lr=stage.learning_rate)
+        self.optimiser = torch.optim.AdamW(groups, lr=stage.learning_rate, fused=True)
         self.parameters = [*decayed, *plain, *scalars]
         self.steps_per_epoch = math.ceil(len(data.encoded) / data.batch_size)
         self.n_steps = self.steps_per_epoch * stage.epochs
@@ -224,7 +224,7 @@ class _Runner:
         for name, value in state.items():
             _, index, key = name.split(".")
             parameter = self.parameters[int(index)]
-            self.optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+            self.optimiser.state[parameter][key] = value.to(parameter.device)
 
 
 def _tensorboard(folder: Path | None) -> Any:

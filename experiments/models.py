@@ -28,7 +28,7 @@ from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Examples
 
-FORMAT = 1
+FORMAT = 2
 CHECKPOINT_MINUTES = 5.0
 # Where things lie says nothing about what they are: digests stand in for these.
 PLACES = ("teacher", "model", "data_dir")
