@@ -1,10 +1,12 @@
 """The one training loop: length-bucketed batches, AdamW, a learning-rate schedule, checkpoints, selection."""
 
+import bisect
 import contextlib
 import hashlib
+import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,6 +60,16 @@ class Data:
         """One padded batch with labels, on `device`."""
         tensors = {**pad_batch([self.encoded[i] for i in indices], self.pad_id), "labels": self.labels[indices]}
         return {key: value.to(device) for key, value in tensors.items()}
+
+    def first(self, n_tokens: int, device: torch.device) -> Iterator[Batch]:
+        """The first examples that have `n_tokens` tokens together, in batches of like lengths, without labels."""
+        lengths = [len(row.input_ids) for row in self.encoded]
+        count = bisect.bisect_left(list(itertools.accumulate(lengths)), n_tokens) + 1
+        order = sorted(range(min(count, len(lengths))), key=lengths.__getitem__)
+        for start in range(0, len(order), self.batch_size):
+            batch = self.batch(order[start : start + self.batch_size], device)
+            del batch["labels"]
+            yield batch
 
 
 @dataclass

@@ -1,43 +1,55 @@
-"""Distil the MPC-friendly student from a teacher, in MPCFormer's two stages.
+"""Distil the MPC-friendly student from a teacher: a start, then two stages.
 
-Stage 1: mean squared error of the raw attention scores of all layers and of all hidden states, embeddings included,
-over real tokens. Stage 2: soft cross-entropy with the teacher's logits at temperature 1, or their squared error for a
-regression. The student starts from the teacher's weights. Two baselines leave parts of this out: `objective` labels
-trains on the labels alone, `start` random starts from fresh weights.
+Ours: the teacher's weights, fitted to the student's forms in closed form (`distill.fit`); stage 1 matches all hidden
+states and the logits together, stage 2 the logits alone.
+Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
+states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
+`start` random starts from fresh weights.
+States and scores are matched by mean squared error over real tokens, logits by soft cross-entropy at temperature 1, or
+by their squared error for a regression.
 Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMNLP 2020. Unlike the published code, the
 teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import functional as F
 from transformers.utils import logging as hf_logging
 
 from distill.calibrate import calibrate
+from distill.fit import Report, fit, layer_spans
 from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.model_card import base_model_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.record import versions
 from distill.workspace import Workspace
+from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, get_task
 
+Spans = Sequence[tuple[int, int]]
+
 
 @dataclass(frozen=True)
 class DistillRecipe:
     """How a student is made; part of the result's record.
 
-    epochs1, learning_rate1: stage 1, the inner states. epochs2, learning_rate2: stage 2, the logits.
+    epochs1, learning_rate1: stage 1, what is inside. epochs2, learning_rate2: stage 2, the logits.
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
-    start: whose weights the student starts from, the teacher's or fresh ones drawn from the seed.
+    match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
+        student's scores are scaled and shifted, so its teacher's are no target.
+    start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, or fresh
+        ones drawn from the seed.
+    fit_tokens: about how many tokens the fit looks at.
     objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
+    layers, intermediate: of a smaller student than its teacher; none: as many.
     """
 
     teacher: Path
@@ -57,11 +69,19 @@ class DistillRecipe:
     precision: str = "auto"
     selection_share: float = 0.05
     calibration_examples: int = 2000
-    start: str = "teacher"
+    start: str = "fitted"
+    fit_tokens: int = 40_000
+    match1: str = "states+logits"
     objective: str = "distil"
+    layers: int | None = None
+    intermediate: int | None = None
 
 
-CHOICES = {"start": ("teacher", "random"), "objective": ("distil", "labels")}
+CHOICES = {
+    "start": ("fitted", "teacher", "random"),
+    "objective": ("distil", "labels"),
+    "match1": ("states+logits", "states+scores"),
+}
 # Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
 PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
 
@@ -82,8 +102,22 @@ def paper_recipe(task: str) -> dict[str, Any]:
         "linear_decay1": False,
         "epochs2": 5,
         "learning_rate2": 1e-5,
+        "start": "teacher",
+        "match1": "states+scores",
         "max_length": 512 if task == "imdb" else 128,
     }
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a distillation leaves to be saved; fitted: the fit's report, log: a row per epoch."""
+
+    teacher: MPCFormerForSequenceClassification
+    student: MPCFormerForSequenceClassification
+    tokenizer: Any
+    prepared: Prepared
+    fitted: Report
+    log: list[dict[str, Any]]
 
 
 def distill_student(
@@ -117,6 +151,8 @@ def distill_student(
                 f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
             )
     check_precision(recipe.precision)
+    if recipe.fit_tokens < 1:
+        raise UserInputError(f"--fit-tokens: {recipe.fit_tokens} is below 1", "give a positive number")
     work = Workspace(out, recipe, resume=resume)
     teacher, student = _load_pair(recipe, task)
     tokenizer = load_tokenizer(recipe.teacher)
@@ -136,8 +172,10 @@ def distill_student(
     # Evaluation mode turns dropout off, which is all it does in BERT; gradients flow all the same.
     student.to(device).eval()
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
+    fitted = _fit(recipe, teacher, student, prepared, work) if recipe.start == "fitted" else []
     log = train(student, _stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
-    return _save(recipe, work, task, prepared, teacher=teacher, student=student, tokenizer=tokenizer, log=log)
+    made = Made(teacher, student, tokenizer, prepared, fitted, log)
+    return _save(recipe, work, task, made)
 
 
 def _load_pair(
@@ -150,11 +188,43 @@ def _load_pair(
             f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
         )
     student = load_checkpoint(recipe.teacher, task=task.name, gelu=recipe.gelu, softmax=recipe.softmax)
-    if recipe.start == "random":
+    config = student.config
+    smaller = {"num_hidden_layers": recipe.layers, "intermediate_size": recipe.intermediate}
+    for (name, value), option in zip(smaller.items(), ("--layers", "--intermediate"), strict=True):
+        if value is None:
+            continue
+        if not 0 < value <= getattr(config, name):
+            raise UserInputError(f"{option}: {value} is not in 1..{getattr(config, name)}", "the teacher has that many")
+        if recipe.start == "teacher" and value != getattr(config, name):
+            raise UserInputError(
+                f"{option}: {value} needs another start than the teacher's weights, which have {getattr(config, name)}",
+                "choose --from fitted, or random",
+            )
+        setattr(config, name, value)
+    if recipe.start != "teacher":
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            student = MPCFormerForSequenceClassification(student.config).eval()
+            student = MPCFormerForSequenceClassification(config).eval()
     return teacher, student
+
+
+def _fit(
+    recipe: DistillRecipe,
+    teacher: MPCFormerForSequenceClassification,
+    student: MPCFormerForSequenceClassification,
+    prepared: Prepared,
+    work: Workspace,
+) -> Report:
+    """The fitted start, made once: a resumed run has it behind itself."""
+    saved = work.load("fit")
+    if saved:
+        student.load_state_dict(saved[0])
+        return cast(Report, saved[1]["report"])
+    device = next(student.parameters()).device
+    with console.status("fitting the student to its teacher"):
+        report = fit(teacher, student, prepared.data.first(recipe.fit_tokens, device))
+    work.save("fit", dict(student.state_dict()), {"stage": 0, "step": 0, "report": report})
+    return report
 
 
 def _stages(
@@ -165,9 +235,15 @@ def _stages(
     prepared: Prepared,
 ) -> list[Stage]:
     match = _matcher(teacher, student)
+    scores_too = recipe.match1 == "states+scores"
+    spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
 
-    def states(batch: Batch) -> torch.Tensor:
-        return inner_loss(*match(batch, inner=True), batch["attention_mask"])
+    def inside(batch: Batch) -> torch.Tensor:
+        theirs, ours = match(batch, inner=True)
+        loss = state_loss(theirs, ours, batch["attention_mask"], spans)
+        if scores_too:
+            return loss + score_loss(theirs, ours, batch["attention_mask"], spans)
+        return loss + logit_loss(theirs.logits, ours.logits, task.is_regression)
 
     def logits(batch: Batch) -> torch.Tensor:
         theirs, ours = match(batch, inner=False)
@@ -179,8 +255,12 @@ def _stages(
     if recipe.objective == "labels":
         epochs = recipe.epochs1 + recipe.epochs2
         return [Stage("labels", epochs, recipe.learning_rate1, labels, prepared.scorer(student))]
+    # Published, a student has no score before stage 2: its last layer was never trained.
+    score1 = None if scores_too else prepared.scorer(student)
     return [
-        Stage("stage 1 (states)", recipe.epochs1, recipe.learning_rate1, states, None, recipe.linear_decay1),
+        Stage(
+            f"stage 1 ({recipe.match1})", recipe.epochs1, recipe.learning_rate1, inside, score1, recipe.linear_decay1
+        ),
         Stage("stage 2 (logits)", recipe.epochs2, recipe.learning_rate2, logits, prepared.scorer(student)),
     ]
 
@@ -198,20 +278,30 @@ def _matcher(
     return match
 
 
-def inner_loss(theirs: Any, ours: Any, mask: torch.Tensor) -> torch.Tensor:
-    """Mean squared error of scores and of hidden states, over real tokens, summed over layers.
+def state_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
+    """Mean squared error of hidden states over real tokens, summed over the embeddings and the student's layers.
 
     Args:
-        theirs, ours: outputs with hidden_states (B, L, H) and attention_scores (B, A, L, L) per layer.
+        theirs, ours: outputs with hidden_states, (B, L, H) each.
         mask: (B, L).
+        spans: by student layer: the teacher's layers that it stands for, first and one past the last.
     """
-    tokens = mask.float()[:, :, None]  # (B, L, 1)
-    pairs = (mask[:, None, :, None] * mask[:, None, None, :]).float()  # (B, 1, L, L)
-    loss = torch.zeros((), device=mask.device)
-    for name, weight in (("hidden_states", tokens), ("attention_scores", pairs)):
-        for a, b in zip(getattr(theirs, name), getattr(ours, name), strict=True):
-            squared = (a.float() - b.float()) ** 2 * weight
-            loss = loss + squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
+    ends = [0, *(last for _, last in spans)]
+    pairs = zip([theirs.hidden_states[end] for end in ends], ours.hidden_states, strict=True)
+    return _squared_error(pairs, mask.float()[:, :, None])
+
+
+def score_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
+    """The same of raw attention scores, (B, A, L, L), over pairs of real tokens."""
+    pairs = zip([theirs.attention_scores[first] for first, _ in spans], ours.attention_scores, strict=True)
+    return _squared_error(pairs, (mask[:, None, :, None] * mask[:, None, None, :]).float())
+
+
+def _squared_error(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], weight: torch.Tensor) -> torch.Tensor:
+    loss = torch.zeros((), device=weight.device)
+    for a, b in pairs:
+        squared = (a.float() - b.float()) ** 2 * weight
+        loss = loss + squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
     return loss
 
 
@@ -222,17 +312,8 @@ def logit_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> to
     return F.cross_entropy(ours.float(), theirs.float().softmax(-1))
 
 
-def _save(
-    recipe: DistillRecipe,
-    work: Workspace,
-    task: Task,
-    prepared: Prepared,
-    *,
-    teacher: MPCFormerForSequenceClassification,
-    student: MPCFormerForSequenceClassification,
-    tokenizer: Any,
-    log: list[dict[str, Any]],
-) -> dict[str, Any]:
+def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dict[str, Any]:
+    teacher, student, prepared = made.teacher, made.student, made.prepared
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
     student.cpu().eval()
     ranges = calibrate(student, prepared.data.encoded[: recipe.calibration_examples], pad_id=prepared.data.pad_id)
@@ -241,7 +322,7 @@ def _save(
         student.config.label2id = {label: index for index, label in enumerate(task.labels)}
     hf_logging.disable_progress_bar()
     student.save_pretrained(work.folder)
-    tokenizer.save_pretrained(work.folder)
+    made.tokenizer.save_pretrained(work.folder)
     ranges.save(work.folder)
     record = {
         "task": task.name,
@@ -250,7 +331,8 @@ def _save(
         "n_training": len(prepared.data.encoded),
         "n_selection": len(prepared.selection),
         "selection_score": scores,
-        "log": log,
+        "fit": made.fitted,
+        "log": made.log,
         "versions": versions(),
     }
     write_json(work.folder / "distillation.json", record)

@@ -78,7 +78,7 @@ class Workspace:
 
     def finish(self) -> None:
         """Drop checkpoints and move the folder to its place."""
-        for pattern in ("*-*-*.safetensors", "last.json", "best.json", "recipe.json"):
+        for pattern in ("*-*-*.safetensors", "last.json", "best.json", "fit.json", "recipe.json"):
             for path in self.folder.glob(pattern):
                 path.unlink()
         if self.out.is_dir():

@@ -1,0 +1,325 @@
+"""A student's start: the teacher's weights, fitted to the student's own forms in closed form, layer by layer.
+
+Quad and 2Quad are far from GeLU and softmax on a teacher's activations, so a teacher's weights alone start a student at
+chance. Four things that cost nothing privately, since they change weights and not the architecture, bring it near:
+
+1. A head's key bias, to which softmax is indifferent and 2Quad is not, moves the scores' mean to zero.
+2. A head's query is scaled so that (s + 5)^2 follows the teacher's softmax: its attended values are nearest.
+3. A unit's quadratic is the least squares fit of GELU on that unit's own inputs: a h^2 + b h + c with a > 0 is Quad of
+   another weight and bias, and another bias behind it.
+4. The linear maps behind both forms are refitted by ridge regression to what the teacher adds there. Their inputs are
+   the student's own, so a layer makes up for what those before it lost.
+
+With fewer layers, a student's layer begins as the first of the teacher's layers that it stands for, and 4 fits it to
+the last. With fewer units, those are kept that add most to the layer's output.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from distill.loop import Batch
+from mpcformer.approximations import QUAD_SHIFT, masked_softmax, quad, two_quad, two_quad_const
+from mpcformer.modeling import MPCFormerForSequenceClassification
+from mpcformer.modeling.model import Context, Layer
+
+# Multiples of a head's scores that are tried.
+SCALES = (0.5, 0.9, 1.3, 1.8, 2.3, 3.0, 4.0, 5.5, 8.0)
+# Every so many batches are looked at to choose among them.
+SCALE_STRIDE = 4
+# A unit's curvature: a nearly linear one would need a huge shift, which fixed point cannot carry.
+CURVATURE = (0.02, 0.5)
+# Weight of the old map against the data, as a share of the inputs' mean square.
+RIDGE = 0.01
+
+Report = list[dict[str, float]]
+
+
+@dataclass
+class _Text:
+    """A batch on its way through both models: mask (B, L), hidden states (B, L, H)."""
+
+    mask: torch.Tensor
+    teacher: torch.Tensor
+    student: torch.Tensor
+
+    @property
+    def keys(self) -> torch.Tensor:
+        """The mask as attention takes it, (B, 1, 1, L)."""
+        return self.mask[:, None, None, :]
+
+    @property
+    def real(self) -> torch.Tensor:
+        """Which tokens count, (B, L)."""
+        return self.mask.bool()
+
+
+@dataclass(frozen=True)
+class _Trace:
+    """What a layer computes: (B, L, H) but for `inner`, (B, L, I), GeLU's argument."""
+
+    attended: torch.Tensor
+    middle: torch.Tensor
+    inner: torch.Tensor
+    before: torch.Tensor  # the last LayerNorm's input
+    after: torch.Tensor
+
+
+@torch.no_grad()
+def fit(
+    teacher: MPCFormerForSequenceClassification,
+    student: MPCFormerForSequenceClassification,
+    batches: Iterable[Batch],
+) -> Report:
+    """Give `student` weights fitted to `teacher` on some texts.
+
+    Args:
+        teacher: with exact forms, in evaluation mode.
+        student: same widths, any forms; may have fewer layers and fewer intermediate units. Its weights are replaced.
+        batches: input_ids, attention_mask, token_type_ids; some ten thousand tokens are enough.
+
+    Returns:
+        By student layer: mean squared error of its hidden state, and the mean square of the teacher's.
+
+    Raises:
+        ValueError: the student has more layers or units than the teacher.
+    """
+    spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
+    _copy_rest(teacher, student)
+    texts = [_embed(teacher, batch) for batch in batches]
+    return [
+        _fit_layer(teacher.bert.layers[first:last], layer, texts)
+        for (first, last), layer in zip(spans, student.bert.layers, strict=True)
+    ]
+
+
+def layer_spans(n_teacher: int, n_student: int) -> list[tuple[int, int]]:
+    """Which of the teacher's layers, first and one past the last, each of the student's stands for.
+
+    Raises:
+        ValueError: more layers than the teacher has, or none.
+    """
+    if not 0 < n_student <= n_teacher:
+        raise ValueError(f"{n_student} layers cannot stand for {n_teacher}")
+    ends = [round(index * n_teacher / n_student) for index in range(n_student + 1)]
+    return list(zip(ends[:-1], ends[1:], strict=True))
+
+
+def _copy_rest(teacher: nn.Module, student: nn.Module) -> None:
+    """Everything outside the layers."""
+    state = {key: value for key, value in teacher.state_dict().items() if ".encoder." not in key}
+    student.load_state_dict(state, strict=False)
+
+
+def _embed(teacher: MPCFormerForSequenceClassification, batch: Batch) -> _Text:
+    mask = batch["attention_mask"].to(teacher.classifier.weight.dtype)
+    types = batch.get("token_type_ids", torch.zeros_like(batch["input_ids"]))
+    x = teacher.bert.embeddings(batch["input_ids"], types, Context(mask[:, None, None, :], None, []))
+    return _Text(mask, x, x)
+
+
+def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:
+    first, last = sources[0], sources[-1]
+    _copy_layer(first, last, layer, texts)
+    attention = layer.attention["self"]
+    if attention.form in (two_quad, two_quad_const):
+        _centre_scores(layer, texts)
+        _scale_scores(first, layer, texts)
+    if attention.log_divisor is not None:
+        _fit_divisor(layer, texts)
+    _refit(layer.attention["output"].dense, _attention_pairs(first, layer, texts))
+    if layer.activation is quad:
+        _fit_units(layer, texts)
+    _refit(layer.output.dense, _output_pairs(sources, layer, texts))
+    return _advance(sources, layer, texts)
+
+
+def _trace(layer: Layer, x: torch.Tensor, text: _Text) -> _Trace:
+    context = Context(text.keys, None, [])
+    attended = layer.attention["self"](x, context, "")
+    middle = layer.attention["output"](attended, x, context, "")
+    inner = layer.intermediate["dense"](middle)
+    before = layer.output.dense(layer.activation(inner)) + middle
+    return _Trace(attended, middle, inner, before, layer.output.LayerNorm(before))
+
+
+def _copy_layer(first: Layer, last: Layer, layer: Layer, texts: list[_Text]) -> None:
+    """The first source's weights, the units that matter most, and the last source's final LayerNorm."""
+    n_units = layer.intermediate["dense"].out_features
+    state = first.state_dict()
+    if n_units > first.intermediate["dense"].out_features:
+        raise ValueError(f"{n_units} intermediate units, the teacher has {first.intermediate['dense'].out_features}")
+    if n_units < first.intermediate["dense"].out_features:
+        kept = _strongest_units(first, texts, n_units)
+        for name in ("intermediate.dense.weight", "intermediate.dense.bias"):
+            state[name] = state[name][kept]
+        state["output.dense.weight"] = state["output.dense.weight"][:, kept]
+    for name, value in last.output.LayerNorm.state_dict().items():
+        state[f"output.LayerNorm.{name}"] = value
+    layer.load_state_dict(state, strict=False)
+
+
+def _strongest_units(first: Layer, texts: list[_Text], count: int) -> torch.Tensor:
+    """Indices of the units whose output varies most in the layer's output, in order."""
+    sums = _Moments()
+    for text in texts:
+        sums.add(first.activation(_trace(first, text.teacher, text).inner)[text.real])
+    strength = sums.variance() * first.output.dense.weight.double().square().sum(0)
+    return strength.topk(count).indices.sort().values
+
+
+class _Moments:
+    """Mean and variance by column of rows that come bit by bit."""
+
+    def __init__(self) -> None:
+        self.n, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+
+    def add(self, rows: torch.Tensor) -> None:
+        self.n += len(rows)
+        self.total = self.total + rows.double().sum(0)
+        self.squares = self.squares + rows.double().square().sum(0)
+
+    def mean(self) -> torch.Tensor:
+        return self.total / self.n
+
+    def variance(self) -> torch.Tensor:
+        return self.squares / self.n - self.mean().square()
+
+
+def _heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """(B, L, H) -> (B, A, L, D)."""
+    return x.view(*x.shape[:2], n_heads, -1).transpose(1, 2)
+
+
+def _centre_scores(layer: Layer, texts: list[_Text]) -> None:
+    """Take the average key from the key bias: a row's mean score becomes about zero."""
+    attention, average = layer.attention["self"], _Moments()
+    for text in texts:
+        average.add(attention.key(text.student)[text.real])
+    attention.key.bias -= average.mean().to(attention.key.bias)
+
+
+def _scale_scores(source: Layer, layer: Layer, texts: list[_Text]) -> None:
+    """Scale each head's query by what brings its attended values nearest to the teacher's.
+
+    Nearest up to a factor a head, which the next linear map's refit takes up.
+    """
+    theirs, ours = source.attention["self"], layer.attention["self"]
+    n_heads = ours.n_heads
+    errors = torch.zeros(3, len(SCALES), n_heads, dtype=torch.float64)
+    for text in texts[::SCALE_STRIDE]:
+        weight = text.mask[:, None, :, None]
+        target = _attended(theirs, text.teacher, n_heads, lambda s, t=text: masked_softmax(s, t.keys)[0])
+        for index, scale in enumerate(SCALES):
+            found = _attended(ours, text.student, n_heads, lambda s, t=text, a=scale: ours.form(a * s, t.keys)[0])
+            for row, product in enumerate((found * target, found * found, target * target)):
+                errors[row, index] += (product * weight).sum((0, 2, 3)).double().cpu()
+    mixed, own, wanted = errors
+    best = (wanted - mixed.square() / own.clamp(min=1e-12)).argmin(0)
+    scale = torch.tensor(SCALES)[best].to(ours.query.weight).repeat_interleave(ours.query.out_features // n_heads)
+    ours.query.weight *= scale[:, None]
+    ours.query.bias *= scale
+
+
+def _attended(
+    attention: nn.Module, x: torch.Tensor, n_heads: int, form: Callable[[torch.Tensor], torch.Tensor]
+) -> torch.Tensor:
+    """Attended values (B, A, L, D) under a form of softmax."""
+    query, key, value = (_heads(getattr(attention, part)(x), n_heads) for part in ("query", "key", "value"))
+    return form(query @ key.transpose(2, 3) / math.sqrt(query.size(-1))) @ value
+
+
+def _fit_divisor(layer: Layer, texts: list[_Text]) -> None:
+    """2quad-const's c: the mean of (s + 5)^2, so that rows add up to one on average."""
+    total, count, attention = 0.0, 0.0, layer.attention["self"]
+    for text in texts:
+        context = Context(text.keys, None, [])
+        attention(text.student, context, "")
+        mean = (text.keys * (context.scores[0] + QUAD_SHIFT) ** 2).sum(-1) / text.keys.sum(-1)  # (B, A, L)
+        total += float((mean * text.mask[:, None, :]).sum())
+        count += float(text.mask.sum()) * mean.size(1)
+    attention.log_divisor.fill_(math.log(total / count))
+
+
+def _fit_units(layer: Layer, texts: list[_Text]) -> None:
+    """Least squares of GELU by a h^2 + b h + c for each unit, written as Quad of other weights."""
+    dense, after = layer.intermediate["dense"], layer.output.dense
+    gram = torch.zeros(3, 3, dense.out_features, dtype=torch.float64, device=dense.weight.device)
+    right = torch.zeros(3, dense.out_features, dtype=torch.float64, device=dense.weight.device)
+    n = 0
+    for text in texts:
+        h = _trace(layer, text.student, text).inner[text.real].double()
+        powers = (torch.ones_like(h), h, h * h)
+        wanted = nn.functional.gelu(h)
+        n += len(h)
+        for i, left in enumerate(powers):
+            right[i] += (left * wanted).sum(0)
+            for j, other in enumerate(powers):
+                gram[i, j] += (left * other).sum(0)
+    matrix, vector = gram.permute(2, 0, 1) / n, right.t() / n  # (I, 3, 3), (I, 3)
+    small = 1e-6 * torch.eye(3, dtype=torch.float64, device=matrix.device)
+    a = torch.linalg.solve(matrix + small, vector)[:, 2].clamp(*CURVATURE)
+    rest = torch.linalg.solve((matrix + small)[:, :2, :2], vector[:, :2] - a[:, None] * matrix[:, :2, 2])
+    c, b = rest[:, 0], rest[:, 1]
+    # a h^2 + b h + c = (h' + 1)^2 / 8 + 3/8 + offset, with h' + 1 = root (h + b / 2a).
+    root = (8 * a).sqrt()
+    dense.weight *= root[:, None].to(dense.weight)
+    dense.bias.copy_(root * (dense.bias.double() + b / (2 * a)) - 1)
+    offset = c - b.square() / (4 * a) - 0.375
+    after.bias += (after.weight.double() @ offset).to(after.bias)
+
+
+def _attention_pairs(source: Layer, layer: Layer, texts: list[_Text]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and wanted outputs of the map behind attention, (T, A D) and (T, H): its LayerNorm's input is theirs."""
+    for text in texts:
+        context = Context(text.keys, None, [])
+        inputs = layer.attention["self"](text.student, context, "")
+        theirs = source.attention["output"].dense(source.attention["self"](text.teacher, context, ""))
+        yield inputs[text.real], (theirs + text.teacher - text.student)[text.real]
+
+
+def _output_pairs(
+    sources: Sequence[Layer], layer: Layer, texts: list[_Text]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Inputs and wanted outputs of the feed-forward's second map, (T, I) and (T, H)."""
+    for text in texts:
+        ours = _trace(layer, text.student, text)
+        x = text.teacher
+        for source in sources:
+            theirs = _trace(source, x, text)
+            x = theirs.after
+        yield layer.activation(ours.inner)[text.real], (theirs.before - ours.middle)[text.real]
+
+
+def _refit(linear: nn.Linear, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
+    """Ridge regression of wanted outputs (T, O) on inputs (T, I), drawn towards the present map."""
+    n, sums = 0, [torch.zeros((), dtype=torch.float64) for _ in range(4)]
+    for inputs, wanted in pairs:
+        n += len(inputs)
+        rest = wanted - linear(inputs)
+        parts = (inputs.sum(0), rest.sum(0), inputs.t() @ inputs, inputs.t() @ rest)
+        sums = [total.to(part.device) + part.double() for total, part in zip(sums, parts, strict=True)]
+    mean, rest_mean, gram, mixed = (total / n for total in sums)
+    gram = gram - mean[:, None] * mean
+    mixed = mixed - mean[:, None] * rest_mean
+    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    change = torch.linalg.solve(gram + ridge, mixed)  # (I, O)
+    linear.weight += change.t().to(linear.weight)
+    linear.bias += (rest_mean - mean @ change).to(linear.bias)
+
+
+def _advance(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:
+    """Bring both models' hidden states behind the layer; how far they are apart."""
+    error = square = n = 0.0
+    for text in texts:
+        for source in sources:
+            text.teacher = _trace(source, text.teacher, text).after
+        text.student = _trace(layer, text.student, text).after
+        theirs, ours = text.teacher[text.real], text.student[text.real]
+        error += float((theirs - ours).square().sum())
+        square += float(theirs.square().sum())
+        n += theirs.numel()
+    return {"error": error / n, "mean_square": square / n}
