@@ -114,8 +114,13 @@ def distill(
 def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
     from rich.table import Table
 
+    from distill.processes import current, leave
     from mpcformer.console import console
 
+    is_main = current().is_main
+    leave()
+    if not is_main:
+        return
     table = Table(title=f"{record['task']}: {out}", title_justify="left")
     table.add_column("model")
     table.add_column(f"score on {record['n_selection']} training sentences set aside", justify="right")

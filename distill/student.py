@@ -119,6 +119,7 @@ def distill_student(
     check_precision(recipe.precision)
     work = Workspace(out, recipe, resume=resume)
     teacher, student = _load_pair(recipe, task)
+    work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
     tokenizer = load_tokenizer(recipe.teacher)
     prepared = prepare(
         task,
@@ -137,7 +138,9 @@ def distill_student(
     student.to(device).eval()
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     log = train(student, _stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
-    return _save(recipe, work, task, prepared, teacher=teacher, student=student, tokenizer=tokenizer, log=log)
+    return work.processes.on_main(
+        lambda: _save(recipe, work, task, prepared, teacher=teacher, student=student, tokenizer=tokenizer, log=log)
+    )
 
 
 def _load_pair(
@@ -167,7 +170,7 @@ def _stages(
     match = _matcher(teacher, student)
 
     def states(batch: Batch) -> torch.Tensor:
-        return inner_loss(*match(batch, inner=True), batch["attention_mask"])
+        return inner_loss(*match(batch, inner=True), batch["attention_mask"], batch.tokens, batch.pairs)
 
     def logits(batch: Batch) -> torch.Tensor:
         theirs, ours = match(batch, inner=False)
@@ -198,20 +201,26 @@ def _matcher(
     return match
 
 
-def inner_loss(theirs: Any, ours: Any, mask: torch.Tensor) -> torch.Tensor:
+def inner_loss(
+    theirs: Any, ours: Any, mask: torch.Tensor, share_of_tokens: float = 1.0, share_of_pairs: float = 1.0
+) -> torch.Tensor:
     """Mean squared error of scores and of hidden states, over real tokens, summed over layers.
 
     Args:
         theirs, ours: outputs with hidden_states (B, L, H) and attention_scores (B, A, L, L) per layer.
         mask: (B, L).
+        share_of_tokens, share_of_pairs: a Batch's `tokens` and `pairs`.
     """
     tokens = mask.float()[:, :, None]  # (B, L, 1)
     pairs = (mask[:, None, :, None] * mask[:, None, None, :]).float()  # (B, 1, L, L)
     loss = torch.zeros((), device=mask.device)
-    for name, weight in (("hidden_states", tokens), ("attention_scores", pairs)):
+    for name, weight, share in (
+        ("hidden_states", tokens, share_of_tokens),
+        ("attention_scores", pairs, share_of_pairs),
+    ):
         for a, b in zip(getattr(theirs, name), getattr(ours, name), strict=True):
             squared = (a.float() - b.float()) ** 2 * weight
-            loss = loss + squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
+            loss = loss + share * squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
     return loss
 
 
