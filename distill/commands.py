@@ -62,14 +62,18 @@ def distill(
     softmax: Annotated[str, typer.Option(help="2quad, 2quad-const, 2relu or softmax.")] = "2quad",
     data_dir: DataDir = None,
     limit: Limit = None,
-    recipe: Annotated[str, typer.Option(help="fast (the options below) or paper (the published ones).")] = "fast",
-    epochs1: Annotated[int, typer.Option(help="Stage 1, scores and hidden states: passes.")] = 4,
+    recipe: Annotated[str, typer.Option(help="fitted (the options below) or paper (the published ones).")] = "fitted",
+    epochs1: Annotated[int, typer.Option(help="Stage 1, hidden states and logits: passes.")] = 4,
     lr1: Annotated[float, typer.Option(help="Stage 1: peak learning rate.")] = 1e-4,
     epochs2: Annotated[int, typer.Option(help="Stage 2, logits: passes.")] = 2,
     lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
     batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
     max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
-    start: Annotated[str, typer.Option("--from", help="Weights to start from: teacher, or random.")] = "teacher",
+    start: Annotated[
+        str, typer.Option("--from", help="Start from: fitted (the teacher fitted to the forms), teacher, or random.")
+    ] = "fitted",
+    layers: Annotated[int | None, typer.Option(help="Encoder layers; default: the teacher's.")] = None,
+    intermediate: Annotated[int | None, typer.Option(help="Units between; default: the teacher's.")] = None,
     objective: Annotated[str, typer.Option(help="distil, or labels: the baseline that learns from labels alone.")] = (
         "distil"
     ),
@@ -88,11 +92,12 @@ def distill(
         "epochs2": epochs2,
         "learning_rate2": lr2,
         "max_length": max_length,
+        "start": start,
     }
     if recipe == "paper":
         options |= paper_recipe(task)
-    elif recipe != "fast":
-        raise UserInputError(f"--recipe: {recipe!r} is unknown", "choose one of: fast, paper")
+    elif recipe != "fitted":
+        raise UserInputError(f"--recipe: {recipe!r} is unknown", "choose one of: fitted, paper")
     made = DistillRecipe(
         teacher=teacher,
         task=task,
@@ -103,8 +108,9 @@ def distill(
         batch_size=batch_size,
         seed=seed,
         precision=precision,
-        start=start,
         objective=objective,
+        layers=layers,
+        intermediate=intermediate,
         **options,
     )
     record = distill_student(made, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
@@ -114,8 +120,13 @@ def distill(
 def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
     from rich.table import Table
 
+    from distill.processes import current, leave
     from mpcformer.console import console
 
+    is_main = current().is_main
+    leave()
+    if not is_main:
+        return
     table = Table(title=f"{record['task']}: {out}", title_justify="left")
     table.add_column("model")
     table.add_column(f"score on {record['n_selection']} training sentences set aside", justify="right")

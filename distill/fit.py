@@ -14,17 +14,19 @@ With fewer layers, a student's layer begins as the first of the teacher's layers
 the last. With fewer units, those are kept that add most to the layer's output.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
 
 from distill.loop import Batch
-from mpcformer.approximations import QUAD_SHIFT, masked_softmax, quad, two_quad, two_quad_const
+from mpcformer.approximations import QUAD_SHIFT, quad, two_quad, two_quad_const
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.model import Context, Layer
+from mpcformer.modeling.model import Context, Layer, ResidualOutput, SelfAttention
 
 # Multiples of a head's scores that are tried.
 SCALES = (0.5, 0.9, 1.3, 1.8, 2.3, 3.0, 4.0, 5.5, 8.0)
@@ -61,11 +63,29 @@ class _Text:
 class _Trace:
     """What a layer computes: (B, L, H) but for `inner`, (B, L, I), GeLU's argument."""
 
-    attended: torch.Tensor
     middle: torch.Tensor
     inner: torch.Tensor
     before: torch.Tensor  # the last LayerNorm's input
     after: torch.Tensor
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """A layer's modules by what they do."""
+
+    attention: SelfAttention
+    attention_output: ResidualOutput
+    inner: nn.Linear
+    output: ResidualOutput
+
+    @classmethod
+    def of(cls, layer: Layer) -> "_Parts":
+        return cls(
+            cast(SelfAttention, layer.attention["self"]),
+            cast(ResidualOutput, layer.attention["output"]),
+            cast(nn.Linear, layer.intermediate["dense"]),
+            layer.output,
+        )
 
 
 @torch.no_grad()
@@ -105,7 +125,7 @@ def layer_spans(n_teacher: int, n_student: int) -> list[tuple[int, int]]:
     if not 0 < n_student <= n_teacher:
         raise ValueError(f"{n_student} layers cannot stand for {n_teacher}")
     ends = [round(index * n_teacher / n_student) for index in range(n_student + 1)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(itertools.pairwise(ends))
 
 
 def _copy_rest(teacher: nn.Module, student: nn.Module) -> None:
@@ -124,35 +144,36 @@ def _embed(teacher: MPCFormerForSequenceClassification, batch: Batch) -> _Text:
 def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:
     first, last = sources[0], sources[-1]
     _copy_layer(first, last, layer, texts)
-    attention = layer.attention["self"]
+    parts = _Parts.of(layer)
+    attention = parts.attention
     if attention.form in (two_quad, two_quad_const):
         _centre_scores(layer, texts)
         _scale_scores(first, layer, texts)
     if attention.log_divisor is not None:
         _fit_divisor(layer, texts)
-    _refit(layer.attention["output"].dense, _attention_pairs(first, layer, texts))
+    _refit(parts.attention_output.dense, _attention_pairs(first, layer, texts))
     if layer.activation is quad:
         _fit_units(layer, texts)
-    _refit(layer.output.dense, _output_pairs(sources, layer, texts))
+    _refit(parts.output.dense, _output_pairs(sources, layer, texts))
     return _advance(sources, layer, texts)
 
 
 def _trace(layer: Layer, x: torch.Tensor, text: _Text) -> _Trace:
-    context = Context(text.keys, None, [])
-    attended = layer.attention["self"](x, context, "")
-    middle = layer.attention["output"](attended, x, context, "")
-    inner = layer.intermediate["dense"](middle)
-    before = layer.output.dense(layer.activation(inner)) + middle
-    return _Trace(attended, middle, inner, before, layer.output.LayerNorm(before))
+    parts, context = _Parts.of(layer), Context(text.keys, None, [])
+    attended = parts.attention(x, context, "")
+    middle = parts.attention_output(attended, x, context, "")
+    inner = parts.inner(middle)
+    before = parts.output.dense(layer.activation(inner)) + middle
+    return _Trace(middle, inner, before, parts.output.LayerNorm(before))
 
 
 def _copy_layer(first: Layer, last: Layer, layer: Layer, texts: list[_Text]) -> None:
     """The first source's weights, the units that matter most, and the last source's final LayerNorm."""
-    n_units = layer.intermediate["dense"].out_features
+    n_units, n_theirs = (_Parts.of(one).inner.out_features for one in (layer, first))
     state = first.state_dict()
-    if n_units > first.intermediate["dense"].out_features:
-        raise ValueError(f"{n_units} intermediate units, the teacher has {first.intermediate['dense'].out_features}")
-    if n_units < first.intermediate["dense"].out_features:
+    if n_units > n_theirs:
+        raise ValueError(f"{n_units} intermediate units, the teacher has {n_theirs}")
+    if n_units < n_theirs:
         kept = _strongest_units(first, texts, n_units)
         for name in ("intermediate.dense.weight", "intermediate.dense.bias"):
             state[name] = state[name][kept]
@@ -175,7 +196,8 @@ class _Moments:
     """Mean and variance by column of rows that come bit by bit."""
 
     def __init__(self) -> None:
-        self.n, self.total, self.squares = 0, torch.zeros(()), torch.zeros(())
+        self.n = 0
+        self.total = self.squares = torch.zeros(())
 
     def add(self, rows: torch.Tensor) -> None:
         self.n += len(rows)
@@ -196,10 +218,10 @@ def _heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:
 
 def _centre_scores(layer: Layer, texts: list[_Text]) -> None:
     """Take the average key from the key bias: a row's mean score becomes about zero."""
-    attention, average = layer.attention["self"], _Moments()
+    attention, average = _Parts.of(layer).attention, _Moments()
     for text in texts:
         average.add(attention.key(text.student)[text.real])
-    attention.key.bias -= average.mean().to(attention.key.bias)
+    attention.key.bias.sub_(average.mean().to(attention.key.bias))
 
 
 def _scale_scores(source: Layer, layer: Layer, texts: list[_Text]) -> None:
@@ -207,34 +229,35 @@ def _scale_scores(source: Layer, layer: Layer, texts: list[_Text]) -> None:
 
     Nearest up to a factor a head, which the next linear map's refit takes up.
     """
-    theirs, ours = source.attention["self"], layer.attention["self"]
+    theirs, ours = _Parts.of(source).attention, _Parts.of(layer).attention
     n_heads = ours.n_heads
     errors = torch.zeros(3, len(SCALES), n_heads, dtype=torch.float64)
     for text in texts[::SCALE_STRIDE]:
         weight = text.mask[:, None, :, None]
-        target = _attended(theirs, text.teacher, n_heads, lambda s, t=text: masked_softmax(s, t.keys)[0])
+        target = _attended(theirs, text.teacher, 1.0, text.keys)
         for index, scale in enumerate(SCALES):
-            found = _attended(ours, text.student, n_heads, lambda s, t=text, a=scale: ours.form(a * s, t.keys)[0])
+            found = _attended(ours, text.student, scale, text.keys)
             for row, product in enumerate((found * target, found * found, target * target)):
                 errors[row, index] += (product * weight).sum((0, 2, 3)).double().cpu()
     mixed, own, wanted = errors
     best = (wanted - mixed.square() / own.clamp(min=1e-12)).argmin(0)
-    scale = torch.tensor(SCALES)[best].to(ours.query.weight).repeat_interleave(ours.query.out_features // n_heads)
-    ours.query.weight *= scale[:, None]
-    ours.query.bias *= scale
+    scales = torch.tensor(SCALES)[best].to(ours.query.weight).repeat_interleave(ours.query.out_features // n_heads)
+    ours.query.weight.mul_(scales[:, None])
+    ours.query.bias.mul_(scales)
 
 
-def _attended(
-    attention: nn.Module, x: torch.Tensor, n_heads: int, form: Callable[[torch.Tensor], torch.Tensor]
-) -> torch.Tensor:
-    """Attended values (B, A, L, D) under a form of softmax."""
-    query, key, value = (_heads(getattr(attention, part)(x), n_heads) for part in ("query", "key", "value"))
-    return form(query @ key.transpose(2, 3) / math.sqrt(query.size(-1))) @ value
+def _attended(attention: SelfAttention, x: torch.Tensor, scale: float, keys: torch.Tensor) -> torch.Tensor:
+    """Attended values (B, A, L, D) of scores that are `scale` times as large."""
+    parts = (attention.query(x), attention.key(x), attention.value(x))
+    query, key, value = (_heads(part, attention.n_heads) for part in parts)
+    scores = scale / math.sqrt(query.size(-1)) * (query @ key.transpose(2, 3))
+    return attention.form(scores, keys)[0] @ value
 
 
 def _fit_divisor(layer: Layer, texts: list[_Text]) -> None:
     """2quad-const's c: the mean of (s + 5)^2, so that rows add up to one on average."""
-    total, count, attention = 0.0, 0.0, layer.attention["self"]
+    total, count, attention = 0.0, 0.0, _Parts.of(layer).attention
+    assert attention.log_divisor is not None
     for text in texts:
         context = Context(text.keys, None, [])
         attention(text.student, context, "")
@@ -246,7 +269,7 @@ def _fit_divisor(layer: Layer, texts: list[_Text]) -> None:
 
 def _fit_units(layer: Layer, texts: list[_Text]) -> None:
     """Least squares of GELU by a h^2 + b h + c for each unit, written as Quad of other weights."""
-    dense, after = layer.intermediate["dense"], layer.output.dense
+    dense, after = _Parts.of(layer).inner, _Parts.of(layer).output.dense
     gram = torch.zeros(3, 3, dense.out_features, dtype=torch.float64, device=dense.weight.device)
     right = torch.zeros(3, dense.out_features, dtype=torch.float64, device=dense.weight.device)
     n = 0
@@ -266,18 +289,19 @@ def _fit_units(layer: Layer, texts: list[_Text]) -> None:
     c, b = rest[:, 0], rest[:, 1]
     # a h^2 + b h + c = (h' + 1)^2 / 8 + 3/8 + offset, with h' + 1 = root (h + b / 2a).
     root = (8 * a).sqrt()
-    dense.weight *= root[:, None].to(dense.weight)
+    dense.weight.mul_(root[:, None].to(dense.weight))
     dense.bias.copy_(root * (dense.bias.double() + b / (2 * a)) - 1)
     offset = c - b.square() / (4 * a) - 0.375
-    after.bias += (after.weight.double() @ offset).to(after.bias)
+    after.bias.add_((after.weight.double() @ offset).to(after.bias))
 
 
 def _attention_pairs(source: Layer, layer: Layer, texts: list[_Text]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Inputs and wanted outputs of the map behind attention, (T, A D) and (T, H): its LayerNorm's input is theirs."""
+    ours, theirs_parts = _Parts.of(layer), _Parts.of(source)
     for text in texts:
         context = Context(text.keys, None, [])
-        inputs = layer.attention["self"](text.student, context, "")
-        theirs = source.attention["output"].dense(source.attention["self"](text.teacher, context, ""))
+        inputs = ours.attention(text.student, context, "")
+        theirs = theirs_parts.attention_output.dense(theirs_parts.attention(text.teacher, context, ""))
         yield inputs[text.real], (theirs + text.teacher - text.student)[text.real]
 
 
@@ -307,8 +331,8 @@ def _refit(linear: nn.Linear, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]
     mixed = mixed - mean[:, None] * rest_mean
     ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     change = torch.linalg.solve(gram + ridge, mixed)  # (I, O)
-    linear.weight += change.t().to(linear.weight)
-    linear.bias += (rest_mean - mean @ change).to(linear.bias)
+    linear.weight.add_(change.t().to(linear.weight))
+    linear.bias.add_((rest_mean - mean @ change).to(linear.bias))
 
 
 def _advance(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:

@@ -1,4 +1,7 @@
-"""The one training loop: length-bucketed batches, AdamW, a learning-rate schedule, checkpoints, selection."""
+"""The one training loop: length-bucketed batches, AdamW, a learning-rate schedule, checkpoints, selection.
+
+On several processes each computes its loss over its share of every batch; see distill/processes.py.
+"""
 
 import bisect
 import contextlib
@@ -13,15 +16,28 @@ from typing import Any
 
 import torch
 
-from distill.workspace import Tensors, Workspace
+from distill.processes import Processes, Tensors, current
+from distill.workspace import Workspace
 from mpcformer.console import progress
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded, pad_batch, shuffled_length_batches
 
-Batch = dict[str, torch.Tensor]
 GRADIENT_CLIP = 1.0
 # AdamW moves every number by about its rate a step: too little for a logarithm that starts at 3.
 SCALAR_RATE = 30.0
+
+
+class Batch(dict[str, torch.Tensor]):
+    """Padded rows with labels: a batch, or one process's share of it, whose loss is to be multiplied with `weight`.
+
+    Attributes:
+        weight: this share of the batch's rows. Shares of a mean over rows, times their weights, add up to the batch's.
+        tokens, pairs: for a mean over real tokens, or over pairs of them in a row: what to multiply it with besides.
+    """
+
+    weight = 1.0
+    tokens = 1.0
+    pairs = 1.0
 
 
 @dataclass(frozen=True)
@@ -32,7 +48,7 @@ class Stage:
         name: shown in the progress bar and the log.
         epochs: passes over the examples.
         learning_rate: its peak.
-        loss: batch -> scalar loss.
+        loss: batch -> scalar loss, a mean over its rows. A mean over anything else: see `Batch`.
         score: called after each epoch, higher is better; the best epoch's weights are kept. None: the last ones are.
         linear_decay: to zero after the warm-up; otherwise constant.
     """
@@ -59,7 +75,29 @@ class Data:
     def batch(self, indices: list[int], device: torch.device) -> Batch:
         """One padded batch with labels, on `device`."""
         tensors = {**pad_batch([self.encoded[i] for i in indices], self.pad_id), "labels": self.labels[indices]}
-        return {key: value.to(device) for key, value in tensors.items()}
+        return Batch({key: value.to(device) for key, value in tensors.items()})
+
+    def share(self, indices: list[int], processes: Processes, device: torch.device) -> Batch:
+        """This process's part of a batch. Without a row of its own it takes one that counts for nothing."""
+        own = processes.share(indices)
+        batch = self.batch(own or indices[:1], device)
+        if processes.size > 1:
+            batch.weight = len(own) / len(indices)
+            if own:
+                batch.tokens = self._share_of(own, indices, 1) / batch.weight
+                batch.pairs = self._share_of(own, indices, 2) / batch.weight
+        return batch
+
+    def _share_of(self, own: list[int], indices: list[int], power: int) -> float:
+        mine, whole = (sum(float(len(self.encoded[i].input_ids)) ** power for i in rows) for rows in (own, indices))
+        return mine / whole
+
+    def digest(self) -> str:
+        """Of all examples, in order."""
+        rows = hashlib.sha256(repr(self.labels.tolist()).encode())
+        for row in self.encoded:
+            rows.update(f"{row.input_ids}{row.token_type_ids}".encode())
+        return rows.hexdigest()
 
     def first(self, n_tokens: int, device: torch.device) -> Iterator[Batch]:
         """The first examples that have `n_tokens` tokens together, in batches of like lengths, without labels."""
@@ -83,8 +121,8 @@ class Options:
 
 
 def pick_device() -> torch.device:
-    """A CUDA device where there is one."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    """The launcher's device for this process; alone, a CUDA device where there is one."""
+    return current().device
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
@@ -107,8 +145,14 @@ def train(
     """Run the stages in order, from the last checkpoint if the workspace has one; returns the log, a row per epoch.
 
     Raises:
+        UserInputError: several processes differ in what they train, on what, or how.
         MPCFormerError: the loss is no longer finite.
     """
+    how = [(stage.name, stage.epochs, stage.learning_rate) for stage in stages]
+    work.processes.check_same("options", lambda: f"{how} {data.batch_size} {options.seed} {options.precision}")
+    work.processes.check_same("training data", data.digest)
+    if work.processes.size > 1:  # a start that was computed differs by rounding between machines
+        model.load_state_dict(work.processes.tensors_of_main(model.state_dict))
     saved = work.load("last")
     facts: dict[str, Any] = {"stage": 0, "step": 0, "log": []}
     optimiser_state: Tensors = {}
@@ -140,6 +184,7 @@ class _Runner:
     ) -> None:
         self.model, self.stage, self.index, self.data = model, stage, index, data
         self.work, self.options, self.log = work, options, log
+        self.processes = work.processes
         self.device = next(model.parameters()).device
         decayed = [p for p in model.parameters() if p.dim() > 1]
         plain = [p for p in model.parameters() if p.dim() == 1]
@@ -153,12 +198,12 @@ class _Runner:
         self.parameters = [*decayed, *plain, *scalars]
         self.steps_per_epoch = math.ceil(len(data.encoded) / data.batch_size)
         self.n_steps = self.steps_per_epoch * stage.epochs
-        self.writer = _tensorboard(options.tensorboard)
+        self.writer = _tensorboard(options.tensorboard if self.processes.is_main else None)
 
     def run(self, step: int, optimiser_state: Tensors) -> None:
         self._load_optimiser(optimiser_state)
         last_save, smooth = time.monotonic(), 0.0
-        with progress() as bar:
+        with progress(shown=self.processes.is_main) as bar:
             task = bar.add_task(self.stage.name, total=self.n_steps, completed=step, info="")
             while step < self.n_steps:
                 epoch, position = divmod(step, self.steps_per_epoch)
@@ -188,16 +233,17 @@ class _Runner:
         return shuffled_length_batches(lengths, self.data.batch_size, order)
 
     def _step(self, step: int, indices: list[int]) -> float:
-        torch.manual_seed(_mix(self.options.seed, f"{self.stage.name} dropout", step))
+        other = f" of process {self.processes.rank}" if self.processes.rank else ""
+        torch.manual_seed(_mix(self.options.seed, f"{self.stage.name} dropout{other}", step))
         rate = self.stage.learning_rate * self._schedule(step)
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
-        batch = self.data.batch(indices, self.device)
+        batch = self.data.share(indices, self.processes, self.device)
         with autocast(self.options.precision, self.device):
-            loss = self.stage.loss(batch)
+            loss = self.stage.loss(batch) * batch.weight
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        value = float(loss.detach())
+        value = float(self.processes.sum_gradients(self.parameters, loss))
         if not math.isfinite(value):
             raise MPCFormerError(
                 f"{self.stage.name}: the loss is {value} at step {step}", "lower the learning rate of this stage"
@@ -215,8 +261,8 @@ class _Runner:
     def _end_epoch(self, epoch: int, step: int, loss: float) -> None:
         row: dict[str, Any] = {"stage": self.stage.name, "epoch": epoch + 1, "loss": round(loss, 6)}
         if self.stage.score is not None:
-            row["selection_score"] = score = round(self.stage.score(), 6)
-            best = max((r["selection_score"] for r in self.log if r["stage"] == self.stage.name), default=-math.inf)
+            row["selection_score"] = score = round(self.processes.on_main(self.stage.score), 6)
+            best = max((r["selection_score"] for r in self.log if "selection_score" in r), default=-math.inf)
             if score > best:
                 self.work.save("best", dict(self.model.state_dict()), {"stage": self.index, "step": step})
             if self.writer:

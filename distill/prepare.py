@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from distill.loop import Data, autocast, pick_device
+from distill.processes import current
 from mpcformer.errors import UserInputError
 from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification
@@ -62,7 +63,8 @@ def prepare(
     """
     if batch_size < 1:
         raise UserInputError(f"--batch-size: {batch_size} is below 1", "give a positive number")
-    examples = load_examples(task, task.train_split, data_dir=data_dir, limit=limit)
+    with current().first_here_first():
+        examples = load_examples(task, task.train_split, data_dir=data_dir, limit=limit)
     training, selection = carve_selection(examples, selection_share)
     encoded, selection_encoded = (
         encode(tokenizer, part, positions=positions, max_length=max_length) for part in (training, selection)

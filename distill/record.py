@@ -3,9 +3,13 @@
 import platform
 from importlib.metadata import version
 
+from distill.processes import current
+
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a training run's numbers."""
-    return {"python": platform.python_version()} | {
+    """Versions of what decides a training run's numbers, and how many processes trained, if several."""
+    found = {"python": platform.python_version()} | {
         name: version(name) for name in ("mpcformer", "torch", "transformers", "numpy")
     }
+    size = current().size
+    return found | ({"processes": str(size)} if size > 1 else {})

@@ -155,6 +155,7 @@ def distill_student(
         raise UserInputError(f"--fit-tokens: {recipe.fit_tokens} is below 1", "give a positive number")
     work = Workspace(out, recipe, resume=resume)
     teacher, student = _load_pair(recipe, task)
+    work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
     tokenizer = load_tokenizer(recipe.teacher)
     prepared = prepare(
         task,
@@ -175,7 +176,7 @@ def distill_student(
     fitted = _fit(recipe, teacher, student, prepared, work) if recipe.start == "fitted" else []
     log = train(student, _stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
     made = Made(teacher, student, tokenizer, prepared, fitted, log)
-    return _save(recipe, work, task, made)
+    return work.processes.on_main(lambda: _save(recipe, work, task, made))
 
 
 def _load_pair(
@@ -201,11 +202,17 @@ def _load_pair(
                 "choose --from fitted, or random",
             )
         setattr(config, name, value)
-    if recipe.start != "teacher":
+    if recipe.start == "random" or _is_smaller(student, teacher):
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             student = MPCFormerForSequenceClassification(config).eval()
     return teacher, student
+
+
+def _is_smaller(student: MPCFormerForSequenceClassification, teacher: MPCFormerForSequenceClassification) -> bool:
+    """Whether the student's configuration asks for fewer layers or units; its weights may still be the teacher's."""
+    names = ("num_hidden_layers", "intermediate_size")
+    return any(getattr(student.config, name) != getattr(teacher.config, name) for name in names)
 
 
 def _fit(
@@ -215,14 +222,17 @@ def _fit(
     prepared: Prepared,
     work: Workspace,
 ) -> Report:
-    """The fitted start, made once: a resumed run has it behind itself."""
+    """The fitted start, made once: a resumed run has it behind itself. A student with exact forms is its teacher."""
+    if (recipe.gelu, recipe.softmax) == ("gelu", "softmax") and not _is_smaller(student, teacher):
+        return []
     saved = work.load("fit")
     if saved:
         student.load_state_dict(saved[0])
         return cast(Report, saved[1]["report"])
     device = next(student.parameters()).device
     with console.status("fitting the student to its teacher"):
-        report = fit(teacher, student, prepared.data.first(recipe.fit_tokens, device))
+        report = work.processes.on_main(lambda: fit(teacher, student, prepared.data.first(recipe.fit_tokens, device)))
+    student.load_state_dict(work.processes.tensors_of_main(lambda: dict(student.state_dict())))
     work.save("fit", dict(student.state_dict()), {"stage": 0, "step": 0, "report": report})
     return report
 
@@ -240,9 +250,9 @@ def _stages(
 
     def inside(batch: Batch) -> torch.Tensor:
         theirs, ours = match(batch, inner=True)
-        loss = state_loss(theirs, ours, batch["attention_mask"], spans)
+        loss = batch.tokens * state_loss(theirs, ours, batch["attention_mask"], spans)
         if scores_too:
-            return loss + score_loss(theirs, ours, batch["attention_mask"], spans)
+            return loss + batch.pairs * score_loss(theirs, ours, batch["attention_mask"], spans)
         return loss + logit_loss(theirs.logits, ours.logits, task.is_regression)
 
     def logits(batch: Batch) -> torch.Tensor:

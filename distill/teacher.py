@@ -9,13 +9,13 @@ from transformers.utils import logging as hf_logging
 
 from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.model_card import base_model, write_card
-from distill.prepare import check_numbers, check_precision, prepare
+from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.record import versions
 from distill.workspace import Workspace
 from mpcformer.files import write_json
 from mpcformer.modeling import default_backbone, load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import read_config
-from mpcformer.tasks import get_task
+from mpcformer.tasks import Task, get_task
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,22 @@ def train_teacher(
     stage = Stage("teacher", recipe.epochs, recipe.learning_rate, loss, prepared.scorer(model))
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     log = train(model, [stage], prepared.data, work=work, options=options)
+    return work.processes.on_main(
+        lambda: _save(recipe, work, task, prepared, source=source, model=model, tokenizer=tokenizer, log=log)
+    )
 
+
+def _save(
+    recipe: TeacherRecipe,
+    work: Workspace,
+    task: Task,
+    prepared: Prepared,
+    *,
+    source: Path,
+    model: Any,
+    tokenizer: Any,
+    log: list[dict[str, Any]],
+) -> dict[str, Any]:
     _as_bert(model, read_config(source), task.labels).save_pretrained(work.folder)
     tokenizer.save_pretrained(work.folder)
     record: dict[str, Any] = {

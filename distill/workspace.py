@@ -1,7 +1,8 @@
 """Where a training run lives until it is whole: `<out>.partial/`, renamed to `<out>` at the end.
 
 Checkpoints are safetensors and JSON, never pickles. A resumed run continues exactly: batches and dropout follow from
-the seed and the step alone, so model, optimiser and step are the whole state.
+the seed and the step alone, so model, optimiser and step are the whole state. Of several processes the main one alone
+looks at the folder and writes; the others get what it read, so a run may go on with another number of them.
 """
 
 import shutil
@@ -9,13 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
+from distill.processes import Tensors, current
 from mpcformer.errors import UserInputError
 from mpcformer.files import check_new_folder, read_json, write_json
-
-Tensors = dict[str, torch.Tensor]
 
 
 class Workspace:
@@ -31,10 +30,14 @@ class Workspace:
     """
 
     def __init__(self, out: Path, recipe: Any, *, resume: bool) -> None:
-        check_new_folder(out)
+        self.processes = current()
         self.out = out
         self.folder = out.with_name(f"{out.name}.partial")
         self.recipe = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(recipe).items()}
+        self.processes.on_main(lambda: self._check(resume))
+
+    def _check(self, resume: bool) -> None:
+        check_new_folder(self.out)
         if resume:
             self._check_resumable()
         elif self.folder.exists():
@@ -56,11 +59,16 @@ class Workspace:
 
     def open(self) -> None:
         """Make the folder; called when all input is checked."""
+        self.processes.on_main(self._open)
+
+    def _open(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.folder / "recipe.json", self.recipe)
 
     def save(self, name: str, tensors: Tensors, facts: dict[str, Any]) -> None:
         """A checkpoint, whole or not at all: tensors first under a new name, then the JSON that points to it."""
+        if not self.processes.is_main:
+            return
         path = self.folder / f"{name}-{facts['stage']}-{facts['step']}.safetensors"
         save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
         write_json(self.folder / f"{name}.json", {**facts, "file": path.name})
@@ -71,13 +79,13 @@ class Workspace:
     def load(self, name: str) -> tuple[Tensors, dict[str, Any]] | None:
         """The last checkpoint of that name, if there is one."""
         path = self.folder / f"{name}.json"
-        if not path.is_file():
+        facts = self.processes.on_main(lambda: read_json(path) if path.is_file() else None)
+        if facts is None:
             return None
-        facts = read_json(path)
-        return load_file(self.folder / facts["file"]), facts
+        return self.processes.tensors_of_main(lambda: load_file(self.folder / facts["file"])), facts
 
     def finish(self) -> None:
-        """Drop checkpoints and move the folder to its place."""
+        """Drop checkpoints and move the folder to its place; for the main process."""
         for pattern in ("*-*-*.safetensors", "last.json", "best.json", "fit.json", "recipe.json"):
             for path in self.folder.glob(pattern):
                 path.unlink()

@@ -7,8 +7,8 @@ console = Console(highlight=False)
 err_console = Console(stderr=True, highlight=False)
 
 
-def progress(description_width: int = 22) -> Progress:
-    """A progress bar with a free `info` field, elapsed time and time left."""
+def progress(description_width: int = 22, *, shown: bool = True) -> Progress:
+    """A progress bar with a free `info` field, elapsed time and time left; nothing appears unless `shown`."""
     return Progress(
         TextColumn(f"{{task.description:<{description_width}}}"),
         BarColumn(bar_width=24),
@@ -18,4 +18,5 @@ def progress(description_width: int = 22) -> Progress:
         TextColumn("left"),
         TimeRemainingColumn(),
         console=console,
+        disable=not shown,
     )

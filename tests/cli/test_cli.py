@@ -16,7 +16,7 @@ COMMANDS = ["demo", "teacher", "distill", "infer", "doctor"]
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from mpcformer.cli import main; main()", *map(str, arguments)]
+    command = [sys.executable, "-m", "mpcformer", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
 

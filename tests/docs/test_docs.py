@@ -17,8 +17,8 @@ from scripts.docs_hooks import LINK, PAGES, rewrite
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES_IN_DOCS = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *PAGES_IN_DOCS]
-# An indented line that begins with it, or code inside a line.
-COMMAND = re.compile(r"^ {4}(mpcformer [^\n]+)$|`(mpcformer [^`\n]+)`", re.MULTILINE)
+# An indented line that begins with it, or has a launcher before it, or code inside a line.
+COMMAND = re.compile(r"^ {4}(?:accelerate launch [^\n]*?-m )?(mpcformer [^\n]+)$|`(mpcformer [^`\n]+)`", re.MULTILINE)
 TARGET = re.compile(r"^ {4}make ([a-z-]+)|`make ([a-z-]+)`", re.MULTILINE)
 
 
@@ -84,6 +84,8 @@ def test_the_check_notices_what_does_not_exist() -> None:
     ):
         with pytest.raises(Exception, match=r"(?i)no such|requires an argument|there is no command|belongs to no"):
             parse(line)
+    (launched,) = COMMAND.finditer("    accelerate launch --multi_gpu -m mpcformer distil --out x")
+    assert launched[1] == "mpcformer distil --out x"
     lines = [match[1] or match[2] for path in DOCUMENTS for match in COMMAND.finditer(path.read_text())]
     assert len(lines) > 40, "the pattern finds the documents' command lines"
 
