@@ -84,7 +84,8 @@ def distill(
     tensorboard: TensorBoard = None,
 ) -> None:
     """Distil an MPC-friendly student from a teacher."""
-    from distill.student import DistillRecipe, distill_student, paper_recipe
+    from distill.recipe import DistillRecipe, paper_recipe
+    from distill.student import distill_student
 
     options: dict[str, Any] = {
         "epochs1": epochs1,

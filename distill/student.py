@@ -11,20 +11,21 @@ Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMN
 teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch.nn import functional as F
 from transformers.utils import logging as hf_logging
 
 from distill.calibrate import calibrate
 from distill.fit import Report, fit, layer_spans
 from distill.loop import Batch, Options, Stage, pick_device, train
+from distill.losses import logit_loss, score_loss, state_loss
 from distill.model_card import base_model_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
+from distill.recipe import CHOICES, DistillRecipe
 from distill.record import versions
 from distill.workspace import Workspace
 from mpcformer.console import console
@@ -33,79 +34,6 @@ from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, get_task
-
-Spans = Sequence[tuple[int, int]]
-
-
-@dataclass(frozen=True)
-class DistillRecipe:
-    """How a student is made; part of the result's record.
-
-    epochs1, learning_rate1: stage 1, what is inside. epochs2, learning_rate2: stage 2, the logits.
-    linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
-    match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
-        student's scores are scaled and shifted, so its teacher's are no target.
-    start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, or fresh
-        ones drawn from the seed.
-    fit_tokens: about how many tokens the fit looks at.
-    objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
-    layers, intermediate: of a smaller student than its teacher; none: as many.
-    """
-
-    teacher: Path
-    task: str
-    data_dir: Path | None = None
-    limit: int | None = None
-    gelu: str = "quad"
-    softmax: str = "2quad"
-    epochs1: int = 4
-    learning_rate1: float = 1e-4
-    linear_decay1: bool = True
-    epochs2: int = 2
-    learning_rate2: float = 3e-5
-    batch_size: int = 32
-    max_length: int = 128
-    seed: int = 0
-    precision: str = "auto"
-    selection_share: float = 0.05
-    calibration_examples: int = 2000
-    start: str = "fitted"
-    fit_tokens: int = 40_000
-    match1: str = "states+logits"
-    objective: str = "distil"
-    layers: int | None = None
-    intermediate: int | None = None
-
-
-CHOICES = {
-    "start": ("fitted", "teacher", "random"),
-    "objective": ("distil", "labels"),
-    "match1": ("states+logits", "states+scores"),
-}
-# Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
-PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
-
-
-def paper_recipe(task: str) -> dict[str, Any]:
-    """The published hyper-parameters of a task.
-
-    Raises:
-        UserInputError: MPCFormer did not publish any for it.
-    """
-    if task not in PAPER_EPOCHS:
-        raise UserInputError(
-            f"--recipe paper: MPCFormer published none for {task!r}", f"tasks with one: {', '.join(PAPER_EPOCHS)}"
-        )
-    return {
-        "epochs1": PAPER_EPOCHS[task],
-        "learning_rate1": 5e-5,
-        "linear_decay1": False,
-        "epochs2": 5,
-        "learning_rate2": 1e-5,
-        "start": "teacher",
-        "match1": "states+scores",
-        "max_length": 512 if task == "imdb" else 128,
-    }
 
 
 @dataclass(frozen=True)
@@ -286,40 +214,6 @@ def _matcher(
         return theirs, student(**inputs)
 
     return match
-
-
-def state_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
-    """Mean squared error of hidden states over real tokens, summed over the embeddings and the student's layers.
-
-    Args:
-        theirs, ours: outputs with hidden_states, (B, L, H) each.
-        mask: (B, L).
-        spans: by student layer: the teacher's layers that it stands for, first and one past the last.
-    """
-    ends = [0, *(last for _, last in spans)]
-    pairs = zip([theirs.hidden_states[end] for end in ends], ours.hidden_states, strict=True)
-    return _squared_error(pairs, mask.float()[:, :, None])
-
-
-def score_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
-    """The same of raw attention scores, (B, A, L, L), over pairs of real tokens."""
-    pairs = zip([theirs.attention_scores[first] for first, _ in spans], ours.attention_scores, strict=True)
-    return _squared_error(pairs, (mask[:, None, :, None] * mask[:, None, None, :]).float())
-
-
-def _squared_error(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], weight: torch.Tensor) -> torch.Tensor:
-    loss = torch.zeros((), device=weight.device)
-    for a, b in pairs:
-        squared = (a.float() - b.float()) ** 2 * weight
-        loss = loss + squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
-    return loss
-
-
-def logit_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> torch.Tensor:
-    """Soft cross-entropy at temperature 1 of (B, C) logits, or mean squared error."""
-    if regression:
-        return F.mse_loss(ours.float(), theirs.float())
-    return F.cross_entropy(ours.float(), theirs.float().softmax(-1))
 
 
 def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dict[str, Any]:

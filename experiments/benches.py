@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill.student import DistillRecipe
+from distill.recipe import DistillRecipe
 from experiments import bench, madeup
 from experiments.models import Training, examples_digest, model_digest
 from experiments.quantities import Row
@@ -104,6 +104,7 @@ class Benches:
             data_dir=data,
             gelu=self.scale.gelu,
             softmax=self.scale.softmax,
+            start="teacher",
             epochs1=0,
             epochs2=0,
             max_length=madeup.POSITIONS,

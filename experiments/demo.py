@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.student import DistillRecipe, distill_student
+from distill.recipe import DistillRecipe
+from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from mpcformer.console import console
 from mpcformer.errors import UserInputError

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 
 from distill.loop import autocast, pick_device
+from distill.recipe import DistillRecipe
 from distill.record import versions
-from distill.student import DistillRecipe, distill_student
+from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from experiments.spec import digest
 from mpcformer.console import console

@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from distill.student import CHOICES
+from distill.recipe import CHOICES
 from experiments.outputs import Strict, one_of
 from experiments.quantities import Axis
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
-from distill.student import PAPER_EPOCHS
+from distill.recipe import PAPER_EPOCHS
 from experiments.outputs import FigureSpec, Strict, TableSpec, Tolerances
 from experiments.quantities import Axis
 from experiments.scales import BenchScale, FunctionsScale, ModelSpec, StudentsScale

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.student import DistillRecipe, paper_recipe
+from distill.recipe import DistillRecipe, paper_recipe
 from distill.teacher import TeacherRecipe
 from experiments import madeup
 from experiments.models import Training, examples_digest, model_digest

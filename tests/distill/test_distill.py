@@ -9,7 +9,9 @@ import torch
 from safetensors.torch import load_file
 
 import distill.loop
-from distill.student import DistillRecipe, distill_student, inner_loss, logit_loss, paper_recipe
+from distill.losses import logit_loss, score_loss, state_loss
+from distill.recipe import DistillRecipe, paper_recipe
+from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
@@ -46,7 +48,8 @@ def test_student_learns_and_is_calibrated(teacher: Path, data_dir: Path, tmp_pat
     before = load_file(teacher / "model.safetensors")
     record = distill_student(recipe_for(teacher, data_dir, epochs1=10, epochs2=4), tmp_path / "student")
     inner = [row["loss"] for row in record["log"] if row["stage"].startswith("stage 1")]
-    assert inner[-1] < 0.5 * inner[0]
+    assert inner[-1] < inner[0]
+    assert len(record["fit"]) == 2
     assert record["selection_score"]["student"] >= record["selection_score"]["teacher"] - 0.1
     student = load_student(tmp_path / "student")
     assert (student.config.gelu, student.config.softmax, student.config.task) == ("quad", "2quad", "sst2")
@@ -112,7 +115,11 @@ def test_losses_by_hand() -> None:
     hidden, scores = torch.ones(1, 3, 2), torch.full((1, 2, 3, 3), 3.0)
     hidden[:, 2], scores[:, :, 2], scores[..., 2] = 1e6, 1e6, 1e6  # padding
     ours = SimpleNamespace(hidden_states=[hidden], attention_scores=[scores])
-    assert inner_loss(theirs, ours, mask).item() == pytest.approx(1.0 + 9.0)
+    assert score_loss(theirs, ours, mask, [(0, 1)]).item() == pytest.approx(9.0)
+    assert state_loss(theirs, ours, mask, []).item() == pytest.approx(1.0)
+    theirs.hidden_states = [torch.full((1, 3, 2), float(layer)) for layer in range(5)]
+    ours.hidden_states = [torch.zeros(1, 3, 2), hidden, hidden]
+    assert state_loss(theirs, ours, mask, [(0, 2), (2, 4)]).item() == pytest.approx(1.0 + 9.0), "layers 2 and 4"
     logits = torch.tensor([[2.0, -1.0]])
     probabilities = logits.softmax(-1)
     entropy = -(probabilities * probabilities.log()).sum()
@@ -142,6 +149,11 @@ def test_paper_recipe() -> None:
         ({"max_length": 33}, "--max-length: 33 is outside"),
         ({"task": "stsb"}, "has 2 outputs, task stsb needs 1"),
         ({"teacher": Path("nowhere")}, "nowhere is not a checkpoint"),
+        ({"layers": 3}, r"--layers: 3 is not in 1\.\.2"),
+        ({"intermediate": 0}, r"--intermediate: 0 is not in 1\.\.64"),
+        ({"layers": 1, "start": "teacher"}, "--layers: 1 needs another start"),
+        ({"fit_tokens": 0}, "--fit-tokens: 0 is below 1"),
+        ({"match1": "all"}, "--match1: 'all' is unknown"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),

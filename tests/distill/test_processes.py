@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 import distill.loop
 from distill.loop import Data
 from distill.processes import Processes, current
-from distill.student import DistillRecipe, distill_student
+from distill.recipe import DistillRecipe
+from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded

@@ -1,0 +1,78 @@
+"""How a student is made: our recipe, and the published one."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mpcformer.errors import UserInputError
+
+
+@dataclass(frozen=True)
+class DistillRecipe:
+    """How a student is made; part of the result's record.
+
+    epochs1, learning_rate1: stage 1, what is inside. epochs2, learning_rate2: stage 2, the logits.
+    linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
+    match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
+        student's scores are scaled and shifted, so its teacher's are no target.
+    start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, or fresh
+        ones drawn from the seed.
+    fit_tokens: about how many tokens the fit looks at.
+    objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
+    layers, intermediate: of a smaller student than its teacher; none: as many.
+    """
+
+    teacher: Path
+    task: str
+    data_dir: Path | None = None
+    limit: int | None = None
+    gelu: str = "quad"
+    softmax: str = "2quad"
+    epochs1: int = 4
+    learning_rate1: float = 1e-4
+    linear_decay1: bool = True
+    epochs2: int = 2
+    learning_rate2: float = 3e-5
+    batch_size: int = 32
+    max_length: int = 128
+    seed: int = 0
+    precision: str = "auto"
+    selection_share: float = 0.05
+    calibration_examples: int = 2000
+    start: str = "fitted"
+    fit_tokens: int = 40_000
+    match1: str = "states+logits"
+    objective: str = "distil"
+    layers: int | None = None
+    intermediate: int | None = None
+
+
+CHOICES = {
+    "start": ("fitted", "teacher", "random"),
+    "objective": ("distil", "labels"),
+    "match1": ("states+logits", "states+scores"),
+}
+# Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
+PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
+
+
+def paper_recipe(task: str) -> dict[str, Any]:
+    """The published hyper-parameters of a task.
+
+    Raises:
+        UserInputError: MPCFormer did not publish any for it.
+    """
+    if task not in PAPER_EPOCHS:
+        raise UserInputError(
+            f"--recipe paper: MPCFormer published none for {task!r}", f"tasks with one: {', '.join(PAPER_EPOCHS)}"
+        )
+    return {
+        "epochs1": PAPER_EPOCHS[task],
+        "learning_rate1": 5e-5,
+        "linear_decay1": False,
+        "epochs2": 5,
+        "learning_rate2": 1e-5,
+        "start": "teacher",
+        "match1": "states+scores",
+        "max_length": 512 if task == "imdb" else 128,
+    }
