@@ -12,6 +12,7 @@ import typer
 from typer.testing import CliRunner
 
 import distill.loop
+from distill.teacher import TeacherRecipe
 from experiments import commands, models, replay, students
 from experiments.figures import draw, pareto
 from experiments.madeup import write_data, write_model
@@ -186,6 +187,57 @@ def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -
     assert work._teacher("sst2", 1).name != training.name
     elsewhere = replace(training, recipe=replace(training.recipe, data_dir=Path("/elsewhere")))
     assert elsewhere.name == training.name
+
+
+def test_a_task_of_other_settings_has_other_models_and_jobs_the_others_keep_theirs(
+    folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = """[scale.smoke.by_task.stsb]
+train_limit = 128
+eval_limit = 8
+seeds = [1, 2]
+max_length = 24
+batch_size = 4
+train_batch_size = 8
+selection_share = 0.25
+teacher = { epochs = 5 }
+student = { epochs1 = 3, paper_share = 0.2 }
+
+[scale.cpu]"""
+    (tmp_path / "glue.toml").write_text(find("glue").read_text().replace("[scale.cpu]", section))
+    plain, other = (
+        students.Students(spec, spec.scale["smoke"], replay.Place(shop / "glue", None, models.ModelCache(shop / "m")))  # type: ignore[arg-type]
+        for spec in (replay.load(find("glue")), replay.load(tmp_path / "glue.toml"))
+    )
+    plain._load()
+    other._load()
+    assert plain._teacher("sst2", 0).name == other._teacher("sst2", 0).name
+    assert other.n_train == {"sst2": 192, "stsb": 128}
+    teacher = other._teacher("stsb", 1).recipe
+    assert (teacher.limit, teacher.batch_size, teacher.max_length, teacher.selection_share) == (128, 8, 24, 0.25)
+    assert isinstance(teacher, TeacherRecipe)
+    assert (teacher.epochs, teacher.learning_rate) == (5, 3e-3)
+    variants = list(other._variants())
+    assert [(v.task, v.seed) for v in variants[:1] + variants[-2:]] == [("sst2", 0), ("stsb", 1), ("stsb", 2)]
+    some = next(path.parent for path in (shop / "models").glob("*/teacher.json"))
+    teachers = {(task, seed): some for task in ("sst2", "stsb") for seed in (0, 1, 2)}
+    for variant in variants:
+        recipe, published = other._student(variant, teachers).recipe, variant.model.recipe == "paper"
+        if variant.task == "sst2":
+            assert recipe == plain._student(variant, teachers).recipe
+        else:
+            assert (recipe.limit, recipe.batch_size, recipe.max_length) == (128, 8, 24)
+            assert recipe.epochs1 == (20 if published else 3)  # type: ignore[union-attr]
+    jobs: list[Any] = []
+
+    def stopped(job: Any, out: Path) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "check", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        other._infer({"task": "stsb", "engine": "mpcformer", "network": "none"}, some, some, Found())
+    assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
 
 
 def test_a_training_goes_on_from_its_last_checkpoint(

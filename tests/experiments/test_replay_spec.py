@@ -7,7 +7,7 @@ import pytest
 from experiments.compare import differences
 from experiments.outputs import Tolerance, Tolerances
 from experiments.replay import ReplayOptions, run
-from experiments.scales import BenchScale
+from experiments.scales import BenchScale, StudentsScale
 from experiments.spec import SCALES, find, load, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
@@ -72,6 +72,26 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("forms", 'rows = ["task", "gelu", "softmax"]', 'rows = ["task", "gelu"]', "forms: scale.smoke varies softmax"),
         ("networks", '"5,200"', '"5,0"', "'5,0' is no network"),
         ("networks", 'engines = ["mpcformer"]', 'engines = ["spdz"]', "engine 'spdz' is unknown"),
+        ("glue", "[scale.cpu]", "[scale.smoke.by_task.sst3]\n[scale.cpu]", r"by_task.sst3.*'sst3' is unknown"),
+        (
+            "glue",
+            "[scale.cpu]",
+            "[scale.smoke.by_task.rte]\n[scale.cpu]",
+            r"by_task.rte: not among tasks \(sst2, stsb\)",
+        ),
+        (
+            "glue",
+            "[scale.cpu]",
+            '[scale.smoke.by_task.stsb]\nengines = ["crypten"]\n[scale.cpu]',
+            "by_task.stsb.engines",
+        ),
+        ("glue", "[scale.cpu]", "[scale.smoke.by_task.stsb]\nseeds = []\n[scale.cpu]", "by_task.stsb.seeds"),
+        (
+            "glue",
+            "[scale.cpu]",
+            "[scale.smoke.by_task.stsb]\nteacher = { epoch = 1 }\n[scale.cpu]",
+            "teacher.epoch: Extra",
+        ),
         ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
         ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
     ],
@@ -79,6 +99,31 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
 def test_one_error(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     with pytest.raises(UserInputError, match=message):
         load(wrong(tmp_path, name, (old, new)))
+
+
+def test_a_task_has_the_scales_settings_but_for_its_own(tmp_path: Path) -> None:
+    section = """[scale.smoke.by_task.stsb]
+eval_limit = 8
+seeds = [3, 4]
+teacher = { epochs = 2 }
+student = { learning_rate2 = 2e-3 }
+
+[scale.cpu]"""
+    scale = scale_of(load(wrong(tmp_path, "glue", ("[scale.cpu]", section))), "smoke")
+    plain = scale_of(load(find("glue")), "smoke")
+    assert isinstance(scale, StudentsScale)
+    assert isinstance(plain, StudentsScale)
+    assert scale.of("sst2") == plain.of("sst2") == plain
+    own = scale.of("stsb")
+    assert (own.eval_limit, own.train_limit, own.seeds) == (8, 192, (3, 4))
+    assert (own.teacher.epochs, own.teacher.learning_rate) == (2, 3e-3)
+    assert (own.student.epochs1, own.student.learning_rate2, own.student.paper_share) == (6, 2e-3, 0.1)
+    assert scale.axes() == {**plain.axes(), "seed": 2}
+    # a dump names what was given, and nothing where nothing was: older records and kept steps stay what they are
+    assert "by_task" not in plain.model_dump(mode="json")
+    assert scale.model_dump(mode="json")["by_task"] == {
+        "stsb": {"eval_limit": 8, "seeds": [3, 4], "teacher": {"epochs": 2}, "student": {"learning_rate2": 2e-3}}
+    }
 
 
 def test_not_toml(tmp_path: Path) -> None:
