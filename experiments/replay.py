@@ -142,6 +142,7 @@ def _values(asked: dict[str, str], spec: Experiment, scale: Any, found: Found) -
         "spec_sha256": asked["spec"],
         "settings": scale.model_dump(mode="json"),
         "examples": found.examples,
+        "teachers": found.teachers,
         "environment": {
             "cpus": os.cpu_count(),
             "training_device": pick_device().type,

@@ -3,7 +3,14 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, field_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 from distill.student import CHOICES
 from experiments.outputs import Strict, one_of
@@ -50,10 +57,41 @@ class ModelSpec(Strict):
 
 
 class TeacherTraining(Strict):
-    """How a scale trains its teachers; see `TeacherRecipe`."""
+    """How a scale trains its teachers; see `TeacherRecipe`.
+
+    learning_rates: in place of learning_rate; a teacher each, the one that selects best is taken, of equals the first.
+    """
 
     epochs: Positive = 3
     learning_rate: Rate = 5e-5
+    learning_rates: tuple[Rate, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if "learning_rates" in self.model_fields_set:
+            if "learning_rate" in self.model_fields_set:
+                raise ValueError("give learning_rate or learning_rates, not both")
+            if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
+                raise ValueError(f"learning_rates: {list(self.learning_rates)} is no list of different rates")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        values.pop("learning_rate" if self.learning_rates else "learning_rates", None)
+        return values
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """All to be tried."""
+        return self.learning_rates or (self.learning_rate,)
+
+    def changed(self, by: Self) -> Self:
+        """With what another was given in place of its own; one rate replaces several, and several one."""
+        given = by.model_dump(exclude_unset=True)
+        if "learning_rate" in given:
+            given["learning_rates"] = ()
+        return self.model_copy(update=given)
 
 
 class StudentTraining(Strict):
@@ -130,8 +168,8 @@ class StudentsScale(TaskSettings):
             return self.model_copy(update={"by_task": {}})
         given = self.by_task[task]
         changes = {name: getattr(given, name) for name in given.model_fields_set}
-        for name in {"teacher", "student"} & changes.keys():
-            changes[name] = getattr(self, name).model_copy(update=changes[name].model_dump(exclude_unset=True))
+        changes["teacher"] = self.teacher.changed(given.teacher)
+        changes["student"] = self.student.model_copy(update=given.student.model_dump(exclude_unset=True))
         return self.model_copy(update={"by_task": {}, **changes})
 
     def axes(self) -> dict[Axis, int]:

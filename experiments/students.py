@@ -98,10 +98,10 @@ class Students:
         if not self.data:
             self._load()
         keys = [(task, seed) for task in self.scale.tasks for seed in self.scale.of(task).seeds]
-        teachers = {key: self._teacher(*key) for key in keys}
+        teachers = {key: [self._teacher(*key, rate) for rate in self.scale.of(key[0]).teacher.rates] for key in keys}
         found = Found(examples=self.examples)
-        found.n_trained += self.place.models.provide(list(teachers.values()))
-        folders = {key: self.place.models.path(training) for key, training in teachers.items()}
+        found.n_trained += self.place.models.provide(list(itertools.chain(*teachers.values())))
+        folders = {key: self._best(key, grid, found) for key, grid in teachers.items()}
         students = {variant: self._student(variant, folders) for variant in self._variants()}
         found.n_trained += self.place.models.provide(list(students.values()))
         for (task, seed), folder in folders.items():
@@ -120,7 +120,7 @@ class Students:
                 found.rows.append(Row(row_key, _measured(get_task(variant.task), results)))
         return found
 
-    def _teacher(self, task: str, seed: int) -> Training:
+    def _teacher(self, task: str, seed: int, rate: float) -> Training:
         scale = self.scale.of(task)
         recipe = TeacherRecipe(
             task=task,
@@ -128,15 +128,27 @@ class Students:
             data_dir=self.data_dir,
             limit=scale.train_limit,
             epochs=scale.teacher.epochs,
-            learning_rate=scale.teacher.learning_rate,
+            learning_rate=rate,
             batch_size=scale.train_batch_size,
             max_length=scale.max_length,
             seed=seed,
             precision=scale.precision,
             selection_share=scale.selection_share,
         )
-        label = f"teacher, {task}, seed {seed}"
+        label = f"teacher, {task}, seed {seed}, rate {rate:g}"
         return Training(label, recipe, self.data[task]["train"], self.base_digest, scale.torch_threads)
+
+    def _best(self, key: tuple[str, int], grid: list[Training], found: Found) -> Path:
+        """Of teachers of one task and seed the one that scored best on the examples set aside, of equals the first."""
+        folders = [self.place.models.path(training) for training in grid]
+        if len(folders) == 1:
+            return folders[0]
+        rates = self.scale.of(key[0]).teacher.rates
+        scores = [read_json(folder / "teacher.json")["selection_score"] for folder in folders]
+        best = scores.index(max(scores))
+        tried = [{"learning_rate": r, "selection_score": s} for r, s in zip(rates, scores, strict=True)]
+        found.teachers.append({"task": key[0], "seed": key[1], "learning_rate": rates[best], "grid": tried})
+        return folders[best]
 
     def _variants(self) -> Iterator[Variant]:
         for task in self.scale.tasks:

@@ -19,7 +19,8 @@ from experiments.madeup import write_data, write_model
 from experiments.outputs import BarsFigure, TableSpec
 from experiments.quantities import Row
 from experiments.replay import ReplayOptions, run
-from experiments.spec import find
+from experiments.scales import StudentsScale
+from experiments.spec import StudentsExperiment, find
 from experiments.tables import build, csv_text, latex, markdown
 from experiments.work import Found
 from mpcformer.errors import MPCFormerError, UserInputError
@@ -180,11 +181,11 @@ def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -
     spec = replay.load(find("glue"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
-    training = work._teacher("sst2", 0)
+    training = work._teacher("sst2", 0, 3e-3)
     assert place.models.path(training).is_dir()
     for change in ({"data": "other"}, {"source": "other"}, {"torch_threads": 2}):
         assert replace(training, **change).name != training.name
-    assert work._teacher("sst2", 1).name != training.name
+    assert work._teacher("sst2", 1, 3e-3).name != training.name
     elsewhere = replace(training, recipe=replace(training.recipe, data_dir=Path("/elsewhere")))
     assert elsewhere.name == training.name
 
@@ -211,9 +212,9 @@ student = { epochs1 = 3, paper_share = 0.2 }
     )
     plain._load()
     other._load()
-    assert plain._teacher("sst2", 0).name == other._teacher("sst2", 0).name
+    assert plain._teacher("sst2", 0, 3e-3).name == other._teacher("sst2", 0, 3e-3).name
     assert other.n_train == {"sst2": 192, "stsb": 128}
-    teacher = other._teacher("stsb", 1).recipe
+    teacher = other._teacher("stsb", 1, 3e-3).recipe
     assert (teacher.limit, teacher.batch_size, teacher.max_length, teacher.selection_share) == (128, 8, 24, 0.25)
     assert isinstance(teacher, TeacherRecipe)
     assert (teacher.epochs, teacher.learning_rate) == (5, 3e-3)
@@ -240,6 +241,45 @@ student = { epochs1 = 3, paper_share = 0.2 }
     assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
 
 
+def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tmp_path: Path, counted: Counted) -> None:
+    text = find("glue").read_text()
+    for old, new in (
+        ('tasks = ["sst2", "stsb"]', 'tasks = ["sst2"]'),
+        ('private = ["our recipe"]', "private = []"),
+        ("teacher = { epochs = 6, learning_rate = 3e-3 }", "teacher = { epochs = 6, learning_rates = [1e-6, 3e-3] }"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "glue.toml").write_text(text)
+    values = run(
+        ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=tmp_path / "out", models=shop / "models")
+    )
+    assert len(counted.trained) == 1, "the other teacher, and its students, are there already"
+    (chosen,) = values["teachers"]
+    assert (chosen["task"], chosen["seed"], chosen["learning_rate"]) == ("sst2", 0, 3e-3)
+    tried = [(row["learning_rate"], row["selection_score"]) for row in chosen["grid"]]
+    assert [rate for rate, _ in tried] == [1e-6, 3e-3]
+    assert tried[0][1] < tried[1][1]
+    before = {row["key"]["model"]: row["values"]["score"] for row in read_json(folder / "results.json")["rows"][:1]}
+    assert {row["key"]["model"]: row["values"]["score"] for row in values["rows"][:1]} == before
+    assert "at 1e-06" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path: Path) -> None:
+    rates = {"teacher": {"learning_rates": [1e-4, 5e-5, 2e-5]}}
+    spec = replay.load(find("glue"))
+    assert isinstance(spec, StudentsExperiment)
+    scale = StudentsScale(backbone="made-up", data="made-up", tasks=("sst2",), **rates)  # type: ignore[arg-type]
+    work = students.Students(spec, scale, replay.Place(shop / "glue", None, models.ModelCache(tmp_path)))
+    work._load()
+    grid, found = [work._teacher("sst2", 0, rate) for rate in scale.teacher.rates], Found()
+    for training, score in zip(grid, (0.7, 0.8, 0.8), strict=True):
+        work.place.models.path(training).mkdir()
+        write_json(work.place.models.path(training) / "teacher.json", {"selection_score": score})
+    assert work._best(("sst2", 0), grid, found) == work.place.models.path(grid[1])
+    assert found.teachers[0]["learning_rate"] == 5e-5
+
+
 def test_a_training_goes_on_from_its_last_checkpoint(
     folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -247,7 +287,7 @@ def test_a_training_goes_on_from_its_last_checkpoint(
     place = replay.Place(shop / "glue", None, models.ModelCache(tmp_path / "models"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
-    training, calls = work._teacher("sst2", 0), []
+    training, calls = work._teacher("sst2", 0, 3e-3), []
     step, teacher = distill.loop._Runner._step, models.train_teacher
 
     def stopped(self: Any, number: int, indices: list[int]) -> float:

@@ -92,6 +92,10 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
             "[scale.smoke.by_task.stsb]\nteacher = { epoch = 1 }\n[scale.cpu]",
             "teacher.epoch: Extra",
         ),
+        ("glue", "learning_rate = 3e-3", "learning_rate = 3e-3, learning_rates = [1e-3]", "learning_rates, not both"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = []", r"teacher: learning_rates: \[\] is no list"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 1e-3]", "is no list of different rates"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 0]", r"teacher.learning_rates.1: .*greater than 0"),
         ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
         ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
     ],
@@ -124,6 +128,21 @@ student = { learning_rate2 = 2e-3 }
     assert scale.model_dump(mode="json")["by_task"] == {
         "stsb": {"eval_limit": 8, "seeds": [3, 4], "teacher": {"epochs": 2}, "student": {"learning_rate2": 2e-3}}
     }
+
+
+def test_one_rate_of_a_task_replaces_several_and_several_one() -> None:
+    one, several = {"learning_rate": 1e-3}, {"epochs": 5, "learning_rates": [1e-4, 5e-5]}
+    for whole, own, rates, epochs in (
+        (one, several, (1e-4, 5e-5), 5),
+        (several, one, (1e-3,), 5),
+        (one, {}, (1e-3,), 3),
+    ):
+        settings = {"tasks": ["rte"], "teacher": whole, "by_task": {"rte": {"teacher": own} if own else {}}}
+        scale = StudentsScale.model_validate(settings)
+        teacher = scale.of("rte").teacher
+        assert (teacher.rates, teacher.epochs) == (rates, epochs)
+        assert len({"learning_rate", "learning_rates"} & teacher.model_dump().keys()) == 1
+        assert StudentsScale.model_validate(scale.model_dump(mode="json")) == scale
 
 
 def test_not_toml(tmp_path: Path) -> None:
