@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typer.testing import CliRunner
 
 import distill.loop
 from distill.teacher import TeacherRecipe
-from experiments import commands, models, replay, students
+from experiments import commands, models, record, replay, students
 from experiments.figures import draw, pareto
 from experiments.madeup import write_data, write_model
 from experiments.outputs import BarsFigure, TableSpec
@@ -146,13 +147,60 @@ def test_its_own_record_holds_and_a_changed_number_is_refused(
     run(glue(shop, check=folder / "results.json"))
     assert "within the tolerances" in capsys.readouterr().out
     for name, change in (("private_score", -0.2), ("rounds", 1), ("online_bytes", 1)):
-        record = read_json(folder / "results.json")
-        row = next(row for row in record["rows"] if name in row["values"])
+        changed = read_json(folder / "results.json")
+        row = next(row for row in changed["rows"] if name in row["values"])
         row["values"][name] += change
-        write_json(tmp_path / "record.json", record)
+        write_json(tmp_path / "record.json", changed)
         with pytest.raises(MPCFormerError, match=rf"1 of 10 rows differ from .*{row['key']['model']}.*: {name}"):
             run(glue(shop, check=tmp_path / "record.json"))
     assert counted.trained == counted.private == []
+
+
+def test_a_record_is_the_results_and_says_nothing_of_the_machine_or_the_sentences(
+    folder: Path, shop: Path, tmp_path: Path, counted: Counted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "new" / "records"
+    for _ in range(2):  # the second overwrites the first
+        run(glue(shop, record=records, check=folder / "results.json"))
+        assert f"recorded: {records / 'glue-smoke.json'}" in capsys.readouterr().out.replace("\n", "")
+    text = (records / "glue-smoke.json").read_text()
+    assert text == (folder / "results.json").read_text()
+    assert [path.name for path in records.iterdir()] == ["glue-smoke.json"]
+    for place in (shop, shop.parent, find("glue").parent, Path.home(), Path.cwd()):
+        assert str(place) not in text
+    assert socket.gethostname() not in text
+    for name in ("sst2", "stsb"):
+        task = get_task(name)
+        for split in (task.train_split, "eval"):
+            for texts in load_examples(task, split, data_dir=folder / "made-up").texts:
+                assert not [sentence for sentence in texts if sentence in text]
+    assert len(text) < 20_000
+    assert counted.trained == counted.private == []
+
+
+def test_what_differs_from_a_record_is_not_recorded(folder: Path, shop: Path, tmp_path: Path) -> None:
+    changed = read_json(folder / "results.json")
+    changed["rows"][0]["values"]["score"] -= 0.3
+    write_json(tmp_path / "old.json", changed)
+    with pytest.raises(MPCFormerError, match="1 of 10 rows differ"):
+        run(glue(shop, check=tmp_path / "old.json", record=tmp_path / "records"))
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["/models/bert", "~/bert", "../bert", "weights of /models/bert", "C:\\bert", "tests/tiny.py"]
+)
+def test_a_path_is_not_recorded(tmp_path: Path, place: str) -> None:
+    with pytest.raises(UserInputError, match="is a path of this machine"):
+        record.target(tmp_path / "records", "glue", "cpu", {"tasks": ["rte"], "teacher": {"from": place}})
+    with pytest.raises(UserInputError, match="is a path of this machine"):
+        record.write(tmp_path / "records" / "a.json", {"rows": [{place: 1}]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_path_is_recorded(tmp_path: Path) -> None:
+    for text in ("google-bert/bert-base-uncased", "s/example", "and/or", "none", "5,200", "1/2, 3/4"):
+        assert record.target(tmp_path, "glue", "cpu", {"a": text}) == tmp_path / "glue-cpu.json"
 
 
 def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None:

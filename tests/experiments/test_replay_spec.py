@@ -158,6 +158,12 @@ def test_wrong_options_leave_nothing(tmp_path: Path) -> None:
     write_json(record, {"experiment": "glue", "scale": "full", "rows": []})
     file = tmp_path / "file"
     file.touch()
+    records = tmp_path / "records"
+    records.mkdir()
+    write_json(records / "glue-smoke.json", {"experiment": "imdb", "scale": "smoke", "rows": []})
+    others = tmp_path / "others"
+    others.mkdir()
+    write_json(others / "glue-smoke.json", {"precious": 1})
     before = set(tmp_path.iterdir())
     cases = [
         ({"scale": "huge"}, "--scale: 'huge' is unknown"),
@@ -165,6 +171,9 @@ def test_wrong_options_leave_nothing(tmp_path: Path) -> None:
         ({"data_dir": tmp_path}, "--data-dir: .* is not for this"),
         ({"check": record}, "is of glue at scale full, not glue at smoke"),
         ({"check": tmp_path / "none.json"}, "does not exist"),
+        ({"record": records}, "--record: .*glue-smoke.json is of imdb at scale smoke, not glue at smoke"),
+        ({"record": others}, "--record: .*glue-smoke.json holds no results"),
+        ({"record": file}, "--record: .* is a file"),
         ({"out": file}, "--out: .* is a file"),
         ({"models": file}, "--models: .* is a file"),
         ({"scale": "cpu", "data_dir": tmp_path / "nowhere"}, "is not a folder"),
