@@ -25,7 +25,9 @@ def teacher(
     data_dir: DataDir = None,
     limit: Limit = None,
     epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 3,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 5e-5,
+    lr: Annotated[
+        list[float] | None, typer.Option(help="Peak learning rate, by default 5e-5; given again: the best is kept.")
+    ] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
     max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
     seed: Annotated[int, typer.Option(help="Decides batches, dropout and the new head.")] = 0,
@@ -35,7 +37,8 @@ def teacher(
     tensorboard: TensorBoard = None,
 ) -> None:
     """Fine-tune a teacher on a task."""
-    from distill.teacher import TeacherRecipe, train_teacher
+    from distill.grid import train_teachers
+    from distill.teacher import TeacherRecipe
     from mpcformer.modeling import default_backbone
 
     recipe = TeacherRecipe(
@@ -44,14 +47,17 @@ def teacher(
         data_dir=data_dir,
         limit=limit,
         epochs=epochs,
-        learning_rate=lr,
         batch_size=batch_size,
         max_length=max_length,
         seed=seed,
         precision=precision,
     )
-    record = train_teacher(recipe, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
-    _report(out, record, {"teacher": record["selection_score"]})
+    rates = lr or [recipe.learning_rate]
+    record = train_teachers(
+        recipe, rates, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard
+    )
+    others = {f"teacher, rate {row['learning_rate']:g}": row["selection_score"] for row in record.get("grid", ())}
+    _report(out, record, others | {"the teacher kept" if others else "teacher": record["selection_score"]})
 
 
 def distill(

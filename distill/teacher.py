@@ -52,22 +52,8 @@ def train_teacher(
         UserInputError: anything wrong with the recipe, found before training.
     """
     task = get_task(recipe.task)
-    check_numbers(epochs=recipe.epochs, lr=recipe.learning_rate)
-    check_precision(recipe.precision)
     work = Workspace(out, recipe, resume=resume)
-    source = resolve_checkpoint(recipe.model)
-    model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
-    tokenizer = load_tokenizer(source)
-    prepared = prepare(
-        task,
-        tokenizer,
-        data_dir=recipe.data_dir,
-        limit=recipe.limit,
-        max_length=recipe.max_length,
-        batch_size=recipe.batch_size,
-        selection_share=recipe.selection_share,
-        positions=model.config.max_position_embeddings,
-    )
+    source, model, tokenizer, prepared = load_material(recipe)
     work.open()
     model.to(pick_device()).train()
 
@@ -109,6 +95,31 @@ def _save(
     write_card(work.folder, task=task, recipe=recipe, record=record, model=model, base=record["base_model"])
     work.finish()
     return record
+
+
+def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
+    """Checkpoint, model, tokenizer and examples of a recipe.
+
+    Raises:
+        UserInputError: anything wrong with the recipe.
+    """
+    task = get_task(recipe.task)
+    check_numbers(epochs=recipe.epochs, lr=recipe.learning_rate)
+    check_precision(recipe.precision)
+    source = resolve_checkpoint(recipe.model)
+    model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
+    tokenizer = load_tokenizer(source)
+    prepared = prepare(
+        task,
+        tokenizer,
+        data_dir=recipe.data_dir,
+        limit=recipe.limit,
+        max_length=recipe.max_length,
+        batch_size=recipe.batch_size,
+        selection_share=recipe.selection_share,
+        positions=model.config.max_position_embeddings,
+    )
+    return source, model, tokenizer, prepared
 
 
 def _as_bert(model: Any, raw: dict[str, Any], labels: tuple[str, ...]) -> BertForSequenceClassification:

@@ -92,12 +92,22 @@ def replay(
     models: Annotated[Path, typer.Option(help="Where trained models are kept and found again.")] = Path("runs/models"),
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each its own process.")] = 1,
     check: Annotated[Path | None, typer.Option(help="Recorded results.json to compare with.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(help="Folder of records; results.json is copied there as NAME-SCALE.json.")
+    ] = None,
 ) -> None:
     """Do an experiment again: train what is missing, infer privately, tabulate, draw, compare with a record."""
     from experiments.replay import ReplayOptions, run
 
     run(
         ReplayOptions(
-            experiment=experiment, scale=scale, out=out, data_dir=data_dir, models=models, jobs=jobs, check=check
+            experiment=experiment,
+            scale=scale,
+            out=out,
+            data_dir=data_dir,
+            models=models,
+            jobs=jobs,
+            check=check,
+            record=record,
         )
     )

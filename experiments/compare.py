@@ -12,19 +12,19 @@ from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json
 
 
-def load_recorded(path: Path, experiment: str, scale: str) -> dict[str, Any]:
-    """A recorded results.json.
+def load_recorded(path: Path, experiment: str, scale: str, *, option: str = "--check") -> dict[str, Any]:
+    """A recorded results.json; option: which asked for it.
 
     Raises:
         UserInputError: missing, not results of an experiment, or of another one.
     """
     values = read_json(path)
     if not isinstance(values, dict) or not {"experiment", "scale", "rows"} <= set(values):
-        raise UserInputError(f"--check: {path} holds no results of an experiment", "give a results.json of a replay")
+        raise UserInputError(f"{option}: {path} holds no results of an experiment", "give a results.json of a replay")
     if (values["experiment"], values["scale"]) != (experiment, scale):
         raise UserInputError(
-            f"--check: {path} is of {values['experiment']} at scale {values['scale']}, not {experiment} at {scale}",
-            "give the record of this experiment and scale",
+            f"{option}: {path} is of {values['experiment']} at scale {values['scale']}, not {experiment} at {scale}",
+            "give what is of this experiment and scale",
         )
     return dict(values)
 

@@ -36,6 +36,10 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         (f"Examples, {task}", ", ".join(f"{key} {_short(value)}" for key, value in what.items()))
         for task, what in values["examples"].items()
     ]
+    for chosen in values["teachers"]:
+        tried = ", ".join(f"{row['selection_score']:.4f} at {row['learning_rate']:g}" for row in chosen["grid"])
+        what = f"rate {chosen['learning_rate']:g}, by its score on the examples set aside: {tried}"
+        facts.append((f"Teacher, {chosen['task']}, seed {chosen['seed']}", what))
     environment = values["environment"]
     facts.append(("Machine", f"{environment['cpus']} CPUs, trained on {environment['training_device']}"))
     facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())))

@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 
 from distill.loop import pick_device
 from distill.record import versions
-from experiments import compare, page, tables
+from experiments import compare, page, record, tables
 from experiments.benches import Benches
 from experiments.figures import draw
 from experiments.functions import Functions
@@ -54,10 +54,11 @@ class ReplayOptions:
     models: Path = Path("runs/models")
     jobs: int = 1
     check: Path | None = None
+    record: Path | None = None
 
 
 def run(options: ReplayOptions) -> dict[str, Any]:
-    """Replay, show the tables, compare if asked for; returns results.json's value.
+    """Replay, show the tables, compare and record if asked for; returns results.json's value.
 
     Raises:
         UserInputError: anything wrong with the options, the experiment or the data, before work starts.
@@ -69,6 +70,8 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     scale = scale_of(spec, options.scale)
     name = path.stem
     recorded = compare.load_recorded(options.check, name, options.scale) if options.check else None
+    settings = scale.model_dump(mode="json")
+    target = record.target(options.record, name, options.scale, settings) if options.record else None
     place = Place(
         out=options.out or Path("runs") / "replay" / f"{name}-{options.scale}",
         data_dir=options.data_dir,
@@ -91,6 +94,9 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     console.print(f"{place.out}: {page.FILE_NAME}, {RESULTS}, tables, figures")
     if recorded is not None and options.check is not None:
         compare.check(recorded, values, spec.tolerances, options.check)
+    if target is not None:
+        record.write(target, values)
+        console.print(f"recorded: {target}")
     return values
 
 
@@ -142,6 +148,7 @@ def _values(asked: dict[str, str], spec: Experiment, scale: Any, found: Found) -
         "spec_sha256": asked["spec"],
         "settings": scale.model_dump(mode="json"),
         "examples": found.examples,
+        "teachers": found.teachers,
         "environment": {
             "cpus": os.cpu_count(),
             "training_device": pick_device().type,

@@ -1,8 +1,16 @@
 """How much of an experiment: the sections [scale.smoke], [scale.cpu] and [scale.full] of its TOML, by kind."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    field_serializer,
+    model_serializer,
+    model_validator,
+)
 
 from distill.recipe import CHOICES
 from experiments.outputs import Strict, one_of
@@ -49,10 +57,41 @@ class ModelSpec(Strict):
 
 
 class TeacherTraining(Strict):
-    """How a scale trains its teachers; see `TeacherRecipe`."""
+    """How a scale trains its teachers; see `TeacherRecipe`.
+
+    learning_rates: in place of learning_rate; a teacher each, the one that selects best is taken, of equals the first.
+    """
 
     epochs: Positive = 3
     learning_rate: Rate = 5e-5
+    learning_rates: tuple[Rate, ...] = ()
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if "learning_rates" in self.model_fields_set:
+            if "learning_rate" in self.model_fields_set:
+                raise ValueError("give learning_rate or learning_rates, not both")
+            if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
+                raise ValueError(f"learning_rates: {list(self.learning_rates)} is no list of different rates")
+        return self
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        values: dict[str, Any] = handler(self)
+        values.pop("learning_rate" if self.learning_rates else "learning_rates", None)
+        return values
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """All to be tried."""
+        return self.learning_rates or (self.learning_rate,)
+
+    def changed(self, by: Self) -> Self:
+        """With what another was given in place of its own; one rate replaces several, and several one."""
+        given = by.model_dump(exclude_unset=True)
+        if "learning_rate" in given:
+            given["learning_rates"] = ()
+        return self.model_copy(update=given)
 
 
 class StudentTraining(Strict):
@@ -65,13 +104,32 @@ class StudentTraining(Strict):
     paper_share: Share = 1.0
 
 
-class StudentsScale(Strict):
+class TaskSettings(Strict):
+    """What tasks may differ in.
+
+    Args:
+        train_limit, eval_limit: examples; none: all.
+        selection_share: of the training examples, set aside to choose by.
+    """
+
+    train_limit: Positive | None = None
+    eval_limit: Positive | None = None
+    teacher: TeacherTraining = TeacherTraining()
+    student: StudentTraining = StudentTraining()
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    batch_size: Positive = 16
+    train_batch_size: Positive = 32
+    max_length: Positive = 128
+    selection_share: Share = 0.05
+
+
+class StudentsScale(TaskSettings):
     """How much of an experiment that trains and infers.
 
     Args:
         backbone: made-up (tiny, random), minilm, a folder, or a model of the hub.
         data: made-up sentences, or real ones: those of --data-dir, or of the hub.
-        train_limit, eval_limit: examples; none: all.
+        by_task: what a task has in place of the scale's settings; only the keys that are given count.
         shares: of the training examples that students are distilled on.
         private: names of the models that also run privately; none: all.
         torch_threads: of a training; none: torch's own choice. One makes a run repeatable on another machine.
@@ -80,30 +138,45 @@ class StudentsScale(Strict):
     backbone: str = "minilm"
     data: Literal["made-up", "real"] = "real"
     tasks: tuple[TaskName, ...] = Field(min_length=1)
-    train_limit: Positive | None = None
-    eval_limit: Positive | None = None
-    teacher: TeacherTraining = TeacherTraining()
-    student: StudentTraining = StudentTraining()
-    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    # Left out of a dump where there is none: records and steps made before there were any stay what they are.
+    by_task: Mapping[TaskName, TaskSettings] = Field(default={}, exclude_if=lambda value: not value)
     gelu: tuple[Gelu, ...] = Field(default=("quad",), min_length=1)
     softmax: tuple[Softmax, ...] = Field(default=("2quad",), min_length=1)
     shares: tuple[Share, ...] = Field(default=(1.0,), min_length=1)
     engines: tuple[Engine, ...] = Field(default=("mpcformer",), min_length=1)
     networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
     private: tuple[str, ...] | None = None
-    batch_size: Positive = 16
-    train_batch_size: Positive = 32
-    max_length: Positive = 128
-    selection_share: Share = 0.05
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"
     torch_threads: Positive | None = None
+
+    @model_validator(mode="after")
+    def _asked_for(self) -> Self:
+        others = [task for task in self.by_task if task not in self.tasks]
+        if others:
+            sections, tasks = ", ".join(f"by_task.{task}" for task in others), ", ".join(self.tasks)
+            raise ValueError(f"{sections}: not among tasks ({tasks}); add to tasks, or leave the section out")
+        return self
+
+    @field_serializer("by_task")
+    def _given(self, by_task: Mapping[str, TaskSettings]) -> dict[str, Any]:
+        return {task: settings.model_dump(mode="json", exclude_unset=True) for task, settings in by_task.items()}
+
+    def of(self, task: str) -> Self:
+        """The scale as one task has it."""
+        if task not in self.by_task:
+            return self.model_copy(update={"by_task": {}})
+        given = self.by_task[task]
+        changes = {name: getattr(given, name) for name in given.model_fields_set}
+        changes["teacher"] = self.teacher.changed(given.teacher)
+        changes["student"] = self.student.model_copy(update=given.student.model_dump(exclude_unset=True))
+        return self.model_copy(update={"by_task": {}, **changes})
 
     def axes(self) -> dict[Axis, int]:
         """How many points each axis has, models apart."""
         return {
             "task": len(self.tasks),
-            "seed": len(self.seeds),
+            "seed": max(len(self.of(task).seeds) for task in self.tasks),
             "gelu": len(self.gelu),
             "softmax": len(self.softmax),
             "share": len(self.shares),

@@ -76,10 +76,9 @@ class Students:
 
     def _load(self) -> None:
         """Data and backbone, and their digests. What is made up can be when there is a folder for it."""
-        scale = self.scale
-        self.backbone = _backbone(scale.backbone, self.made_up / "model")
-        for name in scale.tasks:
-            task = get_task(name)
+        self.backbone = _backbone(self.scale.backbone, self.made_up / "model")
+        for name in self.scale.tasks:
+            task, scale = get_task(name), self.scale.of(name)
             if scale.data == MADE_UP:
                 madeup.write_data(self.made_up, task)
             train = load_examples(task, task.train_split, data_dir=self.data_dir, limit=scale.train_limit)
@@ -98,10 +97,11 @@ class Students:
         """
         if not self.data:
             self._load()
-        teachers = {key: self._teacher(*key) for key in itertools.product(self.scale.tasks, self.scale.seeds)}
+        keys = [(task, seed) for task in self.scale.tasks for seed in self.scale.of(task).seeds]
+        teachers = {key: [self._teacher(*key, rate) for rate in self.scale.of(key[0]).teacher.rates] for key in keys}
         found = Found(examples=self.examples)
-        found.n_trained += self.place.models.provide(list(teachers.values()))
-        folders = {key: self.place.models.path(training) for key, training in teachers.items()}
+        found.n_trained += self.place.models.provide(list(itertools.chain(*teachers.values())))
+        folders = {key: self._best(key, grid, found) for key, grid in teachers.items()}
         students = {variant: self._student(variant, folders) for variant in self._variants()}
         found.n_trained += self.place.models.provide(list(students.values()))
         for (task, seed), folder in folders.items():
@@ -120,31 +120,44 @@ class Students:
                 found.rows.append(Row(row_key, _measured(get_task(variant.task), results)))
         return found
 
-    def _teacher(self, task: str, seed: int) -> Training:
-        scale = self.scale
+    def _teacher(self, task: str, seed: int, rate: float) -> Training:
+        scale = self.scale.of(task)
         recipe = TeacherRecipe(
             task=task,
             model=str(self.backbone),
             data_dir=self.data_dir,
             limit=scale.train_limit,
             epochs=scale.teacher.epochs,
-            learning_rate=scale.teacher.learning_rate,
+            learning_rate=rate,
             batch_size=scale.train_batch_size,
             max_length=scale.max_length,
             seed=seed,
             precision=scale.precision,
             selection_share=scale.selection_share,
         )
-        label = f"teacher, {task}, seed {seed}"
+        label = f"teacher, {task}, seed {seed}, rate {rate:g}"
         return Training(label, recipe, self.data[task]["train"], self.base_digest, scale.torch_threads)
 
+    def _best(self, key: tuple[str, int], grid: list[Training], found: Found) -> Path:
+        """Of teachers of one task and seed the one that scored best on the examples set aside, of equals the first."""
+        folders = [self.place.models.path(training) for training in grid]
+        if len(folders) == 1:
+            return folders[0]
+        rates = self.scale.of(key[0]).teacher.rates
+        scores = [read_json(folder / "teacher.json")["selection_score"] for folder in folders]
+        best = scores.index(max(scores))
+        tried = [{"learning_rate": r, "selection_score": s} for r, s in zip(rates, scores, strict=True)]
+        found.teachers.append({"task": key[0], "seed": key[1], "learning_rate": rates[best], "grid": tried})
+        return folders[best]
+
     def _variants(self) -> Iterator[Variant]:
-        s = self.scale
-        for values in itertools.product(s.tasks, self.spec.models, s.gelu, s.softmax, s.shares, s.seeds):
-            yield Variant(*values)
+        for task in self.scale.tasks:
+            s = self.scale.of(task)
+            for values in itertools.product(self.spec.models, s.gelu, s.softmax, s.shares, s.seeds):
+                yield Variant(task, *values)
 
     def _student(self, variant: Variant, teachers: dict[tuple[str, int], Path]) -> Training:
-        scale, model = self.scale, variant.model
+        scale, model = self.scale.of(variant.task), variant.model
         teacher = teachers[variant.task, variant.seed]
         # A share of all is all: the recipe's words, and so the model, are those of an experiment without shares.
         limit = scale.train_limit if variant.share == 1 else max(1, round(variant.share * self.n_train[variant.task]))
@@ -175,16 +188,16 @@ class Students:
 
     def _score(self, task_name: str, folder: Path, found: Found) -> float:
         """Of a model in plaintext, from a step that is kept."""
-        task = get_task(task_name)
+        task, scale = get_task(task_name), self.scale.of(task_name)
         asked: dict[str, Any] = {"model": sha256_file(folder / WEIGHTS), "eval": self.data[task_name]["eval"]}
-        asked |= {"limit": self.scale.eval_limit, "max_length": self.scale.max_length}
+        asked |= {"limit": scale.eval_limit, "max_length": scale.max_length}
         path = self.place.runs / f"score-{task_name}-{digest(asked)[:12]}.json"
         if not path.is_file():
             with console.status(f"plaintext score, {task_name}"):
-                examples = load_examples(task, EVAL, data_dir=self.data_dir, limit=self.scale.eval_limit)
+                examples = load_examples(task, EVAL, data_dir=self.data_dir, limit=scale.eval_limit)
                 model, tokenizer = load_checkpoint(folder, **_forms(folder)), load_tokenizer(folder)
                 positions = model.config.max_position_embeddings
-                encoded = encode(tokenizer, examples, positions=positions, max_length=self.scale.max_length)
+                encoded = encode(tokenizer, examples, positions=positions, max_length=scale.max_length)
                 logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=EVAL_BATCH)
                 metrics = compute_metrics(task, logits, examples.labels, examples.groups)
             write_json(path, {"asked": asked, "metrics": metrics})
@@ -193,7 +206,7 @@ class Students:
 
     def _infer(self, key: dict[str, Any], student: Path, teacher: Path, found: Found) -> dict[str, Any]:
         """results.json of a private run: one that is kept, or a new one, or the rest of one that was stopped."""
-        scale = self.scale
+        scale = self.scale.of(key["task"])
         job = InferenceJob(
             student=student,
             teacher=teacher,

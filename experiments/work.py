@@ -37,12 +37,14 @@ class Found:
         rows: of results.
         curves: by function, the points of its forms: {"x": [...], FORM: [...]}.
         examples: what scores were measured on, for the reader.
+        teachers: of several learning rates, which was taken and how all scored on the examples set aside.
         n_trained, n_run: work that was not there already.
     """
 
     rows: list[Row] = field(default_factory=list)
     curves: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     examples: dict[str, Any] = field(default_factory=dict)
+    teachers: list[dict[str, Any]] = field(default_factory=list)
     n_trained: int = 0
     n_run: int = 0
 

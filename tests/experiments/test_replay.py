@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,15 @@ import typer
 from typer.testing import CliRunner
 
 import distill.loop
-from experiments import commands, models, replay, students
+from distill.teacher import TeacherRecipe
+from experiments import commands, models, record, replay, students
 from experiments.figures import draw, pareto
 from experiments.madeup import write_data, write_model
 from experiments.outputs import BarsFigure, TableSpec
 from experiments.quantities import Row
 from experiments.replay import ReplayOptions, run
-from experiments.spec import find
+from experiments.scales import StudentsScale
+from experiments.spec import StudentsExperiment, find
 from experiments.tables import build, csv_text, latex, markdown
 from experiments.work import Found
 from mpcformer.errors import MPCFormerError, UserInputError
@@ -144,13 +147,60 @@ def test_its_own_record_holds_and_a_changed_number_is_refused(
     run(glue(shop, check=folder / "results.json"))
     assert "within the tolerances" in capsys.readouterr().out
     for name, change in (("private_score", -0.2), ("rounds", 1), ("online_bytes", 1)):
-        record = read_json(folder / "results.json")
-        row = next(row for row in record["rows"] if name in row["values"])
+        changed = read_json(folder / "results.json")
+        row = next(row for row in changed["rows"] if name in row["values"])
         row["values"][name] += change
-        write_json(tmp_path / "record.json", record)
+        write_json(tmp_path / "record.json", changed)
         with pytest.raises(MPCFormerError, match=rf"1 of 10 rows differ from .*{row['key']['model']}.*: {name}"):
             run(glue(shop, check=tmp_path / "record.json"))
     assert counted.trained == counted.private == []
+
+
+def test_a_record_is_the_results_and_says_nothing_of_the_machine_or_the_sentences(
+    folder: Path, shop: Path, tmp_path: Path, counted: Counted, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "new" / "records"
+    for _ in range(2):  # the second overwrites the first
+        run(glue(shop, record=records, check=folder / "results.json"))
+        assert f"recorded: {records / 'glue-smoke.json'}" in capsys.readouterr().out.replace("\n", "")
+    text = (records / "glue-smoke.json").read_text()
+    assert text == (folder / "results.json").read_text()
+    assert [path.name for path in records.iterdir()] == ["glue-smoke.json"]
+    for place in (shop, shop.parent, find("glue").parent, Path.home(), Path.cwd()):
+        assert str(place) not in text
+    assert socket.gethostname() not in text
+    for name in ("sst2", "stsb"):
+        task = get_task(name)
+        for split in (task.train_split, "eval"):
+            for texts in load_examples(task, split, data_dir=folder / "made-up").texts:
+                assert not [sentence for sentence in texts if sentence in text]
+    assert len(text) < 20_000
+    assert counted.trained == counted.private == []
+
+
+def test_what_differs_from_a_record_is_not_recorded(folder: Path, shop: Path, tmp_path: Path) -> None:
+    changed = read_json(folder / "results.json")
+    changed["rows"][0]["values"]["score"] -= 0.3
+    write_json(tmp_path / "old.json", changed)
+    with pytest.raises(MPCFormerError, match="1 of 10 rows differ"):
+        run(glue(shop, check=tmp_path / "old.json", record=tmp_path / "records"))
+    assert not (tmp_path / "records").exists()
+
+
+@pytest.mark.parametrize(
+    "place", ["/models/bert", "~/bert", "../bert", "weights of /models/bert", "C:\\bert", "tests/tiny.py"]
+)
+def test_a_path_is_not_recorded(tmp_path: Path, place: str) -> None:
+    with pytest.raises(UserInputError, match="is a path of this machine"):
+        record.target(tmp_path / "records", "glue", "cpu", {"tasks": ["rte"], "teacher": {"from": place}})
+    with pytest.raises(UserInputError, match="is a path of this machine"):
+        record.write(tmp_path / "records" / "a.json", {"rows": [{place: 1}]})
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_path_is_recorded(tmp_path: Path) -> None:
+    for text in ("google-bert/bert-base-uncased", "s/example", "and/or", "none", "5,200", "1/2, 3/4"):
+        assert record.target(tmp_path, "glue", "cpu", {"a": text}) == tmp_path / "glue-cpu.json"
 
 
 def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None:
@@ -179,13 +229,103 @@ def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -
     spec = replay.load(find("glue"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
-    training = work._teacher("sst2", 0)
+    training = work._teacher("sst2", 0, 3e-3)
     assert place.models.path(training).is_dir()
     for change in ({"data": "other"}, {"source": "other"}, {"torch_threads": 2}):
         assert replace(training, **change).name != training.name
-    assert work._teacher("sst2", 1).name != training.name
+    assert work._teacher("sst2", 1, 3e-3).name != training.name
     elsewhere = replace(training, recipe=replace(training.recipe, data_dir=Path("/elsewhere")))
     assert elsewhere.name == training.name
+
+
+def test_a_task_of_other_settings_has_other_models_and_jobs_the_others_keep_theirs(
+    folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = """[scale.smoke.by_task.stsb]
+train_limit = 128
+eval_limit = 8
+seeds = [1, 2]
+max_length = 24
+batch_size = 4
+train_batch_size = 8
+selection_share = 0.25
+teacher = { epochs = 5 }
+student = { epochs1 = 3, paper_share = 0.2 }
+
+[scale.cpu]"""
+    (tmp_path / "glue.toml").write_text(find("glue").read_text().replace("[scale.cpu]", section))
+    plain, other = (
+        students.Students(spec, spec.scale["smoke"], replay.Place(shop / "glue", None, models.ModelCache(shop / "m")))  # type: ignore[arg-type]
+        for spec in (replay.load(find("glue")), replay.load(tmp_path / "glue.toml"))
+    )
+    plain._load()
+    other._load()
+    assert plain._teacher("sst2", 0, 3e-3).name == other._teacher("sst2", 0, 3e-3).name
+    assert other.n_train == {"sst2": 192, "stsb": 128}
+    teacher = other._teacher("stsb", 1, 3e-3).recipe
+    assert (teacher.limit, teacher.batch_size, teacher.max_length, teacher.selection_share) == (128, 8, 24, 0.25)
+    assert isinstance(teacher, TeacherRecipe)
+    assert (teacher.epochs, teacher.learning_rate) == (5, 3e-3)
+    variants = list(other._variants())
+    assert [(v.task, v.seed) for v in variants[:1] + variants[-2:]] == [("sst2", 0), ("stsb", 1), ("stsb", 2)]
+    some = next(path.parent for path in (shop / "models").glob("*/teacher.json"))
+    teachers = {(task, seed): some for task in ("sst2", "stsb") for seed in (0, 1, 2)}
+    for variant in variants:
+        recipe, published = other._student(variant, teachers).recipe, variant.model.recipe == "paper"
+        if variant.task == "sst2":
+            assert recipe == plain._student(variant, teachers).recipe
+        else:
+            assert (recipe.limit, recipe.batch_size, recipe.max_length) == (128, 8, 24)
+            assert recipe.epochs1 == (20 if published else 3)  # type: ignore[union-attr]
+    jobs: list[Any] = []
+
+    def stopped(job: Any, out: Path) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "check", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        other._infer({"task": "stsb", "engine": "mpcformer", "network": "none"}, some, some, Found())
+    assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
+
+
+def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tmp_path: Path, counted: Counted) -> None:
+    text = find("glue").read_text()
+    for old, new in (
+        ('tasks = ["sst2", "stsb"]', 'tasks = ["sst2"]'),
+        ('private = ["our recipe"]', "private = []"),
+        ("teacher = { epochs = 6, learning_rate = 3e-3 }", "teacher = { epochs = 6, learning_rates = [1e-6, 3e-3] }"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "glue.toml").write_text(text)
+    values = run(
+        ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=tmp_path / "out", models=shop / "models")
+    )
+    assert len(counted.trained) == 1, "the other teacher, and its students, are there already"
+    (chosen,) = values["teachers"]
+    assert (chosen["task"], chosen["seed"], chosen["learning_rate"]) == ("sst2", 0, 3e-3)
+    tried = [(row["learning_rate"], row["selection_score"]) for row in chosen["grid"]]
+    assert [rate for rate, _ in tried] == [1e-6, 3e-3]
+    assert tried[0][1] < tried[1][1]
+    before = {row["key"]["model"]: row["values"]["score"] for row in read_json(folder / "results.json")["rows"][:1]}
+    assert {row["key"]["model"]: row["values"]["score"] for row in values["rows"][:1]} == before
+    assert "at 1e-06" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path: Path) -> None:
+    rates = {"teacher": {"learning_rates": [1e-4, 5e-5, 2e-5]}}
+    spec = replay.load(find("glue"))
+    assert isinstance(spec, StudentsExperiment)
+    scale = StudentsScale(backbone="made-up", data="made-up", tasks=("sst2",), **rates)  # type: ignore[arg-type]
+    work = students.Students(spec, scale, replay.Place(shop / "glue", None, models.ModelCache(tmp_path)))
+    work._load()
+    grid, found = [work._teacher("sst2", 0, rate) for rate in scale.teacher.rates], Found()
+    for training, score in zip(grid, (0.7, 0.8, 0.8), strict=True):
+        work.place.models.path(training).mkdir()
+        write_json(work.place.models.path(training) / "teacher.json", {"selection_score": score})
+    assert work._best(("sst2", 0), grid, found) == work.place.models.path(grid[1])
+    assert found.teachers[0]["learning_rate"] == 5e-5
 
 
 def test_a_training_goes_on_from_its_last_checkpoint(
@@ -195,7 +335,7 @@ def test_a_training_goes_on_from_its_last_checkpoint(
     place = replay.Place(shop / "glue", None, models.ModelCache(tmp_path / "models"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
-    training, calls = work._teacher("sst2", 0), []
+    training, calls = work._teacher("sst2", 0, 3e-3), []
     step, teacher = distill.loop._Runner._step, models.train_teacher
 
     def stopped(self: Any, number: int, indices: list[int]) -> float:

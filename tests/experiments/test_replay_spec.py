@@ -7,7 +7,7 @@ import pytest
 from experiments.compare import differences
 from experiments.outputs import Tolerance, Tolerances
 from experiments.replay import ReplayOptions, run
-from experiments.scales import BenchScale
+from experiments.scales import BenchScale, StudentsScale
 from experiments.spec import SCALES, find, load, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
@@ -72,6 +72,30 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("forms", 'rows = ["task", "gelu", "softmax"]', 'rows = ["task", "gelu"]', "forms: scale.smoke varies softmax"),
         ("networks", '"5,200"', '"5,0"', "'5,0' is no network"),
         ("networks", 'engines = ["mpcformer"]', 'engines = ["spdz"]', "engine 'spdz' is unknown"),
+        ("glue", "[scale.cpu]", "[scale.smoke.by_task.sst3]\n[scale.cpu]", r"by_task.sst3.*'sst3' is unknown"),
+        (
+            "glue",
+            "[scale.cpu]",
+            "[scale.smoke.by_task.rte]\n[scale.cpu]",
+            r"by_task.rte: not among tasks \(sst2, stsb\)",
+        ),
+        (
+            "glue",
+            "[scale.cpu]",
+            '[scale.smoke.by_task.stsb]\nengines = ["crypten"]\n[scale.cpu]',
+            "by_task.stsb.engines",
+        ),
+        ("glue", "[scale.cpu]", "[scale.smoke.by_task.stsb]\nseeds = []\n[scale.cpu]", "by_task.stsb.seeds"),
+        (
+            "glue",
+            "[scale.cpu]",
+            "[scale.smoke.by_task.stsb]\nteacher = { epoch = 1 }\n[scale.cpu]",
+            "teacher.epoch: Extra",
+        ),
+        ("glue", "learning_rate = 3e-3", "learning_rate = 3e-3, learning_rates = [1e-3]", "learning_rates, not both"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = []", r"teacher: learning_rates: \[\] is no list"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 1e-3]", "is no list of different rates"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 0]", r"teacher.learning_rates.1: .*greater than 0"),
         ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
         ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
     ],
@@ -79,6 +103,46 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
 def test_one_error(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
     with pytest.raises(UserInputError, match=message):
         load(wrong(tmp_path, name, (old, new)))
+
+
+def test_a_task_has_the_scales_settings_but_for_its_own(tmp_path: Path) -> None:
+    section = """[scale.smoke.by_task.stsb]
+eval_limit = 8
+seeds = [3, 4]
+teacher = { epochs = 2 }
+student = { learning_rate2 = 2e-3 }
+
+[scale.cpu]"""
+    scale = scale_of(load(wrong(tmp_path, "glue", ("[scale.cpu]", section))), "smoke")
+    plain = scale_of(load(find("glue")), "smoke")
+    assert isinstance(scale, StudentsScale)
+    assert isinstance(plain, StudentsScale)
+    assert scale.of("sst2") == plain.of("sst2") == plain
+    own = scale.of("stsb")
+    assert (own.eval_limit, own.train_limit, own.seeds) == (8, 192, (3, 4))
+    assert (own.teacher.epochs, own.teacher.learning_rate) == (2, 3e-3)
+    assert (own.student.epochs1, own.student.learning_rate2, own.student.paper_share) == (6, 2e-3, 0.1)
+    assert scale.axes() == {**plain.axes(), "seed": 2}
+    # a dump names what was given, and nothing where nothing was: older records and kept steps stay what they are
+    assert "by_task" not in plain.model_dump(mode="json")
+    assert scale.model_dump(mode="json")["by_task"] == {
+        "stsb": {"eval_limit": 8, "seeds": [3, 4], "teacher": {"epochs": 2}, "student": {"learning_rate2": 2e-3}}
+    }
+
+
+def test_one_rate_of_a_task_replaces_several_and_several_one() -> None:
+    one, several = {"learning_rate": 1e-3}, {"epochs": 5, "learning_rates": [1e-4, 5e-5]}
+    for whole, own, rates, epochs in (
+        (one, several, (1e-4, 5e-5), 5),
+        (several, one, (1e-3,), 5),
+        (one, {}, (1e-3,), 3),
+    ):
+        settings = {"tasks": ["rte"], "teacher": whole, "by_task": {"rte": {"teacher": own} if own else {}}}
+        scale = StudentsScale.model_validate(settings)
+        teacher = scale.of("rte").teacher
+        assert (teacher.rates, teacher.epochs) == (rates, epochs)
+        assert len({"learning_rate", "learning_rates"} & teacher.model_dump().keys()) == 1
+        assert StudentsScale.model_validate(scale.model_dump(mode="json")) == scale
 
 
 def test_not_toml(tmp_path: Path) -> None:
@@ -94,6 +158,12 @@ def test_wrong_options_leave_nothing(tmp_path: Path) -> None:
     write_json(record, {"experiment": "glue", "scale": "full", "rows": []})
     file = tmp_path / "file"
     file.touch()
+    records = tmp_path / "records"
+    records.mkdir()
+    write_json(records / "glue-smoke.json", {"experiment": "imdb", "scale": "smoke", "rows": []})
+    others = tmp_path / "others"
+    others.mkdir()
+    write_json(others / "glue-smoke.json", {"precious": 1})
     before = set(tmp_path.iterdir())
     cases = [
         ({"scale": "huge"}, "--scale: 'huge' is unknown"),
@@ -101,6 +171,9 @@ def test_wrong_options_leave_nothing(tmp_path: Path) -> None:
         ({"data_dir": tmp_path}, "--data-dir: .* is not for this"),
         ({"check": record}, "is of glue at scale full, not glue at smoke"),
         ({"check": tmp_path / "none.json"}, "does not exist"),
+        ({"record": records}, "--record: .*glue-smoke.json is of imdb at scale smoke, not glue at smoke"),
+        ({"record": others}, "--record: .*glue-smoke.json holds no results"),
+        ({"record": file}, "--record: .* is a file"),
         ({"out": file}, "--out: .* is a file"),
         ({"models": file}, "--models: .* is a file"),
         ({"scale": "cpu", "data_dir": tmp_path / "nowhere"}, "is not a folder"),

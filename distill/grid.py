@@ -1,0 +1,96 @@
+"""Teachers that differ in their learning rate alone: trained in turn, the one that selects best is kept.
+
+Each lives in `<out>.partial/lr-<rate>/` until all are there; then the best becomes `<out>`. They are scored on the part
+of the training set that was set aside, never on the reported split.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from distill.prepare import check_numbers
+from distill.teacher import TeacherRecipe, load_material, train_teacher
+from distill.workspace import Workspace
+from mpcformer.console import console
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, write_json
+
+
+def train_teachers(
+    recipe: TeacherRecipe,
+    learning_rates: Sequence[float],
+    out: Path,
+    *,
+    resume: bool = False,
+    checkpoint_minutes: float = 5.0,
+    tensorboard: Path | None = None,
+) -> dict[str, Any]:
+    """Train a teacher at each rate and keep the one of the best selection score, of equals the first.
+
+    Args:
+        recipe: of all; its own learning rate does not count.
+        learning_rates: one is an ordinary training.
+        out: where the best goes; the others are removed.
+        resume: go on where an interrupted call of the same recipe and rates was.
+        checkpoint_minutes: between checkpoints.
+        tensorboard: a folder that gets one a rate.
+
+    Returns:
+        What teacher.json holds; of several rates also `grid`, each with its selection score.
+
+    Raises:
+        UserInputError: anything wrong with the recipe or a rate, found before training.
+        MPCFormerError: a rate's loss is no longer finite.
+    """
+    rates = list(learning_rates)
+    for rate in rates:
+        check_numbers(lr=rate)
+        if rates.count(rate) > 1:
+            raise UserInputError(f"--lr: {rate} is given twice", "give each rate once")
+    if len(rates) == 1:
+        return train_teacher(
+            replace(recipe, learning_rate=rates[0]),
+            out,
+            resume=resume,
+            checkpoint_minutes=checkpoint_minutes,
+            tensorboard=tensorboard,
+        )
+    several: dict[str, Any] = {"learning_rate": rates}
+    work = Workspace(out, replace(recipe, **several), resume=resume)
+    load_material(recipe)  # for its errors: nothing is left where one is found
+    work.open()
+    folders = {rate: work.folder / f"lr-{rate!r}" for rate in rates}
+    grid: list[dict[str, float]] = []
+    for number, (rate, folder) in enumerate(folders.items(), 1):
+        console.rule(f"{number}/{len(rates)} learning rate {rate:g}", align="left")
+        if folder.is_dir():
+            console.print(f"kept from {folder}")
+            record = read_json(folder / "teacher.json")
+        else:
+            record = train_teacher(
+                replace(recipe, learning_rate=rate),
+                folder,
+                resume=_resumable(folder),
+                checkpoint_minutes=checkpoint_minutes,
+                tensorboard=tensorboard / folder.name if tensorboard else None,
+            )
+        grid.append({"learning_rate": rate, "selection_score": record["selection_score"]})
+    best = folders[max(grid, key=lambda row: row["selection_score"])["learning_rate"]]
+    record = read_json(best / "teacher.json") | {"grid": grid}
+    write_json(best / "teacher.json", record)
+    if out.is_dir():
+        out.rmdir()
+    best.rename(out)
+    shutil.rmtree(work.folder)
+    return dict(record)
+
+
+def _resumable(folder: Path) -> bool:
+    """Whether a rate's training can be gone on with; one that had only made its folder is removed."""
+    partial = folder.with_name(f"{folder.name}.partial")
+    if (partial / "recipe.json").is_file():
+        return True
+    shutil.rmtree(partial, ignore_errors=True)
+    return False
