@@ -55,6 +55,8 @@ class Quantity:
 QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score, plaintext", "score"),
     "private_score": Quantity("score, private", "score"),
+    "kept": Quantity("of the teacher's score", "score"),
+    "compared_score": Quantity("score, plaintext, same examples", "score"),
     "label_agreement": Quantity("label agreement", "score"),
     "max_logit_error": Quantity("largest logit error", "error"),
     "plaintext_seconds": Quantity("plaintext, median", "seconds", "s/example"),

@@ -48,12 +48,26 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class ModelSpec(Strict):
-    """A way to make a student; see `DistillRecipe`."""
+    """A way to make a student; see `DistillRecipe`.
+
+    Args:
+        name: unique in its experiment.
+        recipe: ours or the published one.
+        start: none: the recipe's.
+        gelu, softmax: in place of the scale's.
+        layers, intermediate: none: the teacher's.
+        untrained: nothing but the start.
+    """
 
     name: str = Field(min_length=1)
-    recipe: Literal["fast", "paper"] = "fast"
-    start: Annotated[str, _known(CHOICES["start"], "start")] = "teacher"
+    recipe: Literal["fitted", "paper"] = "fitted"
+    start: Annotated[str, _known(CHOICES["start"], "start")] | None = None
     objective: Annotated[str, _known(CHOICES["objective"], "objective")] = "distil"
+    gelu: Gelu | None = None
+    softmax: Softmax | None = None
+    layers: Positive | None = None
+    intermediate: Positive | None = None
+    untrained: bool = False
 
 
 class TeacherTraining(Strict):
@@ -95,13 +109,20 @@ class TeacherTraining(Strict):
 
 
 class StudentTraining(Strict):
-    """How a scale distils by the fast recipe; paper_share: of the published recipe's epochs, at least one a stage."""
+    """How a scale distils.
+
+    Args:
+        epochs1, learning_rate1, epochs2, learning_rate2: by our recipe.
+        paper_share: of the published recipe's epochs, at least one a stage.
+        share: of the training examples that the students are distilled on; the teacher has them all.
+    """
 
     epochs1: Epochs = 4
     learning_rate1: Rate = 1e-4
     epochs2: Epochs = 2
     learning_rate2: Rate = 3e-5
     paper_share: Share = 1.0
+    share: Share = Field(default=1.0, exclude_if=lambda value: value == 1)
 
 
 class TaskSettings(Strict):
@@ -109,11 +130,13 @@ class TaskSettings(Strict):
 
     Args:
         train_limit, eval_limit: examples; none: all.
+        private_limit: of the evaluated examples, those that are also inferred privately; none: all.
         selection_share: of the training examples, set aside to choose by.
     """
 
     train_limit: Positive | None = None
     eval_limit: Positive | None = None
+    private_limit: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
     teacher: TeacherTraining = TeacherTraining()
     student: StudentTraining = StudentTraining()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -130,7 +153,8 @@ class StudentsScale(TaskSettings):
         backbone: made-up (tiny, random), minilm, a folder, or a model of the hub.
         data: made-up sentences, or real ones: those of --data-dir, or of the hub.
         by_task: what a task has in place of the scale's settings; only the keys that are given count.
-        shares: of the training examples that students are distilled on.
+        shares: of the training examples that students are distilled on, one student each.
+        models: names of the experiment's models that this scale makes; none: all.
         private: names of the models that also run privately; none: all.
         torch_threads: of a training; none: torch's own choice. One makes a run repeatable on another machine.
     """
@@ -145,6 +169,7 @@ class StudentsScale(TaskSettings):
     shares: tuple[Share, ...] = Field(default=(1.0,), min_length=1)
     engines: tuple[Engine, ...] = Field(default=("mpcformer",), min_length=1)
     networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
+    models: tuple[str, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
     private: tuple[str, ...] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"

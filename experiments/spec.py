@@ -68,9 +68,16 @@ class StudentsExperiment(_Experiment):
         published = [model.name for model in self.models if model.recipe == "paper"]
         for name, scale in self.scale.items():
             problems += [
-                f"scale.{name}.private: model {model!r} is unknown"
-                for model in scale.private or ()
+                f"scale.{name}.{key}: model {model!r} is unknown"
+                for key, chosen in (("models", scale.models), ("private", scale.private))
+                for model in chosen or ()
                 if model not in names
+            ]
+            problems += [
+                f"model {model.name!r}: has a {key} of its own, and scale.{name} varies {key}"
+                for model in self.models
+                for key in ("gelu", "softmax")
+                if getattr(model, key) and len(getattr(scale, key)) > 1
             ]
             problems += [
                 f"scale.{name}.tasks: {task} has no published recipe, which model {published[0]!r} is made by"
@@ -83,7 +90,7 @@ class StudentsExperiment(_Experiment):
 
     def axes(self, scale: Any) -> dict[Axis, int]:
         """The scale's, and the models."""
-        return {**scale.axes(), "model": len(self.models)}
+        return {**scale.axes(), "model": len(scale.models or self.models)}
 
 
 class BenchExperiment(_Experiment):

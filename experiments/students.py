@@ -104,20 +104,18 @@ class Students:
         folders = {key: self._best(key, grid, found) for key, grid in teachers.items()}
         students = {variant: self._student(variant, folders) for variant in self._variants()}
         found.n_trained += self.place.models.provide(list(students.values()))
-        for (task, seed), folder in folders.items():
-            key: dict[str, str | int | float] = {"task": task, "model": "teacher", "seed": seed}
-            found.rows.append(Row(key, {"score": self._score(task, folder, found)}))
+        scores = {key: self._score(key[0], folder, found) for key, folder in folders.items()}
+        for (task, seed), score in scores.items():
+            found.rows.append(Row({"task": task, "model": "teacher", "seed": seed}, {"score": score}))
         for variant, training in students.items():
-            student, teacher = self.place.models.path(training), folders[variant.task, variant.seed]
-            if self.scale.private is not None and variant.model.name not in self.scale.private:
-                score = {"score": self._score(variant.task, student, found)}
-                links = itertools.product(self.scale.engines, self.scale.networks)
-                found.rows += [Row(variant.key() | {"engine": e, "network": n}, dict(score)) for e, n in links]
-                continue
+            student, of = self.place.models.path(training), (variant.task, variant.seed)
+            score = self._score(variant.task, student, found)
+            values = {"score": score, **({"kept": score / scores[of]} if scores[of] > 0 else {})}
+            secret = self.scale.private is None or variant.model.name in self.scale.private
             for engine, network in itertools.product(self.scale.engines, self.scale.networks):
-                row_key = variant.key() | {"engine": engine, "network": network}
-                results = self._infer(row_key, student, teacher, found)
-                found.rows.append(Row(row_key, _measured(get_task(variant.task), results)))
+                key = variant.key() | {"engine": engine, "network": network}
+                private = self._infer(key, student, folders[of], found) if secret else None
+                found.rows.append(Row(key, values | (_measured(get_task(variant.task), private) if private else {})))
         return found
 
     def _teacher(self, task: str, seed: int, rate: float) -> Training:
@@ -153,14 +151,19 @@ class Students:
     def _variants(self) -> Iterator[Variant]:
         for task in self.scale.tasks:
             s = self.scale.of(task)
-            for values in itertools.product(self.spec.models, s.gelu, s.softmax, s.shares, s.seeds):
-                yield Variant(task, *values)
+            for model in self.spec.models:
+                if s.models is not None and model.name not in s.models:
+                    continue
+                forms = ((model.gelu,) if model.gelu else s.gelu, (model.softmax,) if model.softmax else s.softmax)
+                for values in itertools.product(*forms, s.shares, s.seeds):
+                    yield Variant(task, model, *values)
 
     def _student(self, variant: Variant, teachers: dict[tuple[str, int], Path]) -> Training:
         scale, model = self.scale.of(variant.task), variant.model
         teacher = teachers[variant.task, variant.seed]
         # A share of all is all: the recipe's words, and so the model, are those of an experiment without shares.
-        limit = scale.train_limit if variant.share == 1 else max(1, round(variant.share * self.n_train[variant.task]))
+        share = variant.share * scale.student.share
+        limit = scale.train_limit if share == 1 else max(1, round(share * self.n_train[variant.task]))
         rates = ("epochs1", "learning_rate1", "epochs2", "learning_rate2")
         recipe = DistillRecipe(
             teacher=teacher,
@@ -174,8 +177,9 @@ class Students:
             seed=variant.seed,
             precision=scale.precision,
             selection_share=scale.selection_share,
-            start=model.start,
             objective=model.objective,
+            layers=model.layers,
+            intermediate=model.intermediate,
             **{name: getattr(scale.student, name) for name in rates},
         )
         if model.recipe == "paper":
@@ -183,6 +187,10 @@ class Students:
             for name in ("epochs1", "epochs2"):
                 published[name] = max(1, round(published[name] * scale.student.paper_share))
             recipe = replace(recipe, **published)
+        if model.untrained:
+            recipe = replace(recipe, epochs1=0, epochs2=0)
+        if model.start:
+            recipe = replace(recipe, start=model.start)
         label = ", ".join(str(value) for value in variant.key().values())
         return Training(label, recipe, self.data[variant.task]["train"], model_digest(teacher), scale.torch_threads)
 
@@ -212,7 +220,7 @@ class Students:
             teacher=teacher,
             task=key["task"],
             data_dir=self.data_dir,
-            limit=scale.eval_limit,
+            limit=min((n for n in (scale.private_limit, scale.eval_limit) if n), default=None),
             batch_size=scale.batch_size,
             max_length=scale.max_length,
             engine=key["engine"],
@@ -247,7 +255,7 @@ def _measured(task: Task, results: dict[str, Any]) -> dict[str, float]:
     """A row's values from a run's results.json."""
     n, online, offline = results["examples"], results["online"], results["offline"]
     return {
-        "score": score_of(task, results["metrics"]["student"]),
+        "compared_score": score_of(task, results["metrics"]["student"]),
         "private_score": score_of(task, results["metrics"]["private"]),
         "label_agreement": results["label_agreement"],
         "max_logit_error": results["max_abs_logit_error"],
