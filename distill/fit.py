@@ -7,8 +7,8 @@ chance. Four things that cost nothing privately, since they change weights and n
 2. A head's query is scaled so that (s + 5)^2 follows the teacher's softmax: its attended values are nearest.
 3. A unit's quadratic is the least squares fit of GELU on that unit's own inputs: a h^2 + b h + c with a > 0 is Quad of
    another weight and bias, and another bias behind it.
-4. The linear maps behind both forms are refitted by ridge regression to what the teacher adds there. Their inputs are
-   the student's own, so a layer makes up for what those before it lost.
+4. The linear maps behind both forms, and the pooler's, are refitted by ridge regression to what the teacher has there.
+   Their inputs are the student's own, so a layer makes up for what those before it lost.
 
 With fewer layers, a student's layer begins as the first of the teacher's layers that it stands for, and 4 fits it to
 the last. With fewer units, those are kept that add most to the layer's output.
@@ -24,6 +24,7 @@ import torch
 from torch import nn
 
 from distill.loop import Batch
+from distill.ridge import refit
 from mpcformer.approximations import QUAD_SHIFT, quad, two_quad, two_quad_const
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import Context, Layer, ResidualOutput, SelfAttention
@@ -34,8 +35,6 @@ SCALES = (0.5, 0.9, 1.3, 1.8, 2.3, 3.0, 4.0, 5.5, 8.0)
 SCALE_STRIDE = 4
 # A unit's curvature: a nearly linear one would need a huge shift, which fixed point cannot carry.
 CURVATURE = (0.02, 0.5)
-# Weight of the old map against the data, as a share of the inputs' mean square.
-RIDGE = 0.01
 
 Report = list[dict[str, float]]
 
@@ -110,10 +109,13 @@ def fit(
     spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
     _copy_rest(teacher, student)
     texts = [_embed(teacher, batch) for batch in batches]
-    return [
+    report = [
         _fit_layer(teacher.bert.layers[first:last], layer, texts)
         for (first, last), layer in zip(spans, student.bert.layers, strict=True)
     ]
+    theirs, ours = (cast(nn.Linear, model.bert.pooler["dense"]) for model in (teacher, student))
+    refit(ours, ((text.student[:, 0], theirs(text.teacher[:, 0])) for text in texts))
+    return report
 
 
 def layer_spans(n_teacher: int, n_student: int) -> list[tuple[int, int]]:
@@ -151,10 +153,10 @@ def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> di
         _scale_scores(first, layer, texts)
     if attention.log_divisor is not None:
         _fit_divisor(layer, texts)
-    _refit(parts.attention_output.dense, _attention_pairs(first, layer, texts))
+    refit(parts.attention_output.dense, _attention_pairs(first, layer, texts))
     if layer.activation is quad:
         _fit_units(layer, texts)
-    _refit(parts.output.dense, _output_pairs(sources, layer, texts))
+    refit(parts.output.dense, _output_pairs(sources, layer, texts))
     return _advance(sources, layer, texts)
 
 
@@ -316,23 +318,6 @@ def _output_pairs(
             theirs = _trace(source, x, text)
             x = theirs.after
         yield layer.activation(ours.inner)[text.real], (theirs.before - ours.middle)[text.real]
-
-
-def _refit(linear: nn.Linear, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-    """Ridge regression of wanted outputs (T, O) on inputs (T, I), drawn towards the present map."""
-    n, sums = 0, [torch.zeros((), dtype=torch.float64) for _ in range(4)]
-    for inputs, wanted in pairs:
-        n += len(inputs)
-        rest = wanted - linear(inputs)
-        parts = (inputs.sum(0), rest.sum(0), inputs.t() @ inputs, inputs.t() @ rest)
-        sums = [total.to(part.device) + part.double() for total, part in zip(sums, parts, strict=True)]
-    mean, rest_mean, gram, mixed = (total / n for total in sums)
-    gram = gram - mean[:, None] * mean
-    mixed = mixed - mean[:, None] * rest_mean
-    ridge = RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    change = torch.linalg.solve(gram + ridge, mixed)  # (I, O)
-    linear.weight.add_(change.t().to(linear.weight))
-    linear.bias.add_((rest_mean - mean @ change).to(linear.bias))
 
 
 def _advance(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:

@@ -68,6 +68,9 @@ class Training:
         """What the model's hash is of."""
         device = pick_device()
         recipe = {key: value for key, value in asdict(self.recipe).items() if key not in PLACES}
+        if isinstance(self.recipe, DistillRecipe):
+            # What is not asked for says nothing: a recipe that learns a new option keeps its models.
+            recipe = {key: value for key, value in recipe.items() if value not in (None, ())}
         return {
             "format": FORMAT,
             "kind": "teacher" if isinstance(self.recipe, TeacherRecipe) else "student",

@@ -166,7 +166,7 @@ def _write(place: Place, spec: Experiment, values: dict[str, Any], found: Found,
         remove(out / folder)
         (out / folder).mkdir()
     write_json(out / RESULTS, values)
-    built = _tables(spec, values)
+    built = tables_of(spec, values)
     for table in built:
         for end, text in (("md", tables.markdown), ("csv", tables.csv_text), ("tex", tables.latex)):
             write_text(out / "tables" / f"{table.name}.{end}", text(table))
@@ -183,7 +183,7 @@ def _write(place: Place, spec: Experiment, values: dict[str, Any], found: Found,
     write_json(out / MANIFEST, {"finished": finished, "asked": asked, "sha256": listed})
 
 
-def _tables(spec: Experiment, values: dict[str, Any]) -> list[tables.Table]:
+def tables_of(spec: Experiment, values: dict[str, Any]) -> list[tables.Table]:
     """Published figures stand beside scores on real data only."""
     real = values["settings"].get("data") != MADE_UP
     rows = [Row.from_json(row) for row in values["rows"]]
@@ -193,7 +193,7 @@ def _tables(spec: Experiment, values: dict[str, Any]) -> list[tables.Table]:
 
 
 def _show(spec: Experiment, values: dict[str, Any]) -> None:
-    for table in _tables(spec, values):
+    for table in tables_of(spec, values):
         grid = Grid(title=table.title, title_justify="left")
         for number, head in enumerate(table.head):
             grid.add_column(head, justify="left" if number < table.n_axes else "right", overflow="fold")

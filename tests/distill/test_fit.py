@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from distill.fit import CURVATURE, _fit_units, _refit, _Text, fit, layer_spans
+from distill.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
 from distill.recipe import DistillRecipe
+from distill.ridge import refit
 from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
@@ -183,11 +184,11 @@ def test_a_refit_finds_a_linear_map_and_leaves_a_good_one() -> None:
     linear, target = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
     rows = [torch.randn(50, 6, generator=generator) for _ in range(4)]
     for _ in range(20):  # each pass goes most of the way: the ridge draws towards the last
-        _refit(linear, [(x, target(x)) for x in rows])
+        refit(linear, [(x, target(x)) for x in rows])
     assert torch.allclose(linear.weight, target.weight, atol=1e-5)
     assert torch.allclose(linear.bias, target.bias, atol=1e-5)
     before = linear.weight.clone()
-    _refit(linear, [(x, linear(x)) for x in rows])
+    refit(linear, [(x, linear(x)) for x in rows])
     assert torch.allclose(linear.weight, before, atol=1e-6)
 
 
