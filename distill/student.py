@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from transformers.utils import logging as hf_logging
 
 from distill.calibrate import calibrate
+from distill.deviations import set_deviations
 from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.model_card import base_model_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
@@ -38,6 +39,7 @@ class DistillRecipe:
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
     start: whose weights the student starts from, the teacher's or fresh ones drawn from the seed.
     objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
+    constant_norms: LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
     """
 
     teacher: Path
@@ -59,6 +61,7 @@ class DistillRecipe:
     calibration_examples: int = 2000
     start: str = "teacher"
     objective: str = "distil"
+    constant_norms: tuple[str, ...] = ()
 
 
 CHOICES = {"start": ("teacher", "random"), "objective": ("distil", "labels")}
@@ -135,6 +138,7 @@ def distill_student(
     teacher.to(device)
     # Evaluation mode turns dropout off, which is all it does in BERT; gradients flow all the same.
     student.to(device).eval()
+    set_deviations(student, teacher, prepared.data.encoded, pad_id=prepared.data.pad_id)
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     log = train(student, _stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
     return _save(recipe, work, task, prepared, teacher=teacher, student=student, tokenizer=tokenizer, log=log)
@@ -149,7 +153,13 @@ def _load_pair(
             f"--teacher: {recipe.teacher} has {teacher.num_labels} outputs, task {task.name} needs {task.num_labels}",
             f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
         )
-    student = load_checkpoint(recipe.teacher, task=task.name, gelu=recipe.gelu, softmax=recipe.softmax)
+    student = load_checkpoint(
+        recipe.teacher,
+        task=task.name,
+        gelu=recipe.gelu,
+        softmax=recipe.softmax,
+        constant_norms=recipe.constant_norms,
+    )
     if recipe.start == "random":
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)

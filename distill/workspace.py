@@ -34,7 +34,7 @@ class Workspace:
         check_new_folder(out)
         self.out = out
         self.folder = out.with_name(f"{out.name}.partial")
-        self.recipe = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(recipe).items()}
+        self.recipe = {key: _plain(value) for key, value in asdict(recipe).items()}
         if resume:
             self._check_resumable()
         elif self.folder.exists():
@@ -84,3 +84,10 @@ class Workspace:
         if self.out.is_dir():
             shutil.rmtree(self.out)
         self.folder.rename(self.out)
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -131,8 +131,9 @@ class MPCFormerEngine:
             return columns
         words, positions = self._tables
         rows = words[columns].sum(1) + positions[: ids.size(1)].repeat(ids.size(0), 1)
-        normal = rows * (rows.square().mean(-1, keepdim=True) + self._config.layer_norm_eps).rsqrt()
-        first: torch.Tensor = (normal * 2.0**fp.INPUT_SCALE).round().long()
+        if self._constants.embedding_norm.function is not None:
+            rows = rows * (rows.square().mean(-1, keepdim=True) + self._config.layer_norm_eps).rsqrt()
+        first: torch.Tensor = (rows * 2.0**fp.INPUT_SCALE).round().long()
         return first
 
 
@@ -150,6 +151,7 @@ def engine_constants(public: PublicModel) -> fp.Constants:
         bounds=public.ranges.bounds,
         gelu=config.gelu,
         softmax=config.softmax,
+        constant_norms=config.constant_norms,
     )
 
 

@@ -108,6 +108,14 @@ def test_a_student_must_bring_its_divisors(tmp_path: Path, data_dir: Path) -> No
         load_student(folder)
 
 
+def test_a_student_must_bring_its_deviations(tmp_path: Path, data_dir: Path) -> None:
+    folder = save_student(tmp_path / "student", data_dir, constant_norms=["output"])
+    assert load_student(folder).config.constant_norms == ["layer.0.output", "layer.1.output"]
+    edit_weights(folder, **{"bert.encoder.layer.1.output.LayerNorm.log_deviation": None})
+    with pytest.raises(UserInputError, match=r"lacks bert\.encoder\.layer\.1\.output\.LayerNorm\.log_deviation"):
+        load_student(folder)
+
+
 def test_damaged_files(copy: Path) -> None:
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])

@@ -1,5 +1,6 @@
 """The student as a Hugging Face model: equal to transformers' BERT with gelu + softmax; seen, saved, loaded."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from mpcformer.approximations import QUAD_DIVISOR, SOFTMAX_FORMS
+from mpcformer.errors import UserInputError
 from mpcformer.modeling import (
     MPCFormerConfig,
     MPCFormerForSequenceClassification,
@@ -15,6 +17,7 @@ from mpcformer.modeling import (
     load_checkpoint,
     load_tokenizer,
 )
+from mpcformer.modeling.configuration import chosen_norms, norm_names, split_norms
 from tests.tiny import WORDS, save_bert
 
 IDS = torch.tensor([[2, 4, 12, 3, 0, 0], [2, 8, 13, 14, 15, 3]])
@@ -110,6 +113,43 @@ def test_observer_sees_real_tokens_only_and_every_nonlinearity(tmp_path: Path) -
     assert set(clean.bounds) == names | {"embeddings.variance", "pooler.tanh", "logits"}
     for name, bounds in clean.bounds.items():
         assert dirty.bounds[name] == pytest.approx(bounds, abs=1e-5), name
+
+
+def test_constant_norms_by_hand_saved_and_loaded_back(tmp_path: Path) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), constant_norms=["layer.1.output", "attention"])
+    assert model.config.constant_norms == ["layer.0.attention", "layer.1.attention", "layer.1.output"]
+    norm = model.bert.layers[1].output.LayerNorm
+    norm.log_deviation.data.fill_(math.log(3.0))
+    norm.weight.data.fill_(2.0)
+    norm.bias.data.fill_(0.5)
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    expected = (x - x.mean(-1, keepdim=True)) / 3.0 * 2.0 + 0.5
+    assert torch.allclose(norm(x), expected, atol=1e-6)
+    assert model.bert.embeddings.LayerNorm.log_deviation is None
+    assert torch.allclose(model.bert.embeddings.LayerNorm(x).mean(-1), torch.zeros(4), atol=1e-6)
+    model.save_pretrained(tmp_path / "student")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    assert again.config.constant_norms == model.config.constant_norms
+    assert load_checkpoint(tmp_path / "student", constant_norms=()).config.constant_norms == []
+    with torch.no_grad():
+        assert torch.equal(again(**INPUTS).logits, model(**INPUTS).logits)
+
+
+@pytest.mark.parametrize("name", ["layer.2.attention", "layer.0.attention.output", "pooler", "layer.0"])
+def test_a_norm_that_there_is_not(name: str) -> None:
+    with pytest.raises(UserInputError, match=f"'{name}' is no LayerNorm of a model of 2 layers"):
+        MPCFormerConfig(num_hidden_layers=2, constant_norms=["embeddings", name])
+
+
+def test_groups_of_norms() -> None:
+    assert chosen_norms(["output", "embeddings"], 2) == ["embeddings", "layer.0.output", "layer.1.output"]
+    assert chosen_norms(["all"], 2) == norm_names(2) == chosen_norms(["output", "attention", "embeddings"], 2)
+    assert chosen_norms(split_norms(" layer.1.output,,attention"), 2) == [
+        "layer.0.attention",
+        "layer.1.attention",
+        "layer.1.output",
+    ]
+    assert chosen_norms(split_norms(""), 2) == []
 
 
 def test_vocabulary_of_the_tiny_model() -> None:
