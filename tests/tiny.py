@@ -13,7 +13,12 @@ from transformers import BertConfig, BertForSequenceClassification, PreTrainedTo
 
 from distill.calibrate import calibrate
 from distill.deviations import set_deviations
-from mpcformer.modeling import load_checkpoint, load_tokenizer
+from mpcformer.modeling import (
+    MPCFormerConfig,
+    MPCFormerForSequenceClassification,
+    load_checkpoint,
+    load_tokenizer,
+)
 from mpcformer.tasks import encode, get_task, load_examples
 
 GOOD, BAD = ["fine", "bright", "warm", "lovely"], ["dull", "cold", "grim", "tired"]
@@ -83,13 +88,22 @@ def save_student(
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Sequence[str] = (),
+    head_size: int | None = None,
     seed: int = 0,
     **changes: Any,
 ) -> Path:
-    """An untrained student with the given forms, calibrated on the made-up training split; `changes` of its shape."""
+    """An untrained student with the given forms, calibrated on the made-up training split; `changes` of its shape.
+
+    With a head size of its own it has weights of its own, as no BERT has such.
+    """
     source = folder.with_name(f"{folder.name}-teacher")
+    n_heads = changes.pop("num_attention_heads", 4)
     save_bert(source, num_labels=get_task(task).num_labels, seed=seed, **changes)
     model = load_checkpoint(source, gelu=gelu, softmax=softmax, task=task, constant_norms=constant_norms)
+    if head_size is not None:
+        torch.manual_seed(seed)
+        config = MPCFormerConfig(**(model.config.to_dict() | {"num_attention_heads": n_heads, "head_size": head_size}))
+        model = MPCFormerForSequenceClassification(config).eval()
     for n, layer in enumerate(model.bert.layers):
         if layer.attention["self"].log_divisor is not None:  # as if learnt: 2quad-const's, another in each layer
             layer.attention["self"].log_divisor.data += 0.3 - 0.5 * n

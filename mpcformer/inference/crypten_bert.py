@@ -5,7 +5,7 @@ benchmark. What differs from it: the embedding's LayerNorm and the layers' are r
 scores, row sums are scaled by public powers of two before their reciprocal, the division follows the product with V,
 truncation is exact, and pooler and classifier are there.
 
-Shapes at the line: B sentences, L positions, H hidden, A heads, D = H / A, V + T words and token types.
+Shapes at the line: B sentences, L positions, H hidden, A heads, D head size, V + T words and token types.
 """
 
 import math
@@ -112,7 +112,7 @@ class CrypTenBert:
         return ops.relu(u) if form == "relu" else ops.gelu(u)
 
     def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
-        n_batch, n_positions, width = x.share.shape
+        n_batch, n_positions, _ = x.share.shape
 
         def heads(part: str) -> torch.Tensor:
             projected: torch.Tensor = self._linear(x, f"{name}.attention.{part}").share
@@ -136,7 +136,7 @@ class CrypTenBert:
         else:
             divided = self._divide(context, numerators, mask, common, constants, constants.row)
         self.watch.lap("softmax")
-        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, width))
+        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, -1))
 
     def _divide(
         self,

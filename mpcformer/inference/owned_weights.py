@@ -26,14 +26,14 @@ Shape = tuple[int, ...]
 
 def weight_shapes(config: Any, embeddings: str = "private_table") -> dict[str, Shape]:
     """Name -> (in, out), or (in,) for a diagonal, from the public configuration; public tables are no weights."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: dict[str, Shape] = {}
     if embeddings == "private_table":
         shapes["embeddings"] = (config.vocab_size + config.type_vocab_size, hidden)
     for n in range(config.num_hidden_layers):
-        shapes[f"layer.{n}.attention"] = (hidden, 3 * hidden + 1)
+        shapes[f"layer.{n}.attention"] = (hidden, 3 * attended + 1)
         shapes[f"layer.{n}.attention.residual"] = (hidden,)
-        shapes[f"layer.{n}.attention.output"] = (hidden, hidden)
+        shapes[f"layer.{n}.attention.output"] = (attended, hidden)
         shapes[f"layer.{n}.inner"] = (hidden, inner + 1)
         shapes[f"layer.{n}.residual"] = (hidden,)
         shapes[f"layer.{n}.outer"] = (inner, hidden)
@@ -79,7 +79,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     bounds = check_overflow(config, constants, state)
     owned = OwnedWeights()
     hidden = config.hidden_size
-    root = math.sqrt(math.sqrt(hidden // config.num_attention_heads))
+    root = math.sqrt(math.sqrt(config.head_size))
 
     def get(name: str) -> torch.Tensor:
         return state[name].double()

@@ -15,7 +15,7 @@ ParameterShapes = dict[str, tuple[int, ...]]
 
 def parameter_shapes(config: Any) -> ParameterShapes:
     """Name -> shape, from the public configuration alone; the order is fixed."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: ParameterShapes = {
         "embeddings.words_and_types": (config.vocab_size + config.type_vocab_size, hidden),
         "embeddings.positions": (config.max_position_embeddings, hidden),
@@ -29,8 +29,9 @@ def parameter_shapes(config: Any) -> ParameterShapes:
 
     norm("embeddings.norm")
     for index in range(config.num_hidden_layers):
-        for part in ("query", "key", "value", "output"):
-            linear(f"layer.{index}.attention.{part}", hidden, hidden)
+        for part in ("query", "key", "value"):
+            linear(f"layer.{index}.attention.{part}", hidden, attended)
+        linear(f"layer.{index}.attention.output", attended, hidden)
         norm(f"layer.{index}.attention.norm")
         linear(f"layer.{index}.intermediate", hidden, inner)
         linear(f"layer.{index}.output", inner, hidden)
@@ -65,10 +66,9 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
     values["embeddings.words_and_types"] = torch.cat(tables)
     values["embeddings.positions"] = state[f"{source}.position_embeddings.weight"]
     norm("embeddings.norm", "embeddings")
-    head_size = config.hidden_size // config.num_attention_heads
     for index, layer in enumerate(constants.layers):
         name, source = f"layer.{index}", f"bert.encoder.layer.{index}"
-        factor = 2.0**-layer.score_scale / math.sqrt(head_size)
+        factor = 2.0**-layer.score_scale / math.sqrt(config.head_size)
         linear(f"{name}.attention.query", f"{source}.attention.self.query", factor, factor)
         linear(f"{name}.attention.key", f"{source}.attention.self.key")
         linear(f"{name}.attention.value", f"{source}.attention.self.value")

@@ -5,7 +5,7 @@ its half of that opening is computed and sent before (`offline`); the online par
 masked input, one product at the model owner, and one message back. Between two openings all is local.
 
 Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
-A heads, D head size, H = A D hidden, I intermediate, C classes.
+A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 import math
@@ -165,8 +165,7 @@ class PrivateBert:
         return self._lifted_half(total, scale, norm, tensors)
 
     def _attention_requests(self, n_query: int) -> list[Request]:
-        heads = (self._n_batch, self._n_heads)
-        size = self._config.hidden_size // self._n_heads
+        heads, size = (self._n_batch, self._n_heads), self._config.head_size
         query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
         value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
         return [
@@ -176,19 +175,19 @@ class PrivateBert:
         ]
 
     def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
-        hidden, rank = self._config.hidden_size, self._party.rank
+        width, rank = self._config.attention_size, self._party.rank
         product = fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE
         value_product = fp.INPUT_SCALE + fp.VALUE_WEIGHT_SCALE
 
         def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
-            part = z[0][:, at : at + hidden].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
+            part = z[0][:, at : at + width].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
             return part.transpose(1, 2)
 
         self._keep_residual(z[1], z[0][:, -1:], n_query)
         (a, b, _), value_mask, _ = tensors
         query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
-        key = shift(heads(hidden), product - fp.QUERY_SCALE, rank)
-        value = shift(heads(2 * hidden).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
+        key = shift(heads(width), product - fp.QUERY_SCALE, rank)
+        value = shift(heads(2 * width).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
         return [
             matmul.half(query, a, fp.QUERY_BITS),
             matmul.half(key, b, fp.QUERY_BITS),

@@ -21,7 +21,7 @@ class LayerBounds:
 
     Args:
         scores: a number.
-        values: (H,), by column.
+        values: (A D,), by column; A heads of size D.
         attended: length of the row that the first LayerNorm sees, if attention's weights add up to at most one; in
             2quad-const, to at most what `model_bounds` is told.
         inner: (I,), of GeLU's argument.
@@ -85,14 +85,14 @@ def spectral_norm(weight: torch.Tensor) -> float:
 
 
 def head_length(values: Linear, n_heads: int, length: float) -> float:
-    """Largest length of a row (H,) whose heads are averages, by any weights, of the values of rows of `length`."""
+    """Largest length of a row (A D,) whose heads are averages, by any weights, of the values of rows of `length`."""
     weight, bias = values
     parts = zip(weight.chunk(n_heads, dim=1), bias.chunk(n_heads), strict=True)
     return math.hypot(*(spectral_norm(part) * length + float(offset.norm()) for part, offset in parts))
 
 
 def score_bound(query: Linear, key: Linear, n_heads: int, length: float) -> float:
-    """Largest |score| of any head, for weights (H, H) and biases (H,) that take rows of `length`."""
+    """Largest |score| of any head, for weights (H, A D) and biases (A D,) that take rows of `length`."""
     size = query[0].size(1) // n_heads
     largest = 0.0
     for head in range(n_heads):

@@ -41,14 +41,16 @@ def split_norms(listed: str) -> list[str]:
 
 
 class MPCFormerConfig(BertConfig):  # type: ignore[misc]
-    """BertConfig plus `gelu`, `softmax`, `task` and `constant_norms`.
+    """BertConfig plus `gelu`, `softmax`, `task`, `constant_norms` and `head_size`.
 
     Args:
         constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
             takes them; kept by their full names.
+        head_size: of each attention head; None: hidden_size / num_attention_heads, as every BERT has it.
 
     Raises:
-        UserInputError: an unknown form or LayerNorm, or a BERT variant that the private model does not compute.
+        UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
+            not compute.
     """
 
     model_type = "mpcformer"
@@ -59,6 +61,7 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         softmax: str = "2quad",
         task: str | None = None,
         constant_norms: Sequence[str] = (),
+        head_size: int | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -76,11 +79,19 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         positions = getattr(self, "position_embedding_type", None) or "absolute"
         if positions != "absolute":
             raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
-        if self.hidden_size % self.num_attention_heads:
+        if head_size is None and self.hidden_size % self.num_attention_heads:
             raise UserInputError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})",
-                "correct config.json",
+                "correct config.json, or give head_size",
             )
+        if head_size is not None and not (isinstance(head_size, int) and head_size > 0):
+            raise UserInputError(f"head_size: {head_size!r} is no positive integer", "correct config.json")
+        self.head_size = head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_size(self) -> int:
+        """Columns of the queries, of the keys and of the values: all heads side by side."""
+        return int(self.num_attention_heads * self.head_size)
 
 
 AutoConfig.register("mpcformer", MPCFormerConfig)

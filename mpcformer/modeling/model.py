@@ -2,7 +2,7 @@
 
 Module names equal transformers' BertForSequenceClassification, so any BERT checkpoint loads; with gelu + softmax the
 logits are equal too. Attention scores come out raw, which distillation needs; an `observer` sees the input of every
-non-linearity that is private later. Shapes at the line: B sentences, L positions, H hidden, A heads, D = H / A.
+non-linearity that is private later. Shapes at the line: B sentences, L positions, H hidden, A heads, D head size.
 """
 
 import math
@@ -114,14 +114,14 @@ class SelfAttention(nn.Module):
         self.form = SOFTMAX_FORMS[config.softmax]
         learnt = self.form is two_quad_const
         self.log_divisor = nn.Parameter(torch.tensor(math.log(QUAD_DIVISOR))) if learnt else None
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.attention_size)
+        self.key = nn.Linear(config.hidden_size, config.attention_size)
+        self.value = nn.Linear(config.hidden_size, config.attention_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """(B, L, H) -> (B, L, H)."""
-        n_batch, n_positions, width = x.shape
+        """(B, L, H) -> (B, L, A D)."""
+        n_batch, n_positions, _ = x.shape
         shape = (n_batch, n_positions, self.n_heads, -1)
         query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))  # (B, A, L, L)
@@ -133,7 +133,7 @@ class SelfAttention(nn.Module):
             probabilities, row_mean = two_quad_const(scores, context.keys, self.log_divisor.exp())
         context.observe(f"{name}.row_mean", row_mean, "queries")
         attended: torch.Tensor = self.dropout(probabilities) @ value
-        return attended.transpose(1, 2).reshape(n_batch, n_positions, width)
+        return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
 
 
 class ResidualOutput(nn.Module):
@@ -156,7 +156,7 @@ class Layer(nn.Module):
     def __init__(self, config: MPCFormerConfig, index: int) -> None:
         super().__init__()
         name = f"layer.{index}"
-        output = ResidualOutput(config, config.hidden_size, f"{name}.attention")
+        output = ResidualOutput(config, config.attention_size, f"{name}.attention")
         self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": output})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = ResidualOutput(config, config.intermediate_size, f"{name}.output")

@@ -66,10 +66,11 @@ def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int)
         ("relu", "2quad-const", ["all"]),
     ],
 )
+@pytest.mark.parametrize("shape", [{}, {"num_attention_heads": 3, "head_size": 5, "intermediate_size": 24}])
 def test_no_text_exceeds_a_models_bounds(
-    tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str]
+    tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str], shape: dict[str, int]
 ) -> None:
-    folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant)
+    folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant, **shape)
     student = load_student(folder)
     config = student.config
     limits = load_public_model(folder).ranges.norm_limits(config.constant_norms)

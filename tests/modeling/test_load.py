@@ -58,7 +58,11 @@ def test_another_architecture(copy: Path) -> None:
     [
         ({"hidden_act": "silu"}, "hidden_act: 'silu'"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
-        ({"num_attention_heads": 5}, r"num_attention_heads \(5\) must divide hidden_size \(32\)"),
+        ({"num_attention_heads": 5, "head_size": None}, r"num_attention_heads \(5\) must divide hidden_size \(32\)"),
+        ({"head_size": 0}, "head_size: 0 is no positive integer"),
+        ({"head_size": "8"}, "head_size: '8' is no positive integer"),
+        ({"head_size": 4}, "are missing or not shaped as config.json says, first bert.encoder.layer.0.attention.self"),
+        ({"constant_norms": ["layer.9.output"]}, "'layer.9.output' is no LayerNorm of a model of 2 layers"),
         ({"gelu": "cubic"}, "form 'cubic' is unknown"),
     ],
 )

@@ -152,5 +152,43 @@ def test_groups_of_norms() -> None:
     assert chosen_norms(split_norms(""), 2) == []
 
 
+def test_narrow_heads_equal_wide_ones_that_are_half_zeros(tmp_path: Path) -> None:
+    wide = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad")
+    narrow = MPCFormerForSequenceClassification(MPCFormerConfig(**(wide.config.to_dict() | {"head_size": 5}))).eval()
+    assert wide.config.head_size == 8
+    assert narrow.config.attention_size == 20
+    kept = (torch.arange(32) % 8) < 5
+    state = wide.state_dict()
+    for n in range(2):
+        for part in ("query", "key", "value"):
+            for kind in ("weight", "bias"):
+                state[f"bert.encoder.layer.{n}.attention.self.{part}.{kind}"][~kept] = 0
+    wide.load_state_dict(state)
+    for n in range(2):
+        attention = f"bert.encoder.layer.{n}.attention"
+        for part in ("query", "key", "value"):
+            for kind in ("weight", "bias"):
+                state[f"{attention}.self.{part}.{kind}"] = state[f"{attention}.self.{part}.{kind}"][kept]
+        # Scores are divided by the root of the smaller size.
+        for kind in ("weight", "bias"):
+            state[f"{attention}.self.query.{kind}"] *= math.sqrt(5 / 8)
+        state[f"{attention}.output.dense.weight"] = state[f"{attention}.output.dense.weight"][:, kept]
+    narrow.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.allclose(narrow(**INPUTS).logits, wide(**INPUTS).logits, atol=1e-5)
+    narrow.save_pretrained(tmp_path / "narrow")
+    again = load_checkpoint(tmp_path / "narrow", gelu="quad")
+    assert (again.config.head_size, again.config.num_attention_heads) == (5, 4)
+    with torch.no_grad():
+        assert torch.equal(again(**INPUTS).logits, narrow(**INPUTS).logits)
+
+
+def test_heads_that_do_not_fill_the_width() -> None:
+    assert MPCFormerConfig(hidden_size=32, num_attention_heads=3, head_size=8).attention_size == 24
+    assert MPCFormerConfig(hidden_size=32, num_attention_heads=4).head_size == 8
+    with pytest.raises(UserInputError, match=r"\(5\) must divide hidden_size \(32\)"):
+        MPCFormerConfig(hidden_size=32, num_attention_heads=5)
+
+
 def test_vocabulary_of_the_tiny_model() -> None:
     assert WORDS[0] == "[PAD]", "IDS above uses 0 as padding"
