@@ -23,8 +23,10 @@ NORMAL_SCALE = 26
 RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 7
 # Below 13 a stream is shifted so far that its ring no longer fills the 32 bits it is opened in.
 FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
-# A constant norm's stream, whose largest rows have entries near one: fraction bits that the smallest rows have.
-CONSTANT_BITS, MAX_STREAM_SCALE = 12, 18
+MAX_LOG_UNIT = 4
+MAX_STREAM_SCALE = 18
+# Bits of a usual entry in the smallest rows: before a constant norm, and where room is wanted behind one.
+CONSTANT_BITS, ROOMY_BITS = 12, 11
 
 
 @dataclass(frozen=True)
@@ -35,7 +37,7 @@ class Norm:
         scale: of the stream before it.
         factor_scale: of the rows' factors; constant: 0.
         function: x^(-1/2) of the sum of squares; None: constant.
-        unit: constant: what the stream, and the row after it, is a multiple of; else 1.
+        unit: what the stream is a multiple of; constant: the row after it too.
         guard_bits: constant: the guard marks sums of squares from 2^(guard_bits + 1) on.
         limit: constant: the variance at which that is.
     """
@@ -64,19 +66,22 @@ def model_norms(
     return {
         name: constant_norm(name, hidden_size, bounds)
         if name in constant
-        else norm(name, hidden_size, epsilon, bounds, max_scale=_max_scale(name, constant))
+        else norm(name, hidden_size, epsilon, bounds, _follows_constant(name, constant))
         for name in norm_names(n_layers)
     }
 
 
-def _max_scale(name: str, constant: Collection[str]) -> int:
-    # Behind a constant norm rows are longer for some text, and what GeLU makes of them more than that.
+def _follows_constant(name: str, constant: Collection[str]) -> bool:
     layer, _, part = name.rpartition(".")
-    return MIN_STREAM_SCALE if part == "output" and f"{layer}.attention" in constant else MAX_STREAM_SCALE
+    return part == "output" and f"{layer}.attention" in constant
 
 
-def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, max_scale: int = MAX_STREAM_SCALE) -> Norm:
+def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: bool = False) -> Norm:
     """A LayerNorm that divides by each row's deviation.
+
+    Args:
+        roomy: behind a constant norm, where rows are longer for some text, and what GeLU makes of them more than that:
+            the stream's ring gets what room the smallest rows leave.
 
     Raises:
         RangeError: as `model_norms`.
@@ -84,17 +89,22 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, max_scale:
     low, high = _variance(name, bounds)
     # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
     # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
-    scale = min(max_scale, 13 + max(0, math.ceil(-math.log2(low) / 2)))
-    scale = min(scale, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
-    if scale < MIN_STREAM_SCALE:
+    log_small = math.ceil(-math.log2(low) / 2)
+    scale = ROOMY_BITS + log_small if roomy else MIN_STREAM_SCALE + max(0, log_small)
+    scale = min(scale, MAX_STREAM_SCALE, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
+    # Where the stream would be too coarse for its ring it is computed in units instead.
+    log_unit = max(0, MIN_STREAM_SCALE - scale)
+    if log_unit > MAX_LOG_UNIT:
         raise RangeError(
             f"calibrated range {name}.variance reaches {high:.3g}: too large for a LayerNorm in fixed point",
             "distil the student again, or use --engine crypten",
         )
+    scale, unit = scale + log_unit, 2.0**log_unit
     factor_scale = NORMAL_SCALE - scale
-    unit = 2.0 ** (-2 * scale) / hidden_size
-    function = table("rsqrt", low, high, unit, factor_scale, RSQRT_WIDTH, epsilon=epsilon, max_log_bins=MAX_LOG_BINS)
-    return Norm(scale, factor_scale, function)
+    low, high, epsilon = (number / unit**2 for number in (low, high, epsilon))
+    step = 2.0 ** (-2 * scale) / hidden_size
+    function = table("rsqrt", low, high, step, factor_scale, RSQRT_WIDTH, epsilon=epsilon, max_log_bins=MAX_LOG_BINS)
+    return Norm(scale, factor_scale, function, unit)
 
 
 def constant_norm(name: str, hidden_size: int, bounds: Bounds) -> Norm:

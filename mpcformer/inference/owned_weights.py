@@ -92,7 +92,8 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
 
     def norm(name: str, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
         source, divisor = norm_source(name), deviation(name, state)
-        return get(f"{source}.weight") * (norm.unit / (divisor or 1.0)), get(f"{source}.bias")
+        factor = 1.0 if divisor is None else norm.unit / divisor
+        return get(f"{source}.weight") * factor, get(f"{source}.bias")
 
     prefix = "bert.embeddings"
     scale, unit = constants.embedding_norm.scale, constants.embedding_norm.unit

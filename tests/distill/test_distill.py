@@ -194,7 +194,7 @@ def test_constant_norms_start_at_the_teachers_deviations_and_are_learnt(
         record = distill_student(recipe, tmp_path / f"student-{epochs}")
         assert record["recipe"]["constant_norms"] == ["all"]
         student = load_student(tmp_path / f"student-{epochs}")
-        logs = {name: float(p) for name, p in student.named_parameters() if name.endswith("log_deviation")}
+        logs = {name: p.item() for name, p in student.named_parameters() if name.endswith("log_deviation")}
         assert len(logs) == len(student.config.constant_norms) == 5
         start[epochs] = logs
     seen: dict[str, list[torch.Tensor]] = {}
