@@ -26,7 +26,7 @@ FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
 MAX_LOG_UNIT = 4
 MAX_STREAM_SCALE = 18
 # Bits of a usual entry in the smallest rows: before a constant norm, and where room is wanted behind one.
-CONSTANT_BITS, ROOMY_BITS = 12, 11
+CONSTANT_BITS, ROOMY_BITS = 11, 11
 
 
 @dataclass(frozen=True)
@@ -63,25 +63,21 @@ def model_norms(
     Raises:
         RangeError: a range is missing, not positive, or wider than tables carry.
     """
+    names = norm_names(n_layers)
     return {
         name: constant_norm(name, hidden_size, bounds)
         if name in constant
-        else norm(name, hidden_size, epsilon, bounds, _follows_constant(name, constant))
-        for name in norm_names(n_layers)
+        else norm(name, hidden_size, epsilon, bounds, roomy=before in constant)
+        for before, name in zip(["", *names], names, strict=False)
     }
-
-
-def _follows_constant(name: str, constant: Collection[str]) -> bool:
-    layer, _, part = name.rpartition(".")
-    return part == "output" and f"{layer}.attention" in constant
 
 
 def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: bool = False) -> Norm:
     """A LayerNorm that divides by each row's deviation.
 
     Args:
-        roomy: behind a constant norm, where rows are longer for some text, and what GeLU makes of them more than that:
-            the stream's ring gets what room the smallest rows leave.
+        roomy: behind a constant norm, where rows are longer for some text, and what attention or GeLU makes of them
+            more than that: the stream's ring gets what room the smallest rows leave.
 
     Raises:
         RangeError: as `model_norms`.
@@ -117,7 +113,8 @@ def constant_norm(name: str, hidden_size: int, bounds: Bounds) -> Norm:
     limit = VARIANCE_REACH * calibrated(bounds, f"{name}.variance")[1]
     log_length = math.ceil(math.log2(hidden_size))
     unit = math.sqrt(limit * hidden_size / 2.0 ** (log_length + 1))
-    scale = min(MAX_STREAM_SCALE, CONSTANT_BITS + math.ceil(math.log2(unit / math.sqrt(low))))
+    scale = CONSTANT_BITS + math.ceil(math.log2(unit / math.sqrt(low)))
+    scale = max(MIN_STREAM_SCALE, min(MAX_STREAM_SCALE, scale))
     return Norm(scale, 0, None, unit, 2 * scale + log_length, limit)
 
 
