@@ -202,7 +202,8 @@ def test_constant_norms_start_at_the_teachers_deviations_and_are_learnt(
     model.observer = lambda name, values, valid: seen.setdefault(name, []).append(values[valid])
     tokenizer = load_tokenizer(teacher)
     for row in encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), positions=32):
-        model(torch.tensor([row.input_ids]))
+        with torch.no_grad():
+            model(torch.tensor([row.input_ids]))
     for name in ("embeddings", "layer.0.attention", "layer.1.output"):
         expected = torch.cat(seen[f"{name}.variance"]).log().mean() / 2
         assert start[0][f"{norm_source(name)}.log_deviation"] == pytest.approx(float(expected), abs=0.1)
