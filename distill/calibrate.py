@@ -25,5 +25,7 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
             predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE)
     finally:
         model.observer = None
-    ranges.note_reach(model_bounds(model.config.num_attention_heads, model.config.gelu, model.state_dict()))
+    limits = ranges.norm_limits(model.config.constant_norms)
+    heads, gelu = model.config.num_attention_heads, model.config.gelu
+    ranges.note_reach(model_bounds(heads, gelu, model.state_dict(), norm_limits=limits))
     return ranges

@@ -66,6 +66,9 @@ def distill(
     out: Out,
     gelu: Annotated[str, typer.Option(help="quad, relu or gelu.")] = "quad",
     softmax: Annotated[str, typer.Option(help="2quad, 2quad-const, 2relu or softmax.")] = "2quad",
+    constant_norms: Annotated[
+        str, typer.Option(help="LayerNorms with a learnt constant: attention, output, all, or names; comma-separated.")
+    ] = "",
     data_dir: DataDir = None,
     limit: Limit = None,
     recipe: Annotated[str, typer.Option(help="fitted (the options below) or paper (the published ones).")] = "fitted",
@@ -92,6 +95,7 @@ def distill(
     """Distil an MPC-friendly student from a teacher."""
     from distill.recipe import DistillRecipe, paper_recipe
     from distill.student import distill_student
+    from mpcformer.modeling.configuration import split_norms
 
     options: dict[str, Any] = {
         "epochs1": epochs1,
@@ -112,6 +116,7 @@ def distill(
         limit=limit,
         gelu=gelu,
         softmax=softmax,
+        constant_norms=tuple(split_norms(constant_norms)),
         batch_size=batch_size,
         seed=seed,
         precision=precision,

@@ -27,7 +27,7 @@ from distill.loop import Batch
 from distill.ridge import refit
 from mpcformer.approximations import QUAD_SHIFT, quad, two_quad, two_quad_const
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.model import Context, Layer, ResidualOutput, SelfAttention
+from mpcformer.modeling.model import Context, Layer, Norm, ResidualOutput, SelfAttention
 
 # Multiples of a head's scores that are tried.
 SCALES = (0.5, 0.9, 1.3, 1.8, 2.3, 3.0, 4.0, 5.5, 8.0)
@@ -108,7 +108,7 @@ def fit(
     """
     spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
     _copy_rest(teacher, student)
-    texts = [_embed(teacher, batch) for batch in batches]
+    texts = [_embed(teacher, student, batch) for batch in batches]
     report = [
         _fit_layer(teacher.bert.layers[first:last], layer, texts)
         for (first, last), layer in zip(spans, student.bert.layers, strict=True)
@@ -136,11 +136,13 @@ def _copy_rest(teacher: nn.Module, student: nn.Module) -> None:
     student.load_state_dict(state, strict=False)
 
 
-def _embed(teacher: MPCFormerForSequenceClassification, batch: Batch) -> _Text:
+def _embed(
+    teacher: MPCFormerForSequenceClassification, student: MPCFormerForSequenceClassification, batch: Batch
+) -> _Text:
     mask = batch["attention_mask"].to(teacher.classifier.weight.dtype)
     types = batch.get("token_type_ids", torch.zeros_like(batch["input_ids"]))
-    x = teacher.bert.embeddings(batch["input_ids"], types, Context(mask[:, None, None, :], None, []))
-    return _Text(mask, x, x)
+    context = Context(mask[:, None, None, :], None, [])
+    return _Text(mask, *(model.bert.embeddings(batch["input_ids"], types, context) for model in (teacher, student)))
 
 
 def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:
@@ -304,7 +306,8 @@ def _attention_pairs(source: Layer, layer: Layer, texts: list[_Text]) -> Iterato
         context = Context(text.keys, None, [])
         inputs = ours.attention(text.student, context, "")
         theirs = theirs_parts.attention_output.dense(theirs_parts.attention(text.teacher, context, ""))
-        yield inputs[text.real], (theirs + text.teacher - text.student)[text.real]
+        before = _before(ours.attention_output.LayerNorm, theirs + text.teacher)
+        yield inputs[text.real], (before - text.student)[text.real]
 
 
 def _output_pairs(
@@ -317,7 +320,15 @@ def _output_pairs(
         for source in sources:
             theirs = _trace(source, x, text)
             x = theirs.after
-        yield layer.activation(ours.inner)[text.real], (theirs.before - ours.middle)[text.real]
+        before = _before(_Parts.of(layer).output.LayerNorm, theirs.before)
+        yield layer.activation(ours.inner)[text.real], (before - ours.middle)[text.real]
+
+
+def _before(norm: Norm, theirs: torch.Tensor) -> torch.Tensor:
+    """What a student's LayerNorm must be given to give what the teacher's, of the same gain, gives for `theirs`."""
+    if norm.log_deviation is None:
+        return theirs
+    return nn.functional.layer_norm(theirs, theirs.shape[-1:], eps=norm.eps) * norm.log_deviation.exp()
 
 
 def _advance(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> dict[str, float]:

@@ -20,6 +20,7 @@ class DistillRecipe:
     fit_tokens: about how many tokens the fit looks at.
     objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
     layers, intermediate: of a smaller student than its teacher; none: as many.
+    constant_norms: LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
     """
 
     teacher: Path
@@ -45,6 +46,7 @@ class DistillRecipe:
     objective: str = "distil"
     layers: int | None = None
     intermediate: int | None = None
+    constant_norms: tuple[str, ...] = ()
 
 
 CHOICES = {

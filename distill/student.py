@@ -20,6 +20,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from distill.calibrate import calibrate
+from distill.deviations import set_deviations
 from distill.fit import Report, fit, layer_spans
 from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.losses import logit_loss, score_loss, state_loss
@@ -34,6 +35,8 @@ from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, get_task
+
+OPTIONS = {"num_hidden_layers": "--layers", "intermediate_size": "--intermediate"}
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,9 @@ def distill_student(
     teacher.to(device)
     # Evaluation mode turns dropout off, which is all it does in BERT; gradients flow all the same.
     student.to(device).eval()
+    ends = [last - 1 for _, last in layer_spans(len(teacher.bert.layers), len(student.bert.layers))]
+    data = prepared.data
+    set_deviations(student, teacher, data.encoded, pad_id=data.pad_id, teacher_layers=ends)
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     fitted = _fit(recipe, teacher, student, prepared, work) if recipe.start == "fitted" else []
     log = train(student, _stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
@@ -116,31 +122,31 @@ def _load_pair(
             f"--teacher: {recipe.teacher} has {teacher.num_labels} outputs, task {task.name} needs {task.num_labels}",
             f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
         )
-    student = load_checkpoint(recipe.teacher, task=task.name, gelu=recipe.gelu, softmax=recipe.softmax)
-    config = student.config
-    smaller = {"num_hidden_layers": recipe.layers, "intermediate_size": recipe.intermediate}
-    for (name, value), option in zip(smaller.items(), ("--layers", "--intermediate"), strict=True):
-        if value is None:
+    forms: dict[str, Any] = {"gelu": recipe.gelu, "softmax": recipe.softmax, "constant_norms": recipe.constant_norms}
+    changes: dict[str, int] = {}
+    for name, value in (("num_hidden_layers", recipe.layers), ("intermediate_size", recipe.intermediate)):
+        option, theirs = OPTIONS[name], getattr(teacher.config, name)
+        if value is None or value == theirs:
             continue
-        if not 0 < value <= getattr(config, name):
-            raise UserInputError(f"{option}: {value} is not in 1..{getattr(config, name)}", "the teacher has that many")
-        if recipe.start == "teacher" and value != getattr(config, name):
+        if not 0 < value < theirs:
+            raise UserInputError(f"{option}: {value} is not in 1..{theirs}", "the teacher has that many")
+        if recipe.start == "teacher":
             raise UserInputError(
-                f"{option}: {value} needs another start than the teacher's weights, which have {getattr(config, name)}",
+                f"{option}: {value} needs another start than the teacher's weights, which have {theirs}",
                 "choose --from fitted, or random",
             )
-        setattr(config, name, value)
-    if recipe.start == "random" or _is_smaller(student, teacher):
+        changes[name] = value
+    if recipe.start == "random" or changes:
+        config = MPCFormerConfig(**{**teacher.config.to_dict(), **changes, **forms})
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
-            student = MPCFormerForSequenceClassification(config).eval()
-    return teacher, student
+            return teacher, MPCFormerForSequenceClassification(config).eval()
+    return teacher, load_checkpoint(recipe.teacher, task=task.name, **forms)
 
 
 def _is_smaller(student: MPCFormerForSequenceClassification, teacher: MPCFormerForSequenceClassification) -> bool:
     """Whether the student's configuration asks for fewer layers or units; its weights may still be the teacher's."""
-    names = ("num_hidden_layers", "intermediate_size")
-    return any(getattr(student.config, name) != getattr(teacher.config, name) for name in names)
+    return any(getattr(student.config, name) != getattr(teacher.config, name) for name in OPTIONS)
 
 
 def _fit(
@@ -151,7 +157,8 @@ def _fit(
     work: Workspace,
 ) -> Report:
     """The fitted start, made once: a resumed run has it behind itself. A student with exact forms is its teacher."""
-    if (recipe.gelu, recipe.softmax) == ("gelu", "softmax") and not _is_smaller(student, teacher):
+    exact = (recipe.gelu, recipe.softmax, recipe.constant_norms) == ("gelu", "softmax", ())
+    if exact and not _is_smaller(student, teacher):
         return []
     saved = work.load("fit")
     if saved:

@@ -33,7 +33,7 @@ class Workspace:
         self.processes = current()
         self.out = out
         self.folder = out.with_name(f"{out.name}.partial")
-        self.recipe = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(recipe).items()}
+        self.recipe = {key: _plain(value) for key, value in asdict(recipe).items()}
         self.processes.on_main(lambda: self._check(resume))
 
     def _check(self, resume: bool) -> None:
@@ -92,3 +92,15 @@ class Workspace:
         if self.out.is_dir():
             shutil.rmtree(self.out)
         self.folder.rename(self.out)
+
+
+def as_json(recipe: Any) -> dict[str, Any]:
+    """A recipe, a dataclass, as JSON gives it back."""
+    return {key: _plain(value) for key, value in asdict(recipe).items()}
+
+
+def _plain(value: Any) -> Any:
+    """As JSON gives it back."""
+    if isinstance(value, Path):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value

@@ -7,7 +7,7 @@ may have wider.
 
 import statistics
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,7 +136,12 @@ def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> Inf
 
 @contextmanager
 def bench_model(
-    model: str, layers: int | None, seq_len: int, gelu: str = "quad", softmax: str = "2quad"
+    model: str,
+    layers: int | None,
+    seq_len: int,
+    gelu: str = "quad",
+    softmax: str = "2quad",
+    constant_norms: Sequence[str] = (),
 ) -> Iterator[Path]:
     """The folder of a student, or a temporary one with random weights.
 
@@ -154,8 +159,9 @@ def bench_model(
         raise UserInputError(f"--layers: {layers} is below 1", "give a positive number")
     with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
         torch.manual_seed(0)
-        shape = SHAPES[model] | ({"num_hidden_layers": layers} if layers else {})
-        config = MPCFormerConfig(gelu=gelu, softmax=softmax, task=TASK, num_labels=2, **shape)
+        shape: dict[str, Any] = SHAPES[model] | ({"num_hidden_layers": layers} if layers else {})
+        shape |= {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms}
+        config = MPCFormerConfig(task=TASK, num_labels=2, **shape)
         student = MPCFormerForSequenceClassification(config).eval()
         ids = torch.randint(1000, config.vocab_size, (N_CALIBRATION, seq_len)).tolist()
         ranges = calibrate(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0)

@@ -8,6 +8,7 @@ import typer
 ENGINES = ("mpcformer", "crypten")
 GELU = "Form of a named model: quad, relu or gelu."
 SOFTMAX = "Form of a named model: 2quad, 2quad-const, 2relu or softmax."
+CONSTANT_NORMS = "LayerNorms of a named model with a learnt constant: attention, output, all, or names."
 NETWORK = "Links between the parties: none, lan, wan, or RTT_MS,MBIT."
 
 
@@ -74,6 +75,7 @@ def estimate(
     engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
     gelu: Annotated[str, typer.Option(help=GELU)] = "quad",
     softmax: Annotated[str, typer.Option(help=SOFTMAX)] = "2quad",
+    constant_norms: Annotated[str, typer.Option(help=CONSTANT_NORMS)] = "",
     network: Annotated[str, typer.Option(help=NETWORK)] = "lan",
 ) -> None:
     """Count rounds and bytes of a private batch, and its time on a network, without running it."""
@@ -81,7 +83,17 @@ def estimate(
     from parties.network import network_profile
 
     links = network_profile(network)
-    run(model, layers, seq_len, batch_size, tuple(engine or ENGINES), links, gelu=gelu, softmax=softmax)
+    run(
+        model,
+        layers,
+        seq_len,
+        batch_size,
+        tuple(engine or ENGINES),
+        links,
+        gelu=gelu,
+        softmax=softmax,
+        constant_norms=constant_norms,
+    )
 
 
 def replay(

@@ -7,6 +7,7 @@ from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.inference.engine import BatchShape, load_public_model
 from mpcformer.inference.estimate import Cost, estimate_batch
+from mpcformer.modeling.configuration import split_norms
 from parties.network import NetworkProfile
 
 
@@ -20,6 +21,7 @@ def run(
     *,
     gelu: str = "quad",
     softmax: str = "2quad",
+    constant_norms: str = "",
 ) -> dict[str, Cost]:
     """Count, and show a table.
 
@@ -29,11 +31,12 @@ def run(
     for name, value in (("--seq-len", seq_len), ("--batch-size", batch_size)):
         if value < 1:
             raise UserInputError(f"{name}: {value} is too small", "give a positive number")
-    with bench_model(model, layers, seq_len, gelu, softmax) as student:
+    with bench_model(model, layers, seq_len, gelu, softmax, split_norms(constant_norms)) as student:
         public = load_public_model(student)
         costs = {engine: estimate_batch(engine, public, BatchShape(batch_size, seq_len)) for engine in engines}
     config = public.config
     title = f"{model}: {config.num_hidden_layers} layers, {config.gelu} + {config.softmax}, "
+    title += f"{len(config.constant_norms)} constant LayerNorms, " if config.constant_norms else ""
     title += f"{batch_size} x {seq_len} tokens; counted, not run"
     grid = Table(title=title, title_justify="left")
     grid.add_column("")

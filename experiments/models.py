@@ -22,6 +22,7 @@ from distill.recipe import DistillRecipe
 from distill.record import versions
 from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
+from distill.workspace import as_json
 from experiments.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
@@ -167,8 +168,7 @@ def make(training: Training, cache: Path, threads: int | None = None, *, quiet: 
 def _resumable(out: Path, training: Training) -> bool:
     """Whether an interrupted training of the same recipe is there; what cannot be gone on with is removed."""
     partial = out.with_name(f"{out.name}.partial")
-    recipe = {key: str(v) if isinstance(v, Path) else v for key, v in asdict(training.recipe).items()}
-    if (partial / "recipe.json").is_file() and read_json(partial / "recipe.json") == recipe:
+    if (partial / "recipe.json").is_file() and read_json(partial / "recipe.json") == as_json(training.recipe):
         return True
     shutil.rmtree(partial, ignore_errors=True)
     return False

@@ -5,9 +5,9 @@ A page says what goes where:
     <!-- record glue-cpu plaintext -->
     <!-- end -->
 
-is replaced by the table `plaintext` of experiments/results/glue-cpu.json, with the line that makes the record. A record
-named behind an image, `figures/pareto-cpu-pareto-seconds-sst2.svg`, has its figures drawn. `--check` changes nothing and
-ends with status 1 if a page's tables are not its records'.
+is replaced by the table `plaintext` of experiments/results/glue-cpu.json, with the line that makes the record. An image
+`figures/pareto-cpu-pareto-seconds-sst2.svg` is drawn from the record of that name. `--check` changes nothing and ends
+with status 1 if a page's tables are not its records'.
 """
 
 import argparse

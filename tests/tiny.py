@@ -1,6 +1,7 @@
 """A tiny random BERT with a word-level tokenizer, a made-up task's data, and a tiny student: seconds, not minutes."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 from distill.calibrate import calibrate
-from mpcformer.modeling import load_checkpoint, load_tokenizer
+from distill.deviations import set_deviations
+from mpcformer.modeling import (
+    MPCFormerConfig,
+    MPCFormerForSequenceClassification,
+    load_checkpoint,
+    load_tokenizer,
+)
 from mpcformer.tasks import encode, get_task, load_examples
 
 GOOD, BAD = ["fine", "bright", "warm", "lovely"], ["dull", "cold", "grim", "tired"]
@@ -74,16 +81,35 @@ def save_parquet(folder: Path, *, n_train: int = 96, n_eval: int = 12, task: str
 
 
 def save_student(
-    folder: Path, data: Path, *, task: str = "sst2", gelu: str = "quad", softmax: str = "2quad", seed: int = 0
+    folder: Path,
+    data: Path,
+    *,
+    task: str = "sst2",
+    gelu: str = "quad",
+    softmax: str = "2quad",
+    constant_norms: Sequence[str] = (),
+    head_size: int | None = None,
+    seed: int = 0,
+    **changes: Any,
 ) -> Path:
-    """An untrained student with the given forms, calibrated on the made-up training split."""
-    source = save_bert(folder.with_name(f"{folder.name}-teacher"), num_labels=get_task(task).num_labels, seed=seed)
-    model = load_checkpoint(source, gelu=gelu, softmax=softmax, task=task)
+    """An untrained student with the given forms, calibrated on the made-up training split; `changes` of its shape.
+
+    With a head size of its own it has weights of its own, as no BERT has such.
+    """
+    source = folder.with_name(f"{folder.name}-teacher")
+    n_heads = changes.pop("num_attention_heads", 4)
+    save_bert(source, num_labels=get_task(task).num_labels, seed=seed, **changes)
+    model = load_checkpoint(source, gelu=gelu, softmax=softmax, task=task, constant_norms=constant_norms)
+    if head_size is not None:
+        torch.manual_seed(seed)
+        config = MPCFormerConfig(**(model.config.to_dict() | {"num_attention_heads": n_heads, "head_size": head_size}))
+        model = MPCFormerForSequenceClassification(config).eval()
     for n, layer in enumerate(model.bert.layers):
         if layer.attention["self"].log_divisor is not None:  # as if learnt: 2quad-const's, another in each layer
             layer.attention["self"].log_divisor.data += 0.3 - 0.5 * n
     tokenizer = load_tokenizer(source)
     encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), positions=32)
+    set_deviations(model, load_checkpoint(source), encoded, pad_id=tokenizer.pad_token_id)
     ranges = calibrate(model, encoded, pad_id=tokenizer.pad_token_id)
     model.save_pretrained(folder)
     save_tokenizer(folder)

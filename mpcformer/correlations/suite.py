@@ -98,23 +98,29 @@ class MatmulMasks(Kind):
 
 
 class Lifted(Kind):
-    """A k-bit mask that can be lifted to 64 bits, and products with it; `op` says which: plain, square, norm or scale.
+    """A k-bit mask that can be lifted to 64 bits, and products with it, as `op` says: one of OPS.
 
     r = (r_0 + r_1) mod 2^k; carry = (r_0 + r_1) >> k; m = msb r.
-    [r] (k bits), [carry]*, [m]*; with square or norm: [r m]* and [r^2]* (norm: summed over the last axis, kept);
+    [r] (k bits), [carry]*, [m]*; with square, length or norm: [r m]* and [r^2]* (but for square summed over the last
+    axis, kept);
     with norm or scale, for the rows' factor: beta (64 bits) [beta], [b = beta >> 24]*, [n = msb beta]*, [r b]*,
     [m b]*, [r n]*. shapes: x and, with norm or scale, the factor's, which broadcasts to it.
-    Dealer bytes for k = 32 and n elements: 8 n plain, 20 n square, 27 n norm, 23 n scale, and 11 to 19 a row.
+    Dealer bytes for k = 32 and n elements: 8 n plain, 12 n length, 20 n square, 27 n norm, 23 n scale, and 8 to 19 a
+    row.
     """
+
+    OPS = ("plain", "square", "length", "norm", "scale")
 
     def check(self, request: Request) -> None:
         """A known op, a factor that broadcasts along the last axis."""
         _check_width(request)
         with_factor = request.op in ("norm", "scale")
-        if request.op not in ("plain", "square", "norm", "scale") or len(request.shapes) != 1 + with_factor:
+        if request.op not in self.OPS or len(request.shapes) != 1 + with_factor:
             raise ProtocolError(f"lifted mask {request.op!r} of shapes {request.shapes} is not defined")
         if not GUARD_BITS <= request.bits < 64:
             raise ProtocolError(f"a lifted mask has {GUARD_BITS}..56 bits, not {request.bits}")
+        if request.op == "length" and not request.shapes[0]:
+            raise ProtocolError("a number has no length: op length takes rows")
         if with_factor and (not request.shapes[0] or request.shapes[1] != (*request.shapes[0][:-1], 1)):
             raise ProtocolError(f"factors of shape {request.shapes[1]} do not scale the rows of {request.shapes[0]}")
 
@@ -122,7 +128,7 @@ class Lifted(Kind):
         """See the class."""
         x, high = request.shapes[0], 64 - request.bits
         layout = [(x, high), (x, high)]
-        if request.op in ("square", "norm"):
+        if request.op in ("square", "length", "norm"):
             layout += [(x, high), (x if request.op == "square" else (*x[:-1], 1), 64)]
         if request.op in ("norm", "scale"):
             rows = request.shapes[1]
@@ -141,7 +147,7 @@ class Lifted(Kind):
         r = reduce(total, bits)
         m = r >> (bits - 1)
         values = [total >> bits, m]
-        if request.op in ("square", "norm"):
+        if request.op in ("square", "length", "norm"):
             squares = r * r
             values += [r * m, squares if request.op == "square" else squares.sum(-1, keepdim=True)]
         if request.op in ("norm", "scale"):

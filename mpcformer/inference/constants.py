@@ -5,11 +5,12 @@ All follow from the configuration and the calibrated ranges, which both owners k
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
 from mpcformer.errors import RangeError
 from mpcformer.inference.newton import NewtonPlan, even_shift, reciprocal_plan, rsqrt_plan, widened
+from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import SCORE_REACH
 
 QUAD_SOFTMAX_SHIFT = 5.0
@@ -21,10 +22,16 @@ Bounds = Mapping[str, tuple[float, float]]
 
 @dataclass(frozen=True)
 class NormConstants:
-    """LayerNorm: the variance is scaled by 2^-shift (even), then inverted."""
+    """LayerNorm: the variance is scaled by 2^-shift (even), then inverted.
+
+    Args:
+        plan: of the inversion; None: a constant norm, which has none.
+        limit: a constant norm's largest variance.
+    """
 
     shift: int
-    plan: NewtonPlan
+    plan: NewtonPlan | None
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,9 @@ class ModelConstants:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def model_constants(*, softmax: str, n_layers: int, bounds: Bounds, row_epsilon: float) -> ModelConstants:
+def model_constants(
+    *, softmax: str, n_layers: int, bounds: Bounds, row_epsilon: float, constant_norms: Collection[str] = ()
+) -> ModelConstants:
     """Derive the constants of a model.
 
     Args:
@@ -67,6 +76,7 @@ def model_constants(*, softmax: str, n_layers: int, bounds: Bounds, row_epsilon:
         n_layers: encoder layers.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
         row_epsilon: added to the mean of 2ReLU's row.
+        constant_norms: names of LayerNorms that divide by a constant.
 
     Raises:
         RangeError: a range is missing, not finite, or outside what fixed point carries.
@@ -77,36 +87,48 @@ def model_constants(*, softmax: str, n_layers: int, bounds: Bounds, row_epsilon:
                 f"calibrated range {name} = {low}..{high} does not fit -{MAX_ACTIVATION:.0f}..{MAX_ACTIVATION:.0f}",
                 "the student diverged or its ranges.json is damaged: distil it again",
             )
-    layers = tuple(_layer(softmax, f"layer.{n}", bounds, row_epsilon) for n in range(n_layers))
-    low, high = _bounds(bounds, "pooler.tanh")
+    norms = {name: _norm(bounds, name, name in constant_norms) for name in norm_names(n_layers)}
+    layers = tuple(_layer(softmax, f"layer.{n}", bounds, row_epsilon, norms) for n in range(n_layers))
+    low, high = calibrated(bounds, "pooler.tanh")
     tanh_bound = 2 * max(abs(low), abs(high), 1.0)
-    return ModelConstants(_norm(bounds, "embeddings.variance"), layers, tanh_bound)
+    return ModelConstants(norms["embeddings"], layers, tanh_bound)
 
 
-def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
+def calibrated(bounds: Bounds, name: str) -> tuple[float, float]:
+    """The range of that name.
+
+    Raises:
+        RangeError: there is none.
+    """
     if name not in bounds:
         raise RangeError(f"calibrated range {name} is missing from ranges.json", "distil the student again")
     return bounds[name]
 
 
-def _norm(bounds: Bounds, name: str) -> NormConstants:
-    low, high = widened(*_bounds(bounds, name))
+def _norm(bounds: Bounds, name: str, constant: bool) -> NormConstants:
+    low, high = widened(*calibrated(bounds, f"{name}.variance"))
+    if constant:
+        if not high > 0:
+            raise RangeError(f"calibrated range {name}.variance is not positive", "distil the student again")
+        return NormConstants(0, None, high)
     shift = even_shift(low, high)
     factor = 2.0**-shift
     return NormConstants(shift, rsqrt_plan(low * factor, high * factor))
 
 
-def _layer(softmax: str, name: str, bounds: Bounds, row_epsilon: float) -> LayerConstants:
+def _layer(
+    softmax: str, name: str, bounds: Bounds, row_epsilon: float, norms: Mapping[str, NormConstants]
+) -> LayerConstants:
     score_scale, bound, offset, row = 0, 0.0, 0.0, None
     if softmax == "softmax":
-        bound = 1.5 * max(abs(edge) for edge in _bounds(bounds, f"{name}.scores"))
+        bound = 1.5 * max(abs(edge) for edge in calibrated(bounds, f"{name}.scores"))
         row = reciprocal_plan(0.5**10, 1.05)
     elif softmax == "2quad-const":
         # Usual rows are far below the highest, and must not be far below one.
-        high = _bounds(bounds, f"{name}.row_mean")[1]
+        high = calibrated(bounds, f"{name}.row_mean")[1]
         score_scale = even_shift(high / 64, high) // 2
     else:
-        low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
+        low, high = widened(*calibrated(bounds, f"{name}.row_mean"))
         if softmax == "2quad":
             score_scale = even_shift(low, high) // 2
             factor = 4.0**-score_scale
@@ -123,6 +145,6 @@ def _layer(softmax: str, name: str, bounds: Bounds, row_epsilon: float) -> Layer
         score_bound=bound,
         row=row,
         row_offset=offset,
-        attention_norm=_norm(bounds, f"{name}.attention.variance"),
-        output_norm=_norm(bounds, f"{name}.output.variance"),
+        attention_norm=norms[f"{name}.attention"],
+        output_norm=norms[f"{name}.output"],
     )

@@ -5,7 +5,7 @@ benchmark. What differs from it: the embedding's LayerNorm and the layers' are r
 scores, row sums are scaled by public powers of two before their reciprocal, the division follows the product with V,
 truncation is exact, and pooler and classifier are there.
 
-Shapes at the line: B sentences, L positions, H hidden, A heads, D = H / A, V + T words and token types.
+Shapes at the line: B sentences, L positions, H hidden, A heads, D head size, V + T words and token types.
 """
 
 import math
@@ -40,6 +40,8 @@ class CrypTenBert:
         self.watch = Stopwatch()
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
         self._reciprocal_pairs: list[tuple[Any, Any]] = []
+        # (limit of the variance, centred rows) of the constant norms, to be looked at in the end too.
+        self._constant_rows: list[tuple[float, Any]] = []
         self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
@@ -52,6 +54,7 @@ class CrypTenBert:
         self.watch = Stopwatch()
         self._rsqrt_pairs.clear()
         self._reciprocal_pairs.clear()
+        self._constant_rows.clear()
         n_batch, n_positions = mask.shape
         words = ops.wrap(ops.beaver.matmul(one_hot, self._p["embeddings.words_and_types"]).share)  # (B L, H)
         x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
@@ -77,11 +80,15 @@ class CrypTenBert:
         width = x.share.size(-1)
         mean = ops.times_public(ops.wrap(x.share.sum(-1, keepdim=True)), 1.0 / width)
         centred = ops.wrap(x.share - mean.share)
-        # Variance times 2^-shift, so that the Newton iteration works near 1.
-        scaled = ops.times_public(ops.square_sum(centred, dim=-1), 2.0**-constants.shift / width)
-        inverse = ops.rsqrt(scaled, constants.plan)
-        self._rsqrt_pairs.append((scaled, inverse))
-        normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
+        if constants.plan is None:  # what it divides by is in the gain
+            self._constant_rows.append((constants.limit, centred))
+            normal = centred
+        else:
+            # Variance times 2^-shift, so that the Newton iteration works near 1.
+            scaled = ops.times_public(ops.square_sum(centred, dim=-1), 2.0**-constants.shift / width)
+            inverse = ops.rsqrt(scaled, constants.plan)
+            self._rsqrt_pairs.append((scaled, inverse))
+            normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
         result = ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
         self.watch.lap("norm")
         return result
@@ -105,7 +112,7 @@ class CrypTenBert:
         return ops.relu(u) if form == "relu" else ops.gelu(u)
 
     def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
-        n_batch, n_positions, width = x.share.shape
+        n_batch, n_positions, _ = x.share.shape
 
         def heads(part: str) -> torch.Tensor:
             projected: torch.Tensor = self._linear(x, f"{name}.attention.{part}").share
@@ -129,7 +136,7 @@ class CrypTenBert:
         else:
             divided = self._divide(context, numerators, mask, common, constants, constants.row)
         self.watch.lap("softmax")
-        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, width))
+        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, -1))
 
     def _divide(
         self,
@@ -161,24 +168,44 @@ class CrypTenBert:
         return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
 
     def _residual(self, mask: torch.Tensor) -> Any:
-        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative.
+        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative and
+        for each row of a constant norm that is longer than its limit.
 
         Near zero unless a row left its range. The fourth power keeps the rounding of very many good rows far below one
         bad row. Newton started above its range may find the negative root, which the first of these cannot see.
         """
-        left, y_norm = _joined(self._rsqrt_pairs)
-        right = ops.square(y_norm)
-        if self._reciprocal_pairs:
-            x_row, y_row = _joined(self._reciprocal_pairs)
-            left = ops.wrap(torch.cat([left.share, x_row.share]))
-            right = ops.wrap(torch.cat([right.share, y_row.share]))
-        residual = ops.add_public(ops.multiply(left, right), -1.0)
+        total = mask.new_zeros(1)
         # Padding rows mean nothing and may hold anything; their keys are masked, so they reach no real token.
-        norms = mask.reshape(-1).repeat(len(self._rsqrt_pairs))
-        rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1).repeat(len(self._reciprocal_pairs))
-        real = ops.times_integers(residual, torch.cat([norms, rows]))
-        negative = ops.of_bits((ops.less_than_zero(y_norm) * norms).sum(0, keepdim=True))
-        return ops.wrap(ops.square_sum(ops.square(real), dim=0).share + negative.share)
+        real, signs = mask.reshape(-1), []
+        pairs: list[tuple[Any, Any, torch.Tensor]] = []
+        if self._rsqrt_pairs:
+            x, y = _joined(self._rsqrt_pairs)
+            signs.append(y)
+            pairs.append((x, ops.square(y), real.repeat(len(self._rsqrt_pairs))))
+        if self._reciprocal_pairs:
+            rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1)
+            pairs.append((*_joined(self._reciprocal_pairs), rows.repeat(len(self._reciprocal_pairs))))
+        if pairs:
+            xs, ys, flags = zip(*pairs, strict=True)
+            left, right = (ops.wrap(torch.cat([part.share for part in side])) for side in (xs, ys))
+            residual = ops.times_integers(ops.add_public(ops.multiply(left, right), -1.0), torch.cat(flags))
+            total = total + ops.square_sum(ops.square(residual), dim=0).share
+        if self._constant_rows:
+            signs.append(self._spare_room())
+        if signs:
+            below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign in signs])))
+            counted = below * real.repeat(below.numel() // real.numel())
+            total = total + ops.of_bits(counted.sum(0, keepdim=True)).share
+        return ops.wrap(total)
+
+    def _spare_room(self) -> Any:
+        """How far each row of the constant norms is from its limit: the limit's sum of squares less the row's."""
+        limits, rows = zip(*self._constant_rows, strict=True)
+        width = rows[0].share.size(-1)
+        flat = [row.share.reshape(-1, width) for row in rows]
+        squares = ops.square_sum(ops.wrap(torch.cat(flat)), dim=-1).share.reshape(-1)
+        room = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(0)) * width
+        return ops.add_public(ops.wrap(-squares), room.to(squares.device))
 
 
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

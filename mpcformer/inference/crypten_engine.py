@@ -38,6 +38,7 @@ class CrypTenEngine:
             n_layers=public.config.num_hidden_layers,
             bounds=public.ranges.bounds,
             row_epsilon=TWO_RELU_EPSILON,
+            constant_norms=public.config.constant_norms,
         )
         self._values: dict[str, torch.Tensor] | None = None
         if party == MODEL_OWNER:

@@ -38,8 +38,8 @@ class PublicModel:
     def facts(self) -> dict[str, str]:
         """Everything that the private computation takes from here, by name."""
         keys = (
-            "vocab_size type_vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size"
-            " max_position_embeddings num_labels layer_norm_eps gelu softmax task"
+            "vocab_size type_vocab_size hidden_size num_hidden_layers num_attention_heads head_size intermediate_size"
+            " max_position_embeddings num_labels layer_norm_eps gelu softmax constant_norms task"
         )
         named = {key: str(getattr(self.config, key)) for key in keys.split()}
         return named | {"ranges": json.dumps(self.ranges.to_json(), sort_keys=True), "embeddings": self.embeddings}

@@ -8,26 +8,30 @@ openings fit: see docs/architecture.md for the sums.
 import hashlib
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from mpcformer.approximations import TWO_RELU_EPSILON, exact
 from mpcformer.correlations.suite import GUARD_BITS
-from mpcformer.correlations.table import GUARD, MAX_LOG_BINS, TableSpec
+from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.errors import RangeError
-from mpcformer.inference.constants import Bounds
+from mpcformer.inference.constants import Bounds, calibrated
 from mpcformer.inference.newton import even_shift, widened
+from mpcformer.inference.norms import Norm, model_norms
+from mpcformer.inference.tables import table
+from mpcformer.modeling.configuration import NORM_PARTS
 from mpcformer.modeling.ranges import SCORE_REACH
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
-from mpcformer.protocols.table import Argument, Function
+from mpcformer.protocols.table import Function
 
 # Weights: as many fraction bits as the rings after them leave room for. QUERY: queries and keys.
 QUERY_WEIGHT_SCALE, VALUE_WEIGHT_SCALE, OUTPUT_WEIGHT_SCALE, INNER_WEIGHT_SCALE = 15, 19, 16, 18
 POOLER_WEIGHT_SCALE, LOGIT_WEIGHT_SCALE = 20, 17
 RESIDUAL_SCALE = 16
 MEAN_SCALE = 19
-# A normalised row: 26 as the product leaves it (in Z_2^64), 18 when it enters a linear map (in Z_2^56).
-NORMAL_SCALE, INPUT_SCALE, INPUT_BITS = 26, 18, 56
+# A normalised row when it enters a linear map (in Z_2^56).
+INPUT_SCALE, INPUT_BITS = 18, 56
 # Queries and keys: Z_2^36. Values: lifted from 32 bits, multiplied in Z_2^48.
 QUERY_SCALE, QUERY_BITS, VALUE_SCALE, VALUE_BITS = 13, 40, 13, 32
 SCORE_SCALE, SCORE_BITS = 14, 24
@@ -41,7 +45,6 @@ KEY_CORRECTION_SCALE = 16
 MAX_CONST_EXPONENT = 4
 # The activation enters the second map in Z_2^48, at a scale that makes OUTER_SCALE with the map's weights.
 ACTIVATED_BITS, OUTER_SCALE = 48, 29
-STREAM_BITS = 32
 # The pooler's sum is clamped, then looked up: tanh is 1 to 1.2e-5 beyond.
 TANH_SCALE, TANH_BITS, TANH_REACH, TANH_TABLE_REACH = 16, 32, 6.0, 6.1
 POOLED_SCALE, LOGIT_BITS = 14, 64
@@ -51,34 +54,18 @@ EMBEDDING_BITS = 32
 BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
 DIVISOR_SCALE, LAST_DIVISOR_SCALE = 20, 18
 
-RECIPROCAL_WIDTH, RSQRT_WIDTH, TANH_WIDTH = 0.33, 0.5, 0.12
+RECIPROCAL_WIDTH, TANH_WIDTH = 0.33, 0.12
 # A row that is squared again need not be divided exactly; its mean is within MEAN_SLACK of one.
 COARSE_WIDTH, MEAN_SLACK = 0.7, 1.4
-MAX_ROW_LOG_BINS, MAX_NORM_LOG_BINS = 6, 7
+MAX_ROW_LOG_BINS = 6
 KEY_FACTOR_BITS = 2
-_GUARD_BINS = 2.5
-# An argument is multiplied and shifted to its steps: what a shift leaves of the ring must hold them.
-MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
 # What tables (1 percent), FACTOR_ERROR, truncations and rounded weights may add to a bound that follows from exact
 # weights and rows of length sqrt(H).
 BOUND_SLACK = 1.05
-# Below 13 a stream is shifted so far that its ring no longer fills the 32 bits it is opened in.
-FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
 # 2Quad's and 2ReLU's rows have tables. 2quad-const's guard marks from 2 on, by key_factor: 8 / 7 of that by n.
 DIVIDED_ROW_SLACK, CONST_ROW_SLACK = 1.25, 16 / 7
 # Beyond, scores keep too few of their 14 fraction bits.
 MAX_SCORE_SHIFT = 6
-# A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
-GUARD_LOG_BINS, _SLACK = 6, 1.08
-
-
-@dataclass(frozen=True)
-class Norm:
-    """A LayerNorm: its input's scale, its factor's scale, and x^(-1/2) of the sum of squares."""
-
-    scale: int
-    factor_scale: int
-    function: Function
 
 
 @dataclass(frozen=True)
@@ -163,26 +150,43 @@ class Constants:
     tanh_clamp: piecewise.Function
     tanh: Function
 
+    @property
+    def norms(self) -> dict[str, Norm]:
+        """The LayerNorms by name."""
+        named = {"embeddings": self.embedding_norm}
+        for n, layer in enumerate(self.layers):
+            named |= {f"layer.{n}.attention": layer.attention_norm, f"layer.{n}.output": layer.output_norm}
+        return named
+
     def digest(self) -> str:
         """Hex SHA-256: owners whose constants differ must not start."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def constants(
-    *, hidden_size: int, epsilon: float, n_layers: int, bounds: Bounds, gelu: str = "quad", softmax: str = "2quad"
+    *,
+    hidden_size: int,
+    epsilon: float,
+    n_layers: int,
+    bounds: Bounds,
+    gelu: str = "quad",
+    softmax: str = "2quad",
+    constant_norms: Collection[str] = (),
 ) -> Constants:
     """Derive the constants of a model.
 
     Raises:
         RangeError: a range is missing, or wider than tables carry.
     """
-    layers = tuple(_layer(f"layer.{n}", hidden_size, epsilon, bounds, softmax) for n in range(n_layers))
-    reach, unit = round(TANH_REACH * 2**TANH_SCALE), 2.0**-TANH_SCALE
-    tanh = _table(
-        "tanh", -TANH_TABLE_REACH, TANH_TABLE_REACH, unit, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS
+    norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds)
+    layers = tuple(
+        _layer(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, softmax)
+        for name in (f"layer.{n}" for n in range(n_layers))
     )
+    reach, unit = round(TANH_REACH * 2**TANH_SCALE), 2.0**-TANH_SCALE
+    tanh = table("tanh", -TANH_TABLE_REACH, TANH_TABLE_REACH, unit, POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
     return Constants(
-        _norm("embeddings.variance", hidden_size, epsilon, bounds),
+        norms["embeddings"],
         layers,
         ACTIVATIONS[gelu],
         piecewise.clamp(TANH_BITS, reach),
@@ -219,7 +223,7 @@ def row_function(layer: Layer, log_keys: int) -> Function:
     """
     _check_numerators(layer, log_keys)
     unit = 2.0 ** -(2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent)
-    return _table("reciprocal", layer.row_low, 1.0, unit, ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
+    return table("reciprocal", layer.row_low, 1.0, unit, ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
 
 
 def _check_numerators(layer: Layer, log_keys: int) -> None:
@@ -231,19 +235,12 @@ def _check_numerators(layer: Layer, log_keys: int) -> None:
         )
 
 
-def _bounds(bounds: Bounds, name: str) -> tuple[float, float]:
-    if name not in bounds:
-        raise RangeError(f"calibrated range {name} is missing from ranges.json", "distil the student again")
-    return bounds[name]
-
-
-def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds, softmax: str) -> Layer:
-    norms = [_norm(f"{name}.{part}.variance", hidden_size, epsilon, bounds) for part in ("attention", "output")]
+def _layer(name: str, norms: list[Norm], bounds: Bounds, softmax: str) -> Layer:
     if softmax == "softmax":
         return _softmax_layer(name, norms, bounds)
     if softmax == "2quad-const":
         return _const_layer(name, norms, bounds)
-    low, high = widened(*_bounds(bounds, f"{name}.row_mean"))
+    low, high = widened(*calibrated(bounds, f"{name}.row_mean"))
     offset, power = 0.0, 2
     if softmax == "2relu":
         low, high, offset, power = low + TWO_RELU_EPSILON, high + TWO_RELU_EPSILON, TWO_RELU_EPSILON, 1
@@ -268,7 +265,7 @@ def _layer(name: str, hidden_size: int, epsilon: float, bounds: Bounds, softmax:
 
 def _const_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
     """Scores are shifted no further than their reach and the numerators' ring ask for: no table wants them near one."""
-    low, high = _bounds(bounds, f"{name}.row_mean")
+    low, high = calibrated(bounds, f"{name}.row_mean")
     if high <= 0:
         raise RangeError(
             f"calibrated range {name}.row_mean = {low}..{high} is not positive", "distil the student again"
@@ -285,7 +282,7 @@ def _const_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
 
 
 def _softmax_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
-    bound = exact.score_bound(*_bounds(bounds, f"{name}.scores"))
+    bound = exact.score_bound(*calibrated(bounds, f"{name}.scores"))
     n = exact.squarings(bound)
     if n > SCORE_BITS - 2 - SCORE_SCALE:
         raise RangeError(
@@ -320,13 +317,13 @@ def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, 
     low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
     squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
 
-    def table(low: float, high: float, scale: int, width: float) -> Function:
-        return _table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
+    def reciprocal(low: float, high: float, scale: int, width: float) -> Function:
+        return table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
 
     return (
-        table(0.4 * low, 1.125 * high, DIVISOR_SCALE, COARSE_WIDTH),
-        table(*squares, DIVISOR_SCALE, COARSE_WIDTH),
-        table(*squares, LAST_DIVISOR_SCALE, RECIPROCAL_WIDTH),
+        reciprocal(0.4 * low, 1.125 * high, DIVISOR_SCALE, COARSE_WIDTH),
+        reciprocal(*squares, DIVISOR_SCALE, COARSE_WIDTH),
+        reciprocal(*squares, LAST_DIVISOR_SCALE, RECIPROCAL_WIDTH),
     )
 
 
@@ -342,99 +339,3 @@ def softmax_base(layer: Layer) -> tuple[int, piecewise.Function]:
 def square_scale(log_keys: int) -> int:
     """Of the squares of a row of mean one before their division, so that n^2 fits."""
     return min(15, POWER_BITS - 3 - 2 * log_keys)
-
-
-def _norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds) -> Norm:
-    low, high = widened(*_bounds(bounds, name))
-    if not 0 < low < high:
-        raise RangeError(f"calibrated range {name} = {low}..{high} is not positive", "distil the student again")
-    # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
-    # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
-    scale = 13 + min(5, max(0, math.ceil(-math.log2(low) / 2)))
-    scale = min(scale, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
-    if scale < MIN_STREAM_SCALE:
-        raise RangeError(
-            f"calibrated range {name} reaches {high:.3g}: too large for a LayerNorm in fixed point",
-            "distil the student again, or use --engine crypten",
-        )
-    factor_scale = NORMAL_SCALE - scale
-    unit = 2.0 ** (-2 * scale) / hidden_size
-    function = _table(
-        "rsqrt", low, high, unit, factor_scale, RSQRT_WIDTH, epsilon=epsilon, max_log_bins=MAX_NORM_LOG_BINS
-    )
-    return Norm(scale, factor_scale, function)
-
-
-def _table(
-    name: str,
-    low: float,
-    high: float,
-    unit: float,
-    scale: int,
-    width: float,
-    *,
-    max_log_bins: int,
-    epsilon: float = 0.0,
-    guarded: bool = True,
-) -> Function:
-    """Tables of a function on [low, high] of an integer times `unit`; `width`: a bin's, relative to the low end.
-
-    Tables of positive numbers begin at zero, so that what is too small meets a mark and does not wrap around.
-    """
-    bottom, finest = (low, width) if name == "tanh" else (0.0, width * low)
-    slack = 1.0 if name == "tanh" else _SLACK
-
-    def argument(low: float, high: float, log_bins: int, split: float = 0.0) -> Argument:
-        n_bins, top = 2.0**log_bins, high * slack
-        bin_width = (top - bottom) / (n_bins - 2 * _GUARD_BINS - 1)
-        # One step of the 24-bit argument, in integers of the share: 2^shift / multiplier.
-        step = bin_width * n_bins / 2.0**TableSpec.BITS / unit
-        shift = min(MULTIPLIER_BITS + math.frexp(step)[1] - 1, MAX_TABLE_SHIFT)
-        multiplier = math.floor(2.0**shift / step)
-        if multiplier < 4:
-            raise RangeError(
-                f"the argument of a {name} of {high:.3g} in units of {unit:.3g} does not fit the ring",
-                "distil the student again, or use --engine crypten",
-            )
-        step_real = 2.0**shift / multiplier * unit
-        base = math.floor((bottom - _GUARD_BINS * bin_width) / step_real)
-        spec = TableSpec(name, log_bins, base, step_real, low, top, scale + GUARD_BITS, epsilon, split)
-        return Argument(spec, multiplier, shift)
-
-    guard, guard_bits = _guard(high, unit) if guarded and name != "tanh" else (None, 0)
-
-    def log_bins_to(high: float) -> int:
-        return max(4, math.ceil(math.log2((high * slack - bottom) / finest + 2 * _GUARD_BINS + 1)))
-
-    log_bins = log_bins_to(high)
-    if log_bins <= max_log_bins:
-        return Function(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
-    split = math.sqrt(low * high)
-    log_bins = math.ceil(math.log2(high / split / width + 8))
-    too_wide = RangeError(
-        f"the calibrated range of a {name}, {low:.3g}..{high:.3g}, is too wide for its tables",
-        "distil the student again, or use --engine crypten",
-    )
-    if log_bins > MAX_LOG_BINS:
-        raise too_wide
-    upper = argument(low, high, log_bins, split)
-    reach = split + 2 * upper.spec.unit * 2.0**upper.spec.bin_bits
-    log_bins = log_bins_to(reach)
-    if log_bins > MAX_LOG_BINS:
-        raise too_wide
-    lower = argument(low, reach, log_bins)
-    return Function(upper, lower, guard, guard_bits)
-
-
-def _guard(high: float, unit: float) -> tuple[Argument, int]:
-    """Marks from a little above `high` up to 2^(bits + 1), where 2^bits is a power of two above it."""
-    bits = math.frexp(high * _SLACK / unit)[1]
-    # Two bins more than to 2^(bits + 1), so that the bin that wraps around lies above it.
-    shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
-    if shift > MAX_TABLE_SHIFT:
-        raise RangeError(
-            f"a row's number of {high:.3g} in units of {unit:.3g} does not fit the ring",
-            "distil the student again, or use --engine crypten",
-        )
-    spec = TableSpec(GUARD, GUARD_LOG_BINS, 0, 2.0**shift / multiplier * unit, 0.0, high, 0)
-    return Argument(spec, multiplier, shift), bits

@@ -131,8 +131,11 @@ class MPCFormerEngine:
             return columns
         words, positions = self._tables
         rows = words[columns].sum(1) + positions[: ids.size(1)].repeat(ids.size(0), 1)
-        normal = rows * (rows.square().mean(-1, keepdim=True) + self._config.layer_norm_eps).rsqrt()
-        first: torch.Tensor = (normal * 2.0**fp.INPUT_SCALE).round().long()
+        norm = self._constants.embedding_norm
+        if norm.function is not None:
+            epsilon = self._config.layer_norm_eps / norm.unit**2
+            rows = rows * (rows.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+        first: torch.Tensor = (rows * 2.0**fp.INPUT_SCALE).round().long()
         return first
 
 
@@ -150,6 +153,7 @@ def engine_constants(public: PublicModel) -> fp.Constants:
         bounds=public.ranges.bounds,
         gelu=config.gelu,
         softmax=config.softmax,
+        constant_norms=config.constant_norms,
     )
 
 

@@ -2,7 +2,8 @@
 
 The bounds follow from the weights (`mpcformer.modeling.bounds`); attention's weights are not negative and add up to at
 most one, where the row was in range. In 2quad-const, which does not divide, they add up to at most what its guard lets
-pass: for some text scores may reach thirty times their usual size, and no ring would hold the square of that.
+pass: for some text scores may reach thirty times their usual size, and no ring would hold the square of that. A
+constant LayerNorm, which does not divide by a row's deviation either, leaves rows as long as the guard lets pass.
 Variances and row sums, which the bounds are too loose for, are what tables and the guard look at while running.
 """
 
@@ -15,6 +16,7 @@ import torch
 
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.norms import STREAM_BITS, Norm
 from mpcformer.modeling.bounds import Bounds, model_bounds
 
 MAX_VALUE_SHIFT = 4
@@ -42,15 +44,15 @@ def value_shift(layer: fp.Layer, values: torch.Tensor) -> int:
 
 def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
     """Every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
-    yield Room("embeddings", bounds.embeddings, _room(fp.STREAM_BITS, constants.embedding_norm.scale))
+    yield Room("embeddings", bounds.embeddings, _stream_room(constants.embedding_norm))
     activation = constants.activation
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
         name, values = f"layer.{n}", layer.row_slack * float(bound.values.max())
         yield Room(f"{name}.scores", bound.scores, _room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
         yield Room(f"{name}.values", values, layer.value_room * 2**MAX_VALUE_SHIFT)
-        yield Room(f"{name}.attended", bound.attended, _room(fp.STREAM_BITS, layer.attention_norm.scale))
+        yield Room(f"{name}.attended", bound.attended, _stream_room(layer.attention_norm))
         yield Room(f"{name}.activation", float(bound.inner.max()), _room(activation.bits, activation.scale))
-        yield Room(f"{name}.output", bound.output, _room(fp.STREAM_BITS, layer.output_norm.scale))
+        yield Room(f"{name}.output", bound.output, _stream_room(layer.output_norm))
     yield Room("pooler", bounds.pooler, _room(fp.TANH_BITS, fp.TANH_SCALE))
     yield Room("logits", bounds.logits, _room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
 
@@ -65,7 +67,9 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
         RangeError: naming the value, its bound and the room.
     """
     guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
-    bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None)
+    norms = constants.norms
+    limits = {name: norms[name].limit for name in config.constant_norms}
+    bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None, limits)
     for room in rooms(constants, bounds):
         if not fp.BOUND_SLACK * room.value < room.room:
             raise RangeError(
@@ -84,6 +88,10 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
                     " typical sentences",
                 )
     return bounds
+
+
+def _stream_room(norm: Norm) -> float:
+    return norm.unit * _room(STREAM_BITS, norm.scale)
 
 
 def _room(bits: int, scale: int) -> float:

@@ -2,7 +2,9 @@
 
 A LayerNorm's gain and bias fold into the next linear map; the mean that the next LayerNorm subtracts is subtracted
 from every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is
-one column more (`mean`) of the map that has the same input. 2quad-const's c divides the map behind attention.
+one column more (`mean`) of the map that has the same input. 2quad-const's c divides the map behind attention. A
+constant LayerNorm's stream is computed in units: the maps before it are divided by the unit; gain times the unit, over
+the constant, is its gain.
 """
 
 import math
@@ -14,8 +16,9 @@ import torch
 from mpcformer.channel import Spec
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.norms import Norm
 from mpcformer.inference.overflow import check_overflow, value_shift
-from mpcformer.modeling.bounds import centred_columns
+from mpcformer.modeling.bounds import centred_columns, deviation, norm_source
 from mpcformer.ring.packing import packed_bytes
 
 Shape = tuple[int, ...]
@@ -23,14 +26,14 @@ Shape = tuple[int, ...]
 
 def weight_shapes(config: Any, embeddings: str = "private_table") -> dict[str, Shape]:
     """Name -> (in, out), or (in,) for a diagonal, from the public configuration; public tables are no weights."""
-    hidden, inner = config.hidden_size, config.intermediate_size
+    hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: dict[str, Shape] = {}
     if embeddings == "private_table":
         shapes["embeddings"] = (config.vocab_size + config.type_vocab_size, hidden)
     for n in range(config.num_hidden_layers):
-        shapes[f"layer.{n}.attention"] = (hidden, 3 * hidden + 1)
+        shapes[f"layer.{n}.attention"] = (hidden, 3 * attended + 1)
         shapes[f"layer.{n}.attention.residual"] = (hidden,)
-        shapes[f"layer.{n}.attention.output"] = (hidden, hidden)
+        shapes[f"layer.{n}.attention.output"] = (attended, hidden)
         shapes[f"layer.{n}.inner"] = (hidden, inner + 1)
         shapes[f"layer.{n}.residual"] = (hidden,)
         shapes[f"layer.{n}.outer"] = (inner, hidden)
@@ -76,7 +79,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     bounds = check_overflow(config, constants, state)
     owned = OwnedWeights()
     hidden = config.hidden_size
-    root = math.sqrt(math.sqrt(hidden // config.num_attention_heads))
+    root = math.sqrt(math.sqrt(config.head_size))
 
     def get(name: str) -> torch.Tensor:
         return state[name].double()
@@ -87,18 +90,24 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         if bias is not None:
             owned.biases[name] = _encode(f"{name}.bias", bias, bias_scale)
 
+    def norm(name: str, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        source, divisor = norm_source(name), deviation(name, state)
+        factor = 1.0 if divisor is None else norm.unit / divisor
+        return get(f"{source}.weight") * factor, get(f"{source}.bias")
+
     prefix = "bert.embeddings"
-    tables = [_centred(get(f"{prefix}.{part}_embeddings.weight")) for part in ("word", "token_type")]
-    positions = _centred(get(f"{prefix}.position_embeddings.weight"))
-    scale = constants.embedding_norm.scale
+    scale, unit = constants.embedding_norm.scale, constants.embedding_norm.unit
+    tables = [_centred(get(f"{prefix}.{part}_embeddings.weight")) / unit for part in ("word", "token_type")]
+    positions = _centred(get(f"{prefix}.position_embeddings.weight")) / unit
     put("embeddings", torch.cat(tables), scale, positions, scale)
-    gain, bias = get(f"{prefix}.LayerNorm.weight"), get(f"{prefix}.LayerNorm.bias")
+    gain, bias = norm("embeddings", constants.embedding_norm)
 
     mean = 2.0**fp.MEAN_SCALE / hidden
     mean_bias = torch.zeros(1, dtype=torch.float64)
     for n, layer in enumerate(constants.layers):
         name, source = f"layer.{n}", f"bert.encoder.layer.{n}"
         columns, offsets, smaller = [], [], 0
+        unit = layer.attention_norm.unit
         for part in ("query", "key", "value"):
             weight = get(f"{source}.attention.self.{part}.weight").t()
             column, offset = (
@@ -113,40 +122,40 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
             offsets.append(offset * factor)
         put(
             f"{name}.attention",
-            torch.cat([*columns, gain[:, None] * mean * 2.0**-fp.QUERY_WEIGHT_SCALE], dim=1),
+            torch.cat([*columns, gain[:, None] * (mean / unit * 2.0**-fp.QUERY_WEIGHT_SCALE)], dim=1),
             fp.QUERY_WEIGHT_SCALE,
             torch.cat([*offsets, mean_bias]),
             fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE,
         )
-        put(f"{name}.attention.residual", gain, fp.RESIDUAL_SCALE)
-        weight = _centred(get(f"{source}.attention.output.dense.weight").t())
-        offset = _centred(get(f"{source}.attention.output.dense.bias") + bias)
+        put(f"{name}.attention.residual", gain / unit, fp.RESIDUAL_SCALE)
+        weight = _centred(get(f"{source}.attention.output.dense.weight").t()) / unit
+        offset = _centred(get(f"{source}.attention.output.dense.bias") + bias) / unit
         attended = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
         if not layer.divided:
             weight = weight * layer.unit * torch.exp(-get(f"{source}.attention.self.log_divisor"))
         put(f"{name}.attention.output", weight * 2.0**smaller, fp.OUTPUT_WEIGHT_SCALE, offset, attended)
 
-        norm = f"{source}.attention.output.LayerNorm"
-        gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
+        gain, bias = norm(f"{name}.attention", layer.attention_norm)
+        unit = layer.output_norm.unit
         weight = get(f"{source}.intermediate.dense.weight").t()
         put(
             f"{name}.inner",
             torch.cat(
-                [centred_columns(gain[:, None] * weight), gain[:, None] * mean * 2.0**-fp.INNER_WEIGHT_SCALE], dim=1
+                [centred_columns(gain[:, None] * weight), gain[:, None] * (mean / unit * 2.0**-fp.INNER_WEIGHT_SCALE)],
+                dim=1,
             ),
             fp.INNER_WEIGHT_SCALE,
             torch.cat([bias @ weight + get(f"{source}.intermediate.dense.bias"), mean_bias]),
             fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE,
         )
-        put(f"{name}.residual", gain, fp.RESIDUAL_SCALE)
-        weight = _centred(get(f"{source}.output.dense.weight").t())
-        offset = _centred(get(f"{source}.output.dense.bias") + bias)
+        put(f"{name}.residual", gain / unit, fp.RESIDUAL_SCALE)
+        weight = _centred(get(f"{source}.output.dense.weight").t()) / unit
+        offset = _centred(get(f"{source}.output.dense.bias") + bias) / unit
         if config.gelu == "quad":
             # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
             weight, offset = weight / 8, offset + 0.375 * weight.sum(0)
         put(f"{name}.outer", weight, constants.activation.weight_scale, offset, fp.OUTER_SCALE)
-        norm = f"{source}.output.LayerNorm"
-        gain, bias = get(f"{norm}.weight"), get(f"{norm}.bias")
+        gain, bias = norm(f"{name}.output", layer.output_norm)
 
     weight = get("bert.pooler.dense.weight").t()
     offset = bias @ weight + get("bert.pooler.dense.bias")

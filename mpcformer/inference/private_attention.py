@@ -1,6 +1,6 @@
 """Attention on shares, in each form of softmax: from the opened queries, keys and values to the attended rows.
 
-Shapes at the line: B sentences, L positions, Q query positions, A heads, D head size, H = A D.
+Shapes at the line: B sentences, L positions, Q query positions, A heads, D head size.
 """
 
 from collections.abc import Callable
@@ -55,7 +55,7 @@ class PrivateAttention:
         self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
     def attend(self, heads: Heads, constants: fp.Layer) -> torch.Tensor:
-        """(B Q, H) at ATTENDED_SCALE."""
+        """(B Q, A D) at ATTENDED_SCALE."""
         party, rank = self._party, self._party.rank
         scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
         scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)

@@ -5,7 +5,7 @@ its half of that opening is computed and sent before (`offline`); the online par
 masked input, one product at the model owner, and one message back. Between two openings all is local.
 
 Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
-A heads, D head size, H = A D hidden, I intermediate, C classes.
+A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 import math
@@ -18,6 +18,7 @@ import torch
 from mpcformer.correlations import Request, sketch
 from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
 from mpcformer.inference.private_attention import Heads, PrivateAttention
 from mpcformer.inference.private_reveal import reveal
@@ -109,9 +110,9 @@ class PrivateBert:
     def _map(self, name: str) -> Map:
         n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
         if name == "embeddings":
-            scale = self._constants.embedding_norm.scale
-            lift = lifted.request("norm", (n_rows, hidden), fp.STREAM_BITS)
-            return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], scale, scale, t[0], "norm")])
+            before = self._constants.embedding_norm
+            lift = lifted.request(before.op, (n_rows, hidden), STREAM_BITS)
+            return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], before.scale, before, t[0])])
         if name == "pooler":
             function, product = self._constants.tanh_clamp, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
 
@@ -140,18 +141,19 @@ class PrivateBert:
         output = name.endswith(".attention.output")
         norm = constants.attention_norm if output else constants.output_norm
         product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.OUTER_SCALE
-        lift = lifted.request("norm", (rows, hidden), fp.STREAM_BITS)
-        return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm.scale, t[0])])
+        lift = lifted.request(norm.op, (rows, hidden), STREAM_BITS)
+        return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
 
     def _n_queries(self, index: int) -> int:
         return 1 if index == self.n_segments - 1 else self._n_positions
 
     # ---- halves of the openings after maps: the same text at both owners, offline at one, online at the other -------
 
-    def _lifted_half(self, z: torch.Tensor, scale: int, to: int, tensors: list[torch.Tensor], op: str) -> Half:
-        return Mask(tensors, fp.STREAM_BITS, op).half(shift(z, scale - to, self._party.rank), self._party.rank)
+    def _lifted_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+        stream = shift(z, scale - norm.scale, self._party.rank)
+        return Mask(tensors, STREAM_BITS, norm.op).half(stream, self._party.rank)
 
-    def _stream_half(self, z: torch.Tensor, scale: int, to: int, tensors: list[torch.Tensor]) -> Half:
+    def _stream_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
         """The residual stream: map plus residual, centred, at the next LayerNorm's scale."""
         if self._residual is None:
             raise ProtocolError("a residual is used before it is known")
@@ -160,11 +162,10 @@ class PrivateBert:
         own = fp.INPUT_SCALE + fp.RESIDUAL_SCALE
         total = z + shift(residual, own - scale, rank)
         total = total - shift(mean, fp.INPUT_SCALE + fp.MEAN_SCALE - scale, rank)
-        return self._lifted_half(total, scale, to, tensors, "norm")
+        return self._lifted_half(total, scale, norm, tensors)
 
     def _attention_requests(self, n_query: int) -> list[Request]:
-        heads = (self._n_batch, self._n_heads)
-        size = self._config.hidden_size // self._n_heads
+        heads, size = (self._n_batch, self._n_heads), self._config.head_size
         query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
         value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
         return [
@@ -174,19 +175,19 @@ class PrivateBert:
         ]
 
     def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
-        hidden, rank = self._config.hidden_size, self._party.rank
+        width, rank = self._config.attention_size, self._party.rank
         product = fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE
         value_product = fp.INPUT_SCALE + fp.VALUE_WEIGHT_SCALE
 
         def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
-            part = z[0][:, at : at + hidden].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
+            part = z[0][:, at : at + width].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
             return part.transpose(1, 2)
 
         self._keep_residual(z[1], z[0][:, -1:], n_query)
         (a, b, _), value_mask, _ = tensors
         query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
-        key = shift(heads(hidden), product - fp.QUERY_SCALE, rank)
-        value = shift(heads(2 * hidden).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
+        key = shift(heads(width), product - fp.QUERY_SCALE, rank)
+        value = shift(heads(2 * width).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
         return [
             matmul.half(query, a, fp.QUERY_BITS),
             matmul.half(key, b, fp.QUERY_BITS),
@@ -306,6 +307,7 @@ class PrivateBert:
         if segment == 0 and self._embeddings == "public_table":
             rows = self._n_batch * self._n_positions
             self._x = first if first is not None else self._zeros(rows, self._config.hidden_size)
+            self._check_first(first)
         elif segment == 0:
             x = first if first is not None else self._zeros(1, 1)
             opened, tensors = self._apply("embeddings", x)
@@ -328,20 +330,29 @@ class PrivateBert:
         self.watch.lap("linear")
         return logits
 
+    def _check_first(self, rows: torch.Tensor | None) -> None:
+        """The data owner's own rows after a constant LayerNorm: it sees by itself which are too long, and counts."""
+        norm = self._constants.embedding_norm
+        if norm.function is None and rows is not None:
+            squares = (rows.double() * 2.0 ** (norm.scale - fp.INPUT_SCALE)).square().sum(-1)
+            self._check.count((squares >= 2.0 ** (norm.guard_bits + 1)).long() * self._mask.reshape(-1))
+
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
 
-    def _normalise(
-        self, norm: fp.Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor
-    ) -> torch.Tensor:
+    def _normalise(self, norm: Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
         """LayerNorm without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
         party = self._party
-        mask = Mask(tensors, fp.STREAM_BITS, "norm")
+        mask = Mask(tensors, STREAM_BITS, norm.op)
         opened = Opened(party, mask, c)
         squares = opened.sum_of_squares()  # (rows, 1), scale 2 norm.scale
+        if norm.function is None:
+            self._check.guard(norm.guard_bits, squares.reshape(-1), real)
+            self.watch.lap("norm")
+            return shift(opened.value(), norm.scale - fp.INPUT_SCALE, party.rank)
         factor = self._row_factor(norm.function, squares.reshape(-1), real)
         opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
-        normal = shift(opened.times(opened_factor), fp.NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
+        normal = shift(opened.times(opened_factor), NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
         self.watch.lap("norm")
         return normal
 

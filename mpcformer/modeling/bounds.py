@@ -1,7 +1,8 @@
 """How large a model's inner values can be for any text whatever: bounds that follow from its weights alone.
 
 A row that LayerNorm has normalised has length sqrt(H), so Cauchy and Schwarz bound every linear map of it, and the
-spectral norm every bilinear one.
+spectral norm every bilinear one. A constant LayerNorm does not normalise: its rows are as long as a limit of their
+variance allows, which private engines see to.
 """
 
 import math
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 
 Linear = tuple[torch.Tensor, torch.Tensor]
+MAX_LOG = 100.0
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class LayerBounds:
 
     Args:
         scores: a number.
-        values: (H,), by column.
+        values: (A D,), by column; A heads of size D.
         attended: length of the row that the first LayerNorm sees, if attention's weights add up to at most one; in
             2quad-const, to at most what `model_bounds` is told.
         inner: (I,), of GeLU's argument.
@@ -43,9 +45,31 @@ class Bounds:
     logits: float
 
 
-def normal_bound(weight: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
-    """Largest |n weight + bias| of each column, over all rows n of length sqrt(H); weight (H, out), bias (out,)."""
-    reach: torch.Tensor = weight.norm(dim=0) * math.sqrt(weight.size(0)) + bias.abs()
+@dataclass(frozen=True)
+class NormBounds:
+    """A LayerNorm: gain and bias (H,), and how long the rows are that they are applied to."""
+
+    gain: torch.Tensor
+    bias: torch.Tensor
+    length: float
+
+
+def norm_source(name: str) -> str:
+    """The prefix in a BERT state dict of a LayerNorm of `configuration.norm_names`."""
+    if name == "embeddings":
+        return "bert.embeddings.LayerNorm"
+    return f"bert.encoder.{name}{'.output' if name.endswith('.attention') else ''}.LayerNorm"
+
+
+def deviation(name: str, state: Mapping[str, torch.Tensor]) -> float | None:
+    """What a constant LayerNorm divides by; None for one that divides by each row's own deviation."""
+    log = state.get(f"{norm_source(name)}.log_deviation")
+    return None if log is None else math.exp(min(MAX_LOG, max(-MAX_LOG, float(log))))
+
+
+def column_bound(weight: torch.Tensor, bias: torch.Tensor, length: float) -> torch.Tensor:
+    """Largest |n weight + bias| of each column, over all rows n of `length`; weight (H, out), bias (out,)."""
+    reach: torch.Tensor = weight.norm(dim=0) * length + bias.abs()
     return reach
 
 
@@ -60,31 +84,33 @@ def spectral_norm(weight: torch.Tensor) -> float:
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
 
 
-def head_length(values: Linear, n_heads: int) -> float:
-    """Largest length of a row (H,) whose heads are averages, by any weights, of normalised rows' values."""
+def head_length(values: Linear, n_heads: int, length: float) -> float:
+    """Largest length of a row (A D,) whose heads are averages, by any weights, of the values of rows of `length`."""
     weight, bias = values
     parts = zip(weight.chunk(n_heads, dim=1), bias.chunk(n_heads), strict=True)
-    root = math.sqrt(weight.size(0))
-    return math.hypot(*(spectral_norm(part) * root + float(offset.norm()) for part, offset in parts))
+    return math.hypot(*(spectral_norm(part) * length + float(offset.norm()) for part, offset in parts))
 
 
-def score_bound(query: Linear, key: Linear, n_heads: int) -> float:
-    """Largest |score| of any head, for weights (H, H) and biases (H,) that take normalised rows."""
-    hidden = query[0].size(0)
-    size, length = hidden // n_heads, math.sqrt(hidden)
+def score_bound(query: Linear, key: Linear, n_heads: int, length: float) -> float:
+    """Largest |score| of any head, for weights (H, A D) and biases (A D,) that take rows of `length`."""
+    size = query[0].size(1) // n_heads
     largest = 0.0
     for head in range(n_heads):
         part = slice(head * size, (head + 1) * size)
         (q, q_bias), (k, k_bias) = ((weight[:, part], bias[part]) for weight, bias in (query, key))
         # |q k^T| is that of the small factors of their QR decompositions.
-        product = spectral_norm(torch.linalg.qr(q).R @ torch.linalg.qr(k).R.t()) * hidden
+        product = spectral_norm(torch.linalg.qr(q).R @ torch.linalg.qr(k).R.t()) * length**2
         mixed = float((q @ k_bias).norm() + (k @ q_bias).norm()) * length
         largest = max(largest, (product + mixed + abs(float(q_bias @ k_bias))) / math.sqrt(size))
     return largest
 
 
 def model_bounds(
-    n_heads: int, gelu: str, state: Mapping[str, torch.Tensor], row_means: Sequence[float] | None = None
+    n_heads: int,
+    gelu: str,
+    state: Mapping[str, torch.Tensor],
+    row_means: Sequence[float] | None = None,
+    norm_limits: Mapping[str, float] | None = None,
 ) -> Bounds:
     """Bounds of a BERT state dict.
 
@@ -93,6 +119,7 @@ def model_bounds(
         gelu: the form of GeLU.
         state: names and weights as transformers has them.
         row_means: 2quad-const, by layer: how large a row's mean of (s + 5)^2 may be; its weights add up to that / c.
+        norm_limits: how large a row's variance may be at each constant LayerNorm.
     """
 
     def get(name: str) -> torch.Tensor:
@@ -101,48 +128,51 @@ def model_bounds(
     def linear(name: str) -> Linear:
         return get(f"{name}.weight").t(), get(f"{name}.bias")
 
-    def norm(name: str) -> Linear:
-        return get(f"{name}.LayerNorm.weight"), get(f"{name}.LayerNorm.bias")
+    def norm(name: str) -> NormBounds:
+        source, divisor = norm_source(name), deviation(name, state)
+        gain = get(f"{source}.weight")
+        variance = 1.0 if divisor is None else (norm_limits or {})[name] / divisor**2
+        return NormBounds(gain, get(f"{source}.bias"), math.sqrt(gain.size(0) * variance))
 
     tables = [get(f"bert.embeddings.{part}_embeddings.weight") for part in ("word", "token_type", "position")]
     embeddings = sum(float(table.norm(dim=1).max()) for table in tables)
-    before = norm("bert.embeddings")
+    before = norm("embeddings")
     layers: list[LayerBounds] = []
     while f"bert.encoder.layer.{len(layers)}.output.dense.weight" in state:
-        name = f"bert.encoder.layer.{len(layers)}"
+        name, source = f"layer.{len(layers)}", f"bert.encoder.layer.{len(layers)}"
         query, key, value = (
-            _after(before, linear(f"{name}.attention.self.{part}")) for part in ("query", "key", "value")
+            _after(before, linear(f"{source}.attention.self.{part}")) for part in ("query", "key", "value")
         )
-        values = normal_bound(*value)
+        scores, values = score_bound(query, key, n_heads, before.length), column_bound(*value, before.length)
         row = 1.0
         if row_means:
-            row = row_means[len(layers)] * float(torch.exp(-get(f"{name}.attention.self.log_divisor")))
-        attended = _stream(linear(f"{name}.attention.output.dense"), row * head_length(value, n_heads), before)
-        before = norm(f"{name}.attention.output")
-        inner_map = _after(before, linear(f"{name}.intermediate.dense"))
-        inner = normal_bound(*inner_map)
-        length = spectral_norm(inner_map[0]) * math.sqrt(inner_map[0].size(0))
-        length += float(inner_map[1].norm())
+            row = row_means[len(layers)] * float(torch.exp(-get(f"{source}.attention.self.log_divisor")))
+        length = row * head_length(value, n_heads, before.length)
+        attended = _stream(linear(f"{source}.attention.output.dense"), length, before)
+        before = norm(f"{name}.attention")
+        inner_map = _after(before, linear(f"{source}.intermediate.dense"))
+        inner = column_bound(*inner_map, before.length)
+        length = spectral_norm(inner_map[0]) * before.length + float(inner_map[1].norm())
         if gelu == "quad":  # (h + 1)^2 / 8 + 3/8, by column
             root = math.sqrt(inner.size(0))
             length = (float(inner.max()) + 1) * (length + root) / 8 + 0.375 * root
-        output = _stream(linear(f"{name}.output.dense"), length, before)
+        output = _stream(linear(f"{source}.output.dense"), length, before)
         before = norm(f"{name}.output")
-        layers.append(LayerBounds(score_bound(query, key, n_heads), values, attended, inner, output))
-    pooler = float(normal_bound(*_after(before, linear("bert.pooler.dense"))).max())
+        layers.append(LayerBounds(scores, values, attended, inner, output))
+    pooler = float(column_bound(*_after(before, linear("bert.pooler.dense")), before.length).max())
     weight, bias = linear("classifier")
     logits = float((weight.abs().sum(0) + bias.abs()).max())
     return Bounds(embeddings, layers, pooler, logits)
 
 
-def _after(norm: Linear, linear: Linear) -> Linear:
-    """A map of a LayerNorm's result as one of the normalised row, which is orthogonal to 1."""
-    (gain, bias), (weight, offset) = norm, linear
-    return centred_columns(gain[:, None] * weight), bias @ weight + offset
+def _after(norm: NormBounds, linear: Linear) -> Linear:
+    """A map of a LayerNorm's result as one of the row before gain and bias, which is orthogonal to 1."""
+    weight, offset = linear
+    return centred_columns(norm.gain[:, None] * weight), norm.bias @ weight + offset
 
 
-def _stream(linear: Linear, length: float, norm: Linear) -> float:
+def _stream(linear: Linear, length: float, norm: NormBounds) -> float:
     """Length of a map of rows of at most `length`, plus the residual; subtracting the row's mean makes it shorter."""
-    (weight, offset), (gain, bias) = linear, norm
-    residual = float(gain.abs().max()) * math.sqrt(gain.size(0)) + float(bias.norm())
+    weight, offset = linear
+    residual = float(norm.gain.abs().max()) * norm.length + float(norm.bias.norm())
     return spectral_norm(weight) * length + float(offset.norm()) + residual

@@ -1,5 +1,6 @@
-"""The student's configuration: BERT's, with the forms of GeLU and softmax it was trained with."""
+"""The student's configuration: BERT's, with the forms of GeLU, softmax and LayerNorm it was trained with."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, BertConfig
@@ -7,17 +8,62 @@ from transformers import AutoConfig, BertConfig
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 from mpcformer.errors import UserInputError
 
+NORM_PARTS = ("attention", "output")
 
-class MPCFormerConfig(BertConfig):  # type: ignore[misc]
-    """BertConfig plus `gelu`, `softmax` and `task`.
+
+def norm_names(n_layers: int) -> list[str]:
+    """The LayerNorms of a model, in order: embeddings, and in each layer N layer.N.attention and layer.N.output."""
+    return ["embeddings", *(f"layer.{n}.{part}" for n in range(n_layers) for part in NORM_PARTS)]
+
+
+def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
+    """Some of `norm_names`, in their order; `attention` and `output` stand for every layer's, `all` for all.
 
     Raises:
-        UserInputError: an unknown form, or a BERT variant that the private model does not compute.
+        UserInputError: a name that is none of them.
+    """
+    names = norm_names(n_layers)
+    groups = {part: [name for name in names if name.endswith(f".{part}")] for part in NORM_PARTS} | {"all": names}
+    chosen: set[str] = set()
+    for name in asked:
+        if name not in groups and name not in names:
+            raise UserInputError(
+                f"constant_norms: {name!r} is no LayerNorm of a model of {n_layers} layers",
+                f"choose from: {', '.join(names[:3])} and so on, or attention, output, all",
+            )
+        chosen |= set(groups.get(name, [name]))
+    return [name for name in names if name in chosen]
+
+
+def split_norms(listed: str) -> list[str]:
+    """The names of a comma-separated list, as an option gives them."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+class MPCFormerConfig(BertConfig):  # type: ignore[misc]
+    """BertConfig plus `gelu`, `softmax`, `task`, `constant_norms` and `head_size`.
+
+    Args:
+        constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
+            takes them; kept by their full names.
+        head_size: of each attention head; None: hidden_size / num_attention_heads, as every BERT has it.
+
+    Raises:
+        UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
+            not compute.
     """
 
     model_type = "mpcformer"
 
-    def __init__(self, gelu: str = "quad", softmax: str = "2quad", task: str | None = None, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        gelu: str = "quad",
+        softmax: str = "2quad",
+        task: str | None = None,
+        constant_norms: Sequence[str] = (),
+        head_size: int | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
         self.gelu = gelu
         self.softmax = softmax
@@ -25,6 +71,7 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         for option, value, known in (("gelu", gelu, GELU_FORMS), ("softmax", softmax, SOFTMAX_FORMS)):
             if value not in known:
                 raise UserInputError(f"{option}: form {value!r} is unknown", f"choose one of: {', '.join(known)}")
+        self.constant_norms = chosen_norms(constant_norms, self.num_hidden_layers)
         if self.hidden_act != "gelu":
             raise UserInputError(
                 f"hidden_act: {self.hidden_act!r} is not BERT's exact gelu", "use a checkpoint whose hidden_act is gelu"
@@ -32,11 +79,19 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         positions = getattr(self, "position_embedding_type", None) or "absolute"
         if positions != "absolute":
             raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
-        if self.hidden_size % self.num_attention_heads:
+        if head_size is None and self.hidden_size % self.num_attention_heads:
             raise UserInputError(
                 f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})",
-                "correct config.json",
+                "correct config.json, or give head_size",
             )
+        if head_size is not None and not (isinstance(head_size, int) and head_size > 0):
+            raise UserInputError(f"head_size: {head_size!r} is no positive integer", "correct config.json")
+        self.head_size = head_size or self.hidden_size // self.num_attention_heads
+
+    @property
+    def attention_size(self) -> int:
+        """Columns of the queries, of the keys and of the values: all heads side by side."""
+        return int(self.num_attention_heads * self.head_size)
 
 
 AutoConfig.register("mpcformer", MPCFormerConfig)

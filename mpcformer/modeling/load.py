@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ from mpcformer.modeling.ranges import load_ranges
 WEIGHTS = "model.safetensors"
 MAX_WEIGHT = 2.0**14
 HEAD = ("classifier.", "bert.pooler.")
-# No BERT has one before it becomes a student: it starts from the form's own value.
-LEARNT_FORM = ".log_divisor"
+# No BERT has these before it becomes a student: they start from the form's own values.
+LEARNT_FORM = (".log_divisor", ".log_deviation")
 
 
 def default_backbone() -> Path:
@@ -93,12 +94,16 @@ def load_checkpoint(
     gelu: str = "gelu",
     softmax: str = "softmax",
     task: str | None = None,
+    constant_norms: Sequence[str] | None = None,
     seed: int = 0,
 ) -> MPCFormerForSequenceClassification:
     """A BERT checkpoint as a model with the given forms; a head of another size, or none, is drawn anew from `seed`.
 
+    Args:
+        constant_norms: as `MPCFormerConfig` takes them; None: as the checkpoint has them.
+
     Raises:
-        UserInputError: not a checkpoint, another architecture, or a damaged one.
+        UserInputError: not a checkpoint, another architecture, a damaged one, or an unknown LayerNorm.
         RangeError: NaN, infinite or huge weights.
     """
     raw = read_config(folder)
@@ -107,6 +112,8 @@ def load_checkpoint(
         for key, value in raw.items()
         if key not in ("model_type", "gelu", "softmax", "task", "architectures")
     }
+    if constant_norms is not None:
+        known["constant_norms"] = constant_norms
     config = MPCFormerConfig(gelu=gelu, softmax=softmax, task=task, **known)
     if num_labels is not None:
         config.num_labels = num_labels

@@ -1,8 +1,8 @@
-"""The student as a Hugging Face model: BERT for sequence classification with exchangeable GeLU and softmax.
+"""The student as a Hugging Face model: BERT for sequence classification with exchangeable GeLU, softmax and LayerNorm.
 
 Module names equal transformers' BertForSequenceClassification, so any BERT checkpoint loads; with gelu + softmax the
 logits are equal too. Attention scores come out raw, which distillation needs; an `observer` sees the input of every
-non-linearity that is private later. Shapes at the line: B sentences, L positions, H hidden, A heads, D = H / A.
+non-linearity that is private later. Shapes at the line: B sentences, L positions, H hidden, A heads, D head size.
 """
 
 import math
@@ -58,7 +58,23 @@ class Context:
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm that shows the variance of its input."""
+    """LayerNorm that shows the variance of its input.
+
+    log_deviation: of a constant norm only, the logarithm of what it divides by instead of the row's own deviation; a
+    weight, the model owner's.
+    """
+
+    def __init__(self, config: MPCFormerConfig, name: str) -> None:
+        super().__init__(config.hidden_size, eps=config.layer_norm_eps)
+        constant = name in config.constant_norms
+        self.log_deviation = nn.Parameter(torch.zeros(())) if constant else None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The normalised x (..., H)."""
+        if self.log_deviation is None:
+            return super().forward(x)
+        centred = x - x.mean(-1, keepdim=True)
+        return centred * (self.weight * torch.exp(-self.log_deviation)) + self.bias
 
     def observed(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
         """The normalised x (B, L, H)."""
@@ -76,7 +92,7 @@ class Embeddings(nn.Module):
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
-        self.LayerNorm = Norm(width, eps=config.layer_norm_eps)
+        self.LayerNorm = Norm(config, "embeddings")
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context) -> torch.Tensor:
@@ -98,14 +114,14 @@ class SelfAttention(nn.Module):
         self.form = SOFTMAX_FORMS[config.softmax]
         learnt = self.form is two_quad_const
         self.log_divisor = nn.Parameter(torch.tensor(math.log(QUAD_DIVISOR))) if learnt else None
-        self.query = nn.Linear(config.hidden_size, config.hidden_size)
-        self.key = nn.Linear(config.hidden_size, config.hidden_size)
-        self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.query = nn.Linear(config.hidden_size, config.attention_size)
+        self.key = nn.Linear(config.hidden_size, config.attention_size)
+        self.value = nn.Linear(config.hidden_size, config.attention_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """(B, L, H) -> (B, L, H)."""
-        n_batch, n_positions, width = x.shape
+        """(B, L, H) -> (B, L, A D)."""
+        n_batch, n_positions, _ = x.shape
         shape = (n_batch, n_positions, self.n_heads, -1)
         query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
         scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))  # (B, A, L, L)
@@ -117,16 +133,16 @@ class SelfAttention(nn.Module):
             probabilities, row_mean = two_quad_const(scores, context.keys, self.log_divisor.exp())
         context.observe(f"{name}.row_mean", row_mean, "queries")
         attended: torch.Tensor = self.dropout(probabilities) @ value
-        return attended.transpose(1, 2).reshape(n_batch, n_positions, width)
+        return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
 
 
 class ResidualOutput(nn.Module):
     """A linear map, added to its residual and normalised."""
 
-    def __init__(self, config: MPCFormerConfig, n_inputs: int) -> None:
+    def __init__(self, config: MPCFormerConfig, n_inputs: int, norm: str) -> None:
         super().__init__()
         self.dense = nn.Linear(n_inputs, config.hidden_size)
-        self.LayerNorm = Norm(config.hidden_size, eps=config.layer_norm_eps)
+        self.LayerNorm = Norm(config, norm)
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, context: Context, name: str) -> torch.Tensor:
@@ -137,13 +153,13 @@ class ResidualOutput(nn.Module):
 class Layer(nn.Module):
     """Attention and feed-forward; submodules named as BERT's."""
 
-    def __init__(self, config: MPCFormerConfig) -> None:
+    def __init__(self, config: MPCFormerConfig, index: int) -> None:
         super().__init__()
-        self.attention = nn.ModuleDict(
-            {"self": SelfAttention(config), "output": ResidualOutput(config, config.hidden_size)}
-        )
+        name = f"layer.{index}"
+        output = ResidualOutput(config, config.attention_size, f"{name}.attention")
+        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": output})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
-        self.output = ResidualOutput(config, config.intermediate_size)
+        self.output = ResidualOutput(config, config.intermediate_size, f"{name}.output")
         self.activation = GELU_FORMS[config.gelu]
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
@@ -163,7 +179,7 @@ class Bert(nn.Module):
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.layers = [Layer(config) for _ in range(config.num_hidden_layers)]
+        self.layers = [Layer(config, index) for index in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
         self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
 

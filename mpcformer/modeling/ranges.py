@@ -7,19 +7,24 @@ for any text. Both owners and the dealer learn the ranges: they are public model
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling.bounds import Bounds
 
 FILE_NAME = "ranges.json"
 SCORE_REACH = "score_reach"
 REACH_SLACK = 1.1
+# A constant norm's rows may have this many times the largest variance that was seen, and are refused beyond: the
+# margin of all ranges, 1.5, and the power of two in which a private guard compares.
+VARIANCE_REACH = 3.0
+MAX_VARIANCE = 1e12
 
 
 @dataclass
@@ -42,6 +47,21 @@ class Ranges:
         for n, layer in enumerate(bounds.layers):
             reach = 2.0 ** math.ceil(math.log2(max(1.0, REACH_SLACK * layer.scores)))
             self.bounds[f"layer.{n}.{SCORE_REACH}"] = (-reach, reach)
+
+    def norm_limits(self, names: Sequence[str]) -> dict[str, float]:
+        """The largest variance that each of these LayerNorms may meet.
+
+        Raises:
+            RangeError: a constant norm's rows grew beyond all numbers.
+        """
+        limits = {name: VARIANCE_REACH * self.bounds[f"{name}.variance"][1] for name in names}
+        for name, limit in limits.items():
+            if not 0 <= limit < MAX_VARIANCE:
+                raise RangeError(
+                    f"{name}.variance is {limit / VARIANCE_REACH:.3g} on the training data",
+                    "distil the student again, with a lower learning rate or fewer constant LayerNorms",
+                )
+        return limits
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, names sorted."""

@@ -39,7 +39,7 @@ class Mask:
 
 
 def request(op: str, shape: tuple[int, ...], bits: int) -> Request:
-    """The correlation for values of `shape`: op plain, square, norm or scale."""
+    """The correlation for values of `shape`: one of `Lifted.OPS`."""
     shapes = (shape, (*shape[:-1], 1)) if op in ("norm", "scale") else (shape,)
     return Request("lifted", shapes, op=op, bits=bits)
 
@@ -85,7 +85,12 @@ class Opened:
         )
 
     def sum_of_squares(self) -> torch.Tensor:
-        """[sum x^2] over Z_2^64 along the last axis (kept), for op norm: as `square`, but r^2 is dealt summed."""
+        """[sum x^2] over Z_2^64 along the last axis (kept), for op length and norm.
+
+        Ideal function: the sum of squares. Shapes: (..., n) -> (..., 1). Scale: f -> 2 f.
+        Range and error: |x| < 2^(bits - 2); exact.
+        Cost for n elements in m rows: nothing beyond the opening; (64 - bits) / 8 n + 8 m more dealer bytes.
+        """
         each = self._party.only(0, self.public * self.public) - 2 * self.public * self._rho
         return (each + self._beyond_r_squared()).sum(-1, keepdim=True) + self._rest[1]
 

@@ -97,11 +97,14 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
     check_views(student, engine, N_RUNS[engine], monkeypatch)
 
 
-@pytest.mark.parametrize(("gelu", "softmax"), [("gelu", "softmax"), ("quad", "2quad-const")])
+@pytest.mark.parametrize(
+    ("gelu", "softmax", "constant"),
+    [("gelu", "softmax", []), ("quad", "2quad-const", []), ("quad", "2quad-const", ["all"])],
+)
 def test_views_of_other_forms(
-    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, gelu: str, softmax: str
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, gelu: str, softmax: str, constant: list[str]
 ) -> None:
-    folder = save_student(tmp_path / "other", data_dir, gelu=gelu, softmax=softmax)
+    folder = save_student(tmp_path / "other", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant)
     check_views(folder, "mpcformer", 12, monkeypatch)
 
 

@@ -1,6 +1,7 @@
 """The recipes: losses fall, the teacher stays still, resuming changes nothing, the reported split is never opened."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,13 +10,16 @@ import torch
 from safetensors.torch import load_file
 
 import distill.loop
+from distill.deviations import set_deviations
 from distill.losses import logit_loss, score_loss, state_loss
 from distill.recipe import DistillRecipe, paper_recipe
 from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.modeling import load_checkpoint, load_ranges, load_student
+from mpcformer.modeling import load_checkpoint, load_ranges, load_student, load_tokenizer
+from mpcformer.modeling.bounds import norm_source
+from mpcformer.tasks import encode, get_task, load_examples
 from tests.tiny import save_bert, save_parquet
 
 SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15}
@@ -74,7 +78,7 @@ def test_teacher_is_in_evaluation_mode_while_distilling(
 def test_a_resumed_run_ends_in_the_same_weights(
     teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    recipe = recipe_for(teacher, data_dir, softmax="2quad-const")
+    recipe = recipe_for(teacher, data_dir, softmax="2quad-const", constant_norms=("attention",))
     whole = distill_student(recipe, tmp_path / "whole", checkpoint_minutes=1e9)
     step = distill.loop._Runner._step
     for n_calls in (7, 50):  # inside stage 1, inside stage 2
@@ -94,7 +98,7 @@ def test_a_resumed_run_ends_in_the_same_weights(
         with pytest.raises(UserInputError, match="left from an interrupted run"):
             distill_student(recipe, out)
         with pytest.raises(UserInputError, match="had seed = 0, not 1"):
-            distill_student(recipe_for(teacher, data_dir, softmax="2quad-const", seed=1), out, resume=True)
+            distill_student(replace(recipe, seed=1), out, resume=True)
         resumed = distill_student(recipe, out, resume=True)
         a, b = load_file(tmp_path / "whole" / "model.safetensors"), load_file(out / "model.safetensors")
         assert all(torch.equal(a[key], b[key]) for key in a)
@@ -191,6 +195,50 @@ def test_all_forms_distil(teacher: Path, data_dir: Path, tmp_path: Path, gelu: s
         divisor = layer.attention["self"].log_divisor
         assert (divisor is not None) == (softmax == "2quad-const")
         assert divisor is None or abs(divisor.exp().item() - QUAD_DIVISOR) > 0.1, "c is learnt"
+
+
+def test_constant_norms_start_at_the_teachers_deviations_and_are_learnt(
+    teacher: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    start = {}
+    for epochs in (0, 2):
+        recipe = recipe_for(teacher, data_dir, constant_norms=("all",), epochs1=epochs, epochs2=epochs)
+        record = distill_student(recipe, tmp_path / f"student-{epochs}")
+        assert record["recipe"]["constant_norms"] == ["all"]
+        student = load_student(tmp_path / f"student-{epochs}")
+        logs = {name: p.item() for name, p in student.named_parameters() if name.endswith("log_deviation")}
+        assert len(logs) == len(student.config.constant_norms) == 5
+        start[epochs] = logs
+    seen: dict[str, list[torch.Tensor]] = {}
+    model = load_checkpoint(teacher)
+    model.observer = lambda name, values, valid: seen.setdefault(name, []).append(values[valid])
+    tokenizer = load_tokenizer(teacher)
+    for row in encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), positions=32):
+        with torch.no_grad():
+            model(torch.tensor([row.input_ids]))
+    for name in ("embeddings", "layer.0.attention", "layer.1.output"):
+        expected = torch.cat(seen[f"{name}.variance"]).log().mean() / 2
+        assert start[0][f"{norm_source(name)}.log_deviation"] == pytest.approx(float(expected), abs=0.1)
+    assert all(abs(start[2][name] - start[0][name]) > 1e-4 for name in start[0])
+
+
+def test_deviations_come_from_the_layers_that_are_named(teacher: Path, data_dir: Path) -> None:
+    tokenizer = load_tokenizer(teacher)
+    encoded = encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), positions=32)
+    found = []
+    for layers in (None, (0, 1), (1, 0)):
+        student = load_checkpoint(teacher, constant_norms=["all"])
+        set_deviations(student, load_checkpoint(teacher), encoded, pad_id=0, teacher_layers=layers)
+        norms = [layer.output.LayerNorm for layer in student.bert.layers]
+        found.append([float(norm.log_deviation) for norm in norms])
+    assert found[0] == found[1] == found[2][::-1]
+    assert found[0] != found[2]
+
+
+def test_a_norm_that_the_teacher_has_not(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match=r"constant_norms: 'layer\.7\.output' is no LayerNorm"):
+        distill_student(recipe_for(teacher, data_dir, constant_norms=("layer.7.output",)), tmp_path / "student")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_baselines(teacher: Path, data_dir: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from distill.deviations import set_deviations
 from distill.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
 from distill.recipe import DistillRecipe
 from distill.ridge import refit
@@ -15,6 +16,7 @@ from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
 from mpcformer.modeling.model import Context
+from mpcformer.tasks import Encoded
 from tests.tiny import WORDS, save_bert
 
 SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15}
@@ -70,6 +72,17 @@ def test_exact_forms_stay_the_teachers(teacher: Model) -> None:
     same = model(teacher, gelu="gelu", softmax="softmax")
     fit(teacher, same, texts())
     assert distance(teacher, same) < 1e-9
+
+
+def test_constant_norms_are_fitted_too(teacher: Model) -> None:
+    fitted = model(teacher, constant_norms=["layer.0.attention", "layer.1.output"])
+    untold = model(teacher, constant_norms=["layer.0.attention", "layer.1.output"])
+    encoded = [Encoded(row.tolist(), [0] * 12) for batch in texts() for row in batch["input_ids"]]
+    set_deviations(fitted, teacher, encoded, pad_id=0)
+    untold.load_state_dict(teacher.state_dict(), strict=False)
+    set_deviations(untold, teacher, encoded, pad_id=0)
+    fit(teacher, fitted, texts(200))
+    assert distance(teacher, fitted) < 0.2 * distance(teacher, untold)
 
 
 def test_fewer_layers_and_units(teacher: Model) -> None:

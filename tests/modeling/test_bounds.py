@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference import norms
 from mpcformer.inference.engine import load_public_model
 from mpcformer.inference.mpcformer_engine import engine_constants
 from mpcformer.inference.overflow import check_overflow, rooms, value_shift
 from mpcformer.modeling import load_student
-from mpcformer.modeling.bounds import head_length, model_bounds, normal_bound, score_bound, spectral_norm
+from mpcformer.modeling.bounds import column_bound, head_length, model_bounds, score_bound, spectral_norm
 from tests.tiny import save_student
 
 
@@ -42,26 +43,39 @@ def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int)
     aligned = (query[0] * query[1].sign()).t()
     x = torch.cat([normal(500, hidden, seed), aligned / aligned.norm(dim=1, keepdim=True) * math.sqrt(hidden)])
     reached = (x @ query[0] + query[1]).abs().amax(0)
-    bound = normal_bound(*query)
+    bound = column_bound(*query, math.sqrt(hidden))
     assert bool((reached <= bound * (1 + 1e-9)).all())
     assert bool((reached >= bound * (1 - 1e-9)).all()), "the bound is the maximum"
 
     q, k = (x @ weight + bias for weight, bias in (query, key))
     parts = [slice(4 * head, 4 * head + 4) for head in range(n_heads)]
     scores = max(float((q[:, p] @ k[:, p].t()).abs().max()) / 2 for p in parts)
-    assert scores <= score_bound(query, key, n_heads)
+    assert scores <= score_bound(query, key, n_heads, math.sqrt(hidden))
     assert spectral_norm(query[0]) == pytest.approx(float(torch.linalg.matrix_norm(query[0], 2)))
 
 
 @pytest.mark.parametrize(
-    ("gelu", "softmax"), [("quad", "2quad"), ("relu", "2quad"), ("gelu", "2quad"), ("quad", "2quad-const")]
+    ("gelu", "softmax", "constant"),
+    [
+        ("quad", "2quad", []),
+        ("relu", "2quad", []),
+        ("gelu", "2quad", []),
+        ("quad", "2quad-const", []),
+        ("quad", "2quad-const", ["attention"]),
+        ("quad", "2quad", ["output", "embeddings"]),
+        ("relu", "2quad-const", ["all"]),
+    ],
 )
-def test_no_text_exceeds_a_models_bounds(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
-    student = load_student(save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax))
+@pytest.mark.parametrize("shape", [{}, {"num_attention_heads": 3, "head_size": 5, "intermediate_size": 24}])
+def test_no_text_exceeds_a_models_bounds(
+    tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str], shape: dict[str, int]
+) -> None:
+    folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant, **shape)
+    student = load_student(folder)
     config = student.config
-    bounds = model_bounds(
-        config.num_attention_heads, gelu, student.state_dict(), [100.0] * 2 if "const" in softmax else None
-    )
+    limits = load_public_model(folder).ranges.norm_limits(config.constant_norms)
+    row_means = [100.0] * 2 if "const" in softmax else None
+    bounds = model_bounds(config.num_attention_heads, gelu, student.state_dict(), row_means, limits)
     largest: dict[str, float] = {}
 
     def observe(name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
@@ -74,6 +88,8 @@ def test_no_text_exceeds_a_models_bounds(tmp_path: Path, data_dir: Path, gelu: s
         student(ids)
     hidden = config.hidden_size
     assert math.sqrt(largest["embeddings.variance"] * hidden) <= bounds.embeddings
+    for name, limit in limits.items():
+        assert largest[f"{name}.variance"] < limit, "what the bounds were told"
     for n, layer in enumerate(bounds.layers):
         assert largest[f"layer.{n}.row_mean"] < 100.0, "what the bounds were told"
         assert largest[f"layer.{n}.scores"] <= layer.scores
@@ -122,7 +138,7 @@ def test_heads_that_look_elsewhere_stay_within_their_length() -> None:
     weight, bias = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in ((hidden, hidden), (hidden,)))
     values = (normal(2000, hidden, 1) @ weight + bias).view(-1, n_heads, hidden // n_heads)
     longest = float(values.norm(dim=-1).amax(0).norm())  # each head at the row that suits it best
-    assert longest <= head_length((weight, bias), n_heads) < 1.5 * longest
+    assert longest <= head_length((weight, bias), n_heads, math.sqrt(hidden)) < 1.5 * longest
 
 
 @pytest.mark.parametrize("divisor", [1e-4, 1e-200])
@@ -152,6 +168,31 @@ def test_rows_that_would_drown_in_rounding_are_refused(tmp_path: Path, data_dir:
             check_overflow(public.config, constants, state)
 
 
+def test_what_follows_a_constant_norm_stays_below_its_bounds(tmp_path: Path, data_dir: Path) -> None:
+    """Rows as long as the guard lets pass, in the directions that reach farthest."""
+    folder = save_student(tmp_path / "student", data_dir, constant_norms=["all"])
+    student, public = load_student(folder), load_public_model(folder)
+    state, limits = student.state_dict(), public.ranges.norm_limits(student.config.constant_norms)
+    bounds = model_bounds(student.config.num_attention_heads, "quad", state, norm_limits=limits)
+    layer = student.bert.layers[0]
+    norm, inner = layer.attention["output"].LayerNorm, layer.intermediate["dense"]
+    reached = _farthest(norm, inner, limits["layer.0.attention"])
+    assert bool((reached <= bounds.layers[0].inner * (1 + 1e-5)).all())
+    assert bool((reached >= bounds.layers[0].inner * (1 - 1e-5)).all()), "the bound is the maximum"
+    attention = layer.attention["self"]
+    reached = _farthest(student.bert.embeddings.LayerNorm, attention.value, limits["embeddings"])
+    assert bool((reached <= bounds.layers[0].values * (1 + 1e-5)).all())
+
+
+def _farthest(norm: torch.nn.Module, linear: torch.nn.Linear, limit: float) -> torch.Tensor:
+    """The largest |.| of each column of the map behind `norm` that a row of variance `limit` makes."""
+    weight = linear.weight * norm.weight  # (out, H)
+    centred = weight - weight.mean(1, keepdim=True)
+    rows = centred / centred.norm(dim=1, keepdim=True) * math.sqrt(limit * centred.size(1))
+    with torch.no_grad():
+        return torch.stack([linear(norm(sign * rows)).abs().diagonal() for sign in (1, -1)]).amax(0).double()
+
+
 @settings(max_examples=200)
 @given(st.integers(1, 512), st.integers(0, 3))
 def test_keys_are_counted_exactly(n_keys: int, more: int) -> None:
@@ -167,10 +208,9 @@ def test_keys_are_counted_exactly(n_keys: int, more: int) -> None:
 @given(st.floats(-3, 5), st.floats(0, 6))
 def test_rows_without_division_fit_512_positions_or_are_refused(log_high: float, log_reach: float) -> None:
     """The numerators' ring holds the context for the longest text, and no number of a row wraps around the guard."""
-    variances = {f"x.{part}.variance": (0.5, 2.0) for part in ("attention", "output")}
-    bounds = variances | {"x.row_mean": (0.0, 10**log_high), "x.score_reach": (-(10**log_reach), 10**log_reach)}
+    bounds = {"x.row_mean": (0.0, 10**log_high), "x.score_reach": (-(10**log_reach), 10**log_reach)}
     try:
-        layer = fp._layer("x", 384, 1e-12, bounds, "2quad-const")
+        layer = fp._layer("x", [norms.Norm(13, 13, None)] * 2, bounds, "2quad-const")
     except RangeError:
         assert log_high > 4 or log_reach > 4, "only what is very large may be refused"
         return
@@ -188,12 +228,13 @@ def test_a_layer_norms_factor_is_fine_enough_or_refused(log_low: float, log_rati
     """A factor is a whole number of its last place: a normalised row stays sqrt(H) long, but for the slack."""
     low, high = 10**log_low, 10 ** (log_low + log_ratio)
     try:
-        norm = fp._norm("x", hidden, 1e-12, {"x": (low, high)})
+        norm = norms.norm("x", hidden, 1e-12, {"x.variance": (low, high)})
     except RangeError:
-        assert high > 2_500 or high / low > 1e4, "only what is very large or wide may be refused"
+        assert high > 600_000 or high / low > 1e4, "only what is very large or wide may be refused"
         return
-    assert math.sqrt(1.5 * high) * 2.0**-norm.factor_scale <= fp.FACTOR_ERROR
-    assert norm.scale + norm.factor_scale == fp.NORMAL_SCALE
+    assert math.sqrt(1.5 * high) / norm.unit * 2.0**-norm.factor_scale <= norms.FACTOR_ERROR
+    assert norm.unit == 1 or norm.scale == norms.MIN_STREAM_SCALE, "a unit where nothing else helps"
+    assert norm.scale + norm.factor_scale == norms.NORMAL_SCALE
 
 
 def test_what_a_normalised_row_cannot_see_takes_no_room(student: Path) -> None:
@@ -219,6 +260,7 @@ def test_scores_that_reach_too_far_are_refused(student: Path) -> None:
 def test_a_range_too_wide_for_two_tables_is_refused_by_name() -> None:
     for ratio in (1e5, 4e5, 1e6, 1e9):
         with contextlib.suppress(RangeError):
-            norm = fp._norm("x", 384, 1e-12, {"x": (1e-3, 1e-3 * ratio)})
+            norm = norms.norm("x", 384, 1e-12, {"x.variance": (1e-3, 1e-3 * ratio)})
+            assert norm.function is not None
             for argument in norm.function.parts:
                 assert argument.spec.log_bins <= MAX_LOG_BINS

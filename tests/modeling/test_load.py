@@ -58,7 +58,11 @@ def test_another_architecture(copy: Path) -> None:
     [
         ({"hidden_act": "silu"}, "hidden_act: 'silu'"),
         ({"position_embedding_type": "relative_key"}, "relative_key"),
-        ({"num_attention_heads": 5}, r"num_attention_heads \(5\) must divide hidden_size \(32\)"),
+        ({"num_attention_heads": 5, "head_size": None}, r"num_attention_heads \(5\) must divide hidden_size \(32\)"),
+        ({"head_size": 0}, "head_size: 0 is no positive integer"),
+        ({"head_size": "8"}, "head_size: '8' is no positive integer"),
+        ({"head_size": 4}, "are missing or not shaped as config.json says, first bert.encoder.layer.0.attention.self"),
+        ({"constant_norms": ["layer.9.output"]}, "'layer.9.output' is no LayerNorm of a model of 2 layers"),
         ({"gelu": "cubic"}, "form 'cubic' is unknown"),
     ],
 )
@@ -105,6 +109,14 @@ def test_a_student_must_bring_its_divisors(tmp_path: Path, data_dir: Path) -> No
     assert load_student(folder, softmax="2quad-const")
     edit_weights(folder, **{"bert.encoder.layer.1.attention.self.log_divisor": None})
     with pytest.raises(UserInputError, match=r"lacks bert\.encoder\.layer\.1\.attention\.self\.log_divisor"):
+        load_student(folder)
+
+
+def test_a_student_must_bring_its_deviations(tmp_path: Path, data_dir: Path) -> None:
+    folder = save_student(tmp_path / "student", data_dir, constant_norms=["output"])
+    assert load_student(folder).config.constant_norms == ["layer.0.output", "layer.1.output"]
+    edit_weights(folder, **{"bert.encoder.layer.1.output.LayerNorm.log_deviation": None})
+    with pytest.raises(UserInputError, match=r"lacks bert\.encoder\.layer\.1\.output\.LayerNorm\.log_deviation"):
         load_student(folder)
 
 

@@ -1,5 +1,6 @@
 """The student as a Hugging Face model: equal to transformers' BERT with gelu + softmax; seen, saved, loaded."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification, BertForSequenceClassification
 
 from mpcformer.approximations import QUAD_DIVISOR, SOFTMAX_FORMS
+from mpcformer.errors import UserInputError
 from mpcformer.modeling import (
     MPCFormerConfig,
     MPCFormerForSequenceClassification,
@@ -15,6 +17,7 @@ from mpcformer.modeling import (
     load_checkpoint,
     load_tokenizer,
 )
+from mpcformer.modeling.configuration import chosen_norms, norm_names, split_norms
 from tests.tiny import WORDS, save_bert
 
 IDS = torch.tensor([[2, 4, 12, 3, 0, 0], [2, 8, 13, 14, 15, 3]])
@@ -110,6 +113,81 @@ def test_observer_sees_real_tokens_only_and_every_nonlinearity(tmp_path: Path) -
     assert set(clean.bounds) == names | {"embeddings.variance", "pooler.tanh", "logits"}
     for name, bounds in clean.bounds.items():
         assert dirty.bounds[name] == pytest.approx(bounds, abs=1e-5), name
+
+
+def test_constant_norms_by_hand_saved_and_loaded_back(tmp_path: Path) -> None:
+    model = load_checkpoint(save_bert(tmp_path / "bert"), constant_norms=["layer.1.output", "attention"])
+    assert model.config.constant_norms == ["layer.0.attention", "layer.1.attention", "layer.1.output"]
+    norm = model.bert.layers[1].output.LayerNorm
+    norm.log_deviation.data.fill_(math.log(3.0))
+    norm.weight.data.fill_(2.0)
+    norm.bias.data.fill_(0.5)
+    x = torch.randn(4, 32, generator=torch.Generator().manual_seed(0))
+    expected = (x - x.mean(-1, keepdim=True)) / 3.0 * 2.0 + 0.5
+    assert torch.allclose(norm(x), expected, atol=1e-6)
+    assert model.bert.embeddings.LayerNorm.log_deviation is None
+    assert torch.allclose(model.bert.embeddings.LayerNorm(x).mean(-1), torch.zeros(4), atol=1e-6)
+    model.save_pretrained(tmp_path / "student")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "student").eval()
+    assert again.config.constant_norms == model.config.constant_norms
+    assert load_checkpoint(tmp_path / "student", constant_norms=()).config.constant_norms == []
+    with torch.no_grad():
+        assert torch.equal(again(**INPUTS).logits, model(**INPUTS).logits)
+
+
+@pytest.mark.parametrize("name", ["layer.2.attention", "layer.0.attention.output", "pooler", "layer.0"])
+def test_a_norm_that_there_is_not(name: str) -> None:
+    with pytest.raises(UserInputError, match=f"'{name}' is no LayerNorm of a model of 2 layers"):
+        MPCFormerConfig(num_hidden_layers=2, constant_norms=["embeddings", name])
+
+
+def test_groups_of_norms() -> None:
+    assert chosen_norms(["output", "embeddings"], 2) == ["embeddings", "layer.0.output", "layer.1.output"]
+    assert chosen_norms(["all"], 2) == norm_names(2) == chosen_norms(["output", "attention", "embeddings"], 2)
+    assert chosen_norms(split_norms(" layer.1.output,,attention"), 2) == [
+        "layer.0.attention",
+        "layer.1.attention",
+        "layer.1.output",
+    ]
+    assert chosen_norms(split_norms(""), 2) == []
+
+
+def test_narrow_heads_equal_wide_ones_that_are_half_zeros(tmp_path: Path) -> None:
+    wide = load_checkpoint(save_bert(tmp_path / "bert"), gelu="quad")
+    narrow = MPCFormerForSequenceClassification(MPCFormerConfig(**(wide.config.to_dict() | {"head_size": 5}))).eval()
+    assert wide.config.head_size == 8
+    assert narrow.config.attention_size == 20
+    kept = (torch.arange(32) % 8) < 5
+    state = wide.state_dict()
+    for n in range(2):
+        for part in ("query", "key", "value"):
+            for kind in ("weight", "bias"):
+                state[f"bert.encoder.layer.{n}.attention.self.{part}.{kind}"][~kept] = 0
+    wide.load_state_dict(state)
+    for n in range(2):
+        attention = f"bert.encoder.layer.{n}.attention"
+        for part in ("query", "key", "value"):
+            for kind in ("weight", "bias"):
+                state[f"{attention}.self.{part}.{kind}"] = state[f"{attention}.self.{part}.{kind}"][kept]
+        # Scores are divided by the root of the smaller size.
+        for kind in ("weight", "bias"):
+            state[f"{attention}.self.query.{kind}"] *= math.sqrt(5 / 8)
+        state[f"{attention}.output.dense.weight"] = state[f"{attention}.output.dense.weight"][:, kept]
+    narrow.load_state_dict(state)
+    with torch.no_grad():
+        assert torch.allclose(narrow(**INPUTS).logits, wide(**INPUTS).logits, atol=1e-5)
+    narrow.save_pretrained(tmp_path / "narrow")
+    again = load_checkpoint(tmp_path / "narrow", gelu="quad")
+    assert (again.config.head_size, again.config.num_attention_heads) == (5, 4)
+    with torch.no_grad():
+        assert torch.equal(again(**INPUTS).logits, narrow(**INPUTS).logits)
+
+
+def test_heads_that_do_not_fill_the_width() -> None:
+    assert MPCFormerConfig(hidden_size=32, num_attention_heads=3, head_size=8).attention_size == 24
+    assert MPCFormerConfig(hidden_size=32, num_attention_heads=4).head_size == 8
+    with pytest.raises(UserInputError, match=r"\(5\) must divide hidden_size \(32\)"):
+        MPCFormerConfig(hidden_size=32, num_attention_heads=5)
 
 
 def test_vocabulary_of_the_tiny_model() -> None:

@@ -127,12 +127,18 @@ def test_the_data_owner_is_given_no_weight(student: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("task", "softmax", "gelu", "engine"),
-    [("stsb", "2quad", "quad", "mpcformer"), ("mrpc", "2relu", "relu", "crypten")],
+    ("task", "softmax", "gelu", "engine", "shape"),
+    [
+        ("stsb", "2quad", "quad", "mpcformer", {}),
+        ("mrpc", "2relu", "relu", "crypten", {}),
+        ("mrpc", "2quad-const", "quad", "mpcformer", {"constant_norms": ["all"], "head_size": 5}),
+    ],
 )
-def test_regression_pairs_and_other_forms(tmp_path: Path, task: str, softmax: str, gelu: str, engine: str) -> None:
+def test_regression_pairs_and_other_forms(
+    tmp_path: Path, task: str, softmax: str, gelu: str, engine: str, shape: dict
+) -> None:
     data = save_parquet(tmp_path / task, task=task)
-    folder = save_student(tmp_path / "student", data, task=task, softmax=softmax, gelu=gelu)
+    folder = save_student(tmp_path / "student", data, task=task, softmax=softmax, gelu=gelu, **shape)
     job = job_for(folder, data, task=task, limit=6, engine=engine)
     evaluate.check(job, tmp_path / "run")
     values = evaluate.run(job, tmp_path / "run")

@@ -15,6 +15,7 @@ from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference import norms
 from mpcformer.protocols import guard, lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Party, shift
@@ -126,6 +127,23 @@ def test_a_rows_factor(op: str, bits: int) -> None:
     assert dealer_bytes(requests) == expected
 
 
+@pytest.mark.parametrize("bits", [24, 32])
+def test_a_row_with_its_length(bits: int) -> None:
+    x = integers(50, 33, bits=bits - 1)
+    shares = split(x, bits)
+
+    def owner(party: Party) -> torch.Tensor:
+        mask = Mask(party.take(lifted.request("length", (50, 33), bits)), bits, "length")
+        opened = Opened(party, mask, party.open([mask.half(shares[party.rank], party.rank)])[0])
+        return torch.cat([opened.value(), opened.sum_of_squares()], dim=-1)
+
+    results, counters, requests = run(owner)
+    total = results[0] + results[1]
+    assert torch.equal(total, torch.cat([x, (x * x).sum(-1, keepdim=True)], dim=-1))
+    assert counters[0].bytes_sent == 50 * 33 * bits // 8
+    assert dealer_bytes(requests) == 3 * 50 * 33 * (64 - bits) // 8 + 50 * 8
+
+
 @pytest.mark.parametrize("bits", [40, 48, 64])
 def test_matrix_product(bits: int) -> None:
     x, y = integers(2, 3, 5, 7, bits=40), integers(2, 3, 6, 7, bits=40)
@@ -178,13 +196,13 @@ def functions() -> list[tuple[str, Function, float, float, float]]:
     wide = fp.Layer(0, 0, 0.003, None, None)  # type: ignore[arg-type]
     row = 2.0 ** -(28 + 5 + fp.KEY_FACTOR_BITS)
     bounds = {"narrow": (0.3, 2.0), "wide": (0.45, 2288.0)}
-    norms = {name: fp._norm(name, 384, 1e-12, bounds) for name in bounds}
+    found = {name: norms.norm(name, 384, 1e-12, {f"{name}.variance": bounds[name]}) for name in bounds}
     return [
         ("reciprocal", fp.row_function(layer, 5), 0.05, 1.0, row),
         ("reciprocal, wide", fp.row_function(wide, 5), 0.003, 1.0, row),
         *(
             (f"rsqrt, {name}", norm.function, low / 1.5, high * 1.5, 2.0 ** (-2 * norm.scale) / 384)
-            for (name, norm), (low, high) in zip(norms.items(), bounds.values(), strict=True)
+            for (name, norm), (low, high) in zip(found.items(), bounds.values(), strict=True)
         ),
     ]
 
@@ -253,7 +271,7 @@ def test_every_number_out_of_range_is_marked(
 def test_whatever_the_range_what_is_too_small_is_marked(log_ratio: float, log_low: float) -> None:
     low, high = 10**log_low, 10 ** (log_low + log_ratio)
     try:
-        norm = fp._norm("x", 384, 1e-12, {"x": (low, high)})
+        norm = norms.norm("x", 384, 1e-12, {"x.variance": (low, high)})
     except RangeError:
         assert high / low > 1e4 or high > 2_500, "only what is very wide or large may be refused"
         return

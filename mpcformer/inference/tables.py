@@ -1,0 +1,89 @@
+"""The tables of a function of a row's number, from the range of that number; public."""
+
+import math
+
+from mpcformer.correlations.suite import GUARD_BITS
+from mpcformer.correlations.table import GUARD, MAX_LOG_BINS, TableSpec
+from mpcformer.errors import RangeError
+from mpcformer.protocols.table import Argument, Function
+
+_GUARD_BINS = 2.5
+# An argument is multiplied and shifted to its steps: what a shift leaves of the ring must hold them.
+MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
+# A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
+GUARD_LOG_BINS, _SLACK = 6, 1.08
+
+
+def table(
+    name: str,
+    low: float,
+    high: float,
+    unit: float,
+    scale: int,
+    width: float,
+    *,
+    max_log_bins: int,
+    epsilon: float = 0.0,
+    guarded: bool = True,
+) -> Function:
+    """Tables of a function on [low, high] of an integer times `unit`; `width`: a bin's, relative to the low end.
+
+    Tables of positive numbers begin at zero, so that what is too small meets a mark and does not wrap around.
+    """
+    bottom, finest = (low, width) if name == "tanh" else (0.0, width * low)
+    slack = 1.0 if name == "tanh" else _SLACK
+
+    def argument(low: float, high: float, log_bins: int, split: float = 0.0) -> Argument:
+        n_bins, top = 2.0**log_bins, high * slack
+        bin_width = (top - bottom) / (n_bins - 2 * _GUARD_BINS - 1)
+        # One step of the 24-bit argument, in integers of the share: 2^shift / multiplier.
+        step = bin_width * n_bins / 2.0**TableSpec.BITS / unit
+        shift = min(MULTIPLIER_BITS + math.frexp(step)[1] - 1, MAX_TABLE_SHIFT)
+        multiplier = math.floor(2.0**shift / step)
+        if multiplier < 4:
+            raise RangeError(
+                f"the argument of a {name} of {high:.3g} in units of {unit:.3g} does not fit the ring",
+                "distil the student again, or use --engine crypten",
+            )
+        step_real = 2.0**shift / multiplier * unit
+        base = math.floor((bottom - _GUARD_BINS * bin_width) / step_real)
+        spec = TableSpec(name, log_bins, base, step_real, low, top, scale + GUARD_BITS, epsilon, split)
+        return Argument(spec, multiplier, shift)
+
+    guard, guard_bits = _guard_of(high, unit) if guarded and name != "tanh" else (None, 0)
+
+    def log_bins_to(high: float) -> int:
+        return max(4, math.ceil(math.log2((high * slack - bottom) / finest + 2 * _GUARD_BINS + 1)))
+
+    log_bins = log_bins_to(high)
+    if log_bins <= max_log_bins:
+        return Function(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
+    split = math.sqrt(low * high)
+    log_bins = math.ceil(math.log2(high / split / width + 8))
+    too_wide = RangeError(
+        f"the calibrated range of a {name}, {low:.3g}..{high:.3g}, is too wide for its tables",
+        "distil the student again, or use --engine crypten",
+    )
+    if log_bins > MAX_LOG_BINS:
+        raise too_wide
+    upper = argument(low, high, log_bins, split)
+    reach = split + 2 * upper.spec.unit * 2.0**upper.spec.bin_bits
+    log_bins = log_bins_to(reach)
+    if log_bins > MAX_LOG_BINS:
+        raise too_wide
+    lower = argument(low, reach, log_bins)
+    return Function(upper, lower, guard, guard_bits)
+
+
+def _guard_of(high: float, unit: float) -> tuple[Argument, int]:
+    """Marks from a little above `high` up to 2^(bits + 1), where 2^bits is a power of two above it."""
+    bits = math.frexp(high * _SLACK / unit)[1]
+    # Two bins more than to 2^(bits + 1), so that the bin that wraps around lies above it.
+    shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
+    if shift > MAX_TABLE_SHIFT:
+        raise RangeError(
+            f"a row's number of {high:.3g} in units of {unit:.3g} does not fit the ring",
+            "distil the student again, or use --engine crypten",
+        )
+    spec = TableSpec(GUARD, GUARD_LOG_BINS, 0, 2.0**shift / multiplier * unit, 0.0, high, 0)
+    return Argument(spec, multiplier, shift), bits
