@@ -4,7 +4,7 @@ VENV   ?= .venv
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-all check docs proto lock clean
+.PHONY: help setup demo test test-all check records docs proto lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -32,12 +32,16 @@ test: setup  ## the default suite (under 10 minutes on 2 cores)
 test-all: setup  ## every test, the slow ones too
 	$(VENV)/bin/python -m pytest -m 'slow or not slow'
 
-check: setup  ## ruff, mypy --strict, freshness of the generated wire code, the documentation's links
+check: setup  ## ruff, mypy --strict, freshness of generated code and tables, the documentation's links
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 	$(VENV)/bin/python protos/generate.py --check
+	$(VENV)/bin/python scripts/records.py --check
 	$(VENV)/bin/mkdocs build --strict --quiet
+
+records: setup  ## put the tables and figures of experiments/results into docs/
+	$(VENV)/bin/python scripts/records.py
 
 docs: setup  ## the documentation as a site: build/site/index.html
 	$(VENV)/bin/mkdocs build --strict

@@ -56,6 +56,7 @@ class ModelSpec(Strict):
         start: none: the recipe's.
         gelu, softmax: in place of the scale's.
         layers, intermediate: none: the teacher's.
+        constant_norms: LayerNorms that divide by a learnt constant: attention, output, all, or names.
         untrained: nothing but the start.
     """
 
@@ -67,6 +68,7 @@ class ModelSpec(Strict):
     softmax: Softmax | None = None
     layers: Positive | None = None
     intermediate: Positive | None = None
+    constant_norms: tuple[str, ...] = ()
     untrained: bool = False
 
 

@@ -180,6 +180,7 @@ class Students:
             objective=model.objective,
             layers=model.layers,
             intermediate=model.intermediate,
+            constant_norms=model.constant_norms,
             **{name: getattr(scale.student, name) for name in rates},
         )
         if model.recipe == "paper":
