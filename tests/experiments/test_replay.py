@@ -70,7 +70,7 @@ def test_the_folder_is_whole(folder: Path) -> None:
     assert {path.name for path in folder.iterdir()} == {
         "made-up", "runs", "tables", "figures", "report.html", "replay.json", "results.json", "manifest.json",
     }  # fmt: skip
-    tables = {"plaintext", "private", "cost"}
+    tables = {"plaintext", "kept", "private", "cost"}
     assert {p.name for p in (folder / "tables").iterdir()} == {
         f"{t}.{end}" for t in tables for end in ("md", "csv", "tex")
     }
@@ -85,12 +85,15 @@ def test_the_folder_is_whole(folder: Path) -> None:
 def test_what_was_measured(folder: Path) -> None:
     rows = [Row.from_json(row) for row in read_json(folder / "results.json")["rows"]]
     by_model = {(row.key["task"], row.key["model"]): row.values for row in rows}
-    assert len(rows) == len(by_model) == 2 * 5
+    assert len(rows) == len(by_model) == 2 * 6
     for task in ("sst2", "stsb"):
         assert by_model[task, "teacher"]["score"] > 0.5
         private = by_model[task, "our recipe"]
         assert private["label_agreement"] > 0.9
-        assert abs(private["private_score"] - private["score"]) < 0.05
+        assert abs(private["private_score"] - private["compared_score"]) < 0.05
+        assert private["kept"] == pytest.approx(private["score"] / by_model[task, "teacher"]["score"])
+        start = by_model[task, "our start, untrained"]
+        assert start["score"] > by_model[task, "random initialisation"]["score"] - 0.2
         assert private["rounds"] > 10
         assert "private_score" not in by_model[task, "random initialisation"]
 
@@ -99,7 +102,7 @@ def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:
     html = (folder / "report.html").read_text()
     assert "made-up" in html
     assert "data:image/svg+xml;base64," in html
-    assert html.count("<table>") == 3
+    assert html.count("<table>") == 4
     for word in ("http://", "https://", "<script", 'src="/'):
         assert word not in html
     # beside made-up sentences the paper's scores would say nothing

@@ -12,7 +12,7 @@ from experiments.spec import SCALES, find, load, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
 
-NAMES = ["ablation-data", "approximations", "breakdown", "forms", "glue", "imdb", "networks"]
+NAMES = ["ablation-data", "approximations", "breakdown", "forms", "glue", "imdb", "networks", "pareto"]
 
 
 def wrong(tmp_path: Path, name: str, *changes: tuple[str, str]) -> Path:
@@ -61,7 +61,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "old", "new", "message"),
     [
-        ("glue", "[scale.cpu]", "[scale.laptop]", "scale.laptop is unknown; choose one of: smoke, cpu, full"),
+        ("forms", "[scale.cpu]", "[scale.laptop]", "scale.laptop is unknown; choose one of: smoke, cpu, full"),
         ("glue", 'private = ["our recipe"]', 'private = ["theirs"]', "private: model 'theirs' is unknown"),
         ("glue", 'tasks = ["sst2", "stsb"]', 'tasks = ["wnli"]', "wnli has no published recipe"),
         ("glue", 'name = "no distillation"', 'name = "our recipe"', "'our recipe' is there twice"),
@@ -96,6 +96,18 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("glue", "learning_rate = 3e-3", "learning_rates = []", r"teacher: learning_rates: \[\] is no list"),
         ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 1e-3]", "is no list of different rates"),
         ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 0]", r"teacher.learning_rates.1: .*greater than 0"),
+        (
+            "pareto",
+            'models = ["full", "1 layer',
+            'models = ["whole", "1 layer',
+            "scale.smoke.models: model 'whole' is unknown",
+        ),
+        (
+            "forms",
+            'name = "our recipe"',
+            'name = "our recipe"\ngelu = "relu"',
+            "of its own, and scale.smoke varies gelu",
+        ),
         ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
         ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
     ],
