@@ -103,6 +103,15 @@ def replay(
     data_dir: Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub.")] = None,
     models: Annotated[Path, typer.Option(help="Where trained models are kept and found again.")] = Path("runs/models"),
     jobs: Annotated[int, typer.Option(help="Trainings at a time, each its own process.")] = 1,
+    pool: Annotated[
+        str,
+        typer.Option(
+            help="Where they run: local, or ray: machines that see --models, --out, --data-dir as this one does."
+        ),
+    ] = "local",
+    ray_address: Annotated[
+        str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone.")
+    ] = None,
     check: Annotated[Path | None, typer.Option(help="Recorded results.json to compare with.")] = None,
     record: Annotated[
         Path | None, typer.Option(help="Folder of records; results.json is copied there as NAME-SCALE.json.")
@@ -119,6 +128,8 @@ def replay(
             data_dir=data_dir,
             models=models,
             jobs=jobs,
+            pool=pool,
+            ray_address=ray_address,
             check=check,
             record=record,
         )

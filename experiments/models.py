@@ -9,9 +9,12 @@ import fcntl
 import multiprocessing
 import os
 import shutil
+import socket
+import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +26,19 @@ from distill.record import versions
 from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
 from distill.workspace import as_json
+from experiments import cluster
 from experiments.spec import digest
 from mpcformer.console import console
-from mpcformer.errors import UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Examples
 
 FORMAT = 2
 CHECKPOINT_MINUTES = 5.0
+POOLS = ("local", "ray")
+# How long a shared folder may take to show what another machine put there: NFS keeps what it knew for up to a minute.
+SHARED_S = 90.0
 # Where things lie says nothing about what they are: digests stand in for these.
 PLACES = ("teacher", "model", "data_dir")
 PARTS = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt")
@@ -89,6 +96,18 @@ class Training:
         """Its folder's name in the cache."""
         return digest(self.facts())[:20]
 
+    @property
+    def start(self) -> Path:
+        """The checkpoint it starts from."""
+        return Path(self.recipe.model) if isinstance(self.recipe, TeacherRecipe) else self.recipe.teacher
+
+    def absolute(self) -> "Training":
+        """The same with whole paths, for a process that works in another folder."""
+        data_dir, start = self.recipe.data_dir and self.recipe.data_dir.absolute(), self.start.absolute()
+        if isinstance(self.recipe, TeacherRecipe):
+            return replace(self, recipe=replace(self.recipe, model=str(start), data_dir=data_dir))
+        return replace(self, recipe=replace(self.recipe, teacher=start, data_dir=data_dir))
+
 
 class ModelCache:
     """Models below one folder.
@@ -96,17 +115,27 @@ class ModelCache:
     Args:
         folder: made when the first model is.
         jobs: trainings at a time.
+        pool: where they run: local, processes of this machine; ray, machines of a Ray cluster that share the folder.
+        ray_address: of the cluster; None: see `cluster.run`.
 
     Raises:
-        UserInputError: jobs below 1, or a file in the folder's place.
+        UserInputError: jobs below 1, an unknown pool, an address that is not asked for or where nobody listens, or a
+            file in the folder's place.
+        DependencyError: Ray is asked for and is not installed.
     """
 
-    def __init__(self, folder: Path, jobs: int = 1) -> None:
+    def __init__(self, folder: Path, jobs: int = 1, pool: str = "local", ray_address: str | None = None) -> None:
         if jobs < 1:
             raise UserInputError(f"--jobs: {jobs} is below 1", "give a positive number")
+        if pool not in POOLS:
+            raise UserInputError(f"--pool: {pool!r} is unknown", f"choose one of: {', '.join(POOLS)}")
+        if ray_address and pool != "ray":
+            raise UserInputError(f"--ray-address: {ray_address} is for --pool ray", "add --pool ray, or leave it out")
+        if pool == "ray":
+            cluster.check(ray_address)
         if folder.exists() and not folder.is_dir():
             raise UserInputError(f"--models: {folder} is a file", "choose another folder")
-        self.folder, self.jobs = folder, jobs
+        self.folder, self.jobs, self.pool, self.ray_address = folder, jobs, pool, ray_address
 
     def path(self, training: Training) -> Path:
         """Where a model is, or will be."""
@@ -122,7 +151,9 @@ class ModelCache:
         missing = [training for name, training in by_name.items() if not (self.folder / name).is_dir()]
         console.print(f"models: {len(by_name) - len(missing)} of {len(by_name)} are there already, in {self.folder}")
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.jobs == 1 or len(missing) < 2:
+        if self.pool == "ray" and missing:
+            self._on_cluster(missing)
+        elif self.jobs == 1 or len(missing) < 2:
             for number, training in enumerate(missing, 1):
                 console.rule(f"{number}/{len(missing)} {training.label}", align="left")
                 make(training, self.folder)
@@ -142,6 +173,60 @@ class ModelCache:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+    def _on_cluster(self, missing: list[Training]) -> None:
+        folder, gpu = self.folder.absolute(), pick_device().type == "cuda"
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".sign-") as sign:
+            calls = [
+                cluster.Call(training.label, (training.absolute(), folder, training.facts(), Path(sign.name)))
+                for training in missing
+            ]
+            cluster.run(make_elsewhere, calls, jobs=self.jobs, address=self.ray_address, gpu=gpu)
+        end = time.monotonic() + SHARED_S
+        for training in missing:
+            while not self.path(training).is_dir():
+                if time.monotonic() > end:
+                    raise MPCFormerError(
+                        f"--models: {self.path(training)} was made elsewhere and is not here",
+                        "check that all machines mount the same folder there",
+                    )
+                time.sleep(1)
+
+
+def make_elsewhere(training: Training, cache: Path, facts: dict[str, Any], sign: Path, threads: int) -> None:
+    """`make` on another machine, if it sees what the asking one sees and would make the same model.
+
+    Args:
+        training: what to make, with whole paths.
+        cache: the folder of all.
+        facts: the training's, where it was asked for.
+        sign: a file that was put into the cache there.
+        threads: torch's, where the training does not say.
+
+    Raises:
+        UserInputError: naming this machine, and what it lacks or has otherwise.
+    """
+    host = socket.gethostname()
+    shared = "all machines must see --models, --out, --data-dir and the same environment under the same paths"
+    if not sign.is_file():
+        raise UserInputError(f"--models: machine {host} does not see {cache} as the asking one does", shared)
+    for place in filter(None, (training.recipe.data_dir, training.start)):
+        if not place.is_dir():
+            raise UserInputError(f"--pool ray: machine {host} has no folder {place}", shared)
+    if model_digest(training.start) != training.source:
+        raise UserInputError(f"--pool ray: on machine {host}, {training.start} is another checkpoint", shared)
+    here, there = ({**f, **f["versions"]} for f in (training.facts(), facts))
+    other = [
+        f"{key} {here.get(key)}, not {there.get(key)}"
+        for key in dict.fromkeys([*there, *here])
+        if key != "versions" and here.get(key) != there.get(key)
+    ]
+    if other:
+        raise UserInputError(
+            f"--pool ray: machine {host} would make another model: {'; '.join(other)}",
+            "give all machines the same packages and processors; where bf16 alone differs, set precision in the TOML",
+        )
+    make(training, cache, threads, quiet=True)
 
 
 def make(training: Training, cache: Path, threads: int | None = None, *, quiet: bool = False) -> None:

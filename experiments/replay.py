@@ -53,6 +53,8 @@ class ReplayOptions:
     data_dir: Path | None = None
     models: Path = Path("runs/models")
     jobs: int = 1
+    pool: str = "local"
+    ray_address: str | None = None
     check: Path | None = None
     record: Path | None = None
 
@@ -75,7 +77,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     place = Place(
         out=options.out or Path("runs") / "replay" / f"{name}-{options.scale}",
         data_dir=options.data_dir,
-        models=ModelCache(options.models, options.jobs),
+        models=ModelCache(options.models, options.jobs, options.pool, options.ray_address),
     )
     asked = {"experiment": name, "scale": options.scale, "spec": digest(spec.model_dump(mode="json"))}
     asked["data_dir"] = str(options.data_dir) if options.data_dir else ""

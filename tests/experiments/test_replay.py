@@ -434,3 +434,15 @@ def test_two_trainings_at_a_time_give_the_same_models(folder: Path, shop: Path, 
     run(ReplayOptions("glue", scale="smoke", out=out, models=cache, jobs=2))
     for path in cache.glob("*/model.safetensors"):
         assert sha256_file(path) == sha256_file(shop / "models" / path.parent.name / path.name)
+
+
+@pytest.mark.slow
+def test_a_cluster_gives_the_same_models(folder: Path, shop: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the real ray is not installed: pip install 'ray>=2.60'")
+    out, cache = tmp_path / "out", tmp_path / "models"
+    run(ReplayOptions("glue", scale="smoke", out=out, models=cache, jobs=2, pool="ray", ray_address="local"))
+    made = sorted(path.parent.name for path in cache.glob("*/model.safetensors"))
+    assert len(made) == 10
+    for name in made:
+        weights = (folder_of / name / "model.safetensors" for folder_of in (cache, shop / "models"))
+        assert len({sha256_file(path) for path in weights}) == 1

@@ -1,0 +1,134 @@
+"""A function's calls on the machines of a Ray cluster, some at a time. Ray is an extra: imported when asked for."""
+
+import importlib
+import os
+import signal
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mpcformer.console import console
+from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
+
+ADDRESS = "RAY_ADDRESS"
+CONNECT_S = 5.0
+
+
+@dataclass(frozen=True)
+class Call:
+    """A function's arguments, and what the reader is told when it is done."""
+
+    label: str
+    arguments: tuple[Any, ...]
+
+
+def load_ray() -> Any:
+    """The package.
+
+    Raises:
+        DependencyError: it is not installed.
+    """
+    try:
+        return importlib.import_module("ray")
+    except ImportError:
+        raise DependencyError("--pool ray: the ray package is missing", "pip install 'ray>=2.60'") from None
+
+
+def check(address: str | None) -> None:
+    """Whether Ray is installed, and somebody listens at the address, or at RAY_ADDRESS's.
+
+    Raises:
+        DependencyError, UserInputError: it is not, or nobody does. Ray itself would try for minutes.
+    """
+    load_ray()
+    where = _address(address)
+    host, _, port = where.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # none, `auto`, `local`: nothing to knock at
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _nobody(where, error) from None
+
+
+def _address(address: str | None) -> str:
+    return address or os.environ.get(ADDRESS, "")
+
+
+def _nobody(where: str, error: Exception) -> UserInputError:
+    return UserInputError(
+        f"--ray-address: no Ray cluster at {where!r}: {error}",
+        "start one: ray start --head; or correct the address, RAY_AUTH_MODE and RAY_AUTH_TOKEN",
+    )
+
+
+def run(function: Callable[..., None], calls: Sequence[Call], *, jobs: int, address: str | None, gpu: bool) -> None:
+    """Call `function(*arguments, threads)` for each, on whichever machine has room.
+
+    Args:
+        function: importable on every machine; threads is how many processor cores are its own.
+        calls: of it.
+        jobs: calls at a time, on all machines together.
+        address: of the cluster; None: RAY_ADDRESS's, else one of this machine, for this run alone.
+        gpu: each call takes a GPU.
+
+    Raises:
+        UserInputError: no cluster answers, or it has no machine that would do.
+        MPCFormerError: a call failed; those under way are finished first.
+    """
+    ray = load_ray()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster for this run reports nothing to Ray's makers
+    terminated = signal.getsignal(signal.SIGTERM)
+    try:
+        # Without an address Ray would look for a cluster that was ever started here, and wait minutes for a dead one.
+        ray.init(address=_address(address) or "local", log_to_driver=False, logging_level="warning")
+    except (ConnectionError, ValueError) as error:
+        raise _nobody(_address(address), error) from None
+    try:
+        signal.signal(signal.SIGTERM, terminated)  # Ray's own handler aborts with a stack
+        threads = _threads([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs, gpu)
+        _all(ray, ray.remote(num_cpus=threads, num_gpus=int(gpu))(function), calls, jobs, threads)
+    finally:
+        ray.shutdown()
+
+
+def _threads(machines: Sequence[dict[str, float]], jobs: int, gpu: bool) -> int:
+    """Cores of one call: the cluster's, divided among the jobs, but no more than the smallest machine has."""
+    cores = [int(machine.get("CPU", 0)) for machine in machines if machine.get("GPU", 0) >= 1 or not gpu]
+    cores = [count for count in cores if count]
+    if not cores:
+        raise UserInputError(
+            f"--pool ray: none of {len(machines)} machines has {'a GPU, as this one does, and ' if gpu else ''}a core",
+            f"start machines of this one's kind{', or hide its GPU: CUDA_VISIBLE_DEVICES=' if gpu else ''}",
+        )
+    return max(1, min(sum(cores) // jobs, *cores))
+
+
+def _all(ray: Any, remote: Any, calls: Sequence[Call], jobs: int, threads: int) -> None:
+    waiting, pending, n_done = list(calls), dict[Any, Call](), 0
+    failure: MPCFormerError | None = None
+    while pending or (waiting and failure is None):
+        while waiting and failure is None and len(pending) < jobs:
+            call = waiting.pop(0)
+            pending[remote.remote(*call.arguments, threads)] = call
+        (ready,), _ = ray.wait(list(pending), num_returns=1)
+        call = pending.pop(ready)
+        try:
+            ray.get(ready)
+        except ray.exceptions.RayError as error:
+            failure = failure or _failure(error, call)
+        else:
+            n_done += 1
+            console.print(f"{n_done}/{len(calls)} trained: {call.label}")
+    if failure:
+        raise failure
+
+
+def _failure(error: Any, call: Call) -> MPCFormerError:
+    """What went wrong there: our own error as it was raised, or Ray's by its last line."""
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, MPCFormerError):
+        return cause
+    last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+    return MPCFormerError(f"--pool ray: {call.label}: {last}", "call the same line again: it goes on from checkpoints")
