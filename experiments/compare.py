@@ -3,13 +3,18 @@
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from rich.table import Table
 
 from experiments.outputs import Tolerances
 from experiments.quantities import QUANTITIES, Row
+from experiments.scales import BenchScale, FunctionsScale, ModelSpec, StudentsScale
+from experiments.spec import Experiment, models_of
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json
+
+Scale = StudentsScale | BenchScale | FunctionsScale
 
 
 def load_recorded(path: Path, experiment: str, scale: str, *, option: str = "--check") -> dict[str, Any]:
@@ -27,6 +32,31 @@ def load_recorded(path: Path, experiment: str, scale: str, *, option: str = "--c
             "give what is of this experiment and scale",
         )
     return dict(values)
+
+
+def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, path: Path) -> None:
+    """Refuse a record whose scale or models are no longer the experiment's: its numbers would be of something else.
+
+    Tables, figures, words, tolerances and the other scales may change; a key that came later has its default.
+
+    Raises:
+        UserInputError: naming what differs.
+    """
+    now = {**scale.model_dump(mode="json"), "models": models_of(spec)}
+    try:
+        models = [ModelSpec.model_validate(model) for model in recorded.get("models", now["models"])]
+        before = type(scale).model_validate(recorded["settings"]).model_dump(mode="json")
+    except (KeyError, ValidationError):
+        other = ["keys that this version does not know"]
+    else:
+        before["models"] = [model.model_dump(mode="json") for model in models]
+        keys = dict.fromkeys([*now, *before])
+        other = [f"{key} {before.get(key)}, not {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
+    if other:
+        raise UserInputError(
+            f"--check: {path} was made with other settings: {'; '.join(other)}",
+            "make the record anew with --record, or give one of these settings",
+        )
 
 
 def differences(

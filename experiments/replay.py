@@ -32,6 +32,7 @@ from experiments.spec import (
     digest,
     find,
     load,
+    models_of,
     scale_of,
 )
 from experiments.students import Students
@@ -41,6 +42,8 @@ from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, sha256_file, write_json, write_text
 
 RESULTS, MANIFEST, STATE = "results.json", "manifest.json", "replay.json"
+# Of results.json; what an older version left is made anew from its kept steps.
+FORMAT = "2"
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     scale = scale_of(spec, options.scale)
     name = path.stem
     recorded = compare.load_recorded(options.check, name, options.scale) if options.check else None
+    if recorded is not None and options.check is not None:
+        compare.check_settings(recorded, spec, scale, options.check)
     settings = scale.model_dump(mode="json")
     target = record.target(options.record, name, options.scale, settings) if options.record else None
     place = Place(
@@ -80,6 +85,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
         models=ModelCache(options.models, options.jobs, options.pool, options.ray_address),
     )
     asked = {"experiment": name, "scale": options.scale, "spec": digest(spec.model_dump(mode="json"))}
+    asked["format"] = FORMAT
     asked["data_dir"] = str(options.data_dir) if options.data_dir else ""
     if _is_whole(place.out, asked):
         console.print(f"{name}, {options.scale}: kept from {place.out}")
@@ -148,6 +154,7 @@ def _values(asked: dict[str, str], spec: Experiment, scale: Any, found: Found) -
         "title": spec.title,
         "about": spec.about,
         "spec_sha256": asked["spec"],
+        "models": models_of(spec),
         "settings": scale.model_dump(mode="json"),
         "examples": found.examples,
         "teachers": found.teachers,

@@ -166,6 +166,12 @@ def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | 
     return experiment.scale[name]
 
 
+def models_of(experiment: Experiment) -> list[dict[str, Any]]:
+    """Its ways to make a student, as JSON; none where nothing is distilled."""
+    models = experiment.models if isinstance(experiment, StudentsExperiment) else ()
+    return [model.model_dump(mode="json") for model in models]
+
+
 def digest(value: Any) -> str:
     """Hex SHA-256 of a JSON value, the same for the same value."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -4,11 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from experiments.compare import differences
+from experiments.compare import check_settings, differences, load_recorded
 from experiments.outputs import Tolerance, Tolerances
+from experiments.quantities import AXES, QUANTITIES, Row
 from experiments.replay import ReplayOptions, run
-from experiments.scales import BenchScale, StudentsScale
-from experiments.spec import SCALES, find, load, scale_of, shipped
+from experiments.scales import StudentsScale
+from experiments.spec import SCALES, find, load, models_of, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
 
@@ -220,11 +221,64 @@ def test_a_row_that_only_one_run_has_is_a_difference() -> None:
     ]
 
 
-@pytest.mark.parametrize("path", sorted((find("glue").parent / "results").glob("*.json")), ids=lambda path: path.stem)
-def test_records_are_of_shipped_experiments(path: Path) -> None:
-    record = read_json(path)
-    assert path.stem == f"{record['experiment']}-{record['scale']}"
-    spec = load(find(record["experiment"]))
-    settings = scale_of(spec, record["scale"]).model_dump(mode="json")
-    assert settings == record["settings"], "the scale was changed after the record was made"
-    assert isinstance(spec.scale["smoke"], BenchScale) or record["examples"] or spec.kind == "functions"
+RECORDS = sorted((find("glue").parent / "results").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
+    name, _, scale_name = path.stem.rpartition("-")
+    assert name in shipped()
+    spec = load(find(name))
+    scale = scale_of(spec, scale_name)
+    recorded = load_recorded(path, name, scale_name)
+    check_settings(recorded, spec, scale, path)
+    # check_settings lets what an older version left out have its default; a committed record leaves nothing out
+    assert recorded["models"] == models_of(spec)
+    assert recorded["examples"] or spec.kind != "students"
+    rows = [Row.from_json(row) for row in recorded["rows"]]
+    assert rows
+    for row in rows:
+        assert set(row.key) <= set(AXES)
+        assert set(row.values) <= set(QUANTITIES)
+    assert len({tuple(row.key.items()) for row in rows}) == len(rows)
+    assert differences(recorded, recorded, Tolerances(score="exact", error="exact", seconds="exact")) == []
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("train_limit = 192", "train_limit = 128", r"other settings: train_limit 192, not 128\n"),
+        ("[scale.cpu]", "[scale.smoke.by_task.stsb]\nseeds = [1]\n[scale.cpu]", r"by_task None, not \{'stsb'"),
+        ('start = "random"', 'start = "teacher"', r"other settings: models .*'random'.*, not "),
+        ('title = "Scores in plaintext"', 'title = "Scores"', None),
+        ("score = { absolute = 0.07 }", "score = { absolute = 0.01 }", None),
+        ("train_limit = 4000", "train_limit = 5000", None),
+    ],
+)
+def test_a_record_of_other_settings_is_refused_before_work(
+    tmp_path: Path, old: str, new: str, message: str | None
+) -> None:
+    path = next(path for path in RECORDS if path.stem == "glue-smoke")
+    spec = load(wrong(tmp_path, "glue", (old, new)))
+    recorded, scale = load_recorded(path, "glue", "smoke"), scale_of(spec, "smoke")
+    if message is None:
+        check_settings(recorded, spec, scale, path)
+        return
+    with pytest.raises(UserInputError, match=message):
+        check_settings(recorded, spec, scale, path)
+    (tmp_path / "glue.toml").write_text((tmp_path / "wrong.toml").read_text())
+    options = {"scale": "smoke", "check": path, "out": tmp_path / "out", "models": tmp_path / "models"}
+    with pytest.raises(UserInputError, match=message):
+        run(ReplayOptions(str(tmp_path / "glue.toml"), **options))  # type: ignore[arg-type]
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_of_another_version(tmp_path: Path) -> None:
+    path = next(path for path in RECORDS if path.stem == "glue-smoke")
+    spec, recorded = load(find("glue")), read_json(path)
+    scale = scale_of(spec, "smoke")
+    del recorded["settings"]["device"], recorded["models"]  # as if these came later
+    check_settings(recorded, spec, scale, path)
+    recorded["settings"]["speed"] = 3
+    with pytest.raises(UserInputError, match="keys that this version does not know"):
+        check_settings(recorded, spec, scale, path)
