@@ -126,6 +126,24 @@ def test_long_rows_are_refused(tmp_path: Path, data_dir: Path, engine: str, name
             assert float(np.abs(logits.numpy() - expected).max()) < 0.005
 
 
+@pytest.mark.parametrize("times", [1.2, 2.5, 3.01, 3.5, 3.99, 5.5, 7.5, 7.9])
+def test_rows_whose_sum_of_squares_wraps_are_refused(tmp_path: Path, data_dir: Path, times: float) -> None:
+    """In the reference engine a sum beyond 2^30 may come out as any number, negative ones too."""
+    name, hidden = "layer.1.output", 32
+    folder = save_student(tmp_path / "student", data_dir, constant_norms=[name])
+    inputs, _ = batch_of(folder, data_dir)
+    state = load_file(folder / "model.safetensors")
+    signs = torch.ones(hidden)
+    signs[::2] = -1
+    # The rows are what this bias makes them; a gain of zero keeps all that follows in its range.
+    state["bert.encoder.layer.1.output.dense.bias"] = signs * (times * 2**30 / hidden) ** 0.5
+    state["bert.encoder.layer.1.output.LayerNorm.weight"] *= 0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert variance(folder, inputs, name) * hidden == pytest.approx(times * 2**30, rel=0.002)
+    with pytest.raises(RangeError, match="left the range calibrated"):
+        run_private(folder, inputs, engine="crypten")
+
+
 def variance(folder: Path, inputs: BatchInputs, name: str) -> float:
     """The largest variance of a batch's real rows."""
     student, ranges = load_student(folder), Ranges()
