@@ -86,7 +86,9 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: boo
     # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
     # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
     log_small = math.ceil(-math.log2(low) / 2)
-    scale = ROOMY_BITS + log_small if roomy else MIN_STREAM_SCALE + max(0, log_small)
+    # Behind large rows, what the largest unit gives: a wish for room refuses no model.
+    wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
+    scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
     scale = min(scale, MAX_STREAM_SCALE, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
     # Where the stream would be too coarse for its ring it is computed in units instead.
     log_unit = max(0, MIN_STREAM_SCALE - scale)

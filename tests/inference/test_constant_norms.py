@@ -215,6 +215,21 @@ def test_the_unit_of_a_constant_norm(hidden: int, ratio: float) -> None:
     assert np.sqrt(low) / norm.unit * 2**norm.scale > 2**10 or norm.scale == norms.MAX_STREAM_SCALE
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.1), (1.0, 10.0), (97.0, 970.0), (800.0, 8000.0), (4e4, 4e5)])
+def test_a_norm_behind_a_constant_one_is_carried_where_any_is(low: float, high: float) -> None:
+    """Room for long rows is taken from small ones, at most what a stream's largest unit leaves."""
+    plain, roomy = (norms.norm("x", 384, 1e-12, {"x.variance": (low, high)}, roomy=roomy) for roomy in (False, True))
+    assert roomy.unit * 2.0**-roomy.scale >= plain.unit * 2.0**-plain.scale
+    assert roomy.unit <= 2.0**norms.MAX_LOG_UNIT
+    assert np.sqrt(low / 1.5) / roomy.unit * 2**roomy.scale >= 2 ** (norms.ROOMY_BITS - 1)
+
+
+def test_a_norm_behind_a_constant_one_is_refused_where_rows_are_too_large() -> None:
+    for roomy in (False, True):
+        with pytest.raises(RangeError, match=r"x\.variance reaches .*: too large for a LayerNorm in fixed point"):
+            norms.norm("x", 384, 1e-12, {"x.variance": (1e5, 1e6)}, roomy=roomy)
+
+
 @pytest.mark.parametrize("high", [float("inf"), float("-inf"), 1e30])
 def test_rows_that_grew_beyond_all_numbers(high: float) -> None:
     with pytest.raises(RangeError, match=r"embeddings\.variance is .* on the training data"):
