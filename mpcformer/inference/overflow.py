@@ -17,7 +17,7 @@ import torch
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.norms import STREAM_BITS, Norm
-from mpcformer.modeling.bounds import Bounds, model_bounds
+from mpcformer.modeling.bounds import Bounds, check_constants, model_bounds
 
 MAX_VALUE_SHIFT = 4
 # 2quad-const computes rows in a unit that its calibrated range decides, and divides them by c in the weights behind:
@@ -65,7 +65,9 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
 
     Raises:
         RangeError: naming the value, its bound and the room.
+        UserInputError: weights and configuration differ in which LayerNorms are constant.
     """
+    check_constants(config.num_hidden_layers, config.constant_norms, state)
     guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
     norms = constants.norms
     limits = {name: norms[name].limit for name in config.constant_norms}

@@ -75,6 +75,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
 
     Raises:
         RangeError: a value that fixed point cannot carry, or one that might overflow its ring for some text.
+        UserInputError: weights and configuration differ in which LayerNorms are constant.
     """
     bounds = check_overflow(config, constants, state)
     owned = OwnedWeights()

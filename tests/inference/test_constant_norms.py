@@ -8,9 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mpcformer.errors import RangeError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.inference import norms
-from mpcformer.inference.engine import ENGINES, BatchInputs, BatchShape, PublicModel, load_public_model
+from mpcformer.inference.engine import (
+    ENGINES,
+    MODEL_OWNER,
+    BatchInputs,
+    BatchShape,
+    PublicModel,
+    create_engine,
+    load_public_model,
+)
 from mpcformer.inference.estimate import estimate_batch
 from mpcformer.inference.mpcformer_engine import engine_constants
 from mpcformer.inference.overflow import check_overflow
@@ -187,6 +195,18 @@ def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_
     )
     with pytest.raises(RangeError, match="divided by its deviation reaches"):
         parameter_values(public.config, crypten, state)
+
+
+@pytest.mark.parametrize("asked", [[], ["layer.0.attention"], ["attention", "embeddings"]])
+def test_weights_and_configuration_must_agree_on_the_norms(tmp_path: Path, data_dir: Path, asked: list[str]) -> None:
+    public, state = student(tmp_path, data_dir)
+    config = MPCFormerConfig(**(public.config.to_dict() | {"constant_norms": asked}))
+    named = "embeddings" if "embeddings" in asked else "layer.1.attention" if asked else "layer.0.attention"
+    for engine in ENGINES:
+        with pytest.raises(UserInputError, match=rf"LayerNorm {named} is .* constant_norms, but the weights have"):
+            create_engine(
+                engine, party=MODEL_OWNER, public=PublicModel(config, public.ranges), channel=None, weights=state
+            )
 
 
 def student(tmp_path: Path, data_dir: Path) -> tuple[PublicModel, dict[str, Any]]:
