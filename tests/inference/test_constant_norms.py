@@ -256,6 +256,16 @@ def test_rows_that_grew_beyond_all_numbers(high: float) -> None:
         Ranges({"embeddings.variance": (0.1, high)}).norm_limits(["embeddings"])
 
 
+@pytest.mark.parametrize("low", [1e-300, 1.0])
+@pytest.mark.parametrize("high", [1e12, 1e300, 1e308])
+def test_ranges_too_large_for_any_norm(low: float, high: float) -> None:
+    bounds = {"x.variance": (low, high)}
+    with pytest.raises(RangeError, match=r"x\.variance (is .* on the training data|reaches beyond)"):
+        norms.constant_norm("x", 32, bounds)
+    with pytest.raises(RangeError, match=r"x\.variance reaches"):
+        norms.norm("x", 32, 1e-12, bounds)
+
+
 def test_a_variance_that_is_not_there() -> None:
     with pytest.raises(RangeError, match=r"x\.variance is missing"):
         norms.constant_norm("x", 32, {})
