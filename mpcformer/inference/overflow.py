@@ -78,16 +78,19 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
                 f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
                 "distil the student again (an older release did not record how far its scores reach),"
                 " or use --engine crypten",
+                told=f"{room.name} may reach too far for some text; its ring carries {room.room:.4g}",
             )
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
         if not layer.divided:
             divisor = math.exp(float(state[f"bert.encoder.layer.{n}.attention.self.log_divisor"]))
             ratio = layer.unit * 2.0 ** value_shift(layer, bound.values) / divisor
             if not ratio <= MAX_UNIT_TO_DIVISOR:
+                what = f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow"
                 raise RangeError(
-                    f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow {ratio:.3g} times",
+                    f"{what} {ratio:.3g} times",
                     f"at most {MAX_UNIT_TO_DIVISOR:.0f} is carried: distil the student again, or calibrate it on more"
                     " typical sentences",
+                    told=f"{what} too much",
                 )
     return bounds
 

@@ -96,4 +96,8 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
 def _check_size(name: str, weight: torch.Tensor) -> None:
     largest = float(weight.abs().max())
     if not largest <= MAX_WEIGHT:
-        raise RangeError(f"{name} reaches {largest:.3g}, more than {MAX_WEIGHT:.0f}", "distil the student again")
+        raise RangeError(
+            f"{name} reaches {largest:.3g}, more than {MAX_WEIGHT:.0f}",
+            "distil the student again",
+            told=f"{name} reaches more than {MAX_WEIGHT:.0f}",
+        )

@@ -193,8 +193,9 @@ def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_
         row_epsilon=0.0,
         constant_norms=public.config.constant_norms,
     )
-    with pytest.raises(RangeError, match="divided by its deviation reaches"):
+    with pytest.raises(RangeError, match="divided by its deviation reaches") as refused:
         parameter_values(public.config, crypten, state)
+    assert refused.value.told.endswith("divided by its deviation reaches more than 16384")
 
 
 @pytest.mark.parametrize("asked", [[], ["layer.0.attention"], ["attention", "embeddings"]])

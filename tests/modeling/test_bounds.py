@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -118,8 +119,12 @@ def test_a_model_that_could_overflow_is_refused(student: Path, weight: str, fact
     bounds = check_overflow(public.config, constants, state)
     assert all(fp.BOUND_SLACK * room.value < room.room for room in rooms(constants, bounds))
     state[weight] = state[weight] * factor
-    with pytest.raises(RangeError, match=message):
+    with pytest.raises(RangeError, match=message) as refused:
         check_overflow(public.config, constants, state)
+    figures = re.search(r"may reach (\S+) for some text", refused.value.what)
+    assert figures is not None
+    assert figures[1] not in refused.value.told, "the coordinator is told of no weight"
+    assert re.search(f"{message} too far for some text", refused.value.told)
 
 
 @pytest.mark.parametrize(("softmax", "room"), [("2quad", 32.0), ("2quad-const", 64.0)])
@@ -162,8 +167,9 @@ def test_rows_that_would_drown_in_rounding_are_refused(tmp_path: Path, data_dir:
         log_divisor = math.log(constants.layers[1].unit / ratio)
         state["bert.encoder.layer.1.attention.self.log_divisor"] = torch.tensor(log_divisor)
         if refused:
-            with pytest.raises(RangeError, match=r"layer\.1\.row_mean: .* errors grow 300 times"):
+            with pytest.raises(RangeError, match=r"layer\.1\.row_mean: .* errors grow 300 times") as caught:
                 check_overflow(public.config, constants, state)
+            assert "300" not in caught.value.told
         else:
             check_overflow(public.config, constants, state)
 
