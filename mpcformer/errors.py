@@ -9,13 +9,15 @@ class MPCFormerError(Exception):
     Args:
         what: one sentence naming the thing and its value.
         remedy: one sentence saying what to do about it.
+        told: what other parties are told instead of `what`, where that has figures that are a secret's.
     """
 
     exit_code = 1
 
-    def __init__(self, what: str, remedy: str = "") -> None:
+    def __init__(self, what: str, remedy: str = "", *, told: str = "") -> None:
         self.what = what
         self.remedy = remedy
+        self.told = told or what
         super().__init__(f"{what}\n  -> {remedy}" if remedy else what)
 
 

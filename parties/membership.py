@@ -142,7 +142,7 @@ class Membership:
 
     def _report(self, error: MPCFormerError) -> None:
         culprit = error.party if isinstance(error, PartyError) else self.me
-        what = error.what.removeprefix(f"{culprit}: ")
+        what = error.told.removeprefix(f"{culprit}: ")
         self.send(failure=pb.Failure(culprit=culprit, what=what, remedy=error.remedy, exit_code=error.exit_code))
 
     def leave(self) -> None:

@@ -169,7 +169,7 @@ class CrypTenBert:
 
     def _residual(self, mask: torch.Tensor) -> Any:
         """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative and
-        for each row of a constant norm that is longer than its limit.
+        for each row of a constant norm whose sum of squares is beyond its limit or negative.
 
         Near zero unless a row left its range. The fourth power keeps the rounding of very many good rows far below one
         bad row. Newton started above its range may find the negative root, which the first of these cannot see.
@@ -191,21 +191,24 @@ class CrypTenBert:
             residual = ops.times_integers(ops.add_public(ops.multiply(left, right), -1.0), torch.cat(flags))
             total = total + ops.square_sum(ops.square(residual), dim=0).share
         if self._constant_rows:
-            signs.append(self._spare_room())
+            signs.extend(self._squares_and_room())
         if signs:
             below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign in signs])))
             counted = below * real.repeat(below.numel() // real.numel())
             total = total + ops.of_bits(counted.sum(0, keepdim=True)).share
         return ops.wrap(total)
 
-    def _spare_room(self) -> Any:
-        """How far each row of the constant norms is from its limit: the limit's sum of squares less the row's."""
+    def _squares_and_room(self) -> list[Any]:
+        """Each row's sum of squares at the constant norms, and how far it is below its limit: neither may be negative.
+
+        A sum from 2^30 on comes out modulo 2^32, and may be negative: it would seem to be below any limit.
+        """
         limits, rows = zip(*self._constant_rows, strict=True)
         width = rows[0].share.size(-1)
         flat = [row.share.reshape(-1, width) for row in rows]
         squares = ops.square_sum(ops.wrap(torch.cat(flat)), dim=-1).share.reshape(-1)
-        room = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(0)) * width
-        return ops.add_public(ops.wrap(-squares), room.to(squares.device))
+        largest = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(0)) * width
+        return [ops.wrap(squares), ops.add_public(ops.wrap(-squares), largest.to(squares.device))]
 
 
 def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:

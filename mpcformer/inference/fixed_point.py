@@ -59,8 +59,7 @@ RECIPROCAL_WIDTH, TANH_WIDTH = 0.33, 0.12
 COARSE_WIDTH, MEAN_SLACK = 0.7, 1.4
 MAX_ROW_LOG_BINS = 6
 KEY_FACTOR_BITS = 2
-# What tables (1 percent), FACTOR_ERROR, truncations and rounded weights may add to a bound that follows from exact
-# weights and rows of length sqrt(H).
+# What tables (1 percent), FACTOR_ERROR and truncations may add to a bound that follows from rows of length sqrt(H).
 BOUND_SLACK = 1.05
 # 2Quad's and 2ReLU's rows have tables. 2quad-const's guard marks from 2 on, by key_factor: 8 / 7 of that by n.
 DIVIDED_ROW_SLACK, CONST_ROW_SLACK = 1.25, 16 / 7

@@ -14,7 +14,7 @@ from mpcformer.inference.constants import Bounds, calibrated
 from mpcformer.inference.newton import widened
 from mpcformer.inference.tables import table
 from mpcformer.modeling.configuration import norm_names
-from mpcformer.modeling.ranges import VARIANCE_REACH
+from mpcformer.modeling.ranges import norm_limit
 from mpcformer.protocols.table import Function
 
 STREAM_BITS = 32
@@ -86,7 +86,9 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: boo
     # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
     # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
     log_small = math.ceil(-math.log2(low) / 2)
-    scale = ROOMY_BITS + log_small if roomy else MIN_STREAM_SCALE + max(0, log_small)
+    # Behind large rows, what the largest unit gives: a wish for room refuses no model.
+    wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
+    scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
     scale = min(scale, MAX_STREAM_SCALE, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
     # Where the stream would be too coarse for its ring it is computed in units instead.
     log_unit = max(0, MIN_STREAM_SCALE - scale)
@@ -107,10 +109,10 @@ def constant_norm(name: str, hidden_size: int, bounds: Bounds) -> Norm:
     """A LayerNorm that divides by a constant.
 
     Raises:
-        RangeError: a range is missing or not positive.
+        RangeError: a range is missing, not positive, or beyond all numbers.
     """
     low, _ = _variance(name, bounds)
-    limit = VARIANCE_REACH * calibrated(bounds, f"{name}.variance")[1]
+    limit = norm_limit(name, calibrated(bounds, f"{name}.variance")[1])
     log_length = math.ceil(math.log2(hidden_size))
     unit = math.sqrt(limit * hidden_size / 2.0 ** (log_length + 1))
     scale = CONSTANT_BITS + math.ceil(math.log2(unit / math.sqrt(low)))
@@ -124,4 +126,6 @@ def _variance(name: str, bounds: Bounds) -> tuple[float, float]:
         raise RangeError(
             f"calibrated range {name}.variance = {low}..{high} is not positive", "distil the student again"
         )
+    if high == math.inf:
+        raise RangeError(f"calibrated range {name}.variance reaches beyond all numbers", "distil the student again")
     return low, high

@@ -4,6 +4,7 @@ The bounds follow from the weights (`mpcformer.modeling.bounds`); attention's we
 most one, where the row was in range. In 2quad-const, which does not divide, they add up to at most what its guard lets
 pass: for some text scores may reach thirty times their usual size, and no ring would hold the square of that. A
 constant LayerNorm, which does not divide by a row's deviation either, leaves rows as long as the guard lets pass.
+What rounding adds to the weights is for `carried` to see.
 Variances and row sums, which the bounds are too loose for, are what tables and the guard look at while running.
 """
 
@@ -17,9 +18,11 @@ import torch
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.norms import STREAM_BITS, Norm
-from mpcformer.modeling.bounds import Bounds, model_bounds
+from mpcformer.modeling.bounds import Bounds, check_constants, model_bounds
 
 MAX_VALUE_SHIFT = 4
+# How much larger rounding may make values: they fit in the end (`carried`) where they were thought to.
+ROUNDED_VALUES = 1.01
 # 2quad-const computes rows in a unit that its calibrated range decides, and divides them by c in the weights behind:
 # errors grow by their ratio. At 2^7 a context entry of usual size is right to about one percent.
 MAX_UNIT_TO_DIVISOR = 2.0**7
@@ -39,22 +42,23 @@ def value_shift(layer: fp.Layer, values: torch.Tensor) -> int:
 
     Only the model owner knows, so it tells nobody anything.
     """
-    return max(0, math.ceil(math.log2(fp.BOUND_SLACK * layer.row_slack * float(values.max()) / layer.value_room)))
+    largest = ROUNDED_VALUES * fp.BOUND_SLACK * layer.row_slack * float(values.max())
+    return max(0, math.ceil(math.log2(largest / layer.value_room)))
 
 
 def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
     """Every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
-    yield Room("embeddings", bounds.embeddings, _stream_room(constants.embedding_norm))
+    yield Room("embeddings", bounds.embeddings, stream_room(constants.embedding_norm))
     activation = constants.activation
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
         name, values = f"layer.{n}", layer.row_slack * float(bound.values.max())
-        yield Room(f"{name}.scores", bound.scores, _room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
+        yield Room(f"{name}.scores", bound.scores, ring_room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
         yield Room(f"{name}.values", values, layer.value_room * 2**MAX_VALUE_SHIFT)
-        yield Room(f"{name}.attended", bound.attended, _stream_room(layer.attention_norm))
-        yield Room(f"{name}.activation", float(bound.inner.max()), _room(activation.bits, activation.scale))
-        yield Room(f"{name}.output", bound.output, _stream_room(layer.output_norm))
-    yield Room("pooler", bounds.pooler, _room(fp.TANH_BITS, fp.TANH_SCALE))
-    yield Room("logits", bounds.logits, _room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
+        yield Room(f"{name}.attended", bound.attended, stream_room(layer.attention_norm))
+        yield Room(f"{name}.activation", float(bound.inner.max()), ring_room(activation.bits, activation.scale))
+        yield Room(f"{name}.output", bound.output, stream_room(layer.output_norm))
+    yield Room("pooler", bounds.pooler, ring_room(fp.TANH_BITS, fp.TANH_SCALE))
+    yield Room("logits", bounds.logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
 
 
 def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, torch.Tensor]) -> Bounds:
@@ -65,34 +69,50 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
 
     Raises:
         RangeError: naming the value, its bound and the room.
+        UserInputError: weights and configuration differ in which LayerNorms are constant.
     """
+    check_constants(config.num_hidden_layers, config.constant_norms, state)
     guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
     norms = constants.norms
     limits = {name: norms[name].limit for name in config.constant_norms}
     bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None, limits)
     for room in rooms(constants, bounds):
-        if not fp.BOUND_SLACK * room.value < room.room:
-            raise RangeError(
-                f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
-                "distil the student again (an older release did not record how far its scores reach),"
-                " or use --engine crypten",
-            )
+        check_room(room)
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
         if not layer.divided:
             divisor = math.exp(float(state[f"bert.encoder.layer.{n}.attention.self.log_divisor"]))
             ratio = layer.unit * 2.0 ** value_shift(layer, bound.values) / divisor
             if not ratio <= MAX_UNIT_TO_DIVISOR:
+                what = f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow"
                 raise RangeError(
-                    f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow {ratio:.3g} times",
+                    f"{what} {ratio:.3g} times",
                     f"at most {MAX_UNIT_TO_DIVISOR:.0f} is carried: distil the student again, or calibrate it on more"
                     " typical sentences",
+                    told=f"{what} too much",
                 )
     return bounds
 
 
-def _stream_room(norm: Norm) -> float:
-    return norm.unit * _room(STREAM_BITS, norm.scale)
+def check_room(room: Room) -> None:
+    """Refuse a value that might leave its room.
+
+    Raises:
+        RangeError: naming the value, its bound and the room.
+    """
+    if not fp.BOUND_SLACK * room.value < room.room:
+        raise RangeError(
+            f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
+            "distil the student again (an older release did not record how far its scores reach),"
+            " or use --engine crypten",
+            told=f"{room.name} may reach too far for some text; its ring carries {room.room:.4g}",
+        )
 
 
-def _room(bits: int, scale: int) -> float:
+def stream_room(norm: Norm) -> float:
+    """How long a row may be before a LayerNorm."""
+    return norm.unit * ring_room(STREAM_BITS, norm.scale)
+
+
+def ring_room(bits: int, scale: int) -> float:
+    """How large a number may be in a ring."""
     return float(2.0 ** (bits - 2 - scale))

@@ -16,6 +16,7 @@ import torch
 from mpcformer.channel import Spec
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
+from mpcformer.inference.carried import check_carried
 from mpcformer.inference.norms import Norm
 from mpcformer.inference.overflow import check_overflow, value_shift
 from mpcformer.modeling.bounds import centred_columns, deviation, norm_source
@@ -75,6 +76,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
 
     Raises:
         RangeError: a value that fixed point cannot carry, or one that might overflow its ring for some text.
+        UserInputError: weights and configuration differ in which LayerNorms are constant.
     """
     bounds = check_overflow(config, constants, state)
     owned = OwnedWeights()
@@ -163,6 +165,7 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
     put("pooler", centred_columns(gain[:, None] * weight), fp.POOLER_WEIGHT_SCALE, offset, pooled)
     logit_scale = fp.LOGIT_TOTAL_SCALE
     put("classifier", get("classifier.weight").t(), fp.LOGIT_WEIGHT_SCALE, get("classifier.bias"), logit_scale)
+    check_carried(config, constants, owned.weights, owned.biases)
     return owned
 
 

@@ -7,7 +7,7 @@ import torch
 
 from mpcformer.errors import RangeError
 from mpcformer.inference.constants import ModelConstants
-from mpcformer.modeling.bounds import MAX_LOG, deviation, norm_source
+from mpcformer.modeling.bounds import MAX_LOG, check_constants, deviation, norm_source
 from mpcformer.modeling.load import MAX_WEIGHT
 
 ParameterShapes = dict[str, tuple[int, ...]]
@@ -47,7 +47,12 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
     The queries carry 1 / sqrt(D) and the layer's 2^-score_scale, both exact where they are powers of two; what follows
     attention carries 2quad-const's 1 / c, and the square of 2^score_scale. A constant norm's gain carries what the norm
     divides by.
+
+    Raises:
+        RangeError: a weight so large, once it carries them, that fixed point cannot.
+        UserInputError: weights and configuration differ in which LayerNorms are constant.
     """
+    check_constants(config.num_hidden_layers, config.constant_norms, state)
     values: dict[str, torch.Tensor] = {}
 
     def norm(name: str, which: str) -> None:
@@ -91,4 +96,8 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
 def _check_size(name: str, weight: torch.Tensor) -> None:
     largest = float(weight.abs().max())
     if not largest <= MAX_WEIGHT:
-        raise RangeError(f"{name} reaches {largest:.3g}, more than {MAX_WEIGHT:.0f}", "distil the student again")
+        raise RangeError(
+            f"{name} reaches {largest:.3g}, more than {MAX_WEIGHT:.0f}",
+            "distil the student again",
+            told=f"{name} reaches more than {MAX_WEIGHT:.0f}",
+        )

@@ -6,10 +6,13 @@ variance allows, which private engines see to.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from mpcformer.errors import UserInputError
+from mpcformer.modeling.configuration import norm_names
 
 Linear = tuple[torch.Tensor, torch.Tensor]
 MAX_LOG = 100.0
@@ -65,6 +68,22 @@ def deviation(name: str, state: Mapping[str, torch.Tensor]) -> float | None:
     """What a constant LayerNorm divides by; None for one that divides by each row's own deviation."""
     log = state.get(f"{norm_source(name)}.log_deviation")
     return None if log is None else math.exp(min(MAX_LOG, max(-MAX_LOG, float(log))))
+
+
+def check_constants(n_layers: int, constant: Collection[str], state: Mapping[str, torch.Tensor]) -> None:
+    """The weights must have a constant for the LayerNorms that the configuration calls constant, and for no other.
+
+    Raises:
+        UserInputError: naming the first LayerNorm where they differ.
+    """
+    for name in norm_names(n_layers):
+        if (deviation(name, state) is not None) != (name in constant):
+            says, has = ("among", "no") if name in constant else ("not among", "a")
+            raise UserInputError(
+                f"LayerNorm {name} is {says} the configuration's constant_norms, but the weights have {has}"
+                f" {norm_source(name)}.log_deviation",
+                "use the config.json and the weights of one student",
+            )
 
 
 def column_bound(weight: torch.Tensor, bias: torch.Tensor, length: float) -> torch.Tensor:

@@ -20,8 +20,12 @@ def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
     """Some of `norm_names`, in their order; `attention` and `output` stand for every layer's, `all` for all.
 
     Raises:
-        UserInputError: a name that is none of them.
+        UserInputError: no list of names, or a name that is none of them.
     """
+    if not isinstance(asked, list | tuple) or not all(isinstance(name, str) for name in asked):
+        raise UserInputError(
+            f"constant_norms: {asked!r} is no list of LayerNorms' names", 'give a list, as ["attention"], or []'
+        )
     names = norm_names(n_layers)
     groups = {part: [name for name in names if name.endswith(f".{part}")] for part in NORM_PARTS} | {"all": names}
     chosen: set[str] = set()
@@ -79,14 +83,17 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         positions = getattr(self, "position_embedding_type", None) or "absolute"
         if positions != "absolute":
             raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
-        if head_size is None and self.hidden_size % self.num_attention_heads:
+        heads = self.num_attention_heads
+        if heads <= 0:
+            raise UserInputError(f"num_attention_heads: {heads!r} is no positive integer", "correct config.json")
+        if head_size is None and self.hidden_size % heads:
             raise UserInputError(
-                f"num_attention_heads ({self.num_attention_heads}) must divide hidden_size ({self.hidden_size})",
+                f"num_attention_heads ({heads}) must divide hidden_size ({self.hidden_size})",
                 "correct config.json, or give head_size",
             )
-        if head_size is not None and not (isinstance(head_size, int) and head_size > 0):
+        if head_size is not None and not (type(head_size) is int and head_size > 0):  # a bool is an int
             raise UserInputError(f"head_size: {head_size!r} is no positive integer", "correct config.json")
-        self.head_size = head_size or self.hidden_size // self.num_attention_heads
+        self.head_size = head_size or self.hidden_size // heads
 
     @property
     def attention_size(self) -> int:

@@ -54,14 +54,7 @@ class Ranges:
         Raises:
             RangeError: a constant norm's rows grew beyond all numbers.
         """
-        limits = {name: VARIANCE_REACH * self.bounds[f"{name}.variance"][1] for name in names}
-        for name, limit in limits.items():
-            if not 0 <= limit < MAX_VARIANCE:
-                raise RangeError(
-                    f"{name}.variance is {limit / VARIANCE_REACH:.3g} on the training data",
-                    "distil the student again, with a lower learning rate or fewer constant LayerNorms",
-                )
-        return limits
+        return {name: norm_limit(name, self.bounds[f"{name}.variance"][1]) for name in names}
 
     def to_json(self) -> dict[str, Any]:
         """A JSON object, names sorted."""
@@ -73,6 +66,21 @@ class Ranges:
     def save(self, folder: Path) -> None:
         """Write ranges.json."""
         write_json(folder / FILE_NAME, self.to_json())
+
+
+def norm_limit(name: str, largest: float) -> float:
+    """The largest variance that a constant LayerNorm may meet, from the largest that was seen.
+
+    Raises:
+        RangeError: rows grew beyond all numbers.
+    """
+    limit = VARIANCE_REACH * largest
+    if not 0 <= limit < MAX_VARIANCE:
+        raise RangeError(
+            f"{name}.variance is {largest:.3g} on the training data",
+            "distil the student again, with a lower learning rate or fewer constant LayerNorms",
+        )
+    return limit
 
 
 def load_ranges(folder: Path) -> Ranges:

@@ -8,9 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mpcformer.errors import RangeError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.inference import norms
-from mpcformer.inference.engine import ENGINES, BatchInputs, BatchShape, PublicModel, load_public_model
+from mpcformer.inference.engine import (
+    ENGINES,
+    MODEL_OWNER,
+    BatchInputs,
+    BatchShape,
+    PublicModel,
+    create_engine,
+    load_public_model,
+)
 from mpcformer.inference.estimate import estimate_batch
 from mpcformer.inference.mpcformer_engine import engine_constants
 from mpcformer.inference.overflow import check_overflow
@@ -126,6 +134,24 @@ def test_long_rows_are_refused(tmp_path: Path, data_dir: Path, engine: str, name
             assert float(np.abs(logits.numpy() - expected).max()) < 0.005
 
 
+@pytest.mark.parametrize("times", [1.2, 2.5, 3.01, 3.5, 3.99, 5.5, 7.5, 7.9])
+def test_rows_whose_sum_of_squares_wraps_are_refused(tmp_path: Path, data_dir: Path, times: float) -> None:
+    """In the reference engine a sum beyond 2^30 may come out as any number, negative ones too."""
+    name, hidden = "layer.1.output", 32
+    folder = save_student(tmp_path / "student", data_dir, constant_norms=[name])
+    inputs, _ = batch_of(folder, data_dir)
+    state = load_file(folder / "model.safetensors")
+    signs = torch.ones(hidden)
+    signs[::2] = -1
+    # The rows are what this bias makes them; a gain of zero keeps all that follows in its range.
+    state["bert.encoder.layer.1.output.dense.bias"] = signs * (times * 2**30 / hidden) ** 0.5
+    state["bert.encoder.layer.1.output.LayerNorm.weight"] *= 0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    assert variance(folder, inputs, name) * hidden == pytest.approx(times * 2**30, rel=0.002)
+    with pytest.raises(RangeError, match="left the range calibrated"):
+        run_private(folder, inputs, engine="crypten")
+
+
 def variance(folder: Path, inputs: BatchInputs, name: str) -> float:
     """The largest variance of a batch's real rows."""
     student, ranges = load_student(folder), Ranges()
@@ -167,8 +193,21 @@ def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_
         row_epsilon=0.0,
         constant_norms=public.config.constant_norms,
     )
-    with pytest.raises(RangeError, match="divided by its deviation reaches"):
+    with pytest.raises(RangeError, match="divided by its deviation reaches") as refused:
         parameter_values(public.config, crypten, state)
+    assert refused.value.told.endswith("divided by its deviation reaches more than 16384")
+
+
+@pytest.mark.parametrize("asked", [[], ["layer.0.attention"], ["attention", "embeddings"]])
+def test_weights_and_configuration_must_agree_on_the_norms(tmp_path: Path, data_dir: Path, asked: list[str]) -> None:
+    public, state = student(tmp_path, data_dir)
+    config = MPCFormerConfig(**(public.config.to_dict() | {"constant_norms": asked}))
+    named = "embeddings" if "embeddings" in asked else "layer.1.attention" if asked else "layer.0.attention"
+    for engine in ENGINES:
+        with pytest.raises(UserInputError, match=rf"LayerNorm {named} is .* constant_norms, but the weights have"):
+            create_engine(
+                engine, party=MODEL_OWNER, public=PublicModel(config, public.ranges), channel=None, weights=state
+            )
 
 
 def student(tmp_path: Path, data_dir: Path) -> tuple[PublicModel, dict[str, Any]]:
@@ -197,10 +236,35 @@ def test_the_unit_of_a_constant_norm(hidden: int, ratio: float) -> None:
     assert np.sqrt(low) / norm.unit * 2**norm.scale > 2**10 or norm.scale == norms.MAX_STREAM_SCALE
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.01, 0.1), (1.0, 10.0), (97.0, 970.0), (800.0, 8000.0), (4e4, 4e5)])
+def test_a_norm_behind_a_constant_one_is_carried_where_any_is(low: float, high: float) -> None:
+    """Room for long rows is taken from small ones, at most what a stream's largest unit leaves."""
+    plain, roomy = (norms.norm("x", 384, 1e-12, {"x.variance": (low, high)}, roomy=roomy) for roomy in (False, True))
+    assert roomy.unit * 2.0**-roomy.scale >= plain.unit * 2.0**-plain.scale
+    assert roomy.unit <= 2.0**norms.MAX_LOG_UNIT
+    assert np.sqrt(low / 1.5) / roomy.unit * 2**roomy.scale >= 2 ** (norms.ROOMY_BITS - 1)
+
+
+def test_a_norm_behind_a_constant_one_is_refused_where_rows_are_too_large() -> None:
+    for roomy in (False, True):
+        with pytest.raises(RangeError, match=r"x\.variance reaches .*: too large for a LayerNorm in fixed point"):
+            norms.norm("x", 384, 1e-12, {"x.variance": (1e5, 1e6)}, roomy=roomy)
+
+
 @pytest.mark.parametrize("high", [float("inf"), float("-inf"), 1e30])
 def test_rows_that_grew_beyond_all_numbers(high: float) -> None:
     with pytest.raises(RangeError, match=r"embeddings\.variance is .* on the training data"):
         Ranges({"embeddings.variance": (0.1, high)}).norm_limits(["embeddings"])
+
+
+@pytest.mark.parametrize("low", [1e-300, 1.0])
+@pytest.mark.parametrize("high", [1e12, 1e300, 1e308])
+def test_ranges_too_large_for_any_norm(low: float, high: float) -> None:
+    bounds = {"x.variance": (low, high)}
+    with pytest.raises(RangeError, match=r"x\.variance (is .* on the training data|reaches beyond)"):
+        norms.constant_norm("x", 32, bounds)
+    with pytest.raises(RangeError, match=r"x\.variance reaches"):
+        norms.norm("x", 32, 1e-12, bounds)
 
 
 def test_a_variance_that_is_not_there() -> None:

@@ -2,6 +2,8 @@
 
 import contextlib
 import math
+import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,11 @@ from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.errors import RangeError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference import norms
+from mpcformer.inference.carried import carried_rooms
 from mpcformer.inference.engine import load_public_model
 from mpcformer.inference.mpcformer_engine import engine_constants
 from mpcformer.inference.overflow import check_overflow, rooms, value_shift
+from mpcformer.inference.owned_weights import owned_weights
 from mpcformer.modeling import load_student
 from mpcformer.modeling.bounds import column_bound, head_length, model_bounds, score_bound, spectral_norm
 from tests.tiny import save_student
@@ -118,8 +122,76 @@ def test_a_model_that_could_overflow_is_refused(student: Path, weight: str, fact
     bounds = check_overflow(public.config, constants, state)
     assert all(fp.BOUND_SLACK * room.value < room.room for room in rooms(constants, bounds))
     state[weight] = state[weight] * factor
-    with pytest.raises(RangeError, match=message):
+    with pytest.raises(RangeError, match=message) as refused:
         check_overflow(public.config, constants, state)
+    figures = re.search(r"may reach (\S+) for some text", refused.value.what)
+    assert figures is not None
+    assert figures[1] not in refused.value.told, "the coordinator is told of no weight"
+    assert re.search(f"{message} too far for some text", refused.value.told)
+
+
+@pytest.mark.parametrize(
+    ("gelu", "softmax", "constant"),
+    [
+        ("quad", "2quad", []),
+        ("quad", "2quad-const", ["attention"]),
+        ("relu", "2quad-const", ["all"]),
+        ("gelu", "softmax", ["output", "embeddings"]),
+    ],
+)
+@pytest.mark.parametrize("shape", [{}, {"num_attention_heads": 3, "head_size": 5, "intermediate_size": 24}])
+def test_bounds_of_the_integers_are_those_of_the_weights(
+    tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str], shape: dict[str, int]
+) -> None:
+    """But for rounding, and for tables and biases whose mean is subtracted here alone."""
+    folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant, **shape)
+    state = load_student(folder).state_dict()
+    state |= {name: weight * 1.5 for name, weight in state.items() if "value" in name}
+    public = load_public_model(folder)
+    constants = engine_constants(public)
+    bounds = check_overflow(public.config, constants, state)
+    owned = owned_weights(public.config, constants, state)
+    exact = {room.name: room for room in rooms(constants, bounds)}
+    carried = {room.name: room for room in carried_rooms(public.config, constants, owned.weights, owned.biases)}
+    assert list(carried) == list(exact)
+    for name, room in carried.items():
+        expected = exact[name].value
+        if name.endswith("values"):
+            index = int(name.split(".")[1])
+            expected /= 2.0 ** value_shift(constants.layers[index], bounds.layers[index].values)
+        else:
+            assert room.room == exact[name].room
+        assert 0.85 * expected < room.value < 1.001 * expected, name
+
+
+def test_weights_that_rounding_makes_too_large_are_refused(tmp_path: Path, data_dir: Path) -> None:
+    """Behind them rows so long that the constant LayerNorm's unit leaves their entries half a last place and more."""
+    name, source = "layer.1.output", "bert.encoder.layer.1"
+    public = load_public_model(save_student(tmp_path / "student", data_dir, constant_norms=[name]))
+    public.ranges.bounds[f"{name}.variance"] = (1.0, 1e6)
+    constants, state = engine_constants(public), load_student(tmp_path / "student").state_dict()
+    last_place = constants.layers[1].output_norm.unit * 8 * 2.0**-constants.activation.weight_scale
+    signs = torch.ones_like(state[f"{source}.output.dense.weight"])
+    signs[::2] = -1
+    state[f"{source}.output.dense.weight"] = 0.6 * last_place * signs
+    inner = state[f"{source}.intermediate.dense.weight"]
+    refusals = []
+    for factor in 1.2 ** torch.arange(60):
+        state[f"{source}.intermediate.dense.weight"] = factor * inner
+        refusals.append([_refused(check, public.config, constants, state) for check in (check_overflow, owned_weights)])
+    assert ["", ""] in refusals
+    assert ["", name] in refusals, "the exact weights would fit, the rounded ones do not"
+    assert [name, name] in refusals
+    assert [name, ""] not in refusals
+
+
+def _refused(check: Callable[..., object], *arguments: object) -> str:
+    """The value that is refused, or nothing."""
+    try:
+        check(*arguments)
+    except RangeError as error:
+        return error.what.split()[0]
+    return ""
 
 
 @pytest.mark.parametrize(("softmax", "room"), [("2quad", 32.0), ("2quad-const", 64.0)])
@@ -162,8 +234,9 @@ def test_rows_that_would_drown_in_rounding_are_refused(tmp_path: Path, data_dir:
         log_divisor = math.log(constants.layers[1].unit / ratio)
         state["bert.encoder.layer.1.attention.self.log_divisor"] = torch.tensor(log_divisor)
         if refused:
-            with pytest.raises(RangeError, match=r"layer\.1\.row_mean: .* errors grow 300 times"):
+            with pytest.raises(RangeError, match=r"layer\.1\.row_mean: .* errors grow 300 times") as caught:
                 check_overflow(public.config, constants, state)
+            assert "300" not in caught.value.told
         else:
             check_overflow(public.config, constants, state)
 

@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -188,6 +189,29 @@ def test_heads_that_do_not_fill_the_width() -> None:
     assert MPCFormerConfig(hidden_size=32, num_attention_heads=4).head_size == 8
     with pytest.raises(UserInputError, match=r"\(5\) must divide hidden_size \(32\)"):
         MPCFormerConfig(hidden_size=32, num_attention_heads=5)
+
+
+@pytest.mark.parametrize("norms", [None, 5, [["all"]], {"all": 0}, "all", [1]])
+def test_constant_norms_are_a_list_of_names(norms: Any) -> None:
+    with pytest.raises(UserInputError, match=r"constant_norms: .* is no list of LayerNorms' names"):
+        MPCFormerConfig(constant_norms=norms)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("head_size", True),
+        ("head_size", 8.0),
+        ("head_size", 0),
+        ("head_size", "8"),
+        ("num_attention_heads", 0),
+        ("num_attention_heads", -4),
+    ],
+)
+def test_sizes_of_attention_are_positive_integers(name: str, value: Any) -> None:
+    for others in ({}, {"head_size": 4}):
+        with pytest.raises(UserInputError, match=rf"{name}: .* is no positive integer"):
+            MPCFormerConfig(**(others | {name: value}))
 
 
 def test_vocabulary_of_the_tiny_model() -> None:

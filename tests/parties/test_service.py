@@ -13,7 +13,7 @@ import psutil
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from mpcformer.errors import PartyError
+from mpcformer.errors import PartyError, RangeError
 from parties import metrics
 from parties.__main__ import _take_part
 from parties.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
@@ -194,6 +194,17 @@ def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Servi
             membership.job(5)
         assert membership.error is not None
         commands.put(None)
+
+
+def test_figures_of_the_weights_stay_with_their_owner(service: Service) -> None:
+    """A model is refused by name; how large its values are is for the owner's own log."""
+    membership = Membership(service.config, role="model-owner", coordinator="coordinator")
+    error = RangeError("layer.0.output may reach 2.3e+05", "distil again", told="layer.0.output may reach too far")
+    membership.abort(error)
+    failure = next(event for event in membership.events() if event.HasField("failure")).failure
+    assert (failure.what, failure.remedy, failure.exit_code) == (error.told, "distil again", 5)
+    assert membership.error is error
+    assert "2.3e+05" in str(error)
 
 
 def test_callers_that_send_nothing_keep_nobody_out(service: Service) -> None:
