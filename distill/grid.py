@@ -4,6 +4,7 @@ Each lives in `<out>.partial/lr-<rate>/` until all are there; then the best beco
 of the training set that was set aside, never on the reported split.
 """
 
+import functools
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,33 +65,40 @@ def train_teachers(
     folders = {rate: work.folder / f"lr-{rate!r}" for rate in rates}
     grid: list[dict[str, float]] = []
     for number, (rate, folder) in enumerate(folders.items(), 1):
-        console.rule(f"{number}/{len(rates)} learning rate {rate:g}", align="left")
-        if folder.is_dir():
-            console.print(f"kept from {folder}")
-            record = read_json(folder / "teacher.json")
-        else:
+        if work.processes.is_main:
+            console.rule(f"{number}/{len(rates)} learning rate {rate:g}", align="left")
+        record, resumable = work.processes.on_main(functools.partial(_found, folder))
+        if record is None:
             record = train_teacher(
                 replace(recipe, learning_rate=rate),
                 folder,
-                resume=_resumable(folder),
+                resume=resumable,
                 checkpoint_minutes=checkpoint_minutes,
                 tensorboard=tensorboard / folder.name if tensorboard else None,
             )
         grid.append({"learning_rate": rate, "selection_score": record["selection_score"]})
     best = folders[max(grid, key=lambda row: row["selection_score"])["learning_rate"]]
-    record = read_json(best / "teacher.json") | {"grid": grid}
-    write_json(best / "teacher.json", record)
-    if out.is_dir():
-        out.rmdir()
-    best.rename(out)
-    shutil.rmtree(work.folder)
-    return dict(record)
+    return work.processes.on_main(lambda: _keep(best, grid, work))
 
 
-def _resumable(folder: Path) -> bool:
-    """Whether a rate's training can be gone on with; one that had only made its folder is removed."""
+def _found(folder: Path) -> tuple[dict[str, Any] | None, bool]:
+    """A rate's record, if it is trained; whether its training can be gone on with. One barely begun is removed."""
+    if folder.is_dir():
+        console.print(f"kept from {folder}")
+        return dict(read_json(folder / "teacher.json")), False
     partial = folder.with_name(f"{folder.name}.partial")
-    if (partial / "recipe.json").is_file():
-        return True
-    shutil.rmtree(partial, ignore_errors=True)
-    return False
+    resumable = (partial / "recipe.json").is_file()
+    if not resumable:
+        shutil.rmtree(partial, ignore_errors=True)
+    return None, resumable
+
+
+def _keep(best: Path, grid: list[dict[str, float]], work: Workspace) -> dict[str, Any]:
+    """Move the best to its place, with the grid in its record, and remove the others."""
+    record = dict(read_json(best / "teacher.json")) | {"grid": grid}
+    write_json(best / "teacher.json", record)
+    if work.out.is_dir():
+        work.out.rmdir()
+    best.rename(work.out)
+    shutil.rmtree(work.folder)
+    return record

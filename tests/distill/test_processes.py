@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 import distill.loop
+from distill.grid import train_teachers
 from distill.loop import Data
 from distill.processes import Processes, current
 from distill.recipe import DistillRecipe
@@ -61,6 +62,10 @@ def alone(base: Path, data_dir: Path) -> Path:
 
 def make_teacher(base: Path, data: Path, out: Path, **changes: Any) -> Any:
     return train_teacher(teacher_recipe(base, data, **changes), out)
+
+
+def make_teachers(base: Path, data: Path, out: Path) -> Any:
+    return train_teachers(teacher_recipe(base, data, epochs=1), [1e-6, 3e-3], out)
 
 
 def make_student(teacher: Path, data: Path, out: Path, stop: int | None = None, resume: bool = False) -> Any:
@@ -270,3 +275,12 @@ def test_accelerates_launcher(base: Path, alone: Path, data_dir: Path, tmp_path:
     one = make_teacher(base, data_dir, tmp_path / "one", selection_share=0.05)
     assert_same_log(one["log"], tmp_path, "teacher/teacher.json")
     assert_same_weights(tmp_path / "one", tmp_path / "teacher")
+
+
+def test_several_rates_are_tried_together(base: Path, data_dir: Path, tmp_path: Path) -> None:
+    out = tmp_path / "models" / "teacher"
+    ours, theirs = together(tmp_path / "logs", make_teachers, base, data_dir, out)
+    assert ours == theirs == json.loads((out / "teacher.json").read_text())
+    assert [row["learning_rate"] for row in ours["grid"]] == [1e-6, 3e-3]
+    assert ours["selection_score"] == max(row["selection_score"] for row in ours["grid"])
+    assert [path.name for path in out.parent.iterdir()] == ["teacher"]

@@ -146,7 +146,8 @@ def test_stopped_between_steps_it_goes_on_and_trains_nothing_twice(
     assert counted.trained == []
     first_run, second_run, resumed = counted.private
     assert second_run == resumed != first_run
-    assert read_json(resumed / "results.json")["batches"] == {"all": 2, "of_a_run_before": 2}
+    batches = read_json(resumed / "results.json")["batches"]
+    assert batches["all"] == batches["of_a_run_before"] > 0
     assert not list((shop / "again" / "runs").glob("*.failed"))
     # the same models of the same data give the same scores, and cost the same
     first = read_json(folder / "results.json")
@@ -164,7 +165,7 @@ def test_its_own_record_holds_and_a_changed_number_is_refused(
         row = next(row for row in changed["rows"] if name in row["values"])
         row["values"][name] += change
         write_json(tmp_path / "record.json", changed)
-        with pytest.raises(MPCFormerError, match=rf"1 of 10 rows differ from .*{row['key']['model']}.*: {name}"):
+        with pytest.raises(MPCFormerError, match=rf"1 of \d+ rows differ from .*{row['key']['model']}.*: {name}"):
             run(glue(shop, check=tmp_path / "record.json"))
     assert counted.trained == counted.private == []
 
@@ -195,7 +196,7 @@ def test_what_differs_from_a_record_is_not_recorded(folder: Path, shop: Path, tm
     changed = read_json(folder / "results.json")
     changed["rows"][0]["values"]["score"] -= 0.3
     write_json(tmp_path / "old.json", changed)
-    with pytest.raises(MPCFormerError, match="1 of 10 rows differ"):
+    with pytest.raises(MPCFormerError, match=r"1 of \d+ rows differ"):
         run(glue(shop, check=tmp_path / "old.json", record=tmp_path / "records"))
     assert not (tmp_path / "records").exists()
 
@@ -236,7 +237,7 @@ def test_another_table_is_made_from_the_same_steps(folder: Path, shop: Path, tmp
 
 def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -> None:
     facts = [json.loads(path.read_text()) for path in (shop / "models").glob("*.json")]
-    assert len(facts) == 10
+    assert len(facts) == 12
     assert {fact["kind"] for fact in facts} == {"teacher", "student"}
     place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
     spec = replay.load(find("glue"))
@@ -289,7 +290,8 @@ student = { epochs1 = 3, paper_share = 0.2 }
             assert recipe == plain._student(variant, teachers).recipe
         else:
             assert (recipe.limit, recipe.batch_size, recipe.max_length) == (128, 8, 24)
-            assert recipe.epochs1 == (20 if published else 3)  # type: ignore[union-attr]
+            epochs = 0 if variant.model.untrained else 20 if published else 3
+            assert recipe.epochs1 == epochs  # type: ignore[union-attr]
     jobs: list[Any] = []
 
     def stopped(job: Any, out: Path) -> None:
@@ -453,7 +455,7 @@ def test_a_cluster_gives_the_same_models(folder: Path, shop: Path, tmp_path: Pat
     out, cache = tmp_path / "out", tmp_path / "models"
     run(ReplayOptions("glue", scale="smoke", out=out, models=cache, jobs=2, pool="ray", ray_address="local"))
     made = sorted(path.parent.name for path in cache.glob("*/model.safetensors"))
-    assert len(made) == 10
+    assert len(made) == 12
     for name in made:
         weights = (folder_of / name / "model.safetensors" for folder_of in (cache, shop / "models"))
         assert len({sha256_file(path) for path in weights}) == 1
