@@ -24,13 +24,14 @@ import torch
 from torch import nn
 
 from distill.loop import Batch
+from distill.losses import ROW_MEANS
 from distill.ridge import refit
 from mpcformer.approximations import QUAD_SHIFT, quad, two_quad, two_quad_const
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import Context, Layer, Norm, ResidualOutput, SelfAttention
 
 # Multiples of a head's scores that are tried.
-SCALES = (0.5, 0.9, 1.3, 1.8, 2.3, 3.0, 4.0, 5.5, 8.0)
+SCALES = (0.25, 0.5, 0.9, 1.3, 1.8, 2.3, 3.0, 4.0, 5.5, 8.0)
 # Every so many batches are looked at to choose among them.
 SCALE_STRIDE = 4
 # A unit's curvature: a nearly linear one would need a huge shift, which fixed point cannot carry.
@@ -229,7 +230,7 @@ def _centre_scores(layer: Layer, texts: list[_Text]) -> None:
 
 
 def _scale_scores(source: Layer, layer: Layer, texts: list[_Text]) -> None:
-    """Scale each head's query by what brings its attended values nearest to the teacher's.
+    """Scale each head's query by what brings its attended values nearest to the teacher's, among what rows can bear.
 
     Nearest up to a factor a head, which the next linear map's refit takes up.
     """
@@ -244,10 +245,31 @@ def _scale_scores(source: Layer, layer: Layer, texts: list[_Text]) -> None:
             for row, product in enumerate((found * target, found * found, target * target)):
                 errors[row, index] += (product * weight).sum((0, 2, 3)).double().cpu()
     mixed, own, wanted = errors
-    best = (wanted - mixed.square() / own.clamp(min=1e-12)).argmin(0)
+    distance = wanted - mixed.square() / own.clamp(min=1e-12)
+    excess = _excess(ours, texts)
+    best = torch.where(excess > 0, distance.max() * (1 + excess), distance).argmin(0)
     scales = torch.tensor(SCALES)[best].to(ours.query.weight).repeat_interleave(ours.query.out_features // n_heads)
     ours.query.weight.mul_(scales[:, None])
     ours.query.bias.mul_(scales)
+
+
+def _excess(attention: SelfAttention, texts: list[_Text]) -> torch.Tensor:
+    """How far rows' means of (scale s + 5)^2 lie outside ROW_MEANS, as a logarithm: (scales, heads), 0 is inside."""
+    scales = torch.tensor(SCALES)[:, None]
+    low = torch.full((len(SCALES), attention.n_heads), math.inf)
+    high = torch.zeros(len(SCALES), attention.n_heads)
+    for text in texts:
+        context = Context(text.keys, None, [])
+        attention(text.student, context, "")
+        scores, n_keys = context.scores[0], text.keys.sum(-1)
+        first, second = ((text.keys * power).sum(-1) / n_keys for power in (scores, scores.square()))  # (B, A, L)
+        first, second = (moment.transpose(1, 2)[text.real].t().cpu() for moment in (first, second))  # (A, T)
+        for index, scale in enumerate(scales[:, 0].tolist()):
+            rows = scale * scale * second + 2 * QUAD_SHIFT * scale * first + QUAD_SHIFT**2
+            low[index] = torch.minimum(low[index], rows.amin(1))
+            high[index] = torch.maximum(high[index], rows.amax(1))
+    least, most = ROW_MEANS
+    return torch.relu((least / low.clamp(min=1e-6)).log()) + torch.relu((high / most).log())
 
 
 def _attended(attention: SelfAttention, x: torch.Tensor, scale: float, keys: torch.Tensor) -> torch.Tensor:

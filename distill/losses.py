@@ -1,12 +1,17 @@
 """What a student is trained to match: its teacher's hidden states, attention scores and logits."""
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional as F
 
+from mpcformer.approximations import QUAD_SHIFT
+
 Spans = Sequence[tuple[int, int]]
+# Where rows' means of (s + 5)^2 may lie for nothing: a private reciprocal's tables grow with the ratio.
+ROW_MEANS = (4.0, 100.0)
 
 
 def state_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
@@ -41,3 +46,24 @@ def logit_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> to
     if regression:
         return F.mse_loss(ours.float(), theirs.float())
     return F.cross_entropy(ours.float(), theirs.float().softmax(-1))
+
+
+def row_loss(ours: Any, mask: torch.Tensor) -> torch.Tensor:
+    """How far rows' means of (s + 5)^2 lie outside ROW_MEANS: squared logarithm, mean over rows, summed over layers.
+
+    Keeps the calibrated ranges of 2Quad narrow, without which no table of a private reciprocal holds them.
+
+    Args:
+        ours: output with attention_scores, (B, A, L, L) each.
+        mask: (B, L).
+    """
+    keys = mask[:, None, None, :].float()
+    rows = mask[:, None, :].float()  # (B, 1, L)
+    least, most = (math.log(bound) for bound in ROW_MEANS)
+    loss = torch.zeros((), device=mask.device)
+    for scores in ours.attention_scores:
+        mean = (keys * (scores.float() + QUAD_SHIFT) ** 2).sum(-1) / keys.sum(-1)  # (B, A, L)
+        log = mean.clamp(min=1e-6).log()
+        outside = F.relu(least - log).square() + F.relu(log - most).square()
+        loss = loss + (outside * rows).sum() / (rows.sum() * scores.size(1))
+    return loss

@@ -23,7 +23,7 @@ from distill.calibrate import calibrate
 from distill.deviations import set_deviations
 from distill.fit import Report, fit, layer_spans
 from distill.loop import Batch, Options, Stage, pick_device, train
-from distill.losses import logit_loss, score_loss, state_loss
+from distill.losses import logit_loss, row_loss, score_loss, state_loss
 from distill.model_card import base_model_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.recipe import CHOICES, DistillRecipe
@@ -183,16 +183,22 @@ def _stages(
     scores_too = recipe.match1 == "states+scores"
     spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
 
+    # The published recipe leaves the rows as they come.
+    narrow = recipe.match1 == "states+logits" and recipe.softmax in ("2quad", "2quad-const")
+
     def inside(batch: Batch) -> torch.Tensor:
         theirs, ours = match(batch, inner=True)
         loss = batch.tokens * state_loss(theirs, ours, batch["attention_mask"], spans)
         if scores_too:
             return loss + batch.pairs * score_loss(theirs, ours, batch["attention_mask"], spans)
+        if narrow:
+            loss = loss + batch.tokens * row_loss(ours, batch["attention_mask"])
         return loss + logit_loss(theirs.logits, ours.logits, task.is_regression)
 
     def logits(batch: Batch) -> torch.Tensor:
-        theirs, ours = match(batch, inner=False)
-        return logit_loss(theirs.logits, ours.logits, task.is_regression)
+        theirs, ours = match(batch, inner=narrow)
+        loss = logit_loss(theirs.logits, ours.logits, task.is_regression)
+        return loss + batch.tokens * row_loss(ours, batch["attention_mask"]) if narrow else loss
 
     def labels(batch: Batch) -> torch.Tensor:
         return student(**batch).loss.float()  # type: ignore[no-any-return]

@@ -34,7 +34,7 @@ from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Examples
 
-FORMAT = 2
+FORMAT = {"teacher": 2, "student": 3}
 CHECKPOINT_MINUTES = 5.0
 POOLS = ("local", "ray")
 # How long a shared folder may take to show what another machine put there: NFS keeps what it knew for up to a minute.
@@ -79,9 +79,10 @@ class Training:
         if isinstance(self.recipe, DistillRecipe):
             # What is not asked for says nothing: a recipe that learns a new option keeps its models.
             recipe = {key: value for key, value in recipe.items() if value not in (None, ())}
+        kind = "teacher" if isinstance(self.recipe, TeacherRecipe) else "student"
         return {
-            "format": FORMAT,
-            "kind": "teacher" if isinstance(self.recipe, TeacherRecipe) else "student",
+            "format": FORMAT[kind],
+            "kind": kind,
             "recipe": recipe,
             "data": self.data,
             "source": self.source,

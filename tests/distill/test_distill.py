@@ -1,6 +1,7 @@
 """The recipes: losses fall, the teacher stays still, resuming changes nothing, the reported split is never opened."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 
 import distill.loop
 from distill.deviations import set_deviations
-from distill.losses import logit_loss, score_loss, state_loss
+from distill.losses import ROW_MEANS, logit_loss, row_loss, score_loss, state_loss
 from distill.recipe import DistillRecipe, paper_recipe
 from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
@@ -129,6 +130,28 @@ def test_losses_by_hand() -> None:
     entropy = -(probabilities * probabilities.log()).sum()
     assert logit_loss(logits, logits, False).item() == pytest.approx(entropy.item())
     assert logit_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]), True).item() == 4.0
+
+
+def test_rows_inside_their_range_cost_nothing() -> None:
+    mask = torch.tensor([[1, 1, 0]])
+    scores = torch.zeros(1, 2, 3, 3)  # each row's mean is 25
+    scores[:, :, 2], scores[..., 2] = 1e3, 1e3  # padding
+    assert row_loss(SimpleNamespace(attention_scores=[scores]), mask).item() == 0.0
+    low, high = scores.clone(), scores.clone()
+    low[0, 0, 0, :2] = -4.0  # one row of four has a mean of 1
+    high[0, 1, 1, :2] = 15.0  # and one of 400
+    loss = row_loss(SimpleNamespace(attention_scores=[scores, low, high]), mask).item()
+    least, most = ROW_MEANS
+    assert loss == pytest.approx((math.log(least) ** 2 + math.log(400 / most) ** 2) / 4)
+
+
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const"])
+def test_training_keeps_the_rows_in_their_range(teacher: Path, data_dir: Path, tmp_path: Path, softmax: str) -> None:
+    distill_student(recipe_for(teacher, data_dir, softmax=softmax, epochs1=6), tmp_path / "student")
+    bounds = load_ranges(tmp_path / "student").bounds
+    for layer in range(2):
+        low, high = bounds[f"layer.{layer}.row_mean"]
+        assert ROW_MEANS[0] / 2 < low < high < 2 * ROW_MEANS[1]
 
 
 def test_paper_recipe() -> None:

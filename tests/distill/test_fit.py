@@ -1,5 +1,6 @@
 """The fitted start: what it promises of each step, and that a student begins near its teacher."""
 
+import math
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from torch.nn import functional as F
 
 from distill.deviations import set_deviations
 from distill.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
+from distill.losses import ROW_MEANS
 from distill.recipe import DistillRecipe
 from distill.ridge import refit
 from distill.student import distill_student
@@ -145,6 +147,24 @@ def test_scores_are_centred(teacher: Model) -> None:
     real = batch["attention_mask"][:, None, None, :].float() * batch["attention_mask"][:, None, :, None]
     average = (scores * real).sum((0, 2, 3)) / real.sum((0, 2, 3))
     assert average.abs().max() < 0.5
+
+
+@torch.no_grad()
+def test_no_row_leaves_its_range_where_a_scale_allows_it(teacher: Model) -> None:
+    """Even of a teacher whose scores are ten times as large."""
+    sharp = model(teacher, gelu="gelu", softmax="softmax")
+    sharp.load_state_dict(teacher.state_dict())
+    for layer in sharp.bert.layers:
+        layer.attention["self"].query.weight.mul_(10)
+        layer.attention["self"].query.bias.mul_(10)
+    student, least = model(teacher), math.inf
+    fit(sharp, student, texts(40))
+    for batch in texts(40):
+        keys = batch["attention_mask"][:, None, None, :].float()
+        for scores in student(**batch, output_attention_scores=True).attention_scores:
+            rows = (keys * (scores + 5) ** 2).sum(-1) / keys.sum(-1)
+            least = min(least, float(rows.transpose(1, 2)[batch["attention_mask"].bool()].min()))
+    assert least > 0.9 * ROW_MEANS[0]
 
 
 @torch.no_grad()
