@@ -14,7 +14,7 @@ class DistillRecipe:
     epochs1, learning_rate1: stage 1, what is inside. epochs2, learning_rate2: stage 2, the logits.
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
     match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
-        student's scores are scaled and shifted, so its teacher's are no target.
+        student's scores are scaled and shifted, so its teacher's are no target; 2Quad's rows are held in a range.
     start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, or fresh
         ones drawn from the seed.
     fit_tokens: about how many tokens the fit looks at.

@@ -1,7 +1,7 @@
 """Distil the MPC-friendly student from a teacher: a start, then two stages.
 
 Ours: the teacher's weights, fitted to the student's forms in closed form (`distill.fit`); stage 1 matches all hidden
-states and the logits together, stage 2 the logits alone.
+states and the logits together, stage 2 the logits alone; both hold 2Quad's rows in a narrow range.
 Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
 states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
 `start` random starts from fresh weights.
@@ -77,13 +77,13 @@ def distill_student(
         )
     for name, known in CHOICES.items():
         if getattr(recipe, name) not in known:
-            option = "--from" if name == "start" else f"--{name}"
+            option = {"start": "--from", "objective": "--objective"}.get(name, name)
             raise UserInputError(
                 f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
             )
     check_precision(recipe.precision)
     if recipe.fit_tokens < 1:
-        raise UserInputError(f"--fit-tokens: {recipe.fit_tokens} is below 1", "give a positive number")
+        raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
     work = Workspace(out, recipe, resume=resume)
     teacher, student = _load_pair(recipe, task)
     work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
