@@ -133,6 +133,7 @@ def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None
     from rich.table import Table
 
     from distill.processes import current, leave
+    from distill.ready import RUNS
     from mpcformer.console import console
 
     is_main = current().is_main
@@ -146,3 +147,5 @@ def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None
         table.add_row(name, f"{score:.4f}")
     console.print(table)
     console.print(f"Trained on {record['n_training']} sentences. The task's own evaluation split was not looked at.")
+    for engine, verdict in record.get("engines", {}).items():
+        console.print(f"engine {engine}: {'runs it' if verdict == RUNS else f'refuses it: {verdict}'}", highlight=False)

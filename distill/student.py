@@ -26,6 +26,7 @@ from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.losses import logit_loss, row_loss, score_loss, state_loss
 from distill.model_card import base_model_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
+from distill.ready import engines
 from distill.recipe import CHOICES, DistillRecipe
 from distill.record import versions
 from distill.workspace import Workspace
@@ -250,6 +251,7 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dic
         "selection_score": scores,
         "fit": made.fitted,
         "log": made.log,
+        "engines": engines(student.config, ranges, student.state_dict(), recipe.max_length),
         "versions": versions(),
     }
     write_json(work.folder / "distillation.json", record)

@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 import distill.loop
+import distill.student
 from distill.deviations import set_deviations
 from distill.losses import ROW_MEANS, logit_loss, row_loss, score_loss, state_loss
+from distill.ready import RUNS
 from distill.recipe import DistillRecipe, paper_recipe
 from distill.student import distill_student
 from distill.teacher import TeacherRecipe, train_teacher
@@ -20,6 +22,7 @@ from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling import load_checkpoint, load_ranges, load_student, load_tokenizer
 from mpcformer.modeling.bounds import norm_source
+from mpcformer.modeling.ranges import Ranges
 from mpcformer.tasks import encode, get_task, load_examples
 from tests.tiny import save_bert, save_parquet
 
@@ -63,6 +66,25 @@ def test_student_learns_and_is_calibrated(teacher: Path, data_dir: Path, tmp_pat
     assert ranges.bounds["layer.0.row_mean"][0] > 0
     after = load_file(teacher / "model.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_a_student_is_tried_with_both_engines_when_it_is_made(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stretched(*args: object, **kwargs: object) -> Ranges:
+        ranges = calibrate(*args, **kwargs)  # type: ignore[arg-type]
+        ranges.bounds["layer.0.row_mean"] = (1e-6, 5000.0)
+        return ranges
+
+    recipe = recipe_for(teacher, data_dir, epochs1=1, epochs2=0)
+    assert distill_student(recipe, tmp_path / "narrow")["engines"] == {"mpcformer": RUNS, "crypten": RUNS}
+    calibrate = distill.student.calibrate
+    monkeypatch.setattr(distill.student, "calibrate", stretched)
+    verdicts = distill_student(recipe, tmp_path / "wide")["engines"]
+    assert "layer.0.row_mean spans" in verdicts["mpcformer"]
+    card = (tmp_path / "wide" / "README.md").read_text()
+    assert f"Engine `mpcformer` refuses it: {verdicts['mpcformer']}." in card
+    assert "refuses it" not in (tmp_path / "narrow" / "README.md").read_text()
 
 
 def test_teacher_is_in_evaluation_mode_while_distilling(
