@@ -38,7 +38,7 @@ def teacher(
 ) -> None:
     """Fine-tune a teacher on a task."""
     from distill.grid import train_teachers
-    from distill.teacher import TeacherRecipe
+    from distill.recipe import TeacherRecipe
     from mpcformer.modeling import default_backbone
 
     recipe = TeacherRecipe(

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from distill.prepare import check_numbers
-from distill.teacher import TeacherRecipe, load_material, train_teacher
+from distill.recipe import TeacherRecipe
+from distill.teacher import load_material, train_teacher
 from distill.workspace import Workspace
 from mpcformer.console import console
 from mpcformer.errors import UserInputError

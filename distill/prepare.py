@@ -2,13 +2,13 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from distill.loop import Data, autocast, pick_device
 from distill.processes import current
+from distill.recipe import DistillRecipe, TeacherRecipe
 from mpcformer.errors import UserInputError
 from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification
@@ -19,6 +19,7 @@ from mpcformer.tasks import (
     carve_selection,
     compute_metrics,
     encode,
+    get_task,
     load_examples,
     primary_score,
 )
@@ -45,32 +46,28 @@ class Prepared:
         return score
 
 
-def prepare(
-    task: Task,
-    tokenizer: Any,
-    *,
-    data_dir: Path | None,
-    limit: int | None,
-    max_length: int,
-    batch_size: int,
-    selection_share: float,
-    positions: int,
-) -> Prepared:
+def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions: int) -> Prepared:
     """Load the training split, set the selection part aside, tokenise.
 
+    Args:
+        recipe: says which examples, and how they are cut.
+        tokenizer: the model's.
+        positions: the longest text that the model can read.
+
     Raises:
-        UserInputError: see `load_examples`, `encode`.
+        UserInputError: see `get_task`, `load_examples`, `encode`.
     """
-    if batch_size < 1:
-        raise UserInputError(f"--batch-size: {batch_size} is below 1", "give a positive number")
+    task = get_task(recipe.task)
+    if recipe.batch_size < 1:
+        raise UserInputError(f"--batch-size: {recipe.batch_size} is below 1", "give a positive number")
     with current().first_here_first():
-        examples = load_examples(task, task.train_split, data_dir=data_dir, limit=limit)
-    training, selection = carve_selection(examples, selection_share)
+        examples = load_examples(task, task.train_split, data_dir=recipe.data_dir, limit=recipe.limit)
+    training, selection = carve_selection(examples, recipe.selection_share)
     encoded, selection_encoded = (
-        encode(tokenizer, part, positions=positions, max_length=max_length) for part in (training, selection)
+        encode(tokenizer, part, positions=positions, max_length=recipe.max_length) for part in (training, selection)
     )
     labels = torch.tensor(training.labels, dtype=torch.float32 if task.is_regression else torch.int64)
-    data = Data(encoded, labels, tokenizer.pad_token_id, batch_size)
+    data = Data(encoded, labels, tokenizer.pad_token_id, recipe.batch_size)
     return Prepared(task, data, selection, selection_encoded)
 
 

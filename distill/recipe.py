@@ -1,10 +1,28 @@
-"""How a student is made: our recipe, and the published one."""
+"""How a teacher and a student are made: our recipe, and the published one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from mpcformer.errors import UserInputError
+from mpcformer.modeling import default_backbone
+
+
+@dataclass(frozen=True)
+class TeacherRecipe:
+    """How a teacher is made; part of the result's record."""
+
+    task: str
+    model: str = field(default_factory=lambda: str(default_backbone()))
+    data_dir: Path | None = None
+    limit: int | None = None
+    epochs: int = 3
+    learning_rate: float = 5e-5
+    batch_size: int = 32
+    max_length: int = 128
+    seed: int = 0
+    precision: str = "auto"
+    selection_share: float = 0.05
 
 
 @dataclass(frozen=True)

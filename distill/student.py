@@ -89,16 +89,7 @@ def distill_student(
     teacher, student = _load_pair(recipe, task)
     work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
     tokenizer = load_tokenizer(recipe.teacher)
-    prepared = prepare(
-        task,
-        tokenizer,
-        data_dir=recipe.data_dir,
-        limit=recipe.limit,
-        max_length=recipe.max_length,
-        batch_size=recipe.batch_size,
-        selection_share=recipe.selection_share,
-        positions=student.config.max_position_embeddings,
-    )
+    prepared = prepare(recipe, tokenizer, positions=student.config.max_position_embeddings)
     work.open()
     device = pick_device()
     teacher.to(device)

@@ -1,6 +1,5 @@
 """Fine-tune a teacher: BERT from a checkpoint, on a task. The best epoch is chosen inside the training set."""
 
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +9,13 @@ from transformers.utils import logging as hf_logging
 from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.model_card import base_model, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
+from distill.recipe import TeacherRecipe
 from distill.record import versions
 from distill.workspace import Workspace
 from mpcformer.files import write_json
-from mpcformer.modeling import default_backbone, load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import read_config
 from mpcformer.tasks import Task, get_task
-
-
-@dataclass(frozen=True)
-class TeacherRecipe:
-    """How a teacher is made; part of the result's record."""
-
-    task: str
-    model: str = field(default_factory=lambda: str(default_backbone()))
-    data_dir: Path | None = None
-    limit: int | None = None
-    epochs: int = 3
-    learning_rate: float = 5e-5
-    batch_size: int = 32
-    max_length: int = 128
-    seed: int = 0
-    precision: str = "auto"
-    selection_share: float = 0.05
 
 
 def train_teacher(
@@ -109,16 +92,7 @@ def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
     source = resolve_checkpoint(recipe.model)
     model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
     tokenizer = load_tokenizer(source)
-    prepared = prepare(
-        task,
-        tokenizer,
-        data_dir=recipe.data_dir,
-        limit=recipe.limit,
-        max_length=recipe.max_length,
-        batch_size=recipe.batch_size,
-        selection_share=recipe.selection_share,
-        positions=model.config.max_position_embeddings,
-    )
+    prepared = prepare(recipe, tokenizer, positions=model.config.max_position_embeddings)
     return source, model, tokenizer, prepared
 
 

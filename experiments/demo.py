@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import DistillRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.student import distill_student
-from distill.teacher import TeacherRecipe, train_teacher
+from distill.teacher import train_teacher
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json

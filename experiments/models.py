@@ -21,10 +21,10 @@ from typing import Any
 import torch
 
 from distill.loop import autocast, pick_device
-from distill.recipe import DistillRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.record import versions
 from distill.student import distill_student
-from distill.teacher import TeacherRecipe, train_teacher
+from distill.teacher import train_teacher
 from distill.workspace import as_json
 from experiments import cluster
 from experiments.spec import digest

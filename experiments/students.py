@@ -7,8 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import DistillRecipe, paper_recipe
-from distill.teacher import TeacherRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from experiments import madeup
 from experiments.models import Training, examples_digest, model_digest
 from experiments.quantities import Row

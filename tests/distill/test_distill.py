@@ -15,9 +15,9 @@ import distill.student
 from distill.deviations import set_deviations
 from distill.losses import ROW_MEANS, logit_loss, row_loss, score_loss, state_loss
 from distill.ready import RUNS
-from distill.recipe import DistillRecipe, paper_recipe
+from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from distill.student import distill_student
-from distill.teacher import TeacherRecipe, train_teacher
+from distill.teacher import train_teacher
 from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling import load_checkpoint, load_ranges, load_student, load_tokenizer

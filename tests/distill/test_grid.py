@@ -13,7 +13,8 @@ from typer.testing import CliRunner
 import distill.loop
 from distill import commands, grid
 from distill.grid import train_teachers
-from distill.teacher import TeacherRecipe, train_teacher
+from distill.recipe import TeacherRecipe
+from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from tests.tiny import save_bert

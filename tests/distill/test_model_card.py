@@ -9,9 +9,9 @@ import yaml
 from huggingface_hub import ModelCard
 
 from distill.model_card import BACKBONE_ID, FILE_NAME, base_model, base_model_of, write_card
-from distill.recipe import DistillRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.student import distill_student
-from distill.teacher import TeacherRecipe, train_teacher
+from distill.teacher import train_teacher
 from mpcformer.files import sha256_file
 from mpcformer.modeling import Ranges, default_backbone, load_checkpoint, load_ranges
 from mpcformer.tasks import get_task

@@ -18,9 +18,9 @@ import distill.loop
 from distill.grid import train_teachers
 from distill.loop import Data
 from distill.processes import Processes, current
-from distill.recipe import DistillRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.student import distill_student
-from distill.teacher import TeacherRecipe, train_teacher
+from distill.teacher import train_teacher
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded
 from tests.tiny import save_bert, save_parquet

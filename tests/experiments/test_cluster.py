@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from distill.teacher import TeacherRecipe
+from distill.recipe import TeacherRecipe
 from experiments import cluster, models
 from experiments.cluster import Call
 from experiments.madeup import write_data, write_model

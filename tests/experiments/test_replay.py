@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import distill.loop
-from distill.teacher import TeacherRecipe
+from distill.recipe import TeacherRecipe
 from experiments import commands, models, record, replay, students
 from experiments.figures import draw, pareto
 from experiments.madeup import write_data, write_model
