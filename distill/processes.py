@@ -167,6 +167,20 @@ def current() -> Processes:
     return Processes(0, 1, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
+def refuse_launcher(command: str) -> None:
+    """For commands that start processes of their own.
+
+    Raises:
+        UserInputError: a launcher started several of this one.
+    """
+    size = os.environ.get("WORLD_SIZE") or "1"
+    if int(size) > 1:
+        raise UserInputError(
+            f"mpcformer {command}: a launcher started {size} of it (WORLD_SIZE), and each would do all of the work",
+            f"start mpcformer {command} by itself; a launcher is for mpcformer teacher and mpcformer distill",
+        )
+
+
 def _join() -> Processes:
     try:
         from accelerate import PartialState

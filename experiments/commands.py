@@ -19,8 +19,10 @@ def demo(
     batch_size: Annotated[int, typer.Option(help="Sentences that share every round.")] = 16,
 ) -> None:
     """All of it, on this machine: fine-tune a teacher, distil a student, run it privately."""
+    from distill.processes import refuse_launcher
     from experiments.demo import DemoOptions, run
 
+    refuse_launcher("demo")
     run(DemoOptions(out=out, examples=examples, train_limit=train_limit, batch_size=batch_size))
 
 
@@ -118,8 +120,10 @@ def replay(
     ] = None,
 ) -> None:
     """Do an experiment again: train what is missing, infer privately, tabulate, draw, compare with a record."""
+    from distill.processes import refuse_launcher
     from experiments.replay import ReplayOptions, run
 
+    refuse_launcher("replay")
     run(
         ReplayOptions(
             experiment=experiment,

@@ -259,6 +259,19 @@ def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> N
         current()
 
 
+@pytest.mark.parametrize("command", ["demo", "replay glue"])
+def test_a_command_with_processes_of_its_own_refuses_a_launcher(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mpcformer", *command.split(), "--out", str(tmp_path / "run")],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"WORLD_SIZE": "4"},
+    )
+    assert done.returncode == 2
+    assert f"mpcformer {command.split()[0]}: a launcher started 4 of it (WORLD_SIZE)" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("accelerate") is None, reason="accelerate is not installed")
 def test_accelerates_launcher(base: Path, alone: Path, data_dir: Path, tmp_path: Path) -> None:
