@@ -8,13 +8,13 @@ from rich.table import Table
 
 from experiments.outputs import Tolerances
 from experiments.quantities import QUANTITIES, Row
-from experiments.scales import BenchScale, FunctionsScale, ModelSpec, StudentsScale
-from experiments.spec import Experiment, models_of
+from experiments.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
+from experiments.spec import CountsExperiment, Experiment, models_of
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json
 
-Scale = StudentsScale | BenchScale | FunctionsScale
+Scale = StudentsScale | BenchScale | FunctionsScale | CountsScale
 
 
 def load_recorded(path: Path, experiment: str, scale: str, *, option: str = "--check") -> dict[str, Any]:
@@ -44,7 +44,8 @@ def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, pat
     """
     now = {**scale.model_dump(mode="json"), "models": models_of(spec)}
     try:
-        models = [ModelSpec.model_validate(model) for model in recorded.get("models", now["models"])]
+        made = CountedSpec if isinstance(spec, CountsExperiment) else ModelSpec
+        models = [made.model_validate(model) for model in recorded.get("models", now["models"])]
         before = type(scale).model_validate(recorded["settings"]).model_dump(mode="json")
     except (KeyError, ValidationError):
         other = ["keys that this version does not know"]

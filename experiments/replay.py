@@ -19,13 +19,15 @@ from distill.loop import pick_device
 from distill.record import versions
 from experiments import compare, page, record, tables
 from experiments.benches import Benches
+from experiments.counts import Counts
 from experiments.figures import draw
 from experiments.functions import Functions
 from experiments.models import ModelCache
 from experiments.quantities import Row
-from experiments.scales import MADE_UP, BenchScale, FunctionsScale, StudentsScale
+from experiments.scales import MADE_UP, BenchScale, CountsScale, FunctionsScale, StudentsScale
 from experiments.spec import (
     BenchExperiment,
+    CountsExperiment,
     Experiment,
     FunctionsExperiment,
     StudentsExperiment,
@@ -108,7 +110,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     return values
 
 
-def _work(spec: Experiment, scale: Any, place: Place) -> Students | Benches | Functions:
+def _work(spec: Experiment, scale: Any, place: Place) -> Students | Benches | Functions | Counts:
     """The experiment, its input checked."""
     if isinstance(spec, StudentsExperiment):
         assert isinstance(scale, StudentsScale)
@@ -116,6 +118,9 @@ def _work(spec: Experiment, scale: Any, place: Place) -> Students | Benches | Fu
     if isinstance(spec, BenchExperiment):
         assert isinstance(scale, BenchScale)
         return Benches(spec, scale, place)
+    if isinstance(spec, CountsExperiment):
+        assert isinstance(scale, CountsScale)
+        return Counts(spec, scale, place)
     assert isinstance(spec, FunctionsExperiment)
     assert isinstance(scale, FunctionsScale)
     return Functions(spec, scale, place)

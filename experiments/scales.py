@@ -13,6 +13,7 @@ from pydantic import (
 )
 
 from distill.recipe import CHOICES
+from experiments.bench import SHAPES
 from experiments.outputs import Strict, one_of
 from experiments.quantities import Axis
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
@@ -251,3 +252,34 @@ class FunctionsScale(Strict):
     def axes(self) -> dict[Axis, int]:
         """Every row is another function's form."""
         return {"function": 2, "form": max(2, len(self.gelu) + len(self.softmax))}
+
+
+class CountedSpec(Strict):
+    """A model to count a batch of; see `mpcformer estimate`.
+
+    Args:
+        name: unique in its experiment.
+        model: a shape with random weights.
+        layers: none: all.
+        constant_norms: LayerNorms that divide by a constant: attention, output, all, or names.
+    """
+
+    name: str = Field(min_length=1)
+    model: Annotated[str, _known(tuple(SHAPES), "model")] = "bert-base"
+    layers: Positive | None = None
+    gelu: Gelu = "quad"
+    softmax: Softmax = "2quad"
+    constant_norms: tuple[str, ...] = ()
+
+
+class CountsScale(Strict):
+    """Which models an experiment counts, in which batch; models: their names, none: all."""
+
+    models: tuple[str, ...] | None = None
+    seq_len: int = Field(default=128, ge=4, le=512)
+    batch_size: Positive = 1
+    engines: tuple[Engine, ...] = Field(default=("mpcformer", "crypten"), min_length=1)
+
+    def axes(self) -> dict[Axis, int]:
+        """How many points each axis has, models apart."""
+        return {"engine": len(self.engines)}

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError, model_validator
 from distill.recipe import PAPER_EPOCHS
 from experiments.outputs import FigureSpec, Strict, TableSpec, Tolerances
 from experiments.quantities import Axis
-from experiments.scales import BenchScale, FunctionsScale, ModelSpec, StudentsScale
+from experiments.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
 from mpcformer.errors import UserInputError
 
 SHIPPED = Path(__file__).parent
@@ -63,16 +63,11 @@ class StudentsExperiment(_Experiment):
     @model_validator(mode="after")
     def _known(self) -> Self:
         names = [model.name for model in self.models]
-        problems = [f"models: {name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+        chosen = {name: {"models": scale.models, "private": scale.private} for name, scale in self.scale.items()}
+        problems = _names_problems(names, chosen)
         problems += ["models: 'teacher' is the teacher's own name"] if "teacher" in names else []
         published = [model.name for model in self.models if model.recipe == "paper"]
         for name, scale in self.scale.items():
-            problems += [
-                f"scale.{name}.{key}: model {model!r} is unknown"
-                for key, chosen in (("models", scale.models), ("private", scale.private))
-                for model in chosen or ()
-                if model not in names
-            ]
             problems += [
                 f"model {model.name!r}: has a {key} of its own, and scale.{name} varies {key}"
                 for model in self.models
@@ -107,7 +102,39 @@ class FunctionsExperiment(_Experiment):
     scale: Mapping[str, FunctionsScale] = Field(min_length=1)
 
 
-Experiment = StudentsExperiment | BenchExperiment | FunctionsExperiment
+class CountsExperiment(_Experiment):
+    """Rounds and bytes of models with random weights, counted; nothing is trained or run."""
+
+    kind: Literal["counts"]
+    models: tuple[CountedSpec, ...] = Field(min_length=1)
+    scale: Mapping[str, CountsScale] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        chosen = {name: {"models": scale.models} for name, scale in self.scale.items()}
+        problems = _names_problems([model.name for model in self.models], chosen)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def axes(self, scale: Any) -> dict[Axis, int]:
+        """The scale's, and the models."""
+        return {**scale.axes(), "model": len(scale.models or self.models)}
+
+
+def _names_problems(names: list[str], chosen: Mapping[str, Mapping[str, tuple[str, ...] | None]]) -> list[str]:
+    """Names of models that are there twice, and those that a scale's lists choose and nobody has."""
+    problems = [f"models: {name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+    return problems + [
+        f"scale.{scale}.{key}: model {model!r} is unknown"
+        for scale, lists in chosen.items()
+        for key, models in lists.items()
+        for model in models or ()
+        if model not in names
+    ]
+
+
+Experiment = StudentsExperiment | BenchExperiment | FunctionsExperiment | CountsExperiment
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Annotated[Experiment, Field(discriminator="kind")])
 
 
@@ -151,11 +178,11 @@ def load(path: Path) -> Experiment:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    kinds = ("students", "bench", "functions")
+    kinds = ("students", "bench", "functions", "counts")
     return ".".join(map(str, loc[1:] if loc and loc[0] in kinds else loc)) or "file"
 
 
-def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | FunctionsScale:
+def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | FunctionsScale | CountsScale:
     """The section of a scale.
 
     Raises:
@@ -167,8 +194,8 @@ def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | 
 
 
 def models_of(experiment: Experiment) -> list[dict[str, Any]]:
-    """Its ways to make a student, as JSON; none where nothing is distilled."""
-    models = experiment.models if isinstance(experiment, StudentsExperiment) else ()
+    """Its models, as JSON: ways to make a student, or what is counted; none where there is one only."""
+    models = experiment.models if isinstance(experiment, StudentsExperiment | CountsExperiment) else ()
     return [model.model_dump(mode="json") for model in models]
 
 

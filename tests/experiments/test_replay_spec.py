@@ -14,7 +14,7 @@ from experiments.spec import SCALES, find, load, models_of, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 
-NAMES = ["ablation-data", "approximations", "breakdown", "forms", "glue", "imdb", "networks", "pareto"]
+NAMES = ["ablation-data", "approximations", "breakdown", "counts", "forms", "glue", "imdb", "networks", "pareto"]
 
 
 def wrong(tmp_path: Path, name: str, *changes: tuple[str, str]) -> Path:
@@ -112,6 +112,10 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ),
         ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
         ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
+        ("counts", 'models = ["MiniLM, quad', 'models = ["TinyLM, quad', "scale.smoke.models: model 'TinyLM, quad"),
+        ("counts", 'name = "BERT-base, relu + 2relu"', 'name = "BERT-base, quad + 2quad"', "is there twice"),
+        ("counts", 'model = "minilm"', 'model = "maxilm"', "model 'maxilm' is unknown"),
+        ("counts", 'columns = "engine"', "", "rounds: scale.smoke varies engine"),
     ],
 )
 def test_one_error(tmp_path: Path, name: str, old: str, new: str, message: str) -> None:
