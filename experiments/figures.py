@@ -2,6 +2,7 @@
 
 import io
 import statistics
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +38,8 @@ STYLE: Any = {
 }
 NUMBERS = {"share": "share of the training examples", "seed": "seed"}
 ERRORS_FROM = 1e-6
+# Characters: where the name of a group of bars is broken, and how many have room side by side.
+NAME_WIDTH, CROWDED = 30, 70
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,11 @@ def _bars(axes: Axes, spec: BarsFigure, rows: Sequence[Row]) -> None:
         axes.bar(places, heights, width, bottom=bottom if spec.stacked else None, label=show(name))
         if spec.stacked:
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    axes.set_xticks(range(len(groups)), [show(group) for group in groups])
+    # Names too long to stand beside each other stand on a slope.
+    names = ["\n".join(textwrap.wrap(show(group), NAME_WIDTH)) for group in groups]
+    steep: Any = {"rotation": 65, "ha": "right", "rotation_mode": "anchor", "fontsize": "small"}
+    crowded = sum(max(map(len, name.split("\n"))) for name in names) > CROWDED
+    axes.set_xticks(range(len(groups)), names, **(steep if crowded else {}))
     axes.set_xlabel(spec.x)
     axes.grid(visible=False, axis="x")
     if spec.series:
