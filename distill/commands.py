@@ -76,6 +76,9 @@ def distill(
     lr1: Annotated[float, typer.Option(help="Stage 1: peak learning rate.")] = 1e-4,
     epochs2: Annotated[int, typer.Option(help="Stage 2, logits: passes.")] = 2,
     lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
+    replaced: Annotated[
+        float, typer.Option(help="In half the texts, the share of tokens that others stand in for; 0: none.")
+    ] = 0.25,
     batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
     max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
     start: Annotated[
@@ -104,6 +107,7 @@ def distill(
         "learning_rate2": lr2,
         "max_length": max_length,
         "start": start,
+        "replaced": replaced,
     }
     if recipe == "paper":
         options |= paper_recipe(task)

@@ -29,12 +29,16 @@ EVAL_BATCH = 64
 
 @dataclass(frozen=True)
 class Prepared:
-    """Training data and the part set aside for choosing steps; the reported split is never loaded."""
+    """Training data and the part set aside for choosing steps; the reported split is never loaded.
+
+    special: the tokenizer's ids that are no words.
+    """
 
     task: Task
     data: Data
     selection: Examples
     selection_encoded: list[Encoded]
+    special: tuple[int, ...]
 
     def scorer(self, model: MPCFormerForSequenceClassification) -> Callable[[], float]:
         """A function that scores `model` on the selection part."""
@@ -68,7 +72,7 @@ def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions:
     )
     labels = torch.tensor(training.labels, dtype=torch.float32 if task.is_regression else torch.int64)
     data = Data(encoded, labels, tokenizer.pad_token_id, recipe.batch_size)
-    return Prepared(task, data, selection, selection_encoded)
+    return Prepared(task, data, selection, selection_encoded, tuple(tokenizer.all_special_ids))
 
 
 def check_numbers(**numbers: float) -> None:

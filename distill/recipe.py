@@ -39,6 +39,7 @@ class DistillRecipe:
     objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
     layers, intermediate: of a smaller student than its teacher; none: as many.
     constant_norms: LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
+    replaced: of the tokens in half of a batch's texts, the share that others stand in for (`distill.augment`).
     """
 
     teacher: Path
@@ -65,6 +66,7 @@ class DistillRecipe:
     layers: int | None = None
     intermediate: int | None = None
     constant_norms: tuple[str, ...] = ()
+    replaced: float = 0.25
 
 
 CHOICES = {
@@ -94,5 +96,6 @@ def paper_recipe(task: str) -> dict[str, Any]:
         "learning_rate2": 1e-5,
         "start": "teacher",
         "match1": "states+scores",
+        "replaced": 0.0,
         "max_length": 512 if task == "imdb" else 128,
     }

@@ -5,13 +5,14 @@ states and the logits together, stage 2 the logits alone; both hold 2Quad's rows
 Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
 states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
 `start` random starts from fresh weights.
+Ours replaces some tokens of half the texts by others, for the teacher to say what it makes of them (`distill.augment`).
 States and scores are matched by mean squared error over real tokens, logits by soft cross-entropy at temperature 1, or
 by their squared error for a regression.
 Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMNLP 2020. Unlike the published code, the
 teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ from typing import Any, cast
 import torch
 from transformers.utils import logging as hf_logging
 
+from distill.augment import replace_tokens
 from distill.calibrate import calibrate
 from distill.deviations import set_deviations
 from distill.fit import Report, fit, layer_spans
@@ -83,6 +85,8 @@ def distill_student(
                 f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
             )
     check_precision(recipe.precision)
+    if not 0 <= recipe.replaced <= 1:
+        raise UserInputError(f"--replaced: {recipe.replaced} is not in 0..1", "give a share of tokens, or 0 for none")
     if recipe.fit_tokens < 1:
         raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
     work = Workspace(out, recipe, resume=resume)
@@ -171,7 +175,7 @@ def _stages(
     student: MPCFormerForSequenceClassification,
     prepared: Prepared,
 ) -> list[Stage]:
-    match = _matcher(teacher, student)
+    match = _matcher(teacher, student, prepared.special, recipe.replaced)
     scores_too = recipe.match1 == "states+scores"
     spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
 
@@ -209,10 +213,15 @@ def _stages(
 
 
 def _matcher(
-    teacher: MPCFormerForSequenceClassification, student: MPCFormerForSequenceClassification
+    teacher: MPCFormerForSequenceClassification,
+    student: MPCFormerForSequenceClassification,
+    special: Sequence[int],
+    replaced: float,
 ) -> Callable[..., tuple[Any, Any]]:
     def match(batch: Batch, inner: bool) -> tuple[Any, Any]:
         inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
+        if replaced:
+            inputs["input_ids"] = replace_tokens(batch["input_ids"], batch["attention_mask"], special, replaced)
         inputs |= {"output_hidden_states": inner, "output_attention_scores": inner}
         with torch.no_grad():
             theirs = teacher(**inputs)
