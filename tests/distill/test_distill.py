@@ -20,7 +20,13 @@ from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.modeling import load_checkpoint, load_ranges, load_student, load_tokenizer
+from mpcformer.modeling import (
+    MPCFormerForSequenceClassification,
+    load_checkpoint,
+    load_ranges,
+    load_student,
+    load_tokenizer,
+)
 from mpcformer.modeling.bounds import norm_source
 from mpcformer.modeling.ranges import Ranges
 from mpcformer.tasks import encode, get_task, load_examples
@@ -96,6 +102,29 @@ def test_teacher_is_in_evaluation_mode_while_distilling(
     distill_student(recipe_for(teacher, data_dir, epochs1=1, epochs2=1), tmp_path / "student")
     assert seen
     assert not any(seen)
+
+
+def test_teacher_and_student_read_the_same_replaced_texts(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    forward = MPCFormerForSequenceClassification.forward
+
+    def noted(self: MPCFormerForSequenceClassification, *args: object, **inputs: object) -> object:
+        if torch.is_grad_enabled() or "output_hidden_states" in inputs:
+            seen.append(inputs["input_ids"].clone())  # type: ignore[attr-defined]
+        return forward(self, *args, **inputs)
+
+    monkeypatch.setattr(MPCFormerForSequenceClassification, "forward", noted)
+    read = {}
+    assert paper_recipe("sst2")["replaced"] == 0
+    for share in (0.0, 0.5):
+        seen.clear()
+        distill_student(recipe_for(teacher, data_dir, epochs1=1, epochs2=1, replaced=share), tmp_path / f"{share}")
+        assert all(torch.equal(theirs, ours) for theirs, ours in zip(seen[::2], seen[1::2], strict=True))
+        read[share] = seen[::2]
+    changed = [float((a != b).float().mean()) for a, b in zip(read[0.0], read[0.5], strict=True)]
+    assert 0.05 < sum(changed) / len(changed) < 0.25
 
 
 def test_a_resumed_run_ends_in_the_same_weights(
@@ -202,6 +231,7 @@ def test_paper_recipe() -> None:
         ({"intermediate": 0}, r"--intermediate: 0 is not in 1\.\.64"),
         ({"layers": 1, "start": "teacher"}, "--layers: 1 needs another start"),
         ({"fit_tokens": 0}, "^fit_tokens: 0 is below 1"),
+        ({"replaced": 1.5}, "--replaced: 1.5 is not in 0..1"),
         ({"match1": "all"}, "^match1: 'all' is unknown"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
