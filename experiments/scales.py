@@ -58,6 +58,7 @@ class ModelSpec(Strict):
         gelu, softmax: in place of the scale's.
         layers, intermediate: none: the teacher's.
         constant_norms: LayerNorms that divide by a learnt constant: attention, output, all, or names.
+        replaced: of the tokens in half of the texts, the share that others stand in for; none: the recipe's.
         untrained: nothing but the start.
     """
 
@@ -70,6 +71,7 @@ class ModelSpec(Strict):
     layers: Positive | None = None
     intermediate: Positive | None = None
     constant_norms: tuple[str, ...] = ()
+    replaced: Annotated[float, Field(ge=0, le=1)] | None = None
     untrained: bool = False
 
 

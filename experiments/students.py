@@ -187,6 +187,8 @@ class Students:
             for name in ("epochs1", "epochs2"):
                 published[name] = max(1, round(published[name] * scale.student.paper_share))
             recipe = replace(recipe, **published)
+        if model.replaced is not None:
+            recipe = replace(recipe, replaced=model.replaced)
         if model.untrained:
             recipe = replace(recipe, epochs1=0, epochs2=0)
         if model.start:

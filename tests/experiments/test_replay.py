@@ -433,7 +433,7 @@ def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ablation-data", "breakdown", "forms", "imdb", "networks"])
+@pytest.mark.parametrize("name", ["ablation-data", "ablation-recipe", "breakdown", "forms", "imdb", "networks"])
 def test_the_others_are_as_recorded(name: str, tmp_path: Path) -> None:
     record = RESULTS / f"{name}-smoke.json"  # were a protocol's bytes or rounds changed, this would say so
     run(ReplayOptions(name, scale="smoke", out=tmp_path / name, models=tmp_path / "models", check=record))

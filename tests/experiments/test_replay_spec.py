@@ -14,7 +14,18 @@ from experiments.spec import SCALES, find, load, models_of, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 
-NAMES = ["ablation-data", "approximations", "breakdown", "counts", "forms", "glue", "imdb", "networks", "pareto"]
+NAMES = [
+    "ablation-data",
+    "ablation-recipe",
+    "approximations",
+    "breakdown",
+    "counts",
+    "forms",
+    "glue",
+    "imdb",
+    "networks",
+    "pareto",
+]
 
 
 def wrong(tmp_path: Path, name: str, *changes: tuple[str, str]) -> Path:
