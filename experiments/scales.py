@@ -118,6 +118,7 @@ class StudentTraining(Strict):
 
     Args:
         epochs1, learning_rate1, epochs2, learning_rate2: by our recipe.
+        labels_rate: of students that learn from labels alone; none: learning_rate1, at which a quadratic may diverge.
         paper_share: of the published recipe's epochs, at least one a stage.
         share: of the training examples that the students are distilled on; the teacher has them all.
     """
@@ -126,6 +127,7 @@ class StudentTraining(Strict):
     learning_rate1: Rate = 1e-4
     epochs2: Epochs = 2
     learning_rate2: Rate = 3e-5
+    labels_rate: Rate | None = Field(default=None, exclude_if=lambda value: value is None)
     paper_share: Share = 1.0
     share: Share = Field(default=1.0, exclude_if=lambda value: value == 1)
 

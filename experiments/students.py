@@ -187,6 +187,8 @@ class Students:
             for name in ("epochs1", "epochs2"):
                 published[name] = max(1, round(published[name] * scale.student.paper_share))
             recipe = replace(recipe, **published)
+        if model.objective == "labels" and scale.student.labels_rate:
+            recipe = replace(recipe, learning_rate1=scale.student.labels_rate)
         if model.replaced is not None:
             recipe = replace(recipe, replaced=model.replaced)
         if model.untrained:
