@@ -13,7 +13,7 @@ import typer
 from typer.testing import CliRunner
 
 import distill.loop
-from distill.recipe import TeacherRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe
 from experiments import commands, models, record, replay, students
 from experiments.figures import draw, pareto
 from experiments.madeup import write_data, write_model
@@ -264,7 +264,7 @@ batch_size = 4
 train_batch_size = 8
 selection_share = 0.25
 teacher = { epochs = 5 }
-student = { epochs1 = 3, paper_share = 0.2 }
+student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
 
 [scale.cpu]"""
     (tmp_path / "glue.toml").write_text(find("glue").read_text().replace("[scale.cpu]", section))
@@ -291,7 +291,10 @@ student = { epochs1 = 3, paper_share = 0.2 }
         else:
             assert (recipe.limit, recipe.batch_size, recipe.max_length) == (128, 8, 24)
             epochs = 0 if variant.model.untrained else 20 if published else 3
-            assert recipe.epochs1 == epochs  # type: ignore[union-attr]
+            assert isinstance(recipe, DistillRecipe)
+            assert recipe.epochs1 == epochs
+            rate = 5e-5 if published else 7e-4 if variant.model.objective == "labels" else 1e-3
+            assert recipe.learning_rate1 == rate
     jobs: list[Any] = []
 
     def stopped(job: Any, out: Path) -> None:
