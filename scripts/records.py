@@ -1,4 +1,4 @@
-"""Fill the tables of docs/*.md from the records in experiments/results, and draw their figures into docs/figures.
+"""Fill the tables of README.md and docs/*.md from experiments/results, and draw their figures into docs/figures.
 
 A page says what goes where:
 
@@ -36,7 +36,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; status 1 if something is out of date")
     check = parser.parse_args().check
-    stale = [page for page in sorted(DOCS.glob("*.md")) if _update(page, check)]
+    stale = [page for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))] if _update(page, check)]
     for page in stale:
         print(f"{page.relative_to(ROOT)}: {'out of date; run scripts/records.py' if check else 'filled'}")
     return 1 if check and stale else 0
