@@ -12,22 +12,26 @@ import torch
 ROWS = 0.5
 
 
-def replace_tokens(input_ids: torch.Tensor, mask: torch.Tensor, special: Sequence[int], share: float) -> torch.Tensor:
-    """Token ids with some replaced; what is drawn follows from torch's own generator, which `distill.loop` seeds.
+def replace_tokens(
+    input_ids: torch.Tensor, mask: torch.Tensor, special: Sequence[int], share: float, seed: int
+) -> torch.Tensor:
+    """Token ids with some replaced, on the processor: the same seed and batch give the same on any device.
 
     Args:
         input_ids, mask: (B, L), int64.
         special: ids that stay, and stand in for none: [CLS], [SEP] and the like.
         share: of a chosen row's tokens, 0..1.
+        seed: decides rows, tokens and what stands in for them.
 
     Returns:
         (B, L), int64.
     """
-    real = mask.bool() & ~torch.isin(input_ids, torch.tensor(list(special), device=input_ids.device))
+    real = mask.bool() & ~torch.isin(input_ids, torch.tensor(list(special)))
     pool = input_ids[real]
     if not len(pool):
         return input_ids
-    others = pool[torch.randint(len(pool), input_ids.shape, device=input_ids.device)]
-    rows = torch.rand(len(input_ids), 1, device=input_ids.device) < ROWS
-    chosen = real & rows & (torch.rand(input_ids.shape, device=input_ids.device) < share)
+    generator = torch.Generator().manual_seed(seed)
+    others = pool[torch.randint(len(pool), input_ids.shape, generator=generator)]
+    rows = torch.rand(len(input_ids), 1, generator=generator) < ROWS
+    chosen = real & rows & (torch.rand(input_ids.shape, generator=generator) < share)
     return torch.where(chosen, others, input_ids)

@@ -9,7 +9,7 @@ import hashlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,8 +33,13 @@ class Batch(dict[str, torch.Tensor]):
     Attributes:
         weight: this share of the batch's rows. Shares of a mean over rows, times their weights, add up to the batch's.
         tokens, pairs: for a mean over real tokens, or over pairs of them in a row: what to multiply it with besides.
+        whole, rows: the whole batch's examples, and where among them this share's rows are.
+        seed: of what is drawn for the whole batch, the same on every process.
     """
 
+    whole: Sequence[int] = ()
+    rows: Sequence[int] = ()
+    seed = 0
     weight = 1.0
     tokens = 1.0
     pairs = 1.0
@@ -81,6 +86,7 @@ class Data:
         """This process's part of a batch. Without a row of its own it takes one that counts for nothing."""
         own = processes.share(indices)
         batch = self.batch(own or indices[:1], device)
+        batch.whole, batch.rows = indices, processes.share(range(len(indices))) or [0]
         if processes.size > 1:
             batch.weight = len(own) / len(indices)
             if own:
@@ -239,6 +245,7 @@ class _Runner:
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["factor"]
         batch = self.data.share(indices, self.processes, self.device)
+        batch.seed = _mix(self.options.seed, f"{self.stage.name} dropout", step)
         with autocast(self.options.precision, self.device):
             loss = self.stage.loss(batch) * batch.weight
         self.optimiser.zero_grad(set_to_none=True)

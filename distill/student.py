@@ -12,7 +12,7 @@ Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMN
 teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -175,7 +175,7 @@ def _stages(
     student: MPCFormerForSequenceClassification,
     prepared: Prepared,
 ) -> list[Stage]:
-    match = _matcher(teacher, student, prepared.special, recipe.replaced)
+    match = _matcher(teacher, student, prepared, recipe.replaced)
     scores_too = recipe.match1 == "states+scores"
     spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
 
@@ -215,13 +215,19 @@ def _stages(
 def _matcher(
     teacher: MPCFormerForSequenceClassification,
     student: MPCFormerForSequenceClassification,
-    special: Sequence[int],
+    prepared: Prepared,
     replaced: float,
 ) -> Callable[..., tuple[Any, Any]]:
     def match(batch: Batch, inner: bool) -> tuple[Any, Any]:
         inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
         if replaced:
-            inputs["input_ids"] = replace_tokens(batch["input_ids"], batch["attention_mask"], special, replaced)
+            # Drawn for the whole batch, of which this process may have a share: any number of processes reads the same.
+            whole = prepared.data.batch(list(batch.whole), torch.device("cpu"))
+            ids = replace_tokens(
+                whole["input_ids"], whole["attention_mask"], prepared.special, replaced, seed=batch.seed
+            )
+            own = batch["input_ids"]
+            inputs["input_ids"] = ids[list(batch.rows), : own.size(1)].to(own.device)
         inputs |= {"output_hidden_states": inner, "output_attention_scores": inner}
         with torch.no_grad():
             theirs = teacher(**inputs)

@@ -92,7 +92,8 @@ def assert_same_weights(one: Path, other: Path) -> None:
     assert a.keys() == b.keys()
     for key in a:
         # Softmax does not see a key's bias: its gradient is rounding alone, of which AdamW makes whole steps.
-        tolerance = 2e-2 if key.endswith("key.bias") else 2e-5
+        # Rounding elsewhere stays below a twentieth of one step of AdamW, 1e-3; a row counted wrongly makes whole ones.
+        tolerance = 2e-2 if key.endswith("key.bias") else 5e-5
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
 
 
