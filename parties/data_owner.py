@@ -64,7 +64,9 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     membership.on_abort(channel.abort)
     membership.watch(job.model_owner, channel.waited_s)
     session = OwnerSession(party=DATA_OWNER, config=config, job=job, channel=channel, membership=membership)
-    engine = create_engine(job.engine, party=DATA_OWNER, public=public, channel=channel, weights=None)
+    engine = create_engine(
+        job.engine, party=DATA_OWNER, public=public, channel=channel, weights=None, session_id=job.session_id
+    )
     channel.send([torch.tensor([len(shapes)])])
     channel.send([torch.tensor(shapes, dtype=torch.int64).view(-1, 2)])
     session.setup(engine, public, student, shapes, started)

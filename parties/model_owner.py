@@ -120,7 +120,12 @@ class ModelOwner:
                     party=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership
                 )
                 engine = create_engine(
-                    job.engine, party=MODEL_OWNER, public=public, channel=channel, weights=self._weights
+                    job.engine,
+                    party=MODEL_OWNER,
+                    public=public,
+                    channel=channel,
+                    weights=self._weights,
+                    session_id=job.session_id,
                 )
                 positions = public.config.max_position_embeddings
                 batches = announced(channel, positions, job.batch_size, config.max_batch_tokens)

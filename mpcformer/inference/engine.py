@@ -119,8 +119,17 @@ def create_engine(
     public: PublicModel,
     channel: Channel | None,
     weights: Mapping[str, torch.Tensor] | None,
+    session_id: bytes = b"",
 ) -> Engine:
-    """An engine by name. `weights` is a BERT state dict at the model owner, None at the data owner.
+    """An engine by name, for one session.
+
+    Args:
+        name: of ENGINES.
+        party: 0 model owner, 1 data owner.
+        public: what both know of the model.
+        channel: to the other owner; none: for planning only.
+        weights: a BERT state dict at the model owner, None at the data owner.
+        session_id: public, and unknown to whoever writes the texts; see `row_lookup.salt_of`.
 
     Raises:
         UserInputError: unknown name.
@@ -138,4 +147,4 @@ def create_engine(
         return CrypTenEngine(party=party, public=public, channel=channel, weights=weights)
     from mpcformer.inference.mpcformer_engine import MPCFormerEngine
 
-    return MPCFormerEngine(party=party, public=public, channel=channel, weights=weights)
+    return MPCFormerEngine(party=party, public=public, channel=channel, weights=weights, session_id=session_id)

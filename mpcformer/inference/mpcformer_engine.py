@@ -6,6 +6,7 @@ import torch
 
 from mpcformer.channel import Channel, Counters, Spec
 from mpcformer.correlations import CorrelationStore, Request
+from mpcformer.correlations.row_lookup import Size, in_buckets, salt_of
 from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.dry_run import PlanRecorder, SilentChannel, rehearse
@@ -25,7 +26,13 @@ class MPCFormerEngine:
     name = "mpcformer"
 
     def __init__(
-        self, *, party: int, public: PublicModel, channel: Channel | None, weights: Mapping[str, torch.Tensor] | None
+        self,
+        *,
+        party: int,
+        public: PublicModel,
+        channel: Channel | None,
+        weights: Mapping[str, torch.Tensor] | None,
+        session_id: bytes = b"",
     ) -> None:
         config = public.config
         self._party, self._public, self._config, self._channel = party, public, config, channel
@@ -36,6 +43,9 @@ class MPCFormerEngine:
                 raise ProtocolError("the model owner's engine needs the weights")
             self._owned = owned_weights(config, self._constants, dict(weights))
         self._masked: dict[str, torch.Tensor] | None = None
+        self._salt = salt_of(session_id)
+        # The private table's mask, as drawn until it is wanted by bucket.
+        self._mask = self._buckets = torch.empty(0, dtype=torch.int32)
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
@@ -56,7 +66,10 @@ class MPCFormerEngine:
             key = store.weight_mask_key()
             for name in shapes:
                 bits = weight_bits(name)
-                self._channel.send([pack(masked_weight(self._owned.weights[name], key, name, bits), bits)])
+                masked = masked_weight(self._owned.weights[name], key, name, bits)
+                self._channel.send([pack(masked, bits)])
+                if name == "embeddings":
+                    self._mask = self._owned.weights[name] - masked
             if self._public.embeddings == "public_table":
                 tables = self._owned.weights["embeddings"], self._owned.biases["embeddings"]
                 self._channel.send([pack(table, TABLE_BITS) for table in tables])
@@ -83,7 +96,7 @@ class MPCFormerEngine:
 
     def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
         if shape not in self._plans:
-            self._plans = {shape: dry_run(self._public, shape)}
+            self._plans = {shape: dry_run(self._public, shape, self._salt)}
         return self._plans[shape]
 
     def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
@@ -99,8 +112,15 @@ class MPCFormerEngine:
             self._owned,
             self._masked,
             self._public.embeddings,
+            self._salt,
+            None if self._owned is None else self._mask_by_bucket,
         )
         self._inputs, self._first_operation = inputs, store.next_operation
+
+    def _mask_by_bucket(self, size: Size) -> torch.Tensor:
+        if not self._buckets.numel():
+            self._buckets, self._mask = in_buckets(self._mask, size), self._buckets
+        return self._buckets
 
     def offline(self, segment: int) -> None:
         """The data owner's halves of openings that do not depend on the input."""
@@ -157,18 +177,17 @@ def engine_constants(public: PublicModel) -> fp.Constants:
     )
 
 
-def dry_run(public: PublicModel, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
+def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:
     """The plan by segments, and the operation at which each map starts."""
     recorder = PlanRecorder(MODEL_OWNER)
-    bert = _sketched(public, shape, Party(MODEL_OWNER, SilentChannel(), recorder))
+    bert = _sketched(public, shape, Party(MODEL_OWNER, SilentChannel(), recorder), salt)
     segments, at = [], 0
     for segment in range(bert.n_segments):
         bert.online(segment, None)
         segments.append(recorder.plan[at:])
         at = len(recorder.plan)
-    names = [name for segment in range(bert.n_segments) for name in bert.maps(segment)] + ["classifier"]
-    positions = [i for i, request in enumerate(recorder.plan) if request.kind == "linear"]
-    return segments, dict(zip(names, positions, strict=True))
+    maps = ((i, request.op) for i, request in enumerate(recorder.plan) if request.kind in ("linear", "row_lookup"))
+    return segments, {op.split(",")[0]: i for i, op in maps}
 
 
 def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counters]:
@@ -178,7 +197,7 @@ def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counte
         bert = _sketched(public, shape, Party(rank, channel, PlanRecorder(rank)))
         for segment in range(bert.n_segments):
             if phase == "offline":
-                bert.offline(segment, dict.fromkeys(bert.maps(segment), 0))
+                bert.offline(segment, dict.fromkeys(["embeddings", *bert.maps(segment)], 0))
             else:
                 bert.online(segment, None)
 
@@ -193,11 +212,11 @@ def setup_bytes(public: PublicModel) -> int:
     return tables + sum(spec.n_bytes for _, spec in masked_specs(config, public.embeddings))
 
 
-def _sketched(public: PublicModel, shape: BatchShape, party: Party) -> PrivateBert:
+def _sketched(public: PublicModel, shape: BatchShape, party: Party, salt: int = 0) -> PrivateBert:
     def meta(*sizes: int) -> torch.Tensor:
         return torch.empty(sizes, dtype=torch.int64, device="meta")
 
     masked = {name: meta(*sizes) for name, sizes in weight_shapes(public.config, public.embeddings).items()}
     mask = meta(shape.batch_size, shape.seq_len)
     mine = masked if party.rank == DATA_OWNER else None
-    return PrivateBert(party, public.config, engine_constants(public), mask, None, mine, public.embeddings)
+    return PrivateBert(party, public.config, engine_constants(public), mask, None, mine, public.embeddings, salt)

@@ -2,7 +2,8 @@
 
 Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
 its half of that opening is computed and sent before (`offline`); the online part of a map is one message with the
-masked input, one product at the model owner, and one message back. Between two openings all is local.
+masked input, one product at the model owner, and one message back. Between two openings all is local. Rows looked up in
+a large table (private_words.py) are the exception: there the data owner's half goes online, and last.
 
 Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
 A heads, D head size, H hidden, I intermediate, C classes.
@@ -16,15 +17,17 @@ from typing import Any
 import torch
 
 from mpcformer.correlations import Request, sketch
+from mpcformer.correlations.row_lookup import Size
 from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
 from mpcformer.inference.private_attention import Heads, PrivateAttention
 from mpcformer.inference.private_reveal import reveal
+from mpcformer.inference.private_words import PrivateWords
 from mpcformer.inference.range_check import RangeCheck
 from mpcformer.inference.stopwatch import Stopwatch
-from mpcformer.protocols import lifted, linear, matmul
+from mpcformer.protocols import lifted, linear, matmul, row_lookup
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, add_halves, combine, shift
 from mpcformer.protocols.piecewise import Evaluation
@@ -65,6 +68,8 @@ class PrivateBert:
         owned: the model owner's weights, else None.
         masked: F of every weight at the data owner, else None.
         embeddings: private_table, or public_table: then the data owner normalises the first rows itself.
+        salt: of the places of words in this session, see mpcformer/correlations/row_lookup.py.
+        mask_table: at the model owner, the private table's mask by bucket, once it is wanted.
     """
 
     def __init__(
@@ -76,6 +81,8 @@ class PrivateBert:
         owned: OwnedWeights | None,
         masked: dict[str, torch.Tensor] | None,
         embeddings: str = "private_table",
+        salt: int = 0,
+        mask_table: Callable[[Size], torch.Tensor] | None = None,
     ) -> None:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
@@ -91,6 +98,12 @@ class PrivateBert:
         self._check = RangeCheck(party)
         self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
+        self._words: PrivateWords | None = None
+        if embeddings == "private_table":
+            wanted = mask.numel(), config.type_vocab_size, self._shapes["embeddings"]
+            if row_lookup.is_cheaper(*wanted):
+                request = row_lookup.request("embeddings", *wanted, salt)
+                self._words = PrivateWords(party, request, owned, mask_table, masked, mask.device.type == "meta")
 
     # ---- the plan: which maps there are, in order -----------------------------------------------------------------
 
@@ -100,12 +113,12 @@ class PrivateBert:
         return int(self._config.num_hidden_layers)
 
     def maps(self, segment: int) -> list[str]:
-        """The names of a segment's maps with an opening after them."""
+        """The names of a segment's maps with an opening after them, of which the data owner knows its half ahead."""
         layer = f"layer.{segment}"
         names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
         head = ["pooler"] if segment == self.n_segments - 1 else []
-        private = segment == 0 and self._embeddings == "private_table"
-        return [*(["embeddings"] if private else []), *names, *head]
+        one_hot = segment == 0 and self._embeddings == "private_table" and self._words is None
+        return [*(["embeddings"] if one_hot else []), *names, *head]
 
     def _map(self, name: str) -> Map:
         n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
@@ -213,6 +226,8 @@ class PrivateBert:
 
     def offline(self, segment: int, starts: dict[str, int]) -> None:
         """The data owner's halves of the segment's openings, sent ahead. `starts`: operation index of each map."""
+        if segment == 0 and self._words is not None:
+            self._words.offline(starts["embeddings"])
         for name in self.maps(segment):
             item = self._map(name)
             if self._party.rank == DATA_OWNER:
@@ -278,6 +293,23 @@ class PrivateBert:
         theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
         return add_halves(halves, theirs), following
 
+    def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
+        """What `_apply` does for the embeddings, of a large table; the data owner's half goes last."""
+        item, party = self._map("embeddings"), self._party
+        words.take()
+        shapes, following = self._shapes_of_halves(item), [party.take(request) for request in item.following]
+        if party.rank == DATA_OWNER:
+            z, theirs = words.ask(columns, shapes)
+            halves = item.halves([z], following)
+            party.send(halves)
+            return add_halves(halves, theirs), following
+        answers, z = words.answer()
+        if self._owned is not None:
+            z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
+        halves = item.halves([z], following)
+        party.send([answers, *halves])
+        return add_halves(halves, party.receive(shapes)), following
+
     def _rehearsed(self, item: Map) -> Known:
         """For an estimate: what the offline part would have left."""
         if self._mask.device.type != "meta":
@@ -309,8 +341,10 @@ class PrivateBert:
             self._x = first if first is not None else self._zeros(rows, self._config.hidden_size)
             self._check_first(first)
         elif segment == 0:
-            x = first if first is not None else self._zeros(1, 1)
-            opened, tensors = self._apply("embeddings", x)
+            if self._words is None:
+                opened, tensors = self._apply("embeddings", first if first is not None else self._zeros(1, 1))
+            else:
+                opened, tensors = self._look_up(self._words, first if first is not None else self._zeros(1, 2))
             self.watch.lap("embedding")
             self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
         self._layer(segment)

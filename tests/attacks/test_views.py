@@ -1,6 +1,7 @@
 """What each owner receives looks the same whatever the input and the weights: uniform, and new in every run."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -98,14 +99,19 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(
-    ("gelu", "softmax", "constant"),
-    [("gelu", "softmax", []), ("quad", "2quad-const", []), ("quad", "2quad-const", ["all"])],
+    "changes",
+    [
+        {"gelu": "gelu", "softmax": "softmax"},
+        {"softmax": "2quad-const"},
+        {"softmax": "2quad-const", "constant_norms": ["all"]},
+        {"vocab_size": 7000},  # rows looked up by buckets
+    ],
+    ids=["exact", "2quad-const", "constant norms", "large vocabulary"],
 )
-def test_views_of_other_forms(
-    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, gelu: str, softmax: str, constant: list[str]
+def test_views_of_other_students(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    folder = save_student(tmp_path / "other", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant)
-    check_views(folder, "mpcformer", 12, monkeypatch)
+    check_views(save_student(tmp_path / "other", data_dir, **changes), "mpcformer", 12, monkeypatch)
 
 
 def check_views(folder: Path, engine: str, n_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpcformer.channel import Counters, memory_pair
-from mpcformer.correlations import CorrelationStore, Request, deal, session_key, weight_mask_key
+from mpcformer.correlations import CorrelationStore, Request, deal, row_lookup, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.inference.crypten_bert import CrypTenBert
@@ -357,3 +357,25 @@ def test_a_row_above_its_range_never_passes_with_a_negative_root(ratio: float) -
             assert abs(product - 1) < 0.2, f"{float(x) / high:.2f} times the upper end"
         n_fooled += abs(product + 1) < 0.2
     assert n_fooled >= 2, "there are such rows"
+
+
+@pytest.mark.parametrize("task", ["sst2", "mrpc"])
+def test_words_of_a_large_vocabulary_are_looked_up_by_buckets(tmp_path: Path, task: str) -> None:
+    """Words, types, positions and padding, in several parts; fewer bytes than one-hot rows, and no round more."""
+    data = save_parquet(tmp_path / task, task=task, n_eval=40)
+    folder = save_student(tmp_path / "student", data, task=task, vocab_size=7000)
+    inputs, expected = batch_of(folder, data, task)
+    assert inputs.shape.batch_size * inputs.shape.seq_len > row_lookup.MAX_ROWS, "more than one part"
+    _, logits, plan, cost = run_private(folder, inputs, engine="mpcformer", n_batches=2)
+    assert [request.kind for segment in plan for request in segment].count("row_lookup") == 1
+    assert float(np.abs(logits.numpy() - expected).max()) < 0.002
+    stated = estimate_batch("mpcformer", load_public_model(folder), inputs.shape)
+    assert (cost.rounds, cost.bytes_sent) == (stated.rounds, stated.bytes_to_model_owner)
+    assert cost.bytes_received == stated.bytes_to_data_owner
+
+    small = save_student(tmp_path / "small", data, task=task)
+    *_, plan, small_cost = run_private(small, inputs, engine="mpcformer")
+    assert "row_lookup" not in [request.kind for segment in plan for request in segment]
+    assert cost.rounds == small_cost.rounds
+    one_hot = inputs.attention_mask.numel() * 7002 * 4
+    assert cost.bytes_sent + cost.bytes_received < small_cost.bytes_sent + small_cost.bytes_received + one_hot / 3

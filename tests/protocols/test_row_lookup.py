@@ -1,0 +1,241 @@
+"""Looked-up rows against plain indexing; what is sent, and that nothing in it depends on the words."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.channel import Counters
+from mpcformer.correlations import Request, deal
+from mpcformer.correlations import row_lookup as correlation
+from mpcformer.correlations.kinds import validate
+from mpcformer.correlations.row_lookup import (
+    BITS,
+    GROUP_BUCKETS,
+    MAX_ALIKE,
+    MAX_ROWS,
+    MAX_WORDS,
+    N_BUCKETS,
+    N_GROUPS,
+    Places,
+    Size,
+)
+from mpcformer.errors import ProtocolError
+from mpcformer.protocols import row_lookup
+from mpcformer.protocols.linear import masked_weight
+from mpcformer.protocols.party import Party
+from mpcformer.ring.packing import packed_bytes, unpack
+from mpcformer.ring.random import Stream, fresh_key
+from tests.protocols.test_protocols import dealer_bytes, run
+
+WIDTH, N_TYPES, SALT = 8, 2, 123_456_789
+
+
+def number(*shape: int, below: int) -> torch.Tensor:
+    return Stream(fresh_key()).bits(shape, 40) % below
+
+
+def looked_up(
+    table: torch.Tensor, words: torch.Tensor, types: torch.Tensor
+) -> tuple[torch.Tensor, list[Counters], list[Request], dict[str, torch.Tensor]]:
+    """Rows (n, H) modulo 2^32, what was counted and asked for, and the messages of both owners."""
+    request = row_lookup.request("words", words.numel(), N_TYPES, tuple(table.shape), SALT)
+    size, messages = Size.of(request), {}
+
+    def received(party: Party, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
+        message = party.receive([(shape, BITS) for shape in shapes])
+        parts = message.split([packed_bytes(math.prod(shape), BITS) for shape in shapes])
+        return [unpack(part, shape, BITS) for part, shape in zip(parts, shapes, strict=True)]
+
+    def owner(party: Party) -> torch.Tensor:
+        key = party.store.weight_mask_key()  # type: ignore[attr-defined]
+        masked = masked_weight(table, key, "words", BITS)
+        tensors = party.take(request)
+        if party.rank == 1:
+            asked = row_lookup.Asked(request, tensors)
+            party.send(asked.halves(words, types))
+            messages["answers"], *_ = received(party, size.answers)
+            return asked.share(words, messages["answers"], masked)
+        messages["questions"], messages["choices"] = received(party, size.questions, size.choices)
+        buckets = correlation.in_buckets(table - masked, size)
+        answers, share = row_lookup.model_owner_answer(
+            request, messages["questions"], messages["choices"], buckets, table[size.n_words :], tensors
+        )
+        party.send([(answers, BITS)])
+        return share
+
+    results, counters, requests = run(owner)
+    return (results[0] + results[1]).to(torch.int32), counters, requests, messages
+
+
+def a_table(n_words: int) -> torch.Tensor:
+    return Stream(fresh_key()).int64((n_words + N_TYPES, WIDTH)).to(torch.int32)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 3000), st.integers(1, 600), st.data())
+def test_rows_are_exact(n_words: int, n_rows: int, data: Any) -> None:
+    """Whatever the table's size, few words or many, alike or not, in one part or several."""
+    different = data.draw(st.integers(1, n_words))
+    table, words = a_table(n_words), number(n_rows, below=different)
+    types = number(n_rows, below=N_TYPES)
+    rows, *_ = looked_up(table, words, types)
+    assert torch.equal(rows, table[words] + table[n_words + types])
+
+
+def test_the_first_and_the_last_word_and_equal_ones() -> None:
+    table = a_table(997)
+    for words in ([0] * 300, [996] * 256, [0, 996, 0, 996, 5]):
+        rows, *_ = looked_up(table, torch.tensor(words), torch.zeros(len(words), dtype=torch.int64))
+        assert torch.equal(rows, table[words] + table[997])
+
+
+@pytest.mark.parametrize("n_rows", [1, 256, 257])
+def test_the_stated_cost(n_rows: int) -> None:
+    table = a_table(2000)
+    rows = torch.zeros(n_rows, dtype=torch.int64)
+    _, counters, requests, _ = looked_up(table, rows, rows)
+    n_parts = math.ceil(n_rows / MAX_ROWS)
+    per_part = math.ceil(n_rows / n_parts)
+    questions = N_BUCKETS * math.ceil(2000 / GROUP_BUCKETS)
+    assert counters[1].bytes_sent == 4 * n_parts * (questions + per_part * (N_BUCKETS + N_TYPES))
+    assert counters[0].bytes_sent == 4 * n_parts * N_BUCKETS * WIDTH
+    assert dealer_bytes(requests) == 4 * n_parts * WIDTH * (N_BUCKETS + per_part)
+    assert counters[1].rounds == 2
+
+
+def test_a_lookup_is_chosen_where_it_sends_less() -> None:
+    assert row_lookup.is_cheaper(25, 2, (30524, 384))
+    assert row_lookup.is_cheaper(128, 2, (30524, 768))
+    assert not row_lookup.is_cheaper(1, 2, (30524, 384)), "one vector is less than the answers of all buckets"
+    assert not row_lookup.is_cheaper(512, 2, (20, 32)), "a small table"
+    assert not row_lookup.is_cheaper(512, 2, (MAX_WORDS + 3, 32)), "a table too large for places"
+    assert not row_lookup.is_cheaper(512, 0, (30522, 384)), "no token types"
+    assert not row_lookup.is_cheaper(0, 2, (30524, 384))
+
+
+@pytest.mark.parametrize("n_words", [1, 143, 144, 1000, 30522, MAX_WORDS])
+def test_places(n_words: int) -> None:
+    """Each word lies once in each group, the buckets are alike in size, and no four words have the same three."""
+    where = correlation.places(n_words, SALT)
+    group, word = torch.meshgrid(torch.arange(N_GROUPS), torch.arange(n_words), indexing="ij")
+    assert torch.equal(where.rows[where.bucket, where.column], word)
+    assert torch.equal(where.bucket // GROUP_BUCKETS, group)
+    sizes = torch.bincount(where.bucket.reshape(-1), minlength=N_BUCKETS)
+    assert int(sizes.max()) == where.rows.size(1) == math.ceil(n_words / GROUP_BUCKETS)
+    assert int(sizes.max() - sizes.min()) <= 1
+    _, alike = torch.unique(where.bucket.t(), dim=0, return_counts=True)
+    assert int(alike.max()) <= MAX_ALIKE
+
+
+def test_words_find_places_of_their_own() -> None:
+    where = correlation.places(30522, SALT)
+    for _ in range(200):
+        words = number(MAX_ROWS, below=30522)
+        bucket, column = row_lookup.place(words, where)
+        assert torch.equal(where.rows[bucket, column], words)
+        assert len(set(bucket.tolist())) == len(set(words.tolist()))
+
+
+def test_every_session_has_places_of_its_own() -> None:
+    salts = [correlation.salt_of(session_id) for session_id in (b"a" * 16, b"a" * 16, b"b" * 16)]
+    assert salts[0] == salts[1] != salts[2]
+    one, other = (correlation.places(5000, salt).bucket for salt in salts[1:])
+    alike = float((one == other).double().mean())
+    assert abs(alike - 1 / GROUP_BUCKETS) < 0.004
+    requests = {row_lookup.request("w", 9, N_TYPES, (5002, WIDTH), salt).digest() for salt in salts}
+    assert len(requests) == 2, "owners and dealer must mean the same places"
+
+
+def test_words_without_places_are_refused_without_naming_them() -> None:
+    found = correlation.places(1000, SALT)
+    bucket = found.bucket.clone()
+    bucket[:, 700:704] = bucket[:, 700:701]
+    where = Places(found.rows, bucket, found.column)
+    row_lookup.place(torch.tensor([700, 701, 702, 702]), where)
+    with pytest.raises(ProtocolError, match=r"(?s)find no places.*run it again") as refused:
+        row_lookup.place(torch.tensor([700, 701, 702, 703]), where)
+    assert "70" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("word", "type_"), [(-1, 0), (1000, 0), (0, -1), (0, N_TYPES)])
+def test_what_is_no_word_is_refused(word: int, type_: int) -> None:
+    request = row_lookup.request("words", 2, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
+    asked = row_lookup.Asked(request, _masks(request))
+    with pytest.raises(ProtocolError, match="is not in 0"):
+        asked.halves(torch.tensor([3, word]), torch.tensor([0, type_]))
+
+
+def test_masks_are_used_once() -> None:
+    request = row_lookup.request("words", 2, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
+    asked, words = row_lookup.Asked(request, _masks(request)), torch.tensor([0, 1])
+    with pytest.raises(ProtocolError, match="not asked"):
+        asked.share(words, torch.zeros(Size.of(request).answers), torch.zeros(1002, WIDTH))
+    asked.halves(words, words)
+    with pytest.raises(ProtocolError, match="used once"):
+        asked.halves(words, words)
+
+
+def test_messages_are_masked_on_all_bits() -> None:
+    """Of an all-zero table and one repeated word: every bit of every message is a fair coin, and new each time."""
+    table, words = torch.zeros(1000 + N_TYPES, WIDTH, dtype=torch.int32), torch.full((40,), 3)
+    runs = [looked_up(table, words, words - 3)[3] for _ in range(2)]
+    for name in ("questions", "choices", "answers"):
+        first, second = (messages[name].reshape(-1) for messages in runs)
+        ones = (first[:, None] >> torch.arange(BITS)) & 1
+        deviation = (ones.double().mean(0) - 0.5).abs().max() * 2 * math.sqrt(first.numel())
+        assert float(deviation) < 5.5, name
+        assert int((first == second).sum()) <= 1, name
+
+
+def test_unused_buckets_are_asked_too() -> None:
+    """The number of different words does not show: without its mask every bucket's vector holds a one or nothing."""
+    request = row_lookup.request("words", 6, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
+    for words in ([5, 5, 5, 5, 5, 5], [1, 2, 3, 4, 5, 6]):
+        masks = _masks(request)
+        asked = row_lookup.Asked(request, [tensor.clone() for tensor in masks])
+        (questions, _), (choices, _) = asked.halves(torch.tensor(words), torch.tensor([0, 1, 0, 1, 0, 1]))
+        assert questions.shape == Size.of(request).questions
+        plain = questions + masks[0]
+        assert int(plain.sum()) == len(set(words))
+        assert set(plain.reshape(-1).tolist()) == {0, 1}
+        assert (choices + masks[1]).sum(-1).tolist() == [[2] * 6], "a bucket and a type a row"
+
+
+def _masks(request: Request) -> list[torch.Tensor]:
+    return correlation.RowLookup().draw(request, Stream(fresh_key()), 1)
+
+
+def lookup_of(rows: Any, table: Any, op: str = "w", bits: int = 32, params: tuple[float, ...] = (5.0,)) -> Request:
+    return Request("row_lookup", (rows, table), op=op, bits=bits, params=params)
+
+
+@pytest.mark.parametrize(
+    ("request_", "error"),
+    [
+        (lookup_of((4, 2), (10, 8), bits=64), "64 bits"),
+        (Request("row_lookup", ((4, 2),), op="w", bits=32, params=(5.0,)), "2 shapes"),
+        (lookup_of((4, 2, 1), (10, 8)), "not defined"),
+        (lookup_of((4, 2), (2, 8)), "1 to 65536 words, not 0"),
+        (lookup_of((1, 1), (89_000_000, 1)), "1 to 65536 words"),
+        (lookup_of((4, 2), (10, 8), op="v,w"), "not defined"),
+        (lookup_of((4, 2), (10, 8), op=""), "not defined"),
+        (lookup_of((4, 433), (1000, 8)), "433 types"),
+        (lookup_of((4, 2), (10, 8), params=()), "one salt"),
+        (lookup_of((4, 2), (10, 8), params=(1.0, 2.0)), "one salt"),
+        (lookup_of((4, 2), (10, 8), params=(0.5,)), "one salt"),
+        (lookup_of((4, 2), (10, 8), params=(2.0**48,)), "one salt"),
+        (lookup_of((4, 2), (10, 8), params=(math.nan,)), "one salt"),
+        (lookup_of((4, 2), (10, 8), params=(math.inf,)), "one salt"),
+        (lookup_of((1 << 24, 2), (1 << 16, 1)), "exceed"),
+        (lookup_of((1 << 19, 2), (1 << 16, 1)), "exceed"),
+    ],
+)
+def test_what_cannot_be_dealt_is_refused(request_: Request, error: str) -> None:
+    with pytest.raises(ProtocolError, match=error):
+        validate(request_)
+    with pytest.raises(ProtocolError, match=error):
+        deal(request_, fresh_key(), fresh_key(), fresh_key())
