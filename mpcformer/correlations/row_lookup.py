@@ -13,7 +13,9 @@ import math
 from dataclasses import dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
+from scipy.sparse import csc_array
 
 from mpcformer.correlations.kinds import KINDS, MAX_ELEMENTS, Kind
 from mpcformer.correlations.requests import Request, Shape
@@ -28,7 +30,7 @@ N_GROUPS, GROUP_BUCKETS, MAX_ROWS = 3, 144, 256
 N_BUCKETS = N_GROUPS * GROUP_BUCKETS
 # Four words with the same three buckets would have no places together.
 MAX_ALIKE = N_GROUPS
-# Among so many words four alike are rare, and three copies of the rows fit into memory; larger tables go one-hot.
+# Among so many words four alike are rare; larger tables take one-hot rows.
 MAX_WORDS = 1 << 16
 SALT_BITS = 48
 
@@ -38,11 +40,9 @@ class Places:
     """Public places of a table's rows.
 
     Attributes:
-        rows: (432, size) which row lies in a bucket's column; a group's rows are dealt out evenly, and row 0 fills up.
-        bucket, column: (3, V) where each row lies in each group.
+        bucket, column: (3, V) where each row lies in each group, whose rows are dealt out evenly.
     """
 
-    rows: torch.Tensor
     bucket: torch.Tensor
     column: torch.Tensor
 
@@ -63,17 +63,15 @@ def places(n_words: int, salt: int) -> Places:
     number = torch.arange(n_words)
     for attempt in range(10):  # at 2^16 words one in 35 fails
         stream = Stream(derive_key(bytes(KEY_BYTES), "places of words", n_words, salt, attempt))
-        rows = torch.zeros((N_BUCKETS, bucket_size(n_words)), dtype=torch.int64)
         bucket, column = (torch.empty((N_GROUPS, n_words), dtype=torch.int64) for _ in range(2))
         for group in range(N_GROUPS):
             order = stream.int64((n_words,)).argsort()
             bucket[group, order] = group * GROUP_BUCKETS + number % GROUP_BUCKETS
             column[group, order] = number // GROUP_BUCKETS
-            rows[bucket[group], column[group]] = number
         first, second, third = bucket
         _, alike = torch.unique((first * N_BUCKETS + second) * N_BUCKETS + third, return_counts=True)
         if int(alike.max()) <= MAX_ALIKE:
-            return Places(rows, bucket, column)
+            return Places(bucket, column)
     raise ProtocolError(f"a table of {n_words} rows finds no places in the buckets of a private lookup")
 
 
@@ -128,23 +126,22 @@ class Size:
         return self.n_parts, self.n_rows, self.width
 
 
-def in_buckets(table: torch.Tensor, size: Size) -> torch.Tensor:
-    """A table's rows (V + T, H) by bucket: (432, size, H)."""
-    return table[size.places.rows]
+def ask(questions: torch.Tensor, table: torch.Tensor, size: Size) -> torch.Tensor:
+    """Each bucket's vector (K, 432, size) times its rows of the int32 table (V + T, H): (K, 432, H) over Z_2^32, int64.
 
-
-def ask(questions: torch.Tensor, buckets: torch.Tensor) -> torch.Tensor:
-    """Each bucket's vector (K, 432, size) times its rows (432, size, H) of int32: (K, 432, H) over Z_2^32, as int64."""
-    return torch.bmm(questions.to(torch.int32).transpose(0, 1), buckets).transpose(0, 1).long()
-
-
-def ask_table(questions: torch.Tensor, table: torch.Tensor, size: Size) -> torch.Tensor:
-    """The same of a table (V + T, H) as it is: slower, but nothing has to be put in order before."""
-    parts = questions.to(torch.int32).transpose(0, 1)  # (432, K, size)
-    answers = torch.empty((*parts.shape[:2], table.size(1)), dtype=torch.int32)
-    for part, rows, answer in zip(parts, size.places.rows, answers, strict=True):
-        torch.mm(part, table[rows], out=answer)
-    return answers.transpose(0, 1).long()
+    A sparse product, column by column: the table is read once and in order, where buckets would jump about in it.
+    """
+    if questions.device.type == "meta":
+        return torch.empty(size.answers, dtype=torch.int64, device="meta")
+    where, n_parts = size.places, size.n_parts
+    values = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
+    rows = where.bucket + N_BUCKETS * torch.arange(n_parts)[:, None, None]
+    by_word = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
+    starts = torch.arange(0, values.numel() + 1, N_GROUPS * n_parts, dtype=torch.int32).numpy()
+    data, indices = by_word
+    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * N_BUCKETS, size.n_words))
+    product = matrix @ table[: size.n_words].numpy().view(np.uint32)
+    return torch.from_numpy(product.view(np.int32)).view(size.answers).long()
 
 
 def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
@@ -203,7 +200,7 @@ class RowLookup(Kind):
         """Both products minus party 1's shares."""
         (s, b), (a, d, asked, chosen) = share_0, share_1
         size = Size.of(request)
-        return [ask_table(a, b, size) - asked, choose(d, s, b[size.n_words :]) - chosen]
+        return [ask(a, b, size) - asked, choose(d, s, b[size.n_words :]) - chosen]
 
 
 KINDS.update(row_lookup=RowLookup())

@@ -6,7 +6,7 @@ import torch
 
 from mpcformer.channel import Channel, Counters, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.correlations.row_lookup import Size, in_buckets, salt_of
+from mpcformer.correlations.row_lookup import salt_of
 from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.dry_run import PlanRecorder, SilentChannel, rehearse
@@ -44,8 +44,7 @@ class MPCFormerEngine:
             self._owned = owned_weights(config, self._constants, dict(weights))
         self._masked: dict[str, torch.Tensor] | None = None
         self._salt = salt_of(session_id)
-        # The private table's mask, as drawn until it is wanted by bucket.
-        self._mask = self._buckets = torch.empty(0, dtype=torch.int32)
+        self._table_mask: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
@@ -69,7 +68,7 @@ class MPCFormerEngine:
                 masked = masked_weight(self._owned.weights[name], key, name, bits)
                 self._channel.send([pack(masked, bits)])
                 if name == "embeddings":
-                    self._mask = self._owned.weights[name] - masked
+                    self._table_mask = self._owned.weights[name] - masked
             if self._public.embeddings == "public_table":
                 tables = self._owned.weights["embeddings"], self._owned.biases["embeddings"]
                 self._channel.send([pack(table, TABLE_BITS) for table in tables])
@@ -113,14 +112,9 @@ class MPCFormerEngine:
             self._masked,
             self._public.embeddings,
             self._salt,
-            None if self._owned is None else self._mask_by_bucket,
+            self._table_mask,
         )
         self._inputs, self._first_operation = inputs, store.next_operation
-
-    def _mask_by_bucket(self, size: Size) -> torch.Tensor:
-        if not self._buckets.numel():
-            self._buckets, self._mask = in_buckets(self._mask, size), self._buckets
-        return self._buckets
 
     def offline(self, segment: int) -> None:
         """The data owner's halves of openings that do not depend on the input."""

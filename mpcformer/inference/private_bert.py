@@ -17,7 +17,6 @@ from typing import Any
 import torch
 
 from mpcformer.correlations import Request, sketch
-from mpcformer.correlations.row_lookup import Size
 from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.norms import NORMAL_SCALE, STREAM_BITS, Norm
@@ -69,7 +68,7 @@ class PrivateBert:
         masked: F of every weight at the data owner, else None.
         embeddings: private_table, or public_table: then the data owner normalises the first rows itself.
         salt: of the places of words in this session, see mpcformer/correlations/row_lookup.py.
-        mask_table: at the model owner, the private table's mask by bucket, once it is wanted.
+        table_mask: the private table's, at the model owner.
     """
 
     def __init__(
@@ -82,7 +81,7 @@ class PrivateBert:
         masked: dict[str, torch.Tensor] | None,
         embeddings: str = "private_table",
         salt: int = 0,
-        mask_table: Callable[[Size], torch.Tensor] | None = None,
+        table_mask: torch.Tensor | None = None,
     ) -> None:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
@@ -103,7 +102,7 @@ class PrivateBert:
             wanted = mask.numel(), config.type_vocab_size, self._shapes["embeddings"]
             if row_lookup.is_cheaper(*wanted):
                 request = row_lookup.request("embeddings", *wanted, salt)
-                self._words = PrivateWords(party, request, owned, mask_table, masked, mask.device.type == "meta")
+                self._words = PrivateWords(party, request, owned, table_mask, masked, mask.device.type == "meta")
 
     # ---- the plan: which maps there are, in order -----------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """The rows of a batch's words from the model owner's private table, and the opening after them, for both owners."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ class PrivateWords:
         party: this owner.
         request: the correlation's.
         owned: the model owner's weights, else None.
-        mask_table: at the model owner, the table's mask by bucket; else None.
+        mask: the table's, at the model owner; else None.
         masked: F of every weight at the data owner, else None.
         is_plan: on meta tensors.
     """
@@ -34,19 +34,19 @@ class PrivateWords:
         party: Party,
         request: Request,
         owned: OwnedWeights | None,
-        mask_table: Callable[[Size], torch.Tensor] | None,
+        mask: torch.Tensor | None,
         masked: dict[str, torch.Tensor] | None,
         is_plan: bool,
     ) -> None:
         self._party, self._request, self._owned, self._masked = party, request, owned, masked
-        self._mask_table, self._is_plan, self._size = mask_table, is_plan, Size.of(request)
+        self._mask, self._is_plan, self._size = mask, is_plan, Size.of(request)
         self._tensors: list[torch.Tensor] = []
         self._asked: row_lookup.Asked | None = None
 
     def offline(self, operation: int) -> None:
-        """The data owner expands its masks, the model owner puts its table in order, and both find out the places."""
+        """The data owner expands its masks, and both find out the session's places."""
         if not self._is_plan:
-            _ = self._mask_table(self._size) if self._mask_table else self._size.places
+            _ = self._size.places
         if self._party.rank == DATA_OWNER:
             self._asked = row_lookup.Asked(self._request, self._party.store.preview(operation, self._request).shares)
 
@@ -89,9 +89,8 @@ class PrivateWords:
         choices = unpack(message[at:], size.choices, BITS)
         if self._is_plan:
             return (tensors[1], BITS), tensors[2].view(-1, size.width)[: self._request.shapes[0][0]]
-        if self._owned is None or self._mask_table is None:
+        if self._owned is None or self._mask is None:
             raise ProtocolError("the model owner's tables are missing")
         types = self._owned.weights[NAME][size.n_words :]
-        buckets = self._mask_table(size)
-        answers, rows = row_lookup.model_owner_answer(self._request, questions, choices, buckets, types, tensors)
+        answers, rows = row_lookup.model_owner_answer(self._request, questions, choices, self._mask, types, tensors)
         return (answers, BITS), rows

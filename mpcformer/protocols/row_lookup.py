@@ -136,14 +136,15 @@ def model_owner_answer(
     request: Request,
     questions: torch.Tensor,
     choices: torch.Tensor,
-    buckets: torch.Tensor,
+    mask: torch.Tensor,
     types: torch.Tensor,
     tensors: list[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The masked answers (K, 432, H) for the data owner, and party 0's share of the rows (rows, H).
 
     Ideal function: T[w] + T[V + t] for each row's word w and type t, over Z_2^32.
-    Shapes: questions (K, 432, size), choices (K, R, 432 + T), buckets (432, size, H) of B, types (T, H) of the table.
+    Shapes: questions (K, 432, size), choices (K, R, 432 + T), the table's mask B
+        (V + T, H), types (T, H) of the table.
     Scale: the table's.
     Range and error: exact modulo 2^32.
     Cost: 2 one-way rounds; 4 K (3 V + R (432 + T)) bytes from party 1 to party 0, 4 * 432 K H back;
@@ -156,6 +157,6 @@ def model_owner_answer(
     contain s and leave the model owner under the mask of the opening that follows, never without.
     """
     s, asked, chosen = tensors
-    answers = ask(questions, buckets) + asked - s
+    answers = ask(questions, mask, Size.of(request)) + asked - s
     rows = choose(choices, s, types) + chosen
     return answers, rows.view(-1, rows.size(-1))[: request.shapes[0][0]]
