@@ -136,9 +136,8 @@ def ask(questions: torch.Tensor, table: torch.Tensor, size: Size) -> torch.Tenso
     where, n_parts = size.places, size.n_parts
     values = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
     rows = where.bucket + N_BUCKETS * torch.arange(n_parts)[:, None, None]
-    by_word = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
+    data, indices = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
     starts = torch.arange(0, values.numel() + 1, N_GROUPS * n_parts, dtype=torch.int32).numpy()
-    data, indices = by_word
     matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * N_BUCKETS, size.n_words))
     product = matrix @ table[: size.n_words].numpy().view(np.uint32)
     return torch.from_numpy(product.view(np.int32)).view(size.answers).long()
