@@ -1,4 +1,4 @@
-"""The rows of a batch's words from the model owner's private table, and the opening after them, for both owners."""
+"""The rows of a batch's words from the model owner's private table, at both owners; private_bert.py opens them."""
 
 import math
 from collections.abc import Sequence

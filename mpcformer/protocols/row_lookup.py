@@ -143,11 +143,11 @@ def model_owner_answer(
     """The masked answers (K, 432, H) for the data owner, and party 0's share of the rows (rows, H).
 
     Ideal function: T[w] + T[V + t] for each row's word w and type t, over Z_2^32.
-    Shapes: questions (K, 432, size), choices (K, R, 432 + T), the table's mask B
-        (V + T, H), types (T, H) of the table.
+    Shapes: questions (K, 432, size), choices (K, R, 432 + T), mask B (V + T, H), types (T, H) of the table; size is
+        V / 144, rounded up.
     Scale: the table's.
     Range and error: exact modulo 2^32.
-    Cost: 2 one-way rounds; 4 K (3 V + R (432 + T)) bytes from party 1 to party 0, 4 * 432 K H back;
+    Cost: 2 one-way rounds; 4 K (432 size + R (432 + T)) bytes from party 1 to party 0, 4 * 432 K H back;
         4 K H (432 + R) dealer bytes; K parts of R <= 256 rows.
     Source: batch codes as cited in mpcformer/correlations/row_lookup.py, with a dealer in place of homomorphic
         encryption. The masked weights are those of mpcformer/protocols/linear.py.
