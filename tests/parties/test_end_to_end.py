@@ -115,6 +115,8 @@ def test_logs_hold_no_secret(finished: Path) -> None:
     assert "joined" in text
     assert "transcript" in text
     assert not re.search("|".join(GOOD), text), "a word of the data owner's text"
+    # The transcript's public prefix is hexadecimal; one in 800 reads as a number of 15 digits or more.
+    text = re.sub(r"transcript [0-9a-f]{16}$", "", text, flags=re.MULTILINE)
     assert not re.search(r"[0-9a-f]{32}|\d{15,}", text), "a key or a ring element"
 
 
