@@ -15,7 +15,7 @@ import torch
 
 from mpcformer.channel import Channel
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.errors import UserInputError
+from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
 
 ENGINES = ("mpcformer", "crypten")
@@ -129,10 +129,12 @@ def create_engine(
         public: what both know of the model.
         channel: to the other owner; none: for planning only.
         weights: a BERT state dict at the model owner, None at the data owner.
-        session_id: public, and unknown to whoever writes the texts; see `row_lookup.salt_of`.
+        session_id: public, and unknown to whoever writes the texts, see `row_lookup.salt_of`; without a channel it
+            may be empty.
 
     Raises:
         UserInputError: unknown name.
+        ProtocolError: no session_id to compute with.
         RangeError: ranges or weights that fixed point cannot carry.
     """
     if name not in ENGINES:
@@ -141,6 +143,8 @@ def create_engine(
         raise UserInputError(f"embeddings {public.embeddings!r} are unknown", f"choose one of: {', '.join(EMBEDDINGS)}")
     if name == "crypten" and public.embeddings != "private_table":
         raise UserInputError("engine crypten has private tables only", "leave --embeddings out, or use mpcformer")
+    if channel is not None and not session_id:
+        raise ProtocolError("session_id is empty: rows would be looked up in the same places in every session")
     if name == "crypten":
         from mpcformer.inference.crypten_engine import CrypTenEngine
 

@@ -37,10 +37,13 @@ def views(
     from mpcformer.channel import memory_pair
 
     ends = memory_pair(20)
-    engines = [
-        create_engine(engine, party=p, public=public, channel=ends[p], weights=None if p else weights) for p in (0, 1)
-    ]
     seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    engines = [
+        create_engine(
+            engine, party=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
+        )
+        for p in (0, 1)
+    ]
     stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     ids = torch.tensor([[2, token, token, token, 3, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1, 0]])

@@ -44,10 +44,13 @@ def run_private(
     """Both owners' results of the last batch, the plan by segments, and the data owner's counters."""
     public = public or load_public_model(folder)
     weights, ends = load_student(folder).state_dict(), memory_pair(20)
-    engines = [
-        create_engine(engine, party=p, public=public, channel=ends[p], weights=None if p else weights) for p in (0, 1)
-    ]
     seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    engines = [
+        create_engine(
+            engine, party=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
+        )
+        for p in (0, 1)
+    ]
     stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     plan = engines[1].plan(inputs.shape)
     requests = [request for segment in plan for request in segment]
@@ -310,6 +313,8 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
         create_engine("crypten", party=1, public=replace(public, embeddings="public_table"), channel=None, weights=None)
     with pytest.raises(UserInputError, match="embeddings 'none' are unknown"):
         create_engine("mpcformer", party=1, public=replace(public, embeddings="none"), channel=None, weights=None)
+    with pytest.raises(ProtocolError, match="session_id is empty"):
+        create_engine("mpcformer", party=1, public=public, channel=memory_pair(20)[1], weights=None)
     with pytest.raises(ProtocolError, match="needs the weights"):
         create_engine("crypten", party=0, public=public, channel=None, weights=None)
     engine = create_engine("crypten", party=1, public=public, channel=None, weights=None)
