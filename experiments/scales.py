@@ -121,6 +121,7 @@ class StudentTraining(Strict):
         labels_rate: of students that learn from labels alone; none: learning_rate1, at which a quadratic may diverge.
         paper_share: of the published recipe's epochs, at least one a stage.
         share: of the training examples that the students are distilled on; the teacher has them all.
+        batch_size: none: train_batch_size, which is the teacher's.
     """
 
     epochs1: Epochs = 4
@@ -130,6 +131,7 @@ class StudentTraining(Strict):
     labels_rate: Rate | None = Field(default=None, exclude_if=lambda value: value is None)
     paper_share: Share = 1.0
     share: Share = Field(default=1.0, exclude_if=lambda value: value == 1)
+    batch_size: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class TaskSettings(Strict):

@@ -171,7 +171,7 @@ class Students:
             limit=limit,
             gelu=variant.gelu,
             softmax=variant.softmax,
-            batch_size=scale.train_batch_size,
+            batch_size=scale.student.batch_size or scale.train_batch_size,
             max_length=scale.max_length,
             seed=variant.seed,
             precision=scale.precision,
