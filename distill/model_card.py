@@ -3,6 +3,7 @@
 It says what the record says, and nothing that should stay here: no sentence of a data set, and no path of this machine.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -38,12 +39,22 @@ def base_model(name: str, source: Path) -> str | None:
 
 def base_model_of(teacher: Path) -> str | None:
     """What a teacher's own record says it began with, if it has such a record."""
+    found = _record(teacher).get("base_model")
+    return found if isinstance(found, str) else None
+
+
+def tasks_of(teacher: Path) -> list[str]:
+    """The tasks a teacher's own record says it was trained for, in their order; none where there is no such record."""
+    record = _record(teacher)
+    return [*map(str, record.get("after", [])), str(record["task"])] if "task" in record else []
+
+
+def _record(teacher: Path) -> dict[str, Any]:
     try:
         record = read_json(teacher / "teacher.json")
     except UserInputError:
-        return None
-    found = record.get("base_model") if isinstance(record, dict) else None
-    return found if isinstance(found, str) else None
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def write_card(
@@ -54,6 +65,7 @@ def write_card(
     record: dict[str, Any],
     model: MPCFormerForSequenceClassification,
     base: str | None,
+    after: Sequence[str] = (),
     ranges: Ranges | None = None,
 ) -> None:
     """Write the card into a folder that holds the weights.
@@ -65,6 +77,7 @@ def write_card(
         record: teacher.json or distillation.json.
         model: the model.
         base: hub id of the BERT it began with, if it has one.
+        after: tasks that BERT, or the teacher, was trained for before this one.
         ranges: a student's.
     """
     loader = PackageLoader("distill", "templates")
@@ -74,6 +87,7 @@ def write_card(
         task=task,
         metric=_metric(task),
         base=base,
+        after=after,
         dataset=task.hub_path if recipe.data_dir is None else "",
         data=_data(task, recipe.data_dir is None),
         settings=_settings(recipe),

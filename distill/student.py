@@ -26,7 +26,7 @@ from distill.deviations import set_deviations
 from distill.fit import Report, fit, layer_spans
 from distill.loop import Batch, Options, Stage, pick_device, train
 from distill.losses import logit_loss, row_loss, score_loss, state_loss
-from distill.model_card import base_model_of, write_card
+from distill.model_card import base_model_of, tasks_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.ready import engines
 from distill.recipe import CHOICES, DistillRecipe
@@ -261,7 +261,7 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dic
         "versions": versions(),
     }
     write_json(work.folder / "distillation.json", record)
-    base = base_model_of(recipe.teacher)
-    write_card(work.folder, task=task, recipe=recipe, record=record, model=student, base=base, ranges=ranges)
+    before: dict[str, Any] = {"base": base_model_of(recipe.teacher), "after": tasks_of(recipe.teacher)[:-1]}
+    write_card(work.folder, task=task, recipe=recipe, record=record, model=student, ranges=ranges, **before)
     work.finish()
     return record

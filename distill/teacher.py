@@ -7,7 +7,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from transformers.utils import logging as hf_logging
 
 from distill.loop import Batch, Options, Stage, pick_device, train
-from distill.model_card import base_model, write_card
+from distill.model_card import base_model, base_model_of, tasks_of, write_card
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.recipe import TeacherRecipe
 from distill.record import versions
@@ -67,7 +67,8 @@ def _save(
     record: dict[str, Any] = {
         "task": task.name,
         "recipe": work.recipe,
-        "base_model": base_model(recipe.model, source),
+        "base_model": base_model(recipe.model, source) or base_model_of(source),
+        "after": tasks_of(source),
         "n_training": len(prepared.data.encoded),
         "n_selection": len(prepared.selection),
         "selection_score": max(row["selection_score"] for row in log),
@@ -75,7 +76,8 @@ def _save(
         "versions": versions(),
     }
     write_json(work.folder / "teacher.json", record)
-    write_card(work.folder, task=task, recipe=recipe, record=record, model=model, base=record["base_model"])
+    before: dict[str, Any] = {"base": record["base_model"], "after": record["after"]}
+    write_card(work.folder, task=task, recipe=recipe, record=record, model=model, **before)
     work.finish()
     return record
 

@@ -78,12 +78,16 @@ class ModelSpec(Strict):
 class TeacherTraining(Strict):
     """How a scale trains its teachers; see `TeacherRecipe`.
 
-    learning_rates: in place of learning_rate; a teacher each, the one that selects best is taken, of equals the first.
+    Args:
+        learning_rates: in place of learning_rate; a teacher each, of which the best by selection is taken, the first of
+            equals.
+        after: the task whose teacher of the same seed it starts from, with a new head; none: the backbone.
     """
 
     epochs: Positive = 3
     learning_rate: Rate = 5e-5
     learning_rates: tuple[Rate, ...] = ()
+    after: TaskName | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -190,6 +194,16 @@ class StudentsScale(TaskSettings):
         if others:
             sections, tasks = ", ".join(f"by_task.{task}" for task in others), ", ".join(self.tasks)
             raise ValueError(f"{sections}: not among tasks ({tasks}); add to tasks, or leave the section out")
+        for task, own in ((task, self.of(task)) for task in self.tasks):
+            if (after := own.teacher.after) is None:
+                continue
+            if after not in self.tasks or self.of(after).teacher.after:
+                remedy = f"choose another of tasks ({', '.join(self.tasks)}) whose own starts from the backbone"
+                raise ValueError(f"teacher.after: {after!r} of {task} is no start for it; {remedy}")
+            if missing := set(own.seeds) - set(self.of(after).seeds):
+                raise ValueError(
+                    f"teacher.after: {task} has seeds {sorted(missing)}, which {after} has not; add them there"
+                )
         return self
 
     @field_serializer("by_task")

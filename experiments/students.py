@@ -96,11 +96,8 @@ class Students:
         """
         if not self.data:
             self._load()
-        keys = [(task, seed) for task in self.scale.tasks for seed in self.scale.of(task).seeds]
-        teachers = {key: [self._teacher(*key, rate) for rate in self.scale.of(key[0]).teacher.rates] for key in keys}
         found = Found(examples=self.examples)
-        found.n_trained += self.place.models.provide(list(itertools.chain(*teachers.values())))
-        folders = {key: self._best(key, grid, found) for key, grid in teachers.items()}
+        folders = self._teachers(found)
         students = {variant: self._student(variant, folders) for variant in self._variants()}
         found.n_trained += self.place.models.provide(list(students.values()))
         scores = {key: self._score(key[0], folder, found) for key, folder in folders.items()}
@@ -117,11 +114,27 @@ class Students:
                 found.rows.append(Row(key, values | (_measured(get_task(variant.task), private) if private else {})))
         return found
 
-    def _teacher(self, task: str, seed: int, rate: float) -> Training:
+    def _teachers(self, found: Found) -> dict[tuple[str, int], Path]:
+        """By task and seed; those that start from another task's teacher are trained when that one is chosen."""
+        keys = [(task, seed) for task in self.scale.tasks for seed in self.scale.of(task).seeds]
+        folders: dict[tuple[str, int], Path] = {}
+        for second in (False, True):
+            grids = {}
+            for task, seed in keys:
+                teacher = self.scale.of(task).teacher
+                if bool(teacher.after) is second:
+                    start = folders[teacher.after, seed] if teacher.after else None
+                    grids[task, seed] = [self._teacher(task, seed, rate, start) for rate in teacher.rates]
+            if grids:
+                found.n_trained += self.place.models.provide(list(itertools.chain(*grids.values())))
+            folders |= {key: self._best(key, grid, found) for key, grid in grids.items()}
+        return {key: folders[key] for key in keys}
+
+    def _teacher(self, task: str, seed: int, rate: float, start: Path | None = None) -> Training:
         scale = self.scale.of(task)
         recipe = TeacherRecipe(
             task=task,
-            model=str(self.backbone),
+            model=str(start or self.backbone),
             data_dir=self.data_dir,
             limit=scale.train_limit,
             epochs=scale.teacher.epochs,
@@ -133,7 +146,8 @@ class Students:
             selection_share=scale.selection_share,
         )
         label = f"teacher, {task}, seed {seed}, rate {rate:g}"
-        return Training(label, recipe, self.data[task]["train"], self.base_digest, scale.torch_threads)
+        source = model_digest(start) if start else self.base_digest
+        return Training(label, recipe, self.data[task]["train"], source, scale.torch_threads)
 
     def _best(self, key: tuple[str, int], grid: list[Training], found: Found) -> Path:
         """Of teachers of one task and seed the one that scored best on the examples set aside, of equals the first."""

@@ -8,7 +8,7 @@ import pytest
 import yaml
 from huggingface_hub import ModelCard
 
-from distill.model_card import BACKBONE_ID, FILE_NAME, base_model, base_model_of, write_card
+from distill.model_card import BACKBONE_ID, FILE_NAME, base_model, base_model_of, tasks_of, write_card
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
@@ -111,6 +111,14 @@ def test_the_base_is_named_only_if_the_hub_has_it(tmp_path: Path) -> None:
     assert base_model(str(default_backbone()), default_backbone()) == BACKBONE_ID
     assert base_model(str(tmp_path), tmp_path) is None
     assert base_model_of(tmp_path) is None
+    for text, tasks in (
+        ('{"task": "rte"}', ["rte"]),
+        ('{"task": "rte", "after": ["stsb"]}', ["stsb", "rte"]),
+        ("[]", []),
+        ("{}", []),
+    ):
+        (tmp_path / "teacher.json").write_text(text)
+        assert tasks_of(tmp_path) == tasks
     for text, expected in (('{"base_model": "a/b"}', "a/b"), ('{"base_model": null}', None), ("[]", None), ("{", None)):
         (tmp_path / "teacher.json").write_text(text)
         assert base_model_of(tmp_path) == expected

@@ -26,6 +26,7 @@ from experiments.tables import build, csv_text, latex, markdown
 from experiments.work import Found
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.modeling import load_checkpoint
 from mpcformer.tasks import get_task, load_examples
 from parties import evaluate
 
@@ -329,6 +330,28 @@ def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tm
     before = {row["key"]["model"]: row["values"]["score"] for row in read_json(folder / "results.json")["rows"][:1]}
     assert {row["key"]["model"]: row["values"]["score"] for row in values["rows"][:1]} == before
     assert "at 1e-06" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counted: Counted) -> None:
+    spec = replay.load(find("glue"))
+    assert isinstance(spec, StudentsExperiment)
+    own = {"by_task": {"stsb": {"teacher": {"epochs": 1, "learning_rate": 1e-5, "after": "sst2"}}}}
+    scale = StudentsScale.model_validate(spec.scale["smoke"].model_dump(mode="json") | own)
+    assert scale.model_dump(mode="json")["by_task"] == own["by_task"]
+    place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
+    work = students.Students(spec, scale, place)
+    work._load()
+    found = work._teachers(Found())
+    first, second = found["sst2", 0], found["stsb", 0]
+    assert list(found) == [("sst2", 0), ("stsb", 0)]
+    assert len(counted.trained) == 1, "the one it starts from is there already"
+    assert read_json(second / "teacher.json")["after"] == ["sst2"]
+    assert "trained for sst2 before" in (second / "README.md").read_text()
+    # It began with the other's weights: one pass leaves it nearer to them than to the backbone.
+    start, end = (load_checkpoint(path).bert.state_dict() for path in (first, second))
+    backbone = load_checkpoint(work.backbone).bert.state_dict()
+    distance = [sum(float((end[k] - other[k]).norm()) for k in end) for other in (start, backbone)]
+    assert distance[0] < distance[1] / 2
 
 
 def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path: Path) -> None:

@@ -109,6 +109,15 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("glue", "learning_rate = 3e-3", "learning_rates = []", r"teacher: learning_rates: \[\] is no list"),
         ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 1e-3]", "is no list of different rates"),
         ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 0]", r"teacher.learning_rates.1: .*greater than 0"),
+        *(
+            ("glue", "[scale.cpu]", f"[scale.smoke.by_task.stsb]\n{own}\n[scale.cpu]", message)
+            for own, message in (
+                ('teacher = { after = "mrpc" }', "'mrpc' of stsb is no start .* choose another of tasks .sst2, stsb."),
+                ('teacher = { after = "stsb" }', "'stsb' of stsb is no start"),
+                ('seeds = [0, 1]\nteacher = { after = "sst2" }', r"stsb has seeds \[1\], which sst2 has not"),
+            )
+        ),
+        ("glue", "learning_rate = 3e-3", 'learning_rate = 3e-3, after = "sst2"', "'sst2' of sst2 is no start"),
         (
             "pareto",
             'models = ["full", "1 layer',
