@@ -54,7 +54,8 @@ class Stage:
         epochs: passes over the examples.
         learning_rate: its peak.
         loss: batch -> scalar loss, a mean over its rows. A mean over anything else: see `Batch`.
-        score: called after each epoch, higher is better; the best epoch's weights are kept. None: the last ones are.
+        score: called after each epoch, higher is better; the best epoch's weights are kept, of equals the last one's, which
+            trained longer and at a lower rate. None: the last ones are.
         linear_decay: to zero after the warm-up; otherwise constant.
     """
 
@@ -270,7 +271,7 @@ class _Runner:
         if self.stage.score is not None:
             row["selection_score"] = score = round(self.processes.on_main(self.stage.score), 6)
             best = max((r["selection_score"] for r in self.log if "selection_score" in r), default=-math.inf)
-            if score > best:
+            if score >= best:
                 self.work.save("best", dict(self.model.state_dict()), {"stage": self.index, "step": step})
             if self.writer:
                 self.writer.add_scalar(f"{self.stage.name}/selection", score, step)
