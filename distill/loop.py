@@ -54,8 +54,8 @@ class Stage:
         epochs: passes over the examples.
         learning_rate: its peak.
         loss: batch -> scalar loss, a mean over its rows. A mean over anything else: see `Batch`.
-        score: called after each epoch, higher is better; the best epoch's weights are kept, of equals the last one's, which
-            trained longer and at a lower rate. None: the last ones are.
+        score: called after each epoch, higher is better; the best epoch's weights are kept, of equals the last's,
+            which trained longer and at a lower rate. None: the last ones are.
         linear_decay: to zero after the warm-up; otherwise constant.
     """
 

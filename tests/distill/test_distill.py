@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,12 @@ import distill.loop
 import distill.student
 from distill.deviations import set_deviations
 from distill.losses import ROW_MEANS, logit_loss, row_loss, score_loss, state_loss
+from distill.prepare import Prepared
 from distill.ready import RUNS
 from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
+from distill.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling import (
@@ -343,3 +346,24 @@ def test_regression(tmp_path: Path) -> None:
     )
     assert record["task"] == "stsb"
     assert load_checkpoint(tmp_path / "teacher").num_labels == 1
+
+
+def test_of_epochs_that_select_the_same_the_last_is_kept(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    save = Workspace.save
+
+    def noted(self: Workspace, name: str, tensors: Any, values: Any) -> None:
+        if name == "best":
+            kept.append(values["step"])
+        save(self, name, tensors, values)
+
+    scores = iter([0.5, 0.7, 0.7, 0.6])
+    monkeypatch.setattr(Workspace, "save", noted)
+    monkeypatch.setattr(Prepared, "scorer", lambda self, model: lambda: next(scores, 0.1))
+    recipe = TeacherRecipe("sst2", model=str(teacher), data_dir=data_dir, epochs=4, batch_size=64, max_length=32)
+    log = train_teacher(recipe, tmp_path / "out")["log"]
+    assert [row["selection_score"] for row in log] == [0.5, 0.7, 0.7, 0.6]
+    first = kept[0]
+    assert kept == [first, 2 * first, 3 * first]
