@@ -17,7 +17,7 @@ from rich.table import Table as Grid
 
 from distill.loop import pick_device
 from distill.record import versions
-from experiments import compare, page, record, tables
+from experiments import compare, models, page, record, tables
 from experiments.benches import Benches
 from experiments.counts import Counts
 from experiments.figures import draw
@@ -87,7 +87,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
         models=ModelCache(options.models, options.jobs, options.pool, options.ray_address),
     )
     asked = {"experiment": name, "scale": options.scale, "spec": digest(spec.model_dump(mode="json"))}
-    asked["format"] = FORMAT
+    asked["format"] = ", ".join([FORMAT, *(f"{kind} {number}" for kind, number in models.FORMAT.items())])
     asked["data_dir"] = str(options.data_dir) if options.data_dir else ""
     if _is_whole(place.out, asked):
         console.print(f"{name}, {options.scale}: kept from {place.out}")

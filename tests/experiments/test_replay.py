@@ -127,6 +127,15 @@ def test_results_of_an_older_version_are_made_anew_from_the_steps(folder: Path, 
     assert counted.trained == counted.private == []
 
 
+def test_results_of_models_made_another_way_are_not_kept(
+    folder: Path, shop: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(models.FORMAT, "student", 10_000)
+    monkeypatch.setattr(models.ModelCache, "provide", lambda self, trainings: pytest.fail("trains"))
+    with pytest.raises(pytest.fail.Exception, match="trains"):
+        run(replace(glue(shop), out=shutil.copytree(folder, shop / "other way")))
+
+
 def test_stopped_between_steps_it_goes_on_and_trains_nothing_twice(
     folder: Path, shop: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
