@@ -104,7 +104,7 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     "changes",
     [
-        {"gelu": "gelu", "softmax": "softmax"},
+        pytest.param({"gelu": "gelu", "softmax": "softmax"}, marks=pytest.mark.slow),
         {"softmax": "2quad-const"},
         {"softmax": "2quad-const", "constant_norms": ["all"]},
         {"vocab_size": 7000},  # rows looked up by buckets

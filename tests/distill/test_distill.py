@@ -42,7 +42,7 @@ SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp3
 def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     base = save_bert(folder / "base")
-    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **SETTINGS)
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=8, learning_rate=3e-3, **SETTINGS)
     record = train_teacher(recipe, folder / "teacher")
     assert record["selection_score"] >= 0.9, "made-up sentences are easy"
     return folder / "teacher"

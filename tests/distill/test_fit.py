@@ -36,7 +36,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Model:
     """Trained a little: random weights have no attention to speak of."""
     folder = tmp_path_factory.mktemp("fit")
     base = save_bert(folder / "base")
-    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **SETTINGS)  # type: ignore[arg-type]
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=3, learning_rate=3e-3, **SETTINGS)  # type: ignore[arg-type]
     train_teacher(recipe, folder / "teacher")
     return load_checkpoint(folder / "teacher")
 
