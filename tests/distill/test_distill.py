@@ -42,7 +42,7 @@ SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp3
 def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     base = save_bert(folder / "base")
-    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=8, learning_rate=3e-3, **SETTINGS)
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **SETTINGS)
     record = train_teacher(recipe, folder / "teacher")
     assert record["selection_score"] >= 0.9, "made-up sentences are easy"
     return folder / "teacher"
@@ -63,7 +63,8 @@ def test_teacher_is_a_plain_bert_with_a_record(teacher: Path) -> None:
 
 def test_student_learns_and_is_calibrated(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
     before = load_file(teacher / "model.safetensors")
-    record = distill_student(recipe_for(teacher, data_dir, epochs1=10, epochs2=4), tmp_path / "student")
+    # Without replaced words: the fit starts this student near its floor, and passes compare on the same sentences only.
+    record = distill_student(recipe_for(teacher, data_dir, epochs1=10, epochs2=4, replaced=0.0), tmp_path / "student")
     inner = [row["loss"] for row in record["log"] if row["stage"].startswith("stage 1")]
     assert inner[-1] < inner[0]
     assert len(record["fit"]) == 2
