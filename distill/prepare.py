@@ -1,5 +1,6 @@
 """What both recipes need before they train: checked options, examples, batches."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from distill.loop import Data, autocast, pick_device
+from distill.losses import logit_loss
 from distill.processes import current
 from distill.recipe import DistillRecipe, TeacherRecipe
 from mpcformer.errors import UserInputError
@@ -44,10 +46,21 @@ class Prepared:
         """A function that scores `model` on the selection part."""
 
         def score() -> float:
-            logits, _ = predict(model, self.selection_encoded, pad_id=self.data.pad_id, batch_size=EVAL_BATCH)
-            return primary_score(compute_metrics(self.task, logits, self.selection.labels))
+            return primary_score(compute_metrics(self.task, self._logits(model).numpy(), self.selection.labels))
 
         return score
+
+    def nearness(
+        self, student: MPCFormerForSequenceClassification, teacher: MPCFormerForSequenceClassification
+    ) -> Callable[[], float]:
+        """A function that says how near `student`'s logits on the selection part are to its teacher's: minus their loss."""
+        theirs = functools.cache(lambda: self._logits(teacher))
+        return lambda: -float(logit_loss(theirs(), self._logits(student), self.task.is_regression))
+
+    def _logits(self, model: MPCFormerForSequenceClassification) -> torch.Tensor:
+        """float32 (N, C) on the selection part, in its order."""
+        logits, _ = predict(model, self.selection_encoded, pad_id=self.data.pad_id, batch_size=EVAL_BATCH)
+        return torch.from_numpy(logits)
 
 
 def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions: int) -> Prepared:

@@ -33,6 +33,9 @@ class DistillRecipe:
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
     match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
         student's scores are scaled and shifted, so its teacher's are no target; 2Quad's rows are held in a range.
+    choose_by: what says which epoch's weights are kept, on the examples set aside: how near the student's logits are to
+        its teacher's, or its score, which few examples tell less exactly and which the published recipe goes by, in
+        stage 2; what learns from labels alone goes by its score too.
     start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, or fresh
         ones drawn from the seed.
     fit_tokens: about how many tokens the fit looks at.
@@ -62,6 +65,7 @@ class DistillRecipe:
     start: str = "fitted"
     fit_tokens: int = 40_000
     match1: str = "states+logits"
+    choose_by: str = "logits"
     objective: str = "distil"
     layers: int | None = None
     intermediate: int | None = None
@@ -73,6 +77,7 @@ CHOICES = {
     "start": ("fitted", "teacher", "random"),
     "objective": ("distil", "labels"),
     "match1": ("states+logits", "states+scores"),
+    "choose_by": ("logits", "score"),
 }
 # Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
 PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
@@ -96,6 +101,7 @@ def paper_recipe(task: str) -> dict[str, Any]:
         "learning_rate2": 1e-5,
         "start": "teacher",
         "match1": "states+scores",
+        "choose_by": "score",
         "replaced": 0.0,
         "max_length": 512 if task == "imdb" else 128,
     }

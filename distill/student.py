@@ -202,13 +202,15 @@ def _stages(
     if recipe.objective == "labels":
         epochs = recipe.epochs1 + recipe.epochs2
         return [Stage("labels", epochs, recipe.learning_rate1, labels, prepared.scorer(student))]
-    # Published, a student has no score before stage 2: its last layer was never trained.
-    score1 = None if scores_too else prepared.scorer(student)
+    by_score = recipe.choose_by == "score"
+    score = prepared.scorer(student) if by_score else prepared.nearness(student, teacher)
+    # Published, a student has no logits before stage 2: its last layer was never trained.
+    score1 = None if scores_too else score
     return [
         Stage(
             f"stage 1 ({recipe.match1})", recipe.epochs1, recipe.learning_rate1, inside, score1, recipe.linear_decay1
         ),
-        Stage("stage 2 (logits)", recipe.epochs2, recipe.learning_rate2, logits, prepared.scorer(student)),
+        Stage("stage 2 (logits)", recipe.epochs2, recipe.learning_rate2, logits, score),
     ]
 
 

@@ -34,7 +34,7 @@ from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Examples
 
-FORMAT = {"teacher": 3, "student": 4}
+FORMAT = {"teacher": 3, "student": 5}
 CHECKPOINT_MINUTES = 5.0
 POOLS = ("local", "ray")
 # How long a shared folder may take to show what another machine put there: NFS keeps what it knew for up to a minute.

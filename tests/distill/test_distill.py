@@ -23,6 +23,7 @@ from distill.teacher import train_teacher
 from distill.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR
 from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import (
     MPCFormerForSequenceClassification,
     load_checkpoint,
@@ -32,7 +33,7 @@ from mpcformer.modeling import (
 )
 from mpcformer.modeling.bounds import norm_source
 from mpcformer.modeling.ranges import Ranges
-from mpcformer.tasks import encode, get_task, load_examples
+from mpcformer.tasks import carve_selection, encode, get_task, load_examples
 from tests.tiny import save_bert, save_parquet
 
 SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15}
@@ -237,6 +238,7 @@ def test_paper_recipe() -> None:
         ({"fit_tokens": 0}, "^fit_tokens: 0 is below 1"),
         ({"replaced": 1.5}, "--replaced: 1.5 is not in 0..1"),
         ({"match1": "all"}, "^match1: 'all' is unknown"),
+        ({"choose_by": "luck"}, "^choose_by: 'luck' is unknown"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),
@@ -368,3 +370,27 @@ def test_of_epochs_that_select_the_same_the_last_is_kept(
     assert [row["selection_score"] for row in log] == [0.5, 0.7, 0.7, 0.6]
     first = kept[0]
     assert kept == [first, 2 * first, 3 * first]
+
+
+def test_a_student_is_chosen_by_how_near_its_logits_are_to_its_teachers(
+    teacher: Path, data_dir: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "student"
+    log = distill_student(recipe_for(teacher, data_dir, epochs1=3, epochs2=1), out)["log"]
+    _, selection = carve_selection(load_examples(get_task("sst2"), "train", data_dir=data_dir), 0.15)
+    encoded = encode(load_tokenizer(teacher), selection, positions=64, max_length=32)
+    theirs, ours = (
+        torch.from_numpy(predict(model, encoded, pad_id=0, batch_size=64)[0])
+        for model in (load_checkpoint(teacher), load_student(out))
+    )
+    assert max(row["selection_score"] for row in log) == pytest.approx(-float(logit_loss(theirs, ours, False)), abs=2e-6)
+
+
+@pytest.mark.parametrize("changes", [{"objective": "labels", "start": "teacher"}, paper_recipe("sst2")])
+def test_published_and_without_distillation_a_student_is_chosen_by_its_score(
+    teacher: Path, data_dir: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    changes = changes | {"epochs1": 1, "epochs2": 2, "max_length": 32}
+    record = distill_student(recipe_for(teacher, data_dir, **changes), tmp_path / "student")
+    scores = [row["selection_score"] for row in record["log"] if "selection_score" in row]
+    assert max(scores) == pytest.approx(record["selection_score"]["student"], abs=1e-6)
