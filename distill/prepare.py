@@ -53,7 +53,7 @@ class Prepared:
     def nearness(
         self, student: MPCFormerForSequenceClassification, teacher: MPCFormerForSequenceClassification
     ) -> Callable[[], float]:
-        """A function that says how near `student`'s logits on the selection part are to its teacher's: minus their loss."""
+        """A function that says how near `student` is to `teacher` on the selection part: minus their logits' loss."""
         theirs = functools.cache(lambda: self._logits(teacher))
         return lambda: -float(logit_loss(theirs(), self._logits(student), self.task.is_regression))
 

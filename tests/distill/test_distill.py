@@ -383,7 +383,9 @@ def test_a_student_is_chosen_by_how_near_its_logits_are_to_its_teachers(
         torch.from_numpy(predict(model, encoded, pad_id=0, batch_size=64)[0])
         for model in (load_checkpoint(teacher), load_student(out))
     )
-    assert max(row["selection_score"] for row in log) == pytest.approx(-float(logit_loss(theirs, ours, False)), abs=2e-6)
+    assert max(row["selection_score"] for row in log) == pytest.approx(
+        -float(logit_loss(theirs, ours, False)), abs=2e-6
+    )
 
 
 @pytest.mark.parametrize("changes", [{"objective": "labels", "start": "teacher"}, paper_recipe("sst2")])
