@@ -115,6 +115,10 @@ def replay(
         str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone.")
     ] = None,
     check: Annotated[Path | None, typer.Option(help="Recorded results.json to compare with.")] = None,
+    keep: Annotated[
+        Path | None,
+        typer.Option(help="Recorded results.json, whose rows of the same models, measured alike, are kept."),
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(help="Folder of records; results.json is copied there as NAME-SCALE.json.")
     ] = None,
@@ -135,6 +139,7 @@ def replay(
             pool=pool,
             ray_address=ray_address,
             check=check,
+            keep=keep,
             record=record,
         )
     )

@@ -64,10 +64,10 @@ def differences(
     recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances
 ) -> list[tuple[str, str, str, str]]:
     """(row, quantity, recorded, new) of each number that is off, and of each row or number that only one run has."""
-    before, after = ({_identity(row): row for row in map(Row.from_json, values["rows"])} for values in (recorded, new))
+    before, after = ({identity(row): row for row in map(Row.from_json, values["rows"])} for values in (recorded, new))
     found: list[tuple[str, str, str, str]] = []
-    for identity in dict.fromkeys([*before, *after]):
-        old, now = before.get(identity), after.get(identity)
+    for key in dict.fromkeys([*before, *after]):
+        old, now = before.get(key), after.get(key)
         if old is None or now is None:
             row = old or now
             assert row is not None
@@ -109,5 +109,6 @@ def check(recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances,
     )
 
 
-def _identity(row: Row) -> tuple[tuple[str, str | int | float], ...]:
+def identity(row: Row) -> tuple[tuple[str, str | int | float], ...]:
+    """Its key in any order."""
     return tuple(sorted(row.key.items()))

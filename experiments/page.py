@@ -40,6 +40,9 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         tried = ", ".join(f"{row['selection_score']:.4f} at {row['learning_rate']:g}" for row in chosen["grid"])
         what = f"rate {chosen['learning_rate']:g}, by its score on the examples set aside: {tried}"
         facts.append((f"Teacher, {chosen['task']}, seed {chosen['seed']}", what))
+    if values["n_kept"]:
+        kept = f"{values['n_kept']} of {len(values['rows'])}, of the same models measured alike, by an earlier replay"
+        facts.append(("Rows kept", kept))
     environment = values["environment"]
     facts.append(("Machine", f"{environment['cpus']} CPUs, trained on {environment['training_device']}"))
     facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())))

@@ -1,6 +1,6 @@
 """What experiments measure and what they vary: names, units, how a figure is shown, how two runs may differ."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from parties.html_report import FORMS
@@ -79,19 +79,20 @@ QUANTITIES: dict[str, Quantity] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One row of results: what it is of, and what was measured."""
+    """One row of results: what it is of, what was measured, and of a trained model what it was made of (see `Kept`)."""
 
     key: dict[str, str | int | float]
     values: dict[str, float]
+    origin: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """For results.json."""
-        return {"key": self.key, "values": self.values}
+        return {"key": self.key, "values": self.values, **({"origin": self.origin} if self.origin else {})}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Row":
         """A row of a results.json."""
-        return cls(dict(value["key"]), dict(value["values"]))
+        return cls(dict(value["key"]), dict(value["values"]), dict(value.get("origin", {})))
 
     @property
     def name(self) -> str:

@@ -22,6 +22,7 @@ from experiments.benches import Benches
 from experiments.counts import Counts
 from experiments.figures import draw
 from experiments.functions import Functions
+from experiments.kept import Kept
 from experiments.models import ModelCache
 from experiments.quantities import Row
 from experiments.scales import MADE_UP, BenchScale, CountsScale, FunctionsScale, StudentsScale
@@ -45,7 +46,7 @@ from mpcformer.files import read_json, sha256_file, write_json, write_text
 
 RESULTS, MANIFEST, STATE = "results.json", "manifest.json", "replay.json"
 # Of results.json; what an older version left is made anew from its kept steps.
-FORMAT = "2"
+FORMAT = "3"
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class ReplayOptions:
     pool: str = "local"
     ray_address: str | None = None
     check: Path | None = None
+    keep: Path | None = None
     record: Path | None = None
 
 
@@ -81,10 +83,13 @@ def run(options: ReplayOptions) -> dict[str, Any]:
         compare.check_settings(recorded, spec, scale, options.check)
     settings = scale.model_dump(mode="json")
     target = record.target(options.record, name, options.scale, settings) if options.record else None
+    if options.keep and not isinstance(spec, StudentsExperiment):
+        raise UserInputError(f"--keep: {name} trains nothing, and takes little time to do again", "leave --keep out")
     place = Place(
         out=options.out or Path("runs") / "replay" / f"{name}-{options.scale}",
         data_dir=options.data_dir,
         models=ModelCache(options.models, options.jobs, options.pool, options.ray_address),
+        kept=Kept.load(options.keep, name, options.scale) if options.keep else Kept(),
     )
     asked = {"experiment": name, "scale": options.scale, "spec": digest(spec.model_dump(mode="json"))}
     asked["format"] = ", ".join([FORMAT, *(f"{kind} {number}" for kind, number in models.FORMAT.items())])
@@ -99,6 +104,8 @@ def run(options: ReplayOptions) -> dict[str, Any]:
         found = work.run()
         values = _values(asked, spec, scale, found)
         _write(place, spec, values, found, asked)
+        if options.keep:
+            console.print(f"{found.n_kept} of {len(found.rows)} rows are those of {options.keep}")
         console.print(f"{found.n_trained} models trained, {found.n_run} steps run, {time.perf_counter() - start:.0f} s")
     _show(spec, values)
     console.print(f"{place.out}: {page.FILE_NAME}, {RESULTS}, tables, figures")
@@ -169,6 +176,7 @@ def _values(asked: dict[str, str], spec: Experiment, scale: Any, found: Found) -
             "versions": versions() | {name: version(name) for name in ("crypten", "grpcio")},
         },
         "tolerances": spec.tolerances.model_dump(mode="json"),
+        "n_kept": found.n_kept,
         "rows": [row.to_json() for row in found.rows],
     }
 

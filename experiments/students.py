@@ -9,6 +9,7 @@ from typing import Any
 
 from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from experiments import madeup
+from experiments.kept import how_measured
 from experiments.models import Training, examples_digest, model_digest
 from experiments.quantities import Row
 from experiments.scales import MADE_UP, ModelSpec, StudentsScale
@@ -29,6 +30,8 @@ from parties.published import published_scores
 from parties.simulation import InferenceJob
 
 EVAL_BATCH = 64
+# A teacher's task and seed.
+Of = tuple[str, int]
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,26 @@ class Variant:
     def key(self) -> dict[str, str | int | float]:
         """For its rows."""
         return asdict(self) | {"model": self.model.name}
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """What students are distilled from.
+
+    Args:
+        training: how it is made.
+        weights: digest of what came out.
+        folder: where it is, or would be if a record did not say all that is needed of it.
+    """
+
+    training: Training
+    weights: str
+    folder: Path
+
+    @property
+    def origin(self) -> dict[str, str]:
+        """Of its row."""
+        return {"model": self.training.name, "weights": self.weights}
 
 
 class Students:
@@ -97,44 +120,116 @@ class Students:
         if not self.data:
             self._load()
         found = Found(examples=self.examples)
-        folders = self._teachers(found)
-        students = {variant: self._student(variant, folders) for variant in self._variants()}
-        found.n_trained += self.place.models.provide(list(students.values()))
-        scores = {key: self._score(key[0], folder, found) for key, folder in folders.items()}
-        for (task, seed), score in scores.items():
-            found.rows.append(Row({"task": task, "model": "teacher", "seed": seed}, {"score": score}))
+        teachers = self._teachers(found)
+        students = {variant: self._student(variant, teachers) for variant in self._variants()}
+        kept = {variant: self._kept(variant, training) for variant, training in students.items()}
+        found.n_trained += self.place.models.provide([students[variant] for variant, rows in kept.items() if not rows])
+        scores: dict[Of, float] = {}
+        for of, teacher in teachers.items():
+            key, values = _teacher_key(of), self._teacher_values(of, teacher, found)
+            scores[of] = values["score"]
+            found.rows.append(Row(key, values, teacher.origin | {"measured": self._how(of[0])}))
         for variant, training in students.items():
-            student, of = self.place.models.path(training), (variant.task, variant.seed)
-            score = self._score(variant.task, student, found)
-            values = {"score": score, **({"kept": score / scores[of]} if scores[of] > 0 else {})}
-            secret = self.scale.private is None or variant.model.name in self.scale.private
-            for engine, network in itertools.product(self.scale.engines, self.scale.networks):
-                key = variant.key() | {"engine": engine, "network": network}
-                private = self._infer(key, student, folders[of], found) if secret else None
-                found.rows.append(Row(key, values | (_measured(get_task(variant.task), private) if private else {})))
+            of, rows = (variant.task, variant.seed), kept[variant]
+            found.n_kept += len(rows)
+            found.rows += rows or self._measure(variant, training, teachers[of], scores[of], found)
         return found
 
-    def _teachers(self, found: Found) -> dict[tuple[str, int], Path]:
+    def _measure(self, variant: Variant, training: Training, teacher: Teacher, whole: float, found: Found) -> list[Row]:
+        """A student's rows; whole: the teacher's score."""
+        student, secret, rows = self.place.models.path(training), self._is_private(variant), []
+        score = self._score(variant.task, student, found)
+        values = {"score": score, **({"kept": score / whole} if whole > 0 else {})}
+        for key, measured in self._keys(variant):
+            private = self._infer(key, student, teacher.folder, found) if secret else None
+            numbers = values | (_measured(get_task(variant.task), private) if private else {})
+            rows.append(Row(key, numbers, {"model": training.name, "measured": measured}))
+        return rows
+
+    def _keys(self, variant: Variant) -> Iterator[tuple[dict[str, Any], str]]:
+        """Of a student's rows, and how each is measured."""
+        for engine, network in itertools.product(self.scale.engines, self.scale.networks):
+            how = {"engine": engine, "network": network} if self._is_private(variant) else {}
+            yield variant.key() | {"engine": engine, "network": network}, self._how(variant.task, **how)
+
+    def _is_private(self, variant: Variant) -> bool:
+        return self.scale.private is None or variant.model.name in self.scale.private
+
+    def _how(self, task: str, **private: str) -> str:
+        """Hash of how a row is measured, private: the engine and the network of one that also runs privately."""
+        scale, asked = self.scale.of(task), {"eval": self.data[task]["eval"]}
+        if private:
+            private |= {name: str(getattr(scale, name)) for name in ("private_limit", "batch_size", "device")}
+        return how_measured(**asked, max_length=scale.max_length, **private)
+
+    def _kept(self, variant: Variant, training: Training) -> list[Row]:
+        """A student's rows, if all of them are in the record."""
+        name = training.name
+        rows = [self.place.kept.find(key, model=name, measured=measured) for key, measured in self._keys(variant)]
+        return [row for row in rows if row] if all(rows) else []
+
+    def _kept_teacher(self, of: Of, training: Training, weights: str | None = None) -> Row | None:
+        """A teacher's row in the record; weights: what it came out as here, none: any."""
+        origin = {"model": training.name, "measured": self._how(of[0]), **({"weights": weights} if weights else {})}
+        return self.place.kept.find(_teacher_key(of), **origin)
+
+    def _teacher_values(self, of: Of, teacher: Teacher, found: Found) -> dict[str, float]:
+        if row := self._kept_teacher(of, teacher.training, teacher.weights):
+            found.n_kept += 1
+            return row.values
+        return {"score": self._score(of[0], teacher.folder, found)}
+
+    def _teachers(self, found: Found) -> dict[Of, Teacher]:
         """By task and seed; those that start from another task's teacher are trained when that one is chosen."""
-        keys = [(task, seed) for task in self.scale.tasks for seed in self.scale.of(task).seeds]
-        folders: dict[tuple[str, int], Path] = {}
+        of_all = [(task, seed) for task in self.scale.tasks for seed in self.scale.of(task).seeds]
+        unneeded = self._unneeded(of_all)
+        teachers: dict[Of, Teacher] = {}
         for second in (False, True):
-            grids = {}
-            for task, seed in keys:
-                teacher = self.scale.of(task).teacher
-                if bool(teacher.after) is second:
-                    start = folders[teacher.after, seed] if teacher.after else None
-                    grids[task, seed] = [self._teacher(task, seed, rate, start) for rate in teacher.rates]
+            grids: dict[Of, list[Training]] = {}
+            for of in (of for of in of_all if bool(self.scale.of(of[0]).teacher.after) is second):
+                grid = self._grid(of, teachers)
+                if of in unneeded and unneeded[of].training.name == grid[0].name:
+                    teachers[of] = unneeded[of]
+                else:
+                    grids[of] = grid
             if grids:
                 found.n_trained += self.place.models.provide(list(itertools.chain(*grids.values())))
-            folders |= {key: self._best(key, grid, found) for key, grid in grids.items()}
-        return {key: folders[key] for key in keys}
+            for of, grid in grids.items():
+                best = self._best(of, grid, found)
+                folder = self.place.models.path(best)
+                teachers[of] = Teacher(best, model_digest(folder), folder)
+        return {of: teachers[of] for of in of_all}
 
-    def _teacher(self, task: str, seed: int, rate: float, start: Path | None = None) -> Training:
+    def _unneeded(self, of_all: list[Of]) -> dict[Of, Teacher]:
+        """Teachers that need not be had: rows of theirs, their students and those who start from them are all kept."""
+        known: dict[Of, Teacher] = {}
+        for of in sorted(of_all, key=lambda of: bool(self.scale.of(of[0]).teacher.after)):
+            own = self.scale.of(of[0]).teacher
+            if len(own.rates) == 1 and (not own.after or (own.after, of[1]) in known):
+                (training,) = self._grid(of, known)
+                if row := self._kept_teacher(of, training):
+                    known[of] = Teacher(training, row.origin["weights"], self.place.models.path(training))
+        whole = set(known)
+        for variant in self._variants():
+            of = (variant.task, variant.seed)
+            if of in known and not self._kept(variant, self._student(variant, known)):
+                whole.discard(of)
+        for task, seed in of_all:
+            if (after := self.scale.of(task).teacher.after) and (task, seed) not in whole:
+                whole.discard((after, seed))
+        return {of: known[of] for of in whole}
+
+    def _grid(self, of: Of, teachers: dict[Of, Teacher]) -> list[Training]:
+        """A teacher's trainings, one for each rate."""
+        (task, seed), own = of, self.scale.of(of[0]).teacher
+        start = teachers[own.after, seed] if own.after else None
+        return [self._teacher(task, seed, rate, start) for rate in own.rates]
+
+    def _teacher(self, task: str, seed: int, rate: float, start: Teacher | None = None) -> Training:
         scale = self.scale.of(task)
         recipe = TeacherRecipe(
             task=task,
-            model=str(start or self.backbone),
+            model=str(start.folder if start else self.backbone),
             data_dir=self.data_dir,
             limit=scale.train_limit,
             epochs=scale.teacher.epochs,
@@ -146,20 +241,20 @@ class Students:
             selection_share=scale.selection_share,
         )
         label = f"teacher, {task}, seed {seed}, rate {rate:g}"
-        source = model_digest(start) if start else self.base_digest
+        source = start.weights if start else self.base_digest
         return Training(label, recipe, self.data[task]["train"], source, scale.torch_threads)
 
-    def _best(self, key: tuple[str, int], grid: list[Training], found: Found) -> Path:
+    def _best(self, key: Of, grid: list[Training], found: Found) -> Training:
         """Of teachers of one task and seed the one that scored best on the examples set aside, of equals the first."""
         folders = [self.place.models.path(training) for training in grid]
         if len(folders) == 1:
-            return folders[0]
+            return grid[0]
         rates = self.scale.of(key[0]).teacher.rates
         scores = [read_json(folder / "teacher.json")["selection_score"] for folder in folders]
         best = scores.index(max(scores))
         tried = [{"learning_rate": r, "selection_score": s} for r, s in zip(rates, scores, strict=True)]
         found.teachers.append({"task": key[0], "seed": key[1], "learning_rate": rates[best], "grid": tried})
-        return folders[best]
+        return grid[best]
 
     def _variants(self) -> Iterator[Variant]:
         for task in self.scale.tasks:
@@ -171,7 +266,7 @@ class Students:
                 for values in itertools.product(*forms, s.shares, s.seeds):
                     yield Variant(task, model, *values)
 
-    def _student(self, variant: Variant, teachers: dict[tuple[str, int], Path]) -> Training:
+    def _student(self, variant: Variant, teachers: dict[Of, Teacher]) -> Training:
         scale, model = self.scale.of(variant.task), variant.model
         teacher = teachers[variant.task, variant.seed]
         # A share of all is all: the recipe's words, and so the model, are those of an experiment without shares.
@@ -179,7 +274,7 @@ class Students:
         limit = scale.train_limit if share == 1 else max(1, round(share * self.n_train[variant.task]))
         rates = ("epochs1", "learning_rate1", "epochs2", "learning_rate2")
         recipe = DistillRecipe(
-            teacher=teacher,
+            teacher=teacher.folder,
             task=variant.task,
             data_dir=self.data_dir,
             limit=limit,
@@ -210,7 +305,7 @@ class Students:
         if model.start:
             recipe = replace(recipe, start=model.start)
         label = ", ".join(str(value) for value in variant.key().values())
-        return Training(label, recipe, self.data[variant.task]["train"], model_digest(teacher), scale.torch_threads)
+        return Training(label, recipe, self.data[variant.task]["train"], teacher.weights, scale.torch_threads)
 
     def _score(self, task_name: str, folder: Path, found: Found) -> float:
         """Of a model in plaintext, from a step that is kept."""
@@ -258,6 +353,11 @@ class Students:
             remove(failed)
             found.n_run += 1
         return dict(read_json(out / "results.json"))
+
+
+def _teacher_key(of: Of) -> dict[str, str | int | float]:
+    task, seed = of
+    return {"task": task, "model": "teacher", "seed": seed}
 
 
 def score_of(task: Task, metrics: dict[str, float]) -> float:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from experiments.kept import Kept
 from experiments.models import ModelCache
 from experiments.quantities import Row
 
@@ -17,11 +18,13 @@ class Place:
         out: its folder.
         data_dir: of real data; None: the hub.
         models: the cache.
+        kept: rows of a record.
     """
 
     out: Path
     data_dir: Path | None
     models: ModelCache
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def runs(self) -> Path:
@@ -39,6 +42,7 @@ class Found:
         examples: what scores were measured on, for the reader.
         teachers: of several learning rates, which was taken and how all scored on the examples set aside.
         n_trained, n_run: work that was not there already.
+        n_kept: rows of a record.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -47,6 +51,7 @@ class Found:
     teachers: list[dict[str, Any]] = field(default_factory=list)
     n_trained: int = 0
     n_run: int = 0
+    n_kept: int = 0
 
 
 def remove(path: Path) -> None:

@@ -202,6 +202,75 @@ def test_a_record_is_the_results_and_says_nothing_of_the_machine_or_the_sentence
     assert counted.trained == counted.private == []
 
 
+def test_rows_of_the_same_models_are_kept_without_the_models(
+    folder: Path, shop: Path, tmp_path: Path, counted: Counted
+) -> None:
+    options = replace(glue(shop, keep=folder / "results.json"), out=tmp_path / "out", models=tmp_path / "models")
+    values, before = run(options), read_json(folder / "results.json")
+    assert (values["n_kept"], before["n_kept"]) == (len(before["rows"]), 0)
+    assert values | {"n_kept": 0} == before
+    assert counted.trained == counted.private == []
+    assert f"{len(before['rows'])} of {len(before['rows'])}, of the same" in (tmp_path / "out/report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("task", "model", "what", "n_trained", "n_private"),
+    [
+        ("sst2", "our recipe", "model", 2, 1),  # with its teacher
+        ("stsb", "published recipe", "model", 2, 0),
+        ("stsb", "teacher", "measured", 1, 0),
+    ],
+)
+def test_only_what_a_record_lacks_is_done(
+    folder: Path,
+    shop: Path,
+    tmp_path: Path,
+    counted: Counted,
+    task: str,
+    model: str,
+    what: str,
+    n_trained: int,
+    n_private: int,
+) -> None:
+    record = read_json(folder / "results.json")
+    (row,) = (row for row in record["rows"] if (row["key"]["task"], row["key"]["model"]) == (task, model))
+    row["origin"][what] = "another"
+    row["values"]["score"] = 2.0
+    write_json(tmp_path / "record.json", record)
+    options = replace(glue(shop, keep=tmp_path / "record.json"), out=tmp_path / "out", models=tmp_path / "models")
+    values, before = run(options), read_json(folder / "results.json")
+    assert values["n_kept"] == len(before["rows"]) - 1
+    assert [row["values"]["score"] for row in values["rows"]] == [row["values"]["score"] for row in before["rows"]]
+    assert (len(counted.trained), len(counted.private)) == (n_trained, n_private)
+
+
+def test_students_of_a_teacher_that_came_out_otherwise_are_made_anew(folder: Path, shop: Path, tmp_path: Path) -> None:
+    record = read_json(folder / "results.json")
+    rows = [row for row in record["rows"] if row["key"]["task"] == "sst2"]
+    for row in rows:
+        row["origin"]["weights" if row["key"]["model"] == "teacher" else "model"] = "of another machine"
+        row["values"]["score"] = 2.0
+    write_json(tmp_path / "record.json", record)
+    values = run(replace(glue(shop, keep=tmp_path / "record.json"), out=tmp_path / "out"))
+    assert values["n_kept"] == len(record["rows"]) - len(rows)
+    assert max(row["values"]["score"] for row in values["rows"]) <= 1
+
+
+def test_what_cannot_be_kept_is_refused(folder: Path, shop: Path, tmp_path: Path) -> None:
+    record = read_json(folder / "results.json")
+    for row in record["rows"]:
+        del row["origin"]
+    write_json(tmp_path / "record.json", record)
+    out = {"out": tmp_path / "out"}
+    with pytest.raises(UserInputError, match=r"--keep: no row of .*record\.json says which model"):
+        run(replace(glue(shop, keep=tmp_path / "record.json"), **out))
+    with pytest.raises(UserInputError, match=r"--keep: .* is of glue at scale smoke, not pareto"):
+        run(replace(glue(shop, keep=folder / "results.json"), experiment="pareto", **out))
+    with pytest.raises(UserInputError, match="--keep: counts trains nothing"):
+        run(replace(glue(shop, keep=folder / "results.json"), experiment="counts", **out))
+    assert not (tmp_path / "out").exists()
+
+
 def test_what_differs_from_a_record_is_not_recorded(folder: Path, shop: Path, tmp_path: Path) -> None:
     changed = read_json(folder / "results.json")
     changed["rows"][0]["values"]["score"] -= 0.3
@@ -293,7 +362,8 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
     variants = list(other._variants())
     assert [(v.task, v.seed) for v in variants[:1] + variants[-2:]] == [("sst2", 0), ("stsb", 1), ("stsb", 2)]
     some = next(path.parent for path in (shop / "models").glob("*/teacher.json"))
-    teachers = {(task, seed): some for task in ("sst2", "stsb") for seed in (0, 1, 2)}
+    teacher_of_all = students.Teacher(plain._teacher("sst2", 0, 3e-3), models.model_digest(some), some)
+    teachers = {(task, seed): teacher_of_all for task in ("sst2", "stsb") for seed in (0, 1, 2)}
     for variant in variants:
         recipe, published = other._student(variant, teachers).recipe, variant.model.recipe == "paper"
         if variant.task == "sst2":
@@ -351,7 +421,7 @@ def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counte
     work = students.Students(spec, scale, place)
     work._load()
     found = work._teachers(Found())
-    first, second = found["sst2", 0], found["stsb", 0]
+    first, second = (found[name, 0].folder for name in ("sst2", "stsb"))
     assert list(found) == [("sst2", 0), ("stsb", 0)]
     assert len(counted.trained) == 1, "the one it starts from is there already"
     assert read_json(second / "teacher.json")["after"] == ["sst2"]
@@ -374,7 +444,7 @@ def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path
     for training, score in zip(grid, (0.7, 0.8, 0.8), strict=True):
         work.place.models.path(training).mkdir()
         write_json(work.place.models.path(training) / "teacher.json", {"selection_score": score})
-    assert work._best(("sst2", 0), grid, found) == work.place.models.path(grid[1])
+    assert work._best(("sst2", 0), grid, found) == grid[1]
     assert found.teachers[0]["learning_rate"] == 5e-5
 
 
