@@ -3,17 +3,16 @@
 import itertools
 import re
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from experiments import madeup
 from experiments.kept import how_measured
 from experiments.models import Training, examples_digest, model_digest
 from experiments.quantities import Row
-from experiments.scales import MADE_UP, ModelSpec, StudentsScale
+from experiments.scales import MADE_UP, StudentsScale
 from experiments.spec import StudentsExperiment, digest
+from experiments.trainings import Of, Teacher, TrainingData, Trainings, Variant
 from experiments.work import Found, Place, remove
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
@@ -30,44 +29,6 @@ from parties.published import published_scores
 from parties.simulation import InferenceJob
 
 EVAL_BATCH = 64
-# A teacher's task and seed.
-Of = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One student: which task, model, forms, share of the training data, seed."""
-
-    task: str
-    model: ModelSpec
-    gelu: str
-    softmax: str
-    share: float
-    seed: int
-
-    def key(self) -> dict[str, str | int | float]:
-        """For its rows."""
-        return asdict(self) | {"model": self.model.name}
-
-
-@dataclass(frozen=True)
-class Teacher:
-    """What students are distilled from.
-
-    Args:
-        training: how it is made.
-        weights: digest of what came out.
-        folder: where it is, or would be if a record did not say all that is needed of it.
-    """
-
-    training: Training
-    weights: str
-    folder: Path
-
-    @property
-    def origin(self) -> dict[str, str]:
-        """Of its row."""
-        return {"model": self.training.name, "weights": self.weights}
 
 
 class Students:
@@ -92,13 +53,13 @@ class Students:
         self.made_up = place.out / MADE_UP
         self.data_dir = self.made_up if scale.data == MADE_UP else place.data_dir
         self.data: dict[str, dict[str, str]] = {}
-        self.n_train: dict[str, int] = {}
         if MADE_UP not in (scale.data, scale.backbone):
             self._load()
 
     def _load(self) -> None:
         """Data and backbone, and their digests. What is made up can be when there is a folder for it."""
-        self.backbone = _backbone(self.scale.backbone, self.made_up / "model")
+        backbone = _backbone(self.scale.backbone, self.made_up / "model")
+        trained_on: dict[str, TrainingData] = {}
         for name in self.scale.tasks:
             task, scale = get_task(name), self.scale.of(name)
             if scale.data == MADE_UP:
@@ -106,10 +67,11 @@ class Students:
             train = load_examples(task, task.train_split, data_dir=self.data_dir, limit=scale.train_limit)
             evaluated = load_examples(task, EVAL, data_dir=self.data_dir, limit=scale.eval_limit)
             self.data[name] = {"train": examples_digest(train), "eval": examples_digest(evaluated)}
-            self.n_train[name] = len(train)
-        self.examples = {name: {"training": n, **self.data[name]} for name, n in self.n_train.items()}
-        load_tokenizer(self.backbone)
-        self.base_digest = model_digest(self.backbone)
+            trained_on[name] = TrainingData(len(train), self.data[name]["train"])
+        self.examples = {name: {"training": trained_on[name].n, **digests} for name, digests in self.data.items()}
+        load_tokenizer(backbone)
+        base = model_digest(backbone)
+        self.trainings = Trainings(self.spec.models, self.scale, trained_on, self.data_dir, backbone, base)
 
     def run(self) -> Found:
         """Train what is missing, score, infer.
@@ -121,7 +83,7 @@ class Students:
             self._load()
         found = Found(examples=self.examples)
         teachers = self._teachers(found)
-        students = {variant: self._student(variant, teachers) for variant in self._variants()}
+        students = {variant: self.trainings.student(variant, teachers) for variant in self.trainings.variants()}
         kept = {variant: self._kept(variant, training) for variant, training in students.items()}
         found.n_trained += self.place.models.provide([students[variant] for variant, rows in kept.items() if not rows])
         scores: dict[Of, float] = {}
@@ -187,7 +149,7 @@ class Students:
         for second in (False, True):
             grids: dict[Of, list[Training]] = {}
             for of in (of for of in of_all if bool(self.scale.of(of[0]).teacher.after) is second):
-                grid = self._grid(of, teachers)
+                grid = self.trainings.grid(of, teachers)
                 if of in unneeded and unneeded[of].training.name == grid[0].name:
                     teachers[of] = unneeded[of]
                 else:
@@ -206,43 +168,18 @@ class Students:
         for of in sorted(of_all, key=lambda of: bool(self.scale.of(of[0]).teacher.after)):
             own = self.scale.of(of[0]).teacher
             if len(own.rates) == 1 and (not own.after or (own.after, of[1]) in known):
-                (training,) = self._grid(of, known)
+                (training,) = self.trainings.grid(of, known)
                 if row := self._kept_teacher(of, training):
                     known[of] = Teacher(training, row.origin["weights"], self.place.models.path(training))
         whole = set(known)
-        for variant in self._variants():
+        for variant in self.trainings.variants():
             of = (variant.task, variant.seed)
-            if of in known and not self._kept(variant, self._student(variant, known)):
+            if of in known and not self._kept(variant, self.trainings.student(variant, known)):
                 whole.discard(of)
         for task, seed in of_all:
             if (after := self.scale.of(task).teacher.after) and (task, seed) not in whole:
                 whole.discard((after, seed))
         return {of: known[of] for of in whole}
-
-    def _grid(self, of: Of, teachers: dict[Of, Teacher]) -> list[Training]:
-        """A teacher's trainings, one for each rate."""
-        (task, seed), own = of, self.scale.of(of[0]).teacher
-        start = teachers[own.after, seed] if own.after else None
-        return [self._teacher(task, seed, rate, start) for rate in own.rates]
-
-    def _teacher(self, task: str, seed: int, rate: float, start: Teacher | None = None) -> Training:
-        scale = self.scale.of(task)
-        recipe = TeacherRecipe(
-            task=task,
-            model=str(start.folder if start else self.backbone),
-            data_dir=self.data_dir,
-            limit=scale.train_limit,
-            epochs=scale.teacher.epochs,
-            learning_rate=rate,
-            batch_size=scale.train_batch_size,
-            max_length=scale.max_length,
-            seed=seed,
-            precision=scale.precision,
-            selection_share=scale.selection_share,
-        )
-        label = f"teacher, {task}, seed {seed}, rate {rate:g}"
-        source = start.weights if start else self.base_digest
-        return Training(label, recipe, self.data[task]["train"], source, scale.torch_threads)
 
     def _best(self, key: Of, grid: list[Training], found: Found) -> Training:
         """Of teachers of one task and seed the one that scored best on the examples set aside, of equals the first."""
@@ -255,57 +192,6 @@ class Students:
         tried = [{"learning_rate": r, "selection_score": s} for r, s in zip(rates, scores, strict=True)]
         found.teachers.append({"task": key[0], "seed": key[1], "learning_rate": rates[best], "grid": tried})
         return grid[best]
-
-    def _variants(self) -> Iterator[Variant]:
-        for task in self.scale.tasks:
-            s = self.scale.of(task)
-            for model in self.spec.models:
-                if s.models is not None and model.name not in s.models:
-                    continue
-                forms = ((model.gelu,) if model.gelu else s.gelu, (model.softmax,) if model.softmax else s.softmax)
-                for values in itertools.product(*forms, s.shares, s.seeds):
-                    yield Variant(task, model, *values)
-
-    def _student(self, variant: Variant, teachers: dict[Of, Teacher]) -> Training:
-        scale, model = self.scale.of(variant.task), variant.model
-        teacher = teachers[variant.task, variant.seed]
-        # A share of all is all: the recipe's words, and so the model, are those of an experiment without shares.
-        share = variant.share * scale.student.share
-        limit = scale.train_limit if share == 1 else max(1, round(share * self.n_train[variant.task]))
-        rates = ("epochs1", "learning_rate1", "epochs2", "learning_rate2")
-        recipe = DistillRecipe(
-            teacher=teacher.folder,
-            task=variant.task,
-            data_dir=self.data_dir,
-            limit=limit,
-            gelu=variant.gelu,
-            softmax=variant.softmax,
-            batch_size=scale.student.batch_size or scale.train_batch_size,
-            max_length=scale.max_length,
-            seed=variant.seed,
-            precision=scale.precision,
-            selection_share=scale.selection_share,
-            objective=model.objective,
-            layers=model.layers,
-            intermediate=model.intermediate,
-            constant_norms=model.constant_norms,
-            **{name: getattr(scale.student, name) for name in rates},
-        )
-        if model.recipe == "paper":
-            published = paper_recipe(variant.task) | {"max_length": scale.max_length}
-            for name in ("epochs1", "epochs2"):
-                published[name] = max(1, round(published[name] * scale.student.paper_share))
-            recipe = replace(recipe, **published)
-        if model.objective == "labels" and scale.student.labels_rate:
-            recipe = replace(recipe, learning_rate1=scale.student.labels_rate)
-        if model.replaced is not None:
-            recipe = replace(recipe, replaced=model.replaced)
-        if model.untrained:
-            recipe = replace(recipe, epochs1=0, epochs2=0)
-        if model.start:
-            recipe = replace(recipe, start=model.start)
-        label = ", ".join(str(value) for value in variant.key().values())
-        return Training(label, recipe, self.data[variant.task]["train"], teacher.weights, scale.torch_threads)
 
     def _score(self, task_name: str, folder: Path, found: Found) -> float:
         """Of a model in plaintext, from a step that is kept."""

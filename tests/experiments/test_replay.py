@@ -23,6 +23,7 @@ from experiments.replay import ReplayOptions, run
 from experiments.scales import StudentsScale
 from experiments.spec import StudentsExperiment, find
 from experiments.tables import build, csv_text, latex, markdown
+from experiments.trainings import Teacher
 from experiments.work import Found
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
@@ -322,11 +323,11 @@ def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -
     spec = replay.load(find("glue"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
-    training = work._teacher("sst2", 0, 3e-3)
+    training = work.trainings.teacher("sst2", 0, 3e-3)
     assert place.models.path(training).is_dir()
     for change in ({"data": "other"}, {"source": "other"}, {"torch_threads": 2}):
         assert replace(training, **change).name != training.name
-    assert work._teacher("sst2", 1, 3e-3).name != training.name
+    assert work.trainings.teacher("sst2", 1, 3e-3).name != training.name
     elsewhere = replace(training, recipe=replace(training.recipe, data_dir=Path("/elsewhere")))
     assert elsewhere.name == training.name
 
@@ -353,21 +354,21 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
     )
     plain._load()
     other._load()
-    assert plain._teacher("sst2", 0, 3e-3).name == other._teacher("sst2", 0, 3e-3).name
-    assert other.n_train == {"sst2": 192, "stsb": 128}
-    teacher = other._teacher("stsb", 1, 3e-3).recipe
+    assert plain.trainings.teacher("sst2", 0, 3e-3).name == other.trainings.teacher("sst2", 0, 3e-3).name
+    assert {task: data.n for task, data in other.trainings.train.items()} == {"sst2": 192, "stsb": 128}
+    teacher = other.trainings.teacher("stsb", 1, 3e-3).recipe
     assert (teacher.limit, teacher.batch_size, teacher.max_length, teacher.selection_share) == (128, 8, 24, 0.25)
     assert isinstance(teacher, TeacherRecipe)
     assert (teacher.epochs, teacher.learning_rate) == (5, 3e-3)
-    variants = list(other._variants())
+    variants = list(other.trainings.variants())
     assert [(v.task, v.seed) for v in variants[:1] + variants[-2:]] == [("sst2", 0), ("stsb", 1), ("stsb", 2)]
     some = next(path.parent for path in (shop / "models").glob("*/teacher.json"))
-    teacher_of_all = students.Teacher(plain._teacher("sst2", 0, 3e-3), models.model_digest(some), some)
+    teacher_of_all = Teacher(plain.trainings.teacher("sst2", 0, 3e-3), models.model_digest(some), some)
     teachers = {(task, seed): teacher_of_all for task in ("sst2", "stsb") for seed in (0, 1, 2)}
     for variant in variants:
-        recipe, published = other._student(variant, teachers).recipe, variant.model.recipe == "paper"
+        recipe, published = other.trainings.student(variant, teachers).recipe, variant.model.recipe == "paper"
         if variant.task == "sst2":
-            assert recipe == plain._student(variant, teachers).recipe
+            assert recipe == plain.trainings.student(variant, teachers).recipe
         else:
             assert (recipe.limit, recipe.batch_size, recipe.max_length) == (128, 8, 24)
             epochs = 0 if variant.model.untrained else 20 if published else 3
@@ -428,7 +429,7 @@ def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counte
     assert "trained for sst2 before" in (second / "README.md").read_text()
     # It began with the other's weights: one pass leaves it nearer to them than to the backbone.
     start, end = (load_checkpoint(path).bert.state_dict() for path in (first, second))
-    backbone = load_checkpoint(work.backbone).bert.state_dict()
+    backbone = load_checkpoint(work.trainings.backbone).bert.state_dict()
     distance = [sum(float((end[k] - other[k]).norm()) for k in end) for other in (start, backbone)]
     assert distance[0] < distance[1] / 2
 
@@ -440,7 +441,7 @@ def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path
     scale = StudentsScale(backbone="made-up", data="made-up", tasks=("sst2",), **rates)  # type: ignore[arg-type]
     work = students.Students(spec, scale, replay.Place(shop / "glue", None, models.ModelCache(tmp_path)))
     work._load()
-    grid, found = [work._teacher("sst2", 0, rate) for rate in scale.teacher.rates], Found()
+    grid, found = [work.trainings.teacher("sst2", 0, rate) for rate in scale.teacher.rates], Found()
     for training, score in zip(grid, (0.7, 0.8, 0.8), strict=True):
         work.place.models.path(training).mkdir()
         write_json(work.place.models.path(training) / "teacher.json", {"selection_score": score})
@@ -455,7 +456,7 @@ def test_a_training_goes_on_from_its_last_checkpoint(
     place = replay.Place(shop / "glue", None, models.ModelCache(tmp_path / "models"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
-    training, calls = work._teacher("sst2", 0, 3e-3), []
+    training, calls = work.trainings.teacher("sst2", 0, 3e-3), []
     step, teacher = distill.loop._Runner._step, models.train_teacher
 
     def stopped(self: Any, number: int, indices: list[int]) -> float:
