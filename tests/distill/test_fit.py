@@ -31,14 +31,17 @@ def model(source: Model, **changes: object) -> Model:
     return Model(config).eval()
 
 
-@pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Model:
-    """Trained a little: random weights have no attention to speak of."""
-    folder = tmp_path_factory.mktemp("fit")
+def trained(folder: Path, data_dir: Path, epochs: int) -> Model:
+    """A teacher trained a little: random weights have no attention to speak of."""
     base = save_bert(folder / "base")
-    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=3, learning_rate=3e-3, **SETTINGS)  # type: ignore[arg-type]
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=epochs, learning_rate=3e-3, **SETTINGS)  # type: ignore[arg-type]
     train_teacher(recipe, folder / "teacher")
     return load_checkpoint(folder / "teacher")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Model:
+    return trained(tmp_path_factory.mktemp("fit"), data_dir, epochs=6)
 
 
 def texts(n: int = 40, seed: int = 0) -> list[dict[str, torch.Tensor]]:
@@ -60,8 +63,18 @@ def distance(a: Model, b: Model) -> float:
     return total / 5
 
 
-@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "2relu", "softmax"])
+@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "softmax"])
 def test_a_fitted_student_is_far_nearer_than_the_teachers_weights(teacher: Model, softmax: str) -> None:
+    check_far_nearer(teacher, softmax)
+
+
+def test_with_2relu_too_while_attention_is_soft(tmp_path: Path, data_dir: Path) -> None:
+    # 2ReLU's fit follows sharper attention worse: of the copied weights' distance 3% is left after three passes of the
+    # teacher, 16% after six, and fitting on ten times the texts changes neither.
+    check_far_nearer(trained(tmp_path, data_dir, epochs=3), "2relu")
+
+
+def check_far_nearer(teacher: Model, softmax: str) -> None:
     fitted, copied = model(teacher, softmax=softmax), model(teacher, softmax=softmax)
     copied.load_state_dict(teacher.state_dict(), strict=False)
     report = fit(teacher, fitted, texts(200))
