@@ -1,0 +1,184 @@
+"""Which trainings an experiment asks for, and that none is done twice or from the start again."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import distill.loop
+from distill.recipe import DistillRecipe, TeacherRecipe
+from experiments import models, replay, students
+from experiments.replay import ReplayOptions, run
+from experiments.scales import StudentsScale
+from experiments.spec import StudentsExperiment, find
+from experiments.trainings import Teacher
+from experiments.work import Found
+from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.modeling import load_checkpoint
+from parties import evaluate
+from tests.replays import Counted
+
+
+def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -> None:
+    facts = [json.loads(path.read_text()) for path in (shop / "models").glob("*.json")]
+    assert len(facts) == 12
+    assert {fact["kind"] for fact in facts} == {"teacher", "student"}
+    place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
+    spec = replay.load(find("glue"))
+    work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
+    work._load()
+    training = work.trainings.teacher("sst2", 0, 3e-3)
+    assert place.models.path(training).is_dir()
+    for change in ({"data": "other"}, {"source": "other"}, {"torch_threads": 2}):
+        assert replace(training, **change).name != training.name
+    assert work.trainings.teacher("sst2", 1, 3e-3).name != training.name
+    elsewhere = replace(training, recipe=replace(training.recipe, data_dir=Path("/elsewhere")))
+    assert elsewhere.name == training.name
+
+
+def test_a_task_of_other_settings_has_other_models_and_jobs_the_others_keep_theirs(
+    folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    section = """[scale.smoke.by_task.stsb]
+train_limit = 128
+eval_limit = 8
+seeds = [1, 2]
+max_length = 24
+batch_size = 4
+train_batch_size = 8
+selection_share = 0.25
+teacher = { epochs = 5 }
+student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
+
+[scale.cpu]"""
+    (tmp_path / "glue.toml").write_text(find("glue").read_text().replace("[scale.cpu]", section))
+    plain, other = (
+        students.Students(spec, spec.scale["smoke"], replay.Place(shop / "glue", None, models.ModelCache(shop / "m")))  # type: ignore[arg-type]
+        for spec in (replay.load(find("glue")), replay.load(tmp_path / "glue.toml"))
+    )
+    plain._load()
+    other._load()
+    assert plain.trainings.teacher("sst2", 0, 3e-3).name == other.trainings.teacher("sst2", 0, 3e-3).name
+    assert {task: data.n for task, data in other.trainings.train.items()} == {"sst2": 192, "stsb": 128}
+    teacher = other.trainings.teacher("stsb", 1, 3e-3).recipe
+    assert (teacher.limit, teacher.batch_size, teacher.max_length, teacher.selection_share) == (128, 8, 24, 0.25)
+    assert isinstance(teacher, TeacherRecipe)
+    assert (teacher.epochs, teacher.learning_rate) == (5, 3e-3)
+    variants = list(other.trainings.variants())
+    assert [(v.task, v.seed) for v in variants[:1] + variants[-2:]] == [("sst2", 0), ("stsb", 1), ("stsb", 2)]
+    some = next(path.parent for path in (shop / "models").glob("*/teacher.json"))
+    teacher_of_all = Teacher(plain.trainings.teacher("sst2", 0, 3e-3), models.model_digest(some), some)
+    teachers = {(task, seed): teacher_of_all for task in ("sst2", "stsb") for seed in (0, 1, 2)}
+    for variant in variants:
+        recipe, published = other.trainings.student(variant, teachers).recipe, variant.model.recipe == "paper"
+        if variant.task == "sst2":
+            assert recipe == plain.trainings.student(variant, teachers).recipe
+        else:
+            assert (recipe.limit, recipe.batch_size, recipe.max_length) == (128, 8, 24)
+            epochs = 0 if variant.model.untrained else 20 if published else 3
+            assert isinstance(recipe, DistillRecipe)
+            assert recipe.epochs1 == epochs
+            rate = 5e-5 if published else 7e-4 if variant.model.objective == "labels" else 1e-3
+            assert recipe.learning_rate1 == rate
+    jobs: list[Any] = []
+
+    def stopped(job: Any, out: Path) -> None:
+        jobs.append(job)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluate, "check", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        other._infer({"task": "stsb", "engine": "mpcformer", "network": "none"}, some, some, Found())
+    assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
+
+
+def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tmp_path: Path, counted: Counted) -> None:
+    text = find("glue").read_text()
+    for old, new in (
+        ('tasks = ["sst2", "stsb"]', 'tasks = ["sst2"]'),
+        ('private = ["our recipe"]', "private = []"),
+        ("teacher = { epochs = 6, learning_rate = 3e-3 }", "teacher = { epochs = 6, learning_rates = [1e-6, 3e-3] }"),
+    ):
+        assert old in text
+        text = text.replace(old, new)
+    (tmp_path / "glue.toml").write_text(text)
+    values = run(
+        ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=tmp_path / "out", models=shop / "models")
+    )
+    assert len(counted.trained) == 1, "the other teacher, and its students, are there already"
+    (chosen,) = values["teachers"]
+    assert (chosen["task"], chosen["seed"], chosen["learning_rate"]) == ("sst2", 0, 3e-3)
+    tried = [(row["learning_rate"], row["selection_score"]) for row in chosen["grid"]]
+    assert [rate for rate, _ in tried] == [1e-6, 3e-3]
+    assert tried[0][1] < tried[1][1]
+    before = {row["key"]["model"]: row["values"]["score"] for row in read_json(folder / "results.json")["rows"][:1]}
+    assert {row["key"]["model"]: row["values"]["score"] for row in values["rows"][:1]} == before
+    assert "at 1e-06" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counted: Counted) -> None:
+    spec = replay.load(find("glue"))
+    assert isinstance(spec, StudentsExperiment)
+    own = {"by_task": {"stsb": {"teacher": {"epochs": 1, "learning_rate": 1e-5, "after": "sst2"}}}}
+    scale = StudentsScale.model_validate(spec.scale["smoke"].model_dump(mode="json") | own)
+    assert scale.model_dump(mode="json")["by_task"] == own["by_task"]
+    place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
+    work = students.Students(spec, scale, place)
+    work._load()
+    found = work._teachers(Found())
+    first, second = (found[name, 0].folder for name in ("sst2", "stsb"))
+    assert list(found) == [("sst2", 0), ("stsb", 0)]
+    assert len(counted.trained) == 1, "the one it starts from is there already"
+    assert read_json(second / "teacher.json")["after"] == ["sst2"]
+    assert "trained for sst2 before" in (second / "README.md").read_text()
+    # It began with the other's weights: one pass leaves it nearer to them than to the backbone.
+    start, end = (load_checkpoint(path).bert.state_dict() for path in (first, second))
+    backbone = load_checkpoint(work.trainings.backbone).bert.state_dict()
+    distance = [sum(float((end[k] - other[k]).norm()) for k in end) for other in (start, backbone)]
+    assert distance[0] < distance[1] / 2
+
+
+def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path: Path) -> None:
+    rates = {"teacher": {"learning_rates": [1e-4, 5e-5, 2e-5]}}
+    spec = replay.load(find("glue"))
+    assert isinstance(spec, StudentsExperiment)
+    scale = StudentsScale(backbone="made-up", data="made-up", tasks=("sst2",), **rates)  # type: ignore[arg-type]
+    work = students.Students(spec, scale, replay.Place(shop / "glue", None, models.ModelCache(tmp_path)))
+    work._load()
+    grid, found = [work.trainings.teacher("sst2", 0, rate) for rate in scale.teacher.rates], Found()
+    for training, score in zip(grid, (0.7, 0.8, 0.8), strict=True):
+        work.place.models.path(training).mkdir()
+        write_json(work.place.models.path(training) / "teacher.json", {"selection_score": score})
+    assert work._best(("sst2", 0), grid, found) == grid[1]
+    assert found.teachers[0]["learning_rate"] == 5e-5
+
+
+def test_a_training_goes_on_from_its_last_checkpoint(
+    folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = replay.load(find("glue"))
+    place = replay.Place(shop / "glue", None, models.ModelCache(tmp_path / "models"))
+    work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
+    work._load()
+    training, calls = work.trainings.teacher("sst2", 0, 3e-3), []
+    step, teacher = distill.loop._Runner._step, models.train_teacher
+
+    def stopped(self: Any, number: int, indices: list[int]) -> float:
+        if number == 30:
+            raise KeyboardInterrupt
+        return step(self, number, indices)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(distill.loop._Runner, "_step", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            place.models.provide([training])
+    monkeypatch.setattr(
+        models, "train_teacher", lambda r, out, **k: (calls.append(k["resume"]), teacher(r, out, **k))[1]
+    )
+    assert place.models.provide([training]) == 1
+    assert place.models.provide([training, training]) == 0
+    assert calls == [True]
+    weights = [cache / training.name / "model.safetensors" for cache in (shop / "models", tmp_path / "models")]
+    assert sha256_file(weights[0]) == sha256_file(weights[1])
