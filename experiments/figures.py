@@ -1,7 +1,6 @@
 """Figures of an experiment's rows, as SVG and PNG: the same rows give the same bytes."""
 
 import io
-import statistics
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -88,9 +87,9 @@ def _points(rows: Sequence[Row], axis: Axis | None) -> list[Point]:
     return list(dict.fromkeys(row.key[axis] for row in rows)) if axis else [""]
 
 
-def _mean(rows: Sequence[Row], name: str, **where: Point) -> float | None:
+def _over_seeds(rows: Sequence[Row], name: str, **where: Point) -> float | None:
     numbers = [row.values[name] for row in rows if all(row.key[axis] == value for axis, value in where.items())]
-    return QUANTITIES[name].shown(statistics.fmean(numbers)) if numbers else None
+    return QUANTITIES[name].shown(QUANTITIES[name].over_seeds(numbers)) if numbers else None
 
 
 def _panel(axes: Axes, spec: BarsFigure | LinesFigure | ScatterFigure, rows: Sequence[Row]) -> None:
@@ -109,7 +108,7 @@ def _bars(axes: Axes, spec: BarsFigure, rows: Sequence[Row]) -> None:
     bottom = [0.0] * len(groups)
     for number, name in enumerate(series):
         where = {spec.series: name} if spec.series else {}
-        heights = [_mean(rows, spec.y, **{spec.x: group}, **where) or 0.0 for group in groups]
+        heights = [_over_seeds(rows, spec.y, **{spec.x: group}, **where) or 0.0 for group in groups]
         shift = 0.0 if spec.stacked else (number - (len(series) - 1) / 2) * width
         places = [i + shift for i in range(len(groups))]
         axes.bar(places, heights, width, bottom=bottom if spec.stacked else None, label=show(name))
@@ -130,7 +129,7 @@ def _lines(axes: Axes, spec: LinesFigure, rows: Sequence[Row]) -> None:
     for number, name in enumerate(_points(rows, spec.series)):
         where = {spec.series: name} if spec.series else {}
         xs = sorted(x for x in _points(rows, spec.x) if isinstance(x, int | float))
-        points = [(x, y) for x in xs if (y := _mean(rows, spec.y, **{spec.x: x}, **where)) is not None]
+        points = [(x, y) for x in xs if (y := _over_seeds(rows, spec.y, **{spec.x: x}, **where)) is not None]
         axes.plot(*zip(*points, strict=True), marker=MARKERS[number % len(MARKERS)], label=show(name))
     axes.set_xlabel(NUMBERS[spec.x])
     if spec.series:
@@ -141,7 +140,7 @@ def _scatter(axes: Axes, spec: ScatterFigure, rows: Sequence[Row]) -> None:
     points: list[tuple[float, float]] = []
     for number, label in enumerate(_labels(rows, spec.label)):
         where: dict[str, Point] = dict(zip(spec.label, label, strict=True))
-        x, y = _mean(rows, spec.x, **where), _mean(rows, spec.y, **where)
+        x, y = _over_seeds(rows, spec.x, **where), _over_seeds(rows, spec.y, **where)
         assert x is not None
         assert y is not None
         points.append((x, y))

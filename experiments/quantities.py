@@ -1,12 +1,14 @@
 """What experiments measure and what they vary: names, units, how a figure is shown, how two runs may differ."""
 
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from parties.html_report import FORMS
 
 Kind = Literal["score", "error", "seconds", "bytes", "rounds"]
-# What a row of results is of. A seed is averaged over where a table does not list it; nothing else is.
+# What a row of results is of. Seeds are one number where a table does not list them; nothing else is.
 Axis = Literal[
     "task", "model", "gelu", "softmax", "share", "seed", "engine", "network", "operation", "function", "form"
 ]
@@ -24,6 +26,7 @@ class Quantity:
         unit: as shown; empty for a fraction or a count.
         factor: what the stored number is divided by to be shown in `unit`.
         places: decimals shown.
+        largest: several seeds' largest stands for them, not their mean.
     """
 
     label: str
@@ -31,6 +34,7 @@ class Quantity:
     unit: str = ""
     factor: float = 1.0
     places: int = 4
+    largest: bool = False
 
     @property
     def title(self) -> str:
@@ -40,6 +44,10 @@ class Quantity:
     def shown(self, value: float) -> float:
         """The stored number in the unit it is shown in."""
         return value / self.factor
+
+    def over_seeds(self, numbers: Sequence[float]) -> float:
+        """One number for all of them, of which there is at least one."""
+        return max(numbers) if self.largest else statistics.fmean(numbers)
 
     def text(self, value: float) -> str:
         """As a table shows it."""
@@ -58,7 +66,7 @@ QUANTITIES: dict[str, Quantity] = {
     "kept": Quantity("of the teacher's score", "score"),
     "compared_score": Quantity("score, plaintext, same examples", "score"),
     "label_agreement": Quantity("label agreement", "score"),
-    "max_logit_error": Quantity("largest logit error", "error"),
+    "max_logit_error": Quantity("largest logit error", "error", largest=True),
     "plaintext_seconds": Quantity("plaintext, median", "seconds", "s/example"),
     "online_seconds": Quantity("online, median", "seconds", "s/example"),
     "offline_seconds": Quantity("offline", "seconds", "s/example"),
@@ -72,7 +80,7 @@ QUANTITIES: dict[str, Quantity] = {
     "batch_dealer_bytes": Quantity("dealer traffic", "bytes", "MiB/batch", MIB, 3),
     "setup_bytes": Quantity("set-up traffic", "bytes", "MiB/session", MIB, 3),
     "operation_seconds": Quantity("online, waiting included", "seconds", "s/batch", places=4),
-    "max_error": Quantity("largest error", "error"),
+    "max_error": Quantity("largest error", "error", largest=True),
     "mean_error": Quantity("mean error", "error"),
 }
 

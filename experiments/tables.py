@@ -1,4 +1,4 @@
-"""Tables of an experiment's rows, as Markdown, CSV and LaTeX. A number that several seeds share is their mean."""
+"""Tables of an experiment's rows, as Markdown, CSV and LaTeX. Several seeds' numbers are shown as one."""
 
 import csv
 import io
@@ -56,7 +56,7 @@ def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
     heads = [show(point) for point in points] or [QUANTITIES[name].title for name in spec.values]
     texts = [[*map(show, line), *(_text(*cell) for cell in row)] for line, row in zip(lines, cells, strict=True)]
     raw = [
-        [*map(str, line), *(repr(statistics.fmean(numbers)) if numbers else "" for _, numbers in row)]
+        [*map(str, line), *(repr(QUANTITIES[name].over_seeds(numbers)) if numbers else "" for name, numbers in row)]
         for line, row in zip(lines, cells, strict=True)
     ]
     if spec.columns == "task" and len(points) > 1:
@@ -91,8 +91,9 @@ def _text(name: str, numbers: list[float]) -> str:
     if not numbers:
         return DASH
     quantity = QUANTITIES[name]
-    spread = f" ± {quantity.text(statistics.stdev(numbers))}" if len(numbers) > 1 else ""
-    return quantity.text(statistics.fmean(numbers)) + spread
+    several = len(numbers) > 1 and not quantity.largest
+    spread = f" ± {quantity.text(statistics.stdev(numbers))}" if several else ""
+    return quantity.text(quantity.over_seeds(numbers)) + spread
 
 
 def _published(spec: TableSpec, tasks: Sequence[str | int | float]) -> list[list[str]]:

@@ -12,14 +12,10 @@ import typer
 from typer.testing import CliRunner
 
 from experiments import commands, models, record
-from experiments.figures import draw, pareto
 from experiments.madeup import write_data, write_model
-from experiments.outputs import BarsFigure, TableSpec
 from experiments.quantities import Row
 from experiments.replay import ReplayOptions, run
 from experiments.spec import find
-from experiments.tables import build, csv_text, latex, markdown
-from experiments.work import Found
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.tasks import get_task, load_examples
@@ -218,39 +214,6 @@ def test_approximations_on_the_command_line(tmp_path: Path) -> None:
     assert rows["pieces"]["max_error"] < 0.0023  # what approximations/exact.py promises
     assert rows["quad"]["max_error"] == pytest.approx(3.5)  # (x + 1)^2 / 8 + 3 / 8 at 6, and at -6
     assert rows["squaring"]["max_error"] < rows["2relu"]["max_error"] < rows["2quad"]["max_error"]
-
-
-def test_figures_are_the_same_bytes_each_time(folder: Path) -> None:
-    found = Found([Row.from_json(row) for row in read_json(folder / "results.json")["rows"]])
-    spec = BarsFigure(name="a", title="b", kind="bars", x="model", series="task", y="score")
-    first, second = draw(spec, found), draw(spec, found)
-    assert [(d.svg, d.png) for d in first] == [(d.svg, d.png) for d in second]
-    assert b"<dc:date>" not in first[0].svg
-
-
-def test_the_best_compromises() -> None:
-    assert list(pareto([(3, 5), (1, 2), (2, 2), (2, 4), (4, 4), (1, 1)])) == [(1, 2), (2, 4), (3, 5)]
-
-
-def test_tables_average_seeds_and_mark_what_was_published() -> None:
-    rows = [
-        Row({"task": task, "model": model, "seed": seed}, {"score": score})
-        for task, model, seed, score in [
-            ("sst2", "A & B", 0, 0.8), ("sst2", "A & B", 1, 0.9), ("mrpc", "A & B", 0, 0.7), ("sst2", "C", 0, 0.5),
-        ]
-    ]  # fmt: skip
-    table = build(
-        TableSpec(name="t", title="T", rows=["model"], columns="task", values=["score"], published=True), rows
-    )
-    assert table.head == ["model", "sst2", "mrpc", "average"]
-    assert table.lines[0] == ["A & B", "0.8500 ± 0.0707", "0.7000", "0.7750"]
-    assert table.lines[1] == ["C", "0.5000", "-", "-"]
-    assert table.n_published == 3
-    assert table.lines[2][1:] == ["0.931", "0.903", "0.917"]
-    assert all("MPCFormer, ICLR 2023" in line[0] for line in table.lines[2:])
-    assert "| A & B | 0.8500 ± 0.0707 |" in markdown(table)
-    assert r"A \& B & 0.8500 $\pm$ 0.0707" in latex(table)
-    assert csv_text(table).splitlines()[2] == "C,0.5,,"
 
 
 def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
