@@ -35,11 +35,13 @@ class Batch(dict[str, torch.Tensor]):
         tokens, pairs: for a mean over real tokens, or over pairs of them in a row: what to multiply it with besides.
         whole, rows: the whole batch's examples, and where among them this share's rows are.
         seed: of what is drawn for the whole batch, the same on every process.
+        progress: of the stage, 0..1.
     """
 
     whole: Sequence[int] = ()
     rows: Sequence[int] = ()
     seed = 0
+    progress = 0.0
     weight = 1.0
     tokens = 1.0
     pairs = 1.0
@@ -57,6 +59,7 @@ class Stage:
         score: called after each epoch, higher is better; the best epoch's weights are kept, of equals the last's,
             which trained longer and at a lower rate. None: the last ones are.
         linear_decay: to zero after the warm-up; otherwise constant.
+        factor: of a parameter's name, what its learning rate is multiplied with.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Stage:
     linear_decay: bool = True
     warmup: float = 0.1
     weight_decay: float = 0.01
+    factor: Callable[[str], float] = lambda _: 1.0
 
 
 @dataclass(frozen=True)
@@ -193,19 +197,24 @@ class _Runner:
         self.work, self.options, self.log = work, options, log
         self.processes = work.processes
         self.device = next(model.parameters()).device
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        plain = [p for p in model.parameters() if p.dim() == 1]
-        scalars = [p for p in model.parameters() if p.dim() == 0]
         groups: list[dict[str, Any]] = [
-            {"params": decayed, "weight_decay": stage.weight_decay, "factor": 1.0},
-            {"params": plain, "weight_decay": 0.0, "factor": 1.0},
-            {"params": scalars, "weight_decay": 0.0, "factor": SCALAR_RATE},
+            {"params": parameters, "weight_decay": decay, "factor": factor * own}
+            for n_axes, decay, factor in ((2, stage.weight_decay, 1.0), (1, 0.0, 1.0), (0, 0.0, SCALAR_RATE))
+            for own, parameters in self._by_factor(n_axes).items()
         ]
         self.optimiser = torch.optim.AdamW(groups, lr=stage.learning_rate, fused=True)
-        self.parameters = [*decayed, *plain, *scalars]
+        self.parameters: list[torch.nn.Parameter] = [p for group in groups for p in group["params"]]
         self.steps_per_epoch = math.ceil(len(data.encoded) / data.batch_size)
         self.n_steps = self.steps_per_epoch * stage.epochs
         self.writer = _tensorboard(options.tensorboard if self.processes.is_main else None)
+
+    def _by_factor(self, n_axes: int) -> dict[float, list[torch.nn.Parameter]]:
+        """Parameters with so many axes, two standing for more, by what the stage multiplies their rates with."""
+        found: dict[float, list[torch.nn.Parameter]] = {}
+        for name, parameter in self.model.named_parameters():
+            if min(parameter.dim(), 2) == n_axes:
+                found.setdefault(self.stage.factor(name), []).append(parameter)
+        return found
 
     def run(self, step: int, optimiser_state: Tensors) -> None:
         self._load_optimiser(optimiser_state)
@@ -247,6 +256,7 @@ class _Runner:
             group["lr"] = rate * group["factor"]
         batch = self.data.share(indices, self.processes, self.device)
         batch.seed = _mix(self.options.seed, f"{self.stage.name} dropout", step)
+        batch.progress = step / self.n_steps
         with autocast(self.options.precision, self.device):
             loss = self.stage.loss(batch) * batch.weight
         self.optimiser.zero_grad(set_to_none=True)

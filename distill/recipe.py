@@ -33,6 +33,10 @@ class DistillRecipe:
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
     match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
         student's scores are scaled and shifted, so its teacher's are no target; 2Quad's rows are held in a range.
+        Or, after BERT-of-Theseus, the logits of a mixture of both models' layers (`distill.replacement`).
+    also1, also2: what a stage matches besides. Directions: of hidden states, by cosine. Probabilities: of attention,
+        after its softmax. Sinkhorn: a batch's logits as a set. Labels: the data's own, of texts without replaced words.
+    layer_rates: a layer's rate over the next higher one's, embeddings lowest; none: all have the same.
     choose_by: what says which epoch's weights are kept, on the examples set aside: how near the student's logits are to
         its teacher's, or its score, which few examples tell less exactly and which the published recipe goes by, in
         stage 2; what learns from labels alone goes by its score too.
@@ -71,14 +75,19 @@ class DistillRecipe:
     intermediate: int | None = None
     constant_norms: tuple[str, ...] = ()
     replaced: float = 0.25
+    also1: tuple[str, ...] = ()
+    also2: tuple[str, ...] = ()
+    layer_rates: float | None = None
 
 
 CHOICES = {
     "start": ("fitted", "teacher", "random"),
     "objective": ("distil", "labels"),
-    "match1": ("states+logits", "states+scores"),
+    "match1": ("states+logits", "states+scores", "mixture"),
     "choose_by": ("logits", "score"),
 }
+# Each of also1 and also2 is any of these.
+ALSO = {"also1": ("directions", "probabilities"), "also2": ("labels", "sinkhorn")}
 # Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
 PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
 

@@ -12,7 +12,6 @@ Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMN
 teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -20,16 +19,15 @@ from typing import Any, cast
 import torch
 from transformers.utils import logging as hf_logging
 
-from distill.augment import replace_tokens
 from distill.calibrate import calibrate
 from distill.deviations import set_deviations
 from distill.fit import Report, fit, layer_spans
-from distill.loop import Batch, Options, Stage, pick_device, train
-from distill.losses import logit_loss, row_loss, score_loss, state_loss
+from distill.loop import Options, pick_device, train
 from distill.model_card import base_model_of, tasks_of, write_card
+from distill.objectives import stages
 from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.ready import engines
-from distill.recipe import CHOICES, DistillRecipe
+from distill.recipe import ALSO, CHOICES, DistillRecipe
 from distill.record import versions
 from distill.workspace import Workspace
 from mpcformer.console import console
@@ -84,12 +82,22 @@ def distill_student(
             raise UserInputError(
                 f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
             )
+    for name, known in ALSO.items():
+        if others := [value for value in getattr(recipe, name) if value not in known]:
+            raise UserInputError(f"{name}: {others[0]!r} is unknown", f"choose among: {', '.join(known)}")
     check_precision(recipe.precision)
+    if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
+        raise UserInputError(f"layer_rates: {recipe.layer_rates} is not in 0..1", "give a factor above 0, or none")
     if not 0 <= recipe.replaced <= 1:
         raise UserInputError(f"--replaced: {recipe.replaced} is not in 0..1", "give a share of tokens, or 0 for none")
     if recipe.fit_tokens < 1:
         raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
     work = Workspace(out, recipe, resume=resume)
+    if "sinkhorn" in recipe.also2 and work.processes.size > 1:
+        raise UserInputError(
+            f"also2: sinkhorn compares all rows of a batch, of which {work.processes.size} processes have a share each",
+            "start one process, or leave it out",
+        )
     teacher, student = _load_pair(recipe, task)
     work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
     tokenizer = load_tokenizer(recipe.teacher)
@@ -104,7 +112,7 @@ def distill_student(
     set_deviations(student, teacher, data.encoded, pad_id=data.pad_id, teacher_layers=ends)
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     fitted = _fit(recipe, teacher, student, prepared, work) if recipe.start == "fitted" else []
-    log = train(student, _stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
+    log = train(student, stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
     made = Made(teacher, student, tokenizer, prepared, fitted, log)
     return work.processes.on_main(lambda: _save(recipe, work, task, made))
 
@@ -166,76 +174,6 @@ def _fit(
     student.load_state_dict(work.processes.tensors_of_main(lambda: dict(student.state_dict())))
     work.save("fit", dict(student.state_dict()), {"stage": 0, "step": 0, "report": report})
     return report
-
-
-def _stages(
-    recipe: DistillRecipe,
-    task: Task,
-    teacher: MPCFormerForSequenceClassification,
-    student: MPCFormerForSequenceClassification,
-    prepared: Prepared,
-) -> list[Stage]:
-    match = _matcher(teacher, student, prepared, recipe.replaced)
-    scores_too = recipe.match1 == "states+scores"
-    spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
-
-    # The published recipe leaves the rows as they come.
-    narrow = recipe.match1 == "states+logits" and recipe.softmax in ("2quad", "2quad-const")
-
-    def inside(batch: Batch) -> torch.Tensor:
-        theirs, ours = match(batch, inner=True)
-        loss = batch.tokens * state_loss(theirs, ours, batch["attention_mask"], spans)
-        if scores_too:
-            return loss + batch.pairs * score_loss(theirs, ours, batch["attention_mask"], spans)
-        if narrow:
-            loss = loss + batch.tokens * row_loss(ours, batch["attention_mask"])
-        return loss + logit_loss(theirs.logits, ours.logits, task.is_regression)
-
-    def logits(batch: Batch) -> torch.Tensor:
-        theirs, ours = match(batch, inner=narrow)
-        loss = logit_loss(theirs.logits, ours.logits, task.is_regression)
-        return loss + batch.tokens * row_loss(ours, batch["attention_mask"]) if narrow else loss
-
-    def labels(batch: Batch) -> torch.Tensor:
-        return student(**batch).loss.float()  # type: ignore[no-any-return]
-
-    if recipe.objective == "labels":
-        epochs = recipe.epochs1 + recipe.epochs2
-        return [Stage("labels", epochs, recipe.learning_rate1, labels, prepared.scorer(student))]
-    by_score = recipe.choose_by == "score"
-    score = prepared.scorer(student) if by_score else prepared.nearness(student, teacher)
-    # Published, a student has no logits before stage 2: its last layer was never trained.
-    score1 = None if scores_too else score
-    return [
-        Stage(
-            f"stage 1 ({recipe.match1})", recipe.epochs1, recipe.learning_rate1, inside, score1, recipe.linear_decay1
-        ),
-        Stage("stage 2 (logits)", recipe.epochs2, recipe.learning_rate2, logits, score),
-    ]
-
-
-def _matcher(
-    teacher: MPCFormerForSequenceClassification,
-    student: MPCFormerForSequenceClassification,
-    prepared: Prepared,
-    replaced: float,
-) -> Callable[..., tuple[Any, Any]]:
-    def match(batch: Batch, inner: bool) -> tuple[Any, Any]:
-        inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
-        if replaced:
-            # Drawn for the whole batch, of which this process may have a share: any number of processes reads the same.
-            whole = prepared.data.batch(list(batch.whole), torch.device("cpu"))
-            ids = replace_tokens(
-                whole["input_ids"], whole["attention_mask"], prepared.special, replaced, seed=batch.seed
-            )
-            own = batch["input_ids"]
-            inputs["input_ids"] = ids[list(batch.rows), : own.size(1)].to(own.device)
-        inputs |= {"output_hidden_states": inner, "output_attention_scores": inner}
-        with torch.no_grad():
-            theirs = teacher(**inputs)
-        return theirs, student(**inputs)
-
-    return match
 
 
 def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pydantic import (
     model_validator,
 )
 
-from distill.recipe import CHOICES
+from distill.recipe import ALSO, CHOICES
 from experiments.bench import SHAPES
 from experiments.outputs import Strict, one_of
 from experiments.quantities import Axis
@@ -37,6 +37,14 @@ def _known(known: tuple[str, ...], what: str) -> Any:
     return AfterValidator(lambda value: one_of(value, known, what))
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+def _is_empty(value: Mapping[str, Any] | tuple[Any, ...]) -> bool:
+    return not value
+
+
 TaskName = Annotated[str, _known(tuple(TASKS), "task")]
 Gelu = Annotated[str, _known(tuple(GELU_FORMS), "form of GeLU")]
 Softmax = Annotated[str, _known(tuple(SOFTMAX_FORMS), "form of softmax")]
@@ -59,6 +67,8 @@ class ModelSpec(Strict):
         layers, intermediate: none: the teacher's.
         constant_norms: LayerNorms that divide by a learnt constant: attention, output, all, or names.
         replaced: of the tokens in half of the texts, the share that others stand in for; none: the recipe's.
+        match1, also1, also2: what the stages match; none: the recipe's.
+        layer_rates: a layer's rate over the next higher one's; none: all have the same.
         untrained: nothing but the start.
     """
 
@@ -72,6 +82,10 @@ class ModelSpec(Strict):
     intermediate: Positive | None = None
     constant_norms: tuple[str, ...] = ()
     replaced: Annotated[float, Field(ge=0, le=1)] | None = None
+    match1: Annotated[str, _known(CHOICES["match1"], "match1")] | None = Field(default=None, exclude_if=_is_none)
+    also1: tuple[Annotated[str, _known(ALSO["also1"], "also1")], ...] = Field(default=(), exclude_if=_is_empty)
+    also2: tuple[Annotated[str, _known(ALSO["also2"], "also2")], ...] = Field(default=(), exclude_if=_is_empty)
+    layer_rates: Share | None = Field(default=None, exclude_if=_is_none)
     untrained: bool = False
 
 
@@ -87,7 +101,7 @@ class TeacherTraining(Strict):
     epochs: Positive = 3
     learning_rate: Rate = 5e-5
     learning_rates: tuple[Rate, ...] = ()
-    after: TaskName | None = Field(default=None, exclude_if=lambda value: value is None)
+    after: TaskName | None = Field(default=None, exclude_if=_is_none)
 
     @model_validator(mode="after")
     def _one_way(self) -> Self:
@@ -132,10 +146,10 @@ class StudentTraining(Strict):
     learning_rate1: Rate = 1e-4
     epochs2: Epochs = 2
     learning_rate2: Rate = 3e-5
-    labels_rate: Rate | None = Field(default=None, exclude_if=lambda value: value is None)
+    labels_rate: Rate | None = Field(default=None, exclude_if=_is_none)
     paper_share: Share = 1.0
     share: Share = Field(default=1.0, exclude_if=lambda value: value == 1)
-    batch_size: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
+    batch_size: Positive | None = Field(default=None, exclude_if=_is_none)
 
 
 class TaskSettings(Strict):
@@ -149,7 +163,7 @@ class TaskSettings(Strict):
 
     train_limit: Positive | None = None
     eval_limit: Positive | None = None
-    private_limit: Positive | None = Field(default=None, exclude_if=lambda value: value is None)
+    private_limit: Positive | None = Field(default=None, exclude_if=_is_none)
     teacher: TeacherTraining = TeacherTraining()
     student: StudentTraining = StudentTraining()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
@@ -176,13 +190,13 @@ class StudentsScale(TaskSettings):
     data: Literal["made-up", "real"] = "real"
     tasks: tuple[TaskName, ...] = Field(min_length=1)
     # Left out of a dump where there is none: records and steps made before there were any stay what they are.
-    by_task: Mapping[TaskName, TaskSettings] = Field(default={}, exclude_if=lambda value: not value)
+    by_task: Mapping[TaskName, TaskSettings] = Field(default={}, exclude_if=_is_empty)
     gelu: tuple[Gelu, ...] = Field(default=("quad",), min_length=1)
     softmax: tuple[Softmax, ...] = Field(default=("2quad",), min_length=1)
     shares: tuple[Share, ...] = Field(default=(1.0,), min_length=1)
     engines: tuple[Engine, ...] = Field(default=("mpcformer",), min_length=1)
     networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
-    models: tuple[str, ...] | None = Field(default=None, exclude_if=lambda value: value is None)
+    models: tuple[str, ...] | None = Field(default=None, exclude_if=_is_none)
     private: tuple[str, ...] | None = None
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     device: Literal["cpu", "cuda"] = "cpu"

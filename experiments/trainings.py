@@ -147,11 +147,9 @@ class Trainings:
             recipe = replace(recipe, **published)
         if model.objective == "labels" and scale.student.labels_rate:
             recipe = replace(recipe, learning_rate1=scale.student.labels_rate)
-        if model.replaced is not None:
-            recipe = replace(recipe, replaced=model.replaced)
+        own = {name: getattr(model, name) for name in ("replaced", "match1", "also1", "also2", "layer_rates", "start")}
+        recipe = replace(recipe, **{name: value for name, value in own.items() if value not in (None, ())})
         if model.untrained:
             recipe = replace(recipe, epochs1=0, epochs2=0)
-        if model.start:
-            recipe = replace(recipe, start=model.start)
         label = ", ".join(str(value) for value in variant.key().values())
         return Training(label, recipe, self.train[variant.task].digest, teacher.weights, scale.torch_threads)

@@ -127,13 +127,16 @@ class SelfAttention(nn.Module):
         scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))  # (B, A, L, L)
         context.scores.append(scores)
         context.observe(f"{name}.scores", scores, "scores")
-        if self.log_divisor is None:
-            probabilities, row_mean = self.form(scores, context.keys)
-        else:
-            probabilities, row_mean = two_quad_const(scores, context.keys, self.log_divisor.exp())
+        probabilities, row_mean = self.probabilities(scores, context.keys)
         context.observe(f"{name}.row_mean", row_mean, "queries")
         attended: torch.Tensor = self.dropout(probabilities) @ value
         return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
+
+    def probabilities(self, scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """This layer's form of softmax over (B, A, L, L) scores, keys (B, 1, 1, L) of 0 and 1; see `SOFTMAX_FORMS`."""
+        if self.log_divisor is None:
+            return self.form(scores, keys)
+        return two_quad_const(scores, keys, self.log_divisor.exp())
 
 
 class ResidualOutput(nn.Module):

@@ -116,7 +116,7 @@ def test_teacher_and_student_read_the_same_replaced_texts(
     forward = MPCFormerForSequenceClassification.forward
 
     def noted(self: MPCFormerForSequenceClassification, *args: object, **inputs: object) -> object:
-        if torch.is_grad_enabled() or "output_hidden_states" in inputs:
+        if "output_attention_scores" in inputs:
             seen.append(inputs["input_ids"].clone())  # type: ignore[attr-defined]
         return forward(self, *args, **inputs)
 
@@ -239,6 +239,9 @@ def test_paper_recipe() -> None:
         ({"replaced": 1.5}, "--replaced: 1.5 is not in 0..1"),
         ({"match1": "all"}, "^match1: 'all' is unknown"),
         ({"choose_by": "luck"}, "^choose_by: 'luck' is unknown"),
+        ({"also1": ("labels",)}, "^also1: 'labels' is unknown"),
+        ({"also2": ("labels", "luck")}, "^also2: 'luck' is unknown"),
+        ({"layer_rates": 0.0}, "^layer_rates: 0.0 is not in 0..1"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),

@@ -12,8 +12,8 @@ from distill.recipe import DistillRecipe, TeacherRecipe
 from experiments import models, replay, students
 from experiments.replay import ReplayOptions, run
 from experiments.scales import StudentsScale
-from experiments.spec import StudentsExperiment, find
-from experiments.trainings import Teacher
+from experiments.spec import StudentsExperiment, find, scale_of
+from experiments.trainings import Teacher, TrainingData, Trainings
 from experiments.work import Found
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling import load_checkpoint
@@ -92,6 +92,31 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
     with pytest.raises(KeyboardInterrupt):
         other._infer({"task": "stsb", "engine": "mpcformer", "network": "none"}, some, some, Found())
     assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
+
+
+def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_hash() -> None:
+    spec = replay.load(find("ablation-recipe"))
+    assert isinstance(spec, StudentsExperiment)
+    data = {"stsb": TrainingData(5000, "d")}
+    trainings = Trainings(spec.models, scale_of(spec, "cpu"), data, None, Path("backbone"), "b")  # type: ignore[arg-type]
+    teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
+    of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}) for v in trainings.variants()}
+    ours = of.pop("our recipe")
+    expected: dict[str, dict[str, Any]] = {
+        "no replaced words": {"replaced": 0.0},
+        "the teacher's weights, not fitted": {"start": "teacher"},
+        "our start, untrained": {"epochs1": 0, "epochs2": 0},
+        "and directions of hidden states": {"also1": ("directions",)},
+        "and attention probabilities": {"also1": ("probabilities",)},
+        "and Sinkhorn's distance of logits": {"also2": ("sinkhorn",)},
+        "and labels": {"also2": ("labels",)},
+        "and lower layers slower": {"layer_rates": 0.9},
+        "gradual replacement in stage 1": {"match1": "mixture"},
+    }
+    for name, changes in expected.items():
+        assert of.pop(name).recipe == replace(ours.recipe, **changes)  # type: ignore[arg-type]
+    assert not of
+    assert not set(ours.facts()["recipe"]) & {"also1", "also2", "layer_rates"}
 
 
 def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tmp_path: Path, counted: Counted) -> None:

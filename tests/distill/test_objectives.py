@@ -1,0 +1,195 @@
+"""What a stage can match besides, gradual replacement and layer-wise rates: by hand, and in a training."""
+
+import itertools
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from distill.losses import direction_loss, probability_loss, sinkhorn_loss
+from distill.recipe import DistillRecipe, TeacherRecipe
+from distill.replacement import FIRST, mixed_forward
+from distill.student import distill_student
+from distill.teacher import train_teacher
+from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint
+from tests.tiny import save_bert
+
+SETTINGS: dict[str, Any] = {
+    "task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15, "limit": 64,
+}  # fmt: skip
+MASK = torch.tensor([[1, 1, 0]])
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
+    folder = tmp_path_factory.mktemp("objectives")
+    base = save_bert(folder / "base")
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=1, learning_rate=3e-3, **SETTINGS)
+    train_teacher(recipe, folder / "teacher")
+    return folder / "teacher"
+
+
+def recipe_for(teacher: Path, data_dir: Path, **changes: Any) -> DistillRecipe:
+    rates = {"learning_rate1": 1e-3, "learning_rate2": 1e-3, "epochs1": 1, "epochs2": 1}
+    return DistillRecipe(teacher=teacher, data_dir=data_dir, **(SETTINGS | rates | changes))
+
+
+def test_directions_do_not_mind_lengths() -> None:
+    theirs = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])
+    ours = torch.tensor([[[3.0, 0.0], [4.0, 0.0], [-9.0, 9.0]]])  # as theirs, at a right angle, padding
+    both = (SimpleNamespace(hidden_states=[theirs, theirs]), SimpleNamespace(hidden_states=[ours, ours]))
+    assert direction_loss(*both, MASK, [(0, 1)]).item() == pytest.approx(0.5 + 0.5)
+
+
+def test_probabilities_are_compared_row_by_row() -> None:
+    theirs, ours = torch.full((1, 1, 3, 3), 0.5), torch.full((1, 1, 3, 3), 0.5)
+    ours[0, 0, 0] = torch.tensor([0.75, 0.25, 9.0])
+    ours[0, 0, 2] = 7.0  # padding asks nothing
+    divergence = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
+    assert probability_loss([theirs], [ours], MASK).item() == pytest.approx(divergence / 2)
+    assert probability_loss([theirs], [theirs], MASK).item() == 0.0
+    # Rows that add up to something else differ, even if in proportion.
+    assert probability_loss([theirs], [0.5 * theirs], MASK).item() > 0.1
+
+
+@pytest.mark.parametrize("regression", [False, True])
+def test_sinkhorn_minds_the_set_and_not_the_order(regression: bool) -> None:
+    theirs = torch.tensor([[4.0], [0.0], [2.0]]) if regression else torch.tensor([[4.0, 0.0], [0.0, 4.0], [0.0, 0.0]])
+    assert sinkhorn_loss(theirs, theirs.flip(0), regression).item() < 0.05
+    assert sinkhorn_loss(theirs, theirs, regression).item() < 0.05
+    away = theirs + 1.0 if regression else -3.0 * theirs + torch.tensor([2.0, 0.0])
+    assert sinkhorn_loss(theirs, away, regression).item() > 0.2
+    if regression:  # each value is moved by one, and the cheapest transport moves nothing further
+        assert sinkhorn_loss(theirs, away, regression).item() == pytest.approx(1.0, abs=0.01)
+
+
+def test_a_mixture_is_one_model_or_the_other(teacher: Path) -> None:
+    theirs = load_checkpoint(teacher)
+    ours = load_checkpoint(teacher, gelu="quad", softmax="2quad")
+    inputs = {
+        "input_ids": torch.tensor([[2, 7, 8, 3], [2, 9, 3, 0]]),
+        "attention_mask": torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0]]),
+        "token_type_ids": torch.zeros(2, 4, dtype=torch.long),
+    }
+    spans = [(0, 1), (1, 2)]
+    whole = {name: model(**inputs).logits for name, model in (("theirs", theirs), ("ours", ours))}
+    drawn: list[int] = []
+    for seed in range(60):
+        logits, output = mixed_forward(theirs, ours, inputs, spans, progress=0.0, seed=seed)
+        drawn.append(len(output.attention_scores))
+        expected = {0: "theirs", 2: "ours"}.get(drawn[-1])
+        others = [value for name, value in whole.items() if name != expected]
+        assert expected is None or torch.allclose(logits, whole[expected], atol=1e-5)
+        assert not any(torch.allclose(logits, other, atol=1e-4) for other in others)
+    assert set(drawn) == {0, 1, 2}
+    assert abs(sum(drawn) / 120 - FIRST) < 0.15
+    last, _ = mixed_forward(theirs, ours, inputs, spans, progress=1.0, seed=0)
+    assert torch.allclose(last, whole["ours"], atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def plain(teacher: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
+    """Students without anything besides, by epochs of each stage."""
+    folders = {epochs: tmp_path_factory.mktemp("plain") / "student" for epochs in ((1, 0), (0, 2))}
+    for (epochs1, epochs2), folder in folders.items():
+        distill_student(recipe_for(teacher, data_dir, epochs1=epochs1, epochs2=epochs2), folder)
+    return folders
+
+
+@pytest.mark.parametrize(
+    ("changes", "epochs"),
+    [
+        ({"match1": "mixture"}, (1, 0)),
+        ({"also1": ("directions",)}, (1, 0)),
+        ({"also1": ("probabilities",)}, (1, 0)),
+        ({"layer_rates": 0.5}, (1, 0)),
+        ({"also2": ("sinkhorn",)}, (0, 2)),
+        ({"also2": ("labels",)}, (0, 2)),
+    ],
+)
+def test_each_changes_the_student(
+    teacher: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    plain: dict[tuple[int, int], Path],
+    changes: dict[str, Any],
+    epochs: tuple[int, int],
+) -> None:
+    recipe = recipe_for(teacher, data_dir, epochs1=epochs[0], epochs2=epochs[1], **changes)
+    record = distill_student(recipe, tmp_path / "student")
+    assert all(math.isfinite(row["loss"]) for row in record["log"])
+    before, after = (load_file(folder / "model.safetensors") for folder in (plain[epochs], tmp_path / "student"))
+    assert any(not torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"match1": "mixture", "layers": 1, "also2": ("sinkhorn", "labels"), "layer_rates": 0.5},
+        {"also1": ("probabilities", "directions"), "softmax": "2quad-const", "layers": 1},
+    ],
+)
+def test_stopped_and_resumed_the_weights_are_the_same(
+    teacher: Path, data_dir: Path, tmp_path: Path, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = recipe_for(teacher, data_dir, **changes)
+    distill_student(recipe, tmp_path / "whole")
+    _stop_after(9, monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        distill_student(recipe, tmp_path / "resumed", checkpoint_minutes=0.0)
+    monkeypatch.undo()
+    distill_student(recipe, tmp_path / "resumed", resume=True)
+    whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def _stop_after(n_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    clip, count = torch.nn.utils.clip_grad_norm_, itertools.count()
+
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if next(count) == n_steps:
+            raise KeyboardInterrupt
+        return clip(*args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", stop)
+
+
+def test_texts_with_replaced_words_have_no_label(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With every row replaced, labels weigh nothing; with none they do."""
+    monkeypatch.setattr("distill.augment.ROWS", 1.1)
+    weights = {}
+    for replaced, also in itertools.product((0.0, 1.0), ((), ("labels",))):
+        folder = tmp_path / f"{replaced}-{len(also)}"
+        distill_student(recipe_for(teacher, data_dir, epochs1=0, replaced=replaced, also2=also), folder)
+        weights[replaced, len(also)] = load_file(folder / "model.safetensors")["classifier.weight"]
+    assert not torch.equal(weights[0.0, 0], weights[0.0, 1])
+    assert torch.equal(weights[1.0, 0], weights[1.0, 1])
+
+
+def test_lower_layers_move_less(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    """After one step of Adam, which moves a weight with a gradient worth the name by its rate."""
+    moved = {}
+    common: dict[str, Any] = {"epochs1": 0, "batch_size": 64, "layer_rates": 0.25}
+    for name, epochs in (("start", 0), ("moved", 1)):
+        distill_student(recipe_for(teacher, data_dir, epochs2=epochs, **common), tmp_path / name)
+    before, after = (load_checkpoint(tmp_path / name) for name in ("start", "moved"))
+    for name, part in {
+        "embeddings": "bert.embeddings.LayerNorm.weight",
+        "0": "bert.encoder.layer.0.output.LayerNorm.weight",
+        "1": "bert.encoder.layer.1.output.LayerNorm.weight",
+        "pooler": "bert.pooler.dense.bias",
+    }.items():
+        moved[name] = _moved(before, after, part)
+    assert moved["0"] / moved["1"] == pytest.approx(0.25, rel=0.1)
+    assert moved["embeddings"] / moved["0"] == pytest.approx(0.25, rel=0.1)
+    assert moved["pooler"] / moved["1"] == pytest.approx(1.0, rel=0.1)
+
+
+def _moved(before: MPCFormerForSequenceClassification, after: MPCFormerForSequenceClassification, name: str) -> float:
+    return float((before.get_parameter(name) - after.get_parameter(name)).detach().abs().max())
