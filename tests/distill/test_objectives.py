@@ -10,11 +10,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import distill.student
 from distill.losses import direction_loss, probability_loss, sinkhorn_loss
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.replacement import FIRST, mixed_forward
 from distill.student import distill_student
 from distill.teacher import train_teacher
+from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint
 from tests.tiny import save_bert
 
@@ -145,6 +147,15 @@ def test_stopped_and_resumed_the_weights_are_the_same(
     distill_student(recipe, tmp_path / "resumed", resume=True)
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
     assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+
+
+def test_sinkhorn_is_for_one_process(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two = SimpleNamespace(processes=SimpleNamespace(size=2))
+    monkeypatch.setattr(distill.student, "Workspace", lambda *_, **__: two)
+    with pytest.raises(UserInputError, match="sinkhorn compares all rows of a batch, of which 2 processes"):
+        distill_student(recipe_for(teacher, data_dir, also2=("sinkhorn",)), tmp_path / "student")
 
 
 def _stop_after(n_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
