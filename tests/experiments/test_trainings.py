@@ -12,7 +12,7 @@ from distill.recipe import DistillRecipe, TeacherRecipe
 from experiments import models, replay, students
 from experiments.replay import ReplayOptions, run
 from experiments.scales import StudentsScale
-from experiments.spec import StudentsExperiment, find, scale_of
+from experiments.spec import StudentsExperiment, find
 from experiments.trainings import Teacher, TrainingData, Trainings
 from experiments.work import Found
 from mpcformer.files import read_json, sha256_file, write_json
@@ -98,7 +98,8 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
     spec = replay.load(find("ablation-recipe"))
     assert isinstance(spec, StudentsExperiment)
     data = {"stsb": TrainingData(5000, "d")}
-    trainings = Trainings(spec.models, scale_of(spec, "cpu"), data, None, Path("backbone"), "b")  # type: ignore[arg-type]
+    scale = spec.scale["cpu"].model_copy(update={"models": None})
+    trainings = Trainings(spec.models, scale, data, None, Path("backbone"), "b")
     teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
     of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}) for v in trainings.variants()}
     ours = of.pop("our recipe")
