@@ -112,8 +112,9 @@ def _metric(task: Task) -> str:
 
 
 def _settings(recipe: Any) -> dict[str, Any]:
-    """The recipe without what names a place."""
+    """The recipe without what names a place, and without what it does not ask for."""
     values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    values = {key: value for key, value in values.items() if key == "limit" or value not in (None, ())}
     del values["task"]
     return {
         key: value

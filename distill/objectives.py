@@ -46,7 +46,7 @@ def stages(recipe: DistillRecipe, task: Task, teacher: Model, student: Model, pr
     by_score = recipe.choose_by == "score"
     score = prepared.scorer(student) if by_score else prepared.nearness(student, teacher)
     # Published, a student has no logits before stage 2: its last layer was never trained.
-    score1 = None if recipe.match1 == "states+scores" else score
+    score1 = None if losses.published else score
     first = losses.mixture if recipe.match1 == "mixture" else losses.inside
     rate1, rate2, decay = recipe.learning_rate1, recipe.learning_rate2, recipe.linear_decay1
     return [

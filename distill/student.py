@@ -82,12 +82,10 @@ def distill_student(
             raise UserInputError(
                 f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
             )
-    for name, known in ALSO.items():
-        if others := [value for value in getattr(recipe, name) if value not in known]:
-            raise UserInputError(f"{name}: {others[0]!r} is unknown", f"choose among: {', '.join(known)}")
+    _check_besides(recipe)
     check_precision(recipe.precision)
     if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
-        raise UserInputError(f"layer_rates: {recipe.layer_rates} is not in 0..1", "give a factor above 0, or none")
+        raise UserInputError(f"layer_rates: {recipe.layer_rates} is not above 0 and at most 1", "give such a factor")
     if not 0 <= recipe.replaced <= 1:
         raise UserInputError(f"--replaced: {recipe.replaced} is not in 0..1", "give a share of tokens, or 0 for none")
     if recipe.fit_tokens < 1:
@@ -115,6 +113,20 @@ def distill_student(
     log = train(student, stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
     made = Made(teacher, student, tokenizer, prepared, fitted, log)
     return work.processes.on_main(lambda: _save(recipe, work, task, made))
+
+
+def _check_besides(recipe: DistillRecipe) -> None:
+    """Refuse what a stage cannot match besides, and what would silently not be matched at all."""
+    for name, known in ALSO.items():
+        asked = getattr(recipe, name)
+        if others := [value for value in asked if value not in known]:
+            raise UserInputError(f"{name}: {others[0]!r} is unknown", f"choose among: {', '.join(known)}")
+        if asked and recipe.objective == "labels":
+            raise UserInputError(f"{name}: {asked[0]} has no place in a training on labels alone", "leave it out")
+    if recipe.also1 and recipe.match1 == "mixture":
+        raise UserInputError(
+            f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone", "leave one out"
+        )
 
 
 def _load_pair(

@@ -1,10 +1,8 @@
 """The recipes: losses fall, the teacher stays still, resuming changes nothing, the reported split is never opened."""
 
 import json
-import math
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +12,7 @@ from safetensors.torch import load_file
 import distill.loop
 import distill.student
 from distill.deviations import set_deviations
-from distill.losses import ROW_MEANS, logit_loss, row_loss, score_loss, state_loss
+from distill.losses import ROW_MEANS, logit_loss
 from distill.prepare import Prepared
 from distill.ready import RUNS
 from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
@@ -170,37 +168,6 @@ def test_the_reported_split_is_never_opened(teacher: Path, tmp_path: Path) -> No
     distill_student(recipe_for(teacher, data, epochs1=1, epochs2=1), tmp_path / "student")
 
 
-def test_losses_by_hand() -> None:
-    mask = torch.tensor([[1, 1, 0]])
-    theirs = SimpleNamespace(hidden_states=[torch.zeros(1, 3, 2)], attention_scores=[torch.zeros(1, 2, 3, 3)])
-    hidden, scores = torch.ones(1, 3, 2), torch.full((1, 2, 3, 3), 3.0)
-    hidden[:, 2], scores[:, :, 2], scores[..., 2] = 1e6, 1e6, 1e6  # padding
-    ours = SimpleNamespace(hidden_states=[hidden], attention_scores=[scores])
-    assert score_loss(theirs, ours, mask, [(0, 1)]).item() == pytest.approx(9.0)
-    assert state_loss(theirs, ours, mask, []).item() == pytest.approx(1.0)
-    theirs.hidden_states = [torch.full((1, 3, 2), float(layer)) for layer in range(5)]
-    ours.hidden_states = [torch.zeros(1, 3, 2), hidden, hidden]
-    assert state_loss(theirs, ours, mask, [(0, 2), (2, 4)]).item() == pytest.approx(1.0 + 9.0), "layers 2 and 4"
-    logits = torch.tensor([[2.0, -1.0]])
-    probabilities = logits.softmax(-1)
-    entropy = -(probabilities * probabilities.log()).sum()
-    assert logit_loss(logits, logits, False).item() == pytest.approx(entropy.item())
-    assert logit_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]), True).item() == 4.0
-
-
-def test_rows_inside_their_range_cost_nothing() -> None:
-    mask = torch.tensor([[1, 1, 0]])
-    scores = torch.zeros(1, 2, 3, 3)  # each row's mean is 25
-    scores[:, :, 2], scores[..., 2] = 1e3, 1e3  # padding
-    assert row_loss(SimpleNamespace(attention_scores=[scores]), mask).item() == 0.0
-    low, high = scores.clone(), scores.clone()
-    low[0, 0, 0, :2] = -4.0  # one row of four has a mean of 1
-    high[0, 1, 1, :2] = 15.0  # and one of 400
-    loss = row_loss(SimpleNamespace(attention_scores=[scores, low, high]), mask).item()
-    least, most = ROW_MEANS
-    assert loss == pytest.approx((math.log(least) ** 2 + math.log(400 / most) ** 2) / 4)
-
-
 @pytest.mark.parametrize("softmax", ["2quad", "2quad-const"])
 def test_training_keeps_the_rows_in_their_range(teacher: Path, data_dir: Path, tmp_path: Path, softmax: str) -> None:
     distill_student(recipe_for(teacher, data_dir, softmax=softmax, epochs1=6), tmp_path / "student")
@@ -241,7 +208,9 @@ def test_paper_recipe() -> None:
         ({"choose_by": "luck"}, "^choose_by: 'luck' is unknown"),
         ({"also1": ("labels",)}, "^also1: 'labels' is unknown"),
         ({"also2": ("labels", "luck")}, "^also2: 'luck' is unknown"),
-        ({"layer_rates": 0.0}, "^layer_rates: 0.0 is not in 0..1"),
+        ({"also1": ("directions",), "match1": "mixture"}, "^also1: directions has no place beside match1 mixture"),
+        ({"also2": ("sinkhorn",), "objective": "labels"}, "^also2: sinkhorn has no place in a training on labels"),
+        ({"layer_rates": 0.0}, "^layer_rates: 0.0 is not above 0"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),

@@ -1,4 +1,4 @@
-"""What a stage can match besides, gradual replacement and layer-wise rates: by hand, and in a training."""
+"""What stages match, gradual replacement and layer-wise rates: by hand, and in a training."""
 
 import itertools
 import math
@@ -11,7 +11,16 @@ import torch
 from safetensors.torch import load_file
 
 import distill.student
-from distill.losses import direction_loss, probability_loss, sinkhorn_loss
+from distill.losses import (
+    ROW_MEANS,
+    direction_loss,
+    logit_loss,
+    probability_loss,
+    row_loss,
+    score_loss,
+    sinkhorn_loss,
+    state_loss,
+)
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.replacement import FIRST, mixed_forward
 from distill.student import distill_student
@@ -38,6 +47,37 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 def recipe_for(teacher: Path, data_dir: Path, **changes: Any) -> DistillRecipe:
     rates = {"learning_rate1": 1e-3, "learning_rate2": 1e-3, "epochs1": 1, "epochs2": 1}
     return DistillRecipe(teacher=teacher, data_dir=data_dir, **(SETTINGS | rates | changes))
+
+
+def test_losses_by_hand() -> None:
+    mask = torch.tensor([[1, 1, 0]])
+    theirs = SimpleNamespace(hidden_states=[torch.zeros(1, 3, 2)], attention_scores=[torch.zeros(1, 2, 3, 3)])
+    hidden, scores = torch.ones(1, 3, 2), torch.full((1, 2, 3, 3), 3.0)
+    hidden[:, 2], scores[:, :, 2], scores[..., 2] = 1e6, 1e6, 1e6  # padding
+    ours = SimpleNamespace(hidden_states=[hidden], attention_scores=[scores])
+    assert score_loss(theirs, ours, mask, [(0, 1)]).item() == pytest.approx(9.0)
+    assert state_loss(theirs, ours, mask, []).item() == pytest.approx(1.0)
+    theirs.hidden_states = [torch.full((1, 3, 2), float(layer)) for layer in range(5)]
+    ours.hidden_states = [torch.zeros(1, 3, 2), hidden, hidden]
+    assert state_loss(theirs, ours, mask, [(0, 2), (2, 4)]).item() == pytest.approx(1.0 + 9.0), "layers 2 and 4"
+    logits = torch.tensor([[2.0, -1.0]])
+    probabilities = logits.softmax(-1)
+    entropy = -(probabilities * probabilities.log()).sum()
+    assert logit_loss(logits, logits, False).item() == pytest.approx(entropy.item())
+    assert logit_loss(torch.tensor([[1.0]]), torch.tensor([[3.0]]), True).item() == 4.0
+
+
+def test_rows_inside_their_range_cost_nothing() -> None:
+    mask = torch.tensor([[1, 1, 0]])
+    scores = torch.zeros(1, 2, 3, 3)  # each row's mean is 25
+    scores[:, :, 2], scores[..., 2] = 1e3, 1e3  # padding
+    assert row_loss(SimpleNamespace(attention_scores=[scores]), mask).item() == 0.0
+    low, high = scores.clone(), scores.clone()
+    low[0, 0, 0, :2] = -4.0  # one row of four has a mean of 1
+    high[0, 1, 1, :2] = 15.0  # and one of 400
+    loss = row_loss(SimpleNamespace(attention_scores=[scores, low, high]), mask).item()
+    least, most = ROW_MEANS
+    assert loss == pytest.approx((math.log(least) ** 2 + math.log(400 / most) ** 2) / 4)
 
 
 def test_directions_do_not_mind_lengths() -> None:

@@ -103,6 +103,7 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
     teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
     of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}) for v in trainings.variants()}
     ours = of.pop("our recipe")
+    assert isinstance(ours.recipe, DistillRecipe)
     expected: dict[str, dict[str, Any]] = {
         "no replaced words": {"replaced": 0.0},
         "the teacher's weights, not fitted": {"start": "teacher"},
@@ -115,7 +116,7 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
         "gradual replacement in stage 1": {"match1": "mixture"},
     }
     for name, changes in expected.items():
-        assert of.pop(name).recipe == replace(ours.recipe, **changes)  # type: ignore[arg-type]
+        assert of.pop(name).recipe == replace(ours.recipe, **changes)
     assert not of
     assert not set(ours.facts()["recipe"]) & {"also1", "also2", "layer_rates"}
 
