@@ -72,7 +72,7 @@ def distill(
     data_dir: DataDir = None,
     limit: Limit = None,
     recipe: Annotated[str, typer.Option(help="fitted (the options below) or paper (the published ones).")] = "fitted",
-    epochs1: Annotated[int, typer.Option(help="Stage 1, hidden states and logits: passes.")] = 4,
+    epochs1: Annotated[int, typer.Option(help="Stage 1, hidden states, attention and logits: passes.")] = 4,
     lr1: Annotated[float, typer.Option(help="Stage 1: peak learning rate.")] = 1e-4,
     epochs2: Annotated[int, typer.Option(help="Stage 2, logits: passes.")] = 2,
     lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
@@ -113,6 +113,8 @@ def distill(
         options |= paper_recipe(task)
     elif recipe != "fitted":
         raise UserInputError(f"--recipe: {recipe!r} is unknown", "choose one of: fitted, paper")
+    if objective == "labels":
+        options["also1"] = ()
     made = DistillRecipe(
         teacher=teacher,
         task=task,

@@ -36,6 +36,7 @@ class DistillRecipe:
         Or, after BERT-of-Theseus, the logits of a mixture of both models' layers (`distill.replacement`).
     also1, also2: what a stage matches besides. Directions: of hidden states, by cosine. Probabilities: of attention,
         after its softmax. Sinkhorn: a batch's logits as a set. Labels: the data's own, of texts without replaced words.
+        What learns from labels alone matches nothing, and a mixture's stage 1 nothing besides.
     layer_rates: a layer's rate over the next higher one's, embeddings lowest; none: all have the same.
     choose_by: what says which epoch's weights are kept, on the examples set aside: how near the student's logits are to
         its teacher's, or its score, which few examples tell less exactly and which the published recipe goes by, in
@@ -75,7 +76,7 @@ class DistillRecipe:
     intermediate: int | None = None
     constant_norms: tuple[str, ...] = ()
     replaced: float = 0.25
-    also1: tuple[str, ...] = ()
+    also1: tuple[str, ...] = ("probabilities",)
     also2: tuple[str, ...] = ()
     layer_rates: float | None = None
 
@@ -112,5 +113,6 @@ def paper_recipe(task: str) -> dict[str, Any]:
         "match1": "states+scores",
         "choose_by": "score",
         "replaced": 0.0,
+        "also1": (),
         "max_length": 512 if task == "imdb" else 128,
     }

@@ -1,7 +1,8 @@
 """Distil the MPC-friendly student from a teacher: a start, then two stages.
 
 Ours: the teacher's weights, fitted to the student's forms in closed form (`distill.fit`); stage 1 matches all hidden
-states and the logits together, stage 2 the logits alone; both hold 2Quad's rows in a narrow range.
+states, all attention probabilities and the logits together, stage 2 the logits alone; both hold 2Quad's rows in a
+narrow range.
 Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
 states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
 `start` random starts from fresh weights.
@@ -121,11 +122,11 @@ def _check_besides(recipe: DistillRecipe) -> None:
         asked = getattr(recipe, name)
         if others := [value for value in asked if value not in known]:
             raise UserInputError(f"{name}: {others[0]!r} is unknown", f"choose among: {', '.join(known)}")
-        if asked and recipe.objective == "labels":
-            raise UserInputError(f"{name}: {asked[0]} has no place in a training on labels alone", "leave it out")
+    if recipe.also2 and recipe.objective == "labels":
+        raise UserInputError(f"also2: {recipe.also2[0]} has no place in a training on labels alone", "leave it out")
     if recipe.also1 and recipe.match1 == "mixture":
         raise UserInputError(
-            f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone", "leave one out"
+            f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone", "give none"
         )
 
 

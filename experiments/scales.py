@@ -67,7 +67,7 @@ class ModelSpec(Strict):
         layers, intermediate: none: the teacher's.
         constant_norms: LayerNorms that divide by a learnt constant: attention, output, all, or names.
         replaced: of the tokens in half of the texts, the share that others stand in for; none: the recipe's.
-        match1, also1, also2: what the stages match; none: the recipe's.
+        match1, also1, also2: what the stages match; none: the recipe's; no also1 at all: [].
         layer_rates: a layer's rate over the next higher one's; none: all have the same.
         untrained: nothing but the start.
     """
@@ -83,7 +83,7 @@ class ModelSpec(Strict):
     constant_norms: tuple[str, ...] = ()
     replaced: Annotated[float, Field(ge=0, le=1)] | None = None
     match1: Annotated[str, _known(CHOICES["match1"], "match1")] | None = Field(default=None, exclude_if=_is_none)
-    also1: tuple[Annotated[str, _known(ALSO["also1"], "also1")], ...] = Field(default=(), exclude_if=_is_empty)
+    also1: tuple[Annotated[str, _known(ALSO["also1"], "also1")], ...] | None = Field(default=None, exclude_if=_is_none)
     also2: tuple[Annotated[str, _known(ALSO["also2"], "also2")], ...] = Field(default=(), exclude_if=_is_empty)
     layer_rates: Share | None = Field(default=None, exclude_if=_is_none)
     untrained: bool = False

@@ -145,11 +145,11 @@ class Trainings:
             for name in ("epochs1", "epochs2"):
                 published[name] = max(1, round(published[name] * scale.student.paper_share))
             recipe = replace(recipe, **published)
-        if model.objective == "labels" and scale.student.labels_rate:
-            recipe = replace(recipe, learning_rate1=scale.student.labels_rate)
+        if model.objective == "labels":
+            recipe = replace(recipe, learning_rate1=scale.student.labels_rate or recipe.learning_rate1, also1=())
         own = {name: getattr(model, name) for name in ("replaced", "match1", "also1", "also2", "layer_rates", "start")}
-        recipe = replace(recipe, **{name: value for name, value in own.items() if value not in (None, ())})
+        recipe = replace(recipe, **{name: value for name, value in own.items() if value is not None})
         if model.untrained:
-            recipe = replace(recipe, epochs1=0, epochs2=0)
+            recipe = replace(recipe, epochs1=0, epochs2=0, also1=())
         label = ", ".join(str(value) for value in variant.key().values())
         return Training(label, recipe, self.train[variant.task].digest, teacher.weights, scale.torch_threads)

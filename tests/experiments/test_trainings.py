@@ -105,20 +105,34 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
     ours = of.pop("our recipe")
     assert isinstance(ours.recipe, DistillRecipe)
     expected: dict[str, dict[str, Any]] = {
-        "no replaced words": {"replaced": 0.0},
-        "the teacher's weights, not fitted": {"start": "teacher"},
         "our start, untrained": {"epochs1": 0, "epochs2": 0},
-        "and directions of hidden states": {"also1": ("directions",)},
-        "and attention probabilities": {"also1": ("probabilities",)},
-        "and Sinkhorn's distance of logits": {"also2": ("sinkhorn",)},
-        "and labels": {"also2": ("labels",)},
-        "and lower layers slower": {"layer_rates": 0.9},
-        "gradual replacement in stage 1": {"match1": "mixture"},
+        "no attention probabilities": {},
+        "nor replaced words": {"replaced": 0.0},
+        "nor the fit: the teacher's weights": {"start": "teacher"},
+        "but directions of hidden states": {"also1": ("directions",)},
+        "but Sinkhorn's distance of logits": {"also2": ("sinkhorn",)},
+        "but labels": {"also2": ("labels",)},
+        "but lower layers slower": {"layer_rates": 0.9},
+        "but gradual replacement in stage 1": {"match1": "mixture"},
     }
+    assert ours.recipe.also1 == ("probabilities",)
+    plain = of["no attention probabilities"]
     for name, changes in expected.items():
-        assert of.pop(name).recipe == replace(ours.recipe, **changes)
+        assert of.pop(name).recipe == replace(ours.recipe, **({"also1": ()} | changes))
     assert not of
-    assert not set(ours.facts()["recipe"]) & {"also1", "also2", "layer_rates"}
+    assert not set(plain.facts()["recipe"]) & {"also1", "also2", "layer_rates"}
+
+
+def test_a_baseline_matches_no_attention() -> None:
+    spec = replay.load(find("glue"))
+    assert isinstance(spec, StudentsExperiment)
+    scale = spec.scale["cpu"].model_copy(update={"models": None, "tasks": ("stsb",), "by_task": {}})
+    trainings = Trainings(spec.models, scale, {"stsb": TrainingData(5000, "d")}, None, Path("backbone"), "b")
+    teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
+    of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}).recipe for v in trainings.variants()}
+    matching = {name for name, recipe in of.items() if isinstance(recipe, DistillRecipe) and recipe.also1}
+    assert len(of) == 5
+    assert matching == {"our recipe"}
 
 
 def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tmp_path: Path, counted: Counted) -> None:
