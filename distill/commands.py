@@ -96,7 +96,7 @@ def distill(
     tensorboard: TensorBoard = None,
 ) -> None:
     """Distil an MPC-friendly student from a teacher."""
-    from distill.recipe import DistillRecipe, paper_recipe
+    from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from mpcformer.modeling.configuration import split_norms
 
@@ -108,13 +108,14 @@ def distill(
         "max_length": max_length,
         "start": start,
         "replaced": replaced,
+        "objective": objective,
     }
     if recipe == "paper":
         options |= paper_recipe(task)
     elif recipe != "fitted":
         raise UserInputError(f"--recipe: {recipe!r} is unknown", "choose one of: fitted, paper")
     if objective == "labels":
-        options["also1"] = ()
+        options |= LABELS_ALONE
     made = DistillRecipe(
         teacher=teacher,
         task=task,
@@ -126,7 +127,6 @@ def distill(
         batch_size=batch_size,
         seed=seed,
         precision=precision,
-        objective=objective,
         layers=layers,
         intermediate=intermediate,
         **options,

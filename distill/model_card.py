@@ -4,12 +4,12 @@ It says what the record says, and nothing that should stay here: no sentence of 
 """
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from distill.recipe import asked
 from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_text
 from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges, default_backbone
@@ -112,10 +112,8 @@ def _metric(task: Task) -> str:
 
 
 def _settings(recipe: Any) -> dict[str, Any]:
-    """The recipe without what names a place, and without what it does not ask for."""
-    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
-    values = {key: value for key, value in values.items() if key == "limit" or value not in (None, ())}
-    del values["task"]
+    """What the recipe asks for, without what names a place."""
+    values = {key: value for key, value in asked(recipe).items() if key != "task"}
     return {
         key: value
         for key, value in values.items()

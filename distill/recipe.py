@@ -1,6 +1,6 @@
 """How a teacher and a student are made: our recipe, and the published one."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,11 @@ class DistillRecipe:
     layer_rates: float | None = None
 
 
+def asked(recipe: TeacherRecipe | DistillRecipe) -> dict[str, Any]:
+    """A recipe's fields without those that ask for nothing: one that learns a new option still says what it did."""
+    return {key: value for key, value in asdict(recipe).items() if value not in (None, ())}
+
+
 CHOICES = {
     "start": ("fitted", "teacher", "random"),
     "objective": ("distil", "labels"),
@@ -89,6 +94,8 @@ CHOICES = {
 }
 # Each of also1 and also2 is any of these.
 ALSO = {"also1": ("directions", "probabilities"), "also2": ("labels", "sinkhorn")}
+# What learns from the labels alone matches nothing of a teacher.
+LABELS_ALONE: dict[str, Any] = {"objective": "labels", "also1": ()}
 # Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
 PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from distill.loop import autocast, pick_device
-from distill.recipe import DistillRecipe, TeacherRecipe
+from distill.recipe import DistillRecipe, TeacherRecipe, asked
 from distill.record import versions
 from distill.student import distill_student
 from distill.teacher import train_teacher
@@ -75,10 +75,9 @@ class Training:
     def facts(self) -> dict[str, Any]:
         """What the model's hash is of."""
         device = pick_device()
-        recipe = {key: value for key, value in asdict(self.recipe).items() if key not in PLACES}
-        if isinstance(self.recipe, DistillRecipe):
-            # What is not asked for says nothing: a recipe that learns a new option keeps its models.
-            recipe = {key: value for key, value in recipe.items() if value not in (None, ())}
+        # A teacher's limit, if none, is in the hash of every one there is.
+        recipe = asdict(self.recipe) if isinstance(self.recipe, TeacherRecipe) else asked(self.recipe)
+        recipe = {key: value for key, value in recipe.items() if key not in PLACES}
         kind = "teacher" if isinstance(self.recipe, TeacherRecipe) else "student"
         return {
             "format": FORMAT[kind],

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
+from distill.recipe import LABELS_ALONE, DistillRecipe, TeacherRecipe, paper_recipe
 from experiments.models import Training
 from experiments.scales import ModelSpec, StudentsScale
 
@@ -134,7 +134,6 @@ class Trainings:
             seed=variant.seed,
             precision=scale.precision,
             selection_share=scale.selection_share,
-            objective=model.objective,
             layers=model.layers,
             intermediate=model.intermediate,
             constant_norms=model.constant_norms,
@@ -146,7 +145,7 @@ class Trainings:
                 published[name] = max(1, round(published[name] * scale.student.paper_share))
             recipe = replace(recipe, **published)
         if model.objective == "labels":
-            recipe = replace(recipe, learning_rate1=scale.student.labels_rate or recipe.learning_rate1, also1=())
+            recipe = replace(recipe, learning_rate1=scale.student.labels_rate or recipe.learning_rate1, **LABELS_ALONE)
         own = {name: getattr(model, name) for name in ("replaced", "match1", "also1", "also2", "layer_rates", "start")}
         recipe = replace(recipe, **{name: value for name, value in own.items() if value is not None})
         if model.untrained:

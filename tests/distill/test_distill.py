@@ -33,16 +33,14 @@ from mpcformer.modeling import (
 from mpcformer.modeling.bounds import norm_source
 from mpcformer.modeling.ranges import Ranges
 from mpcformer.tasks import carve_selection, encode, get_task, load_examples
-from tests.tiny import save_bert, save_parquet
-
-SETTINGS = {"task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15}
+from tests.tiny import TRAINING, save_bert, save_parquet
 
 
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     folder = tmp_path_factory.mktemp("recipes")
     base = save_bert(folder / "base")
-    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **SETTINGS)
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **TRAINING)
     record = train_teacher(recipe, folder / "teacher")
     assert record["selection_score"] >= 0.9, "made-up sentences are easy"
     return folder / "teacher"
@@ -50,7 +48,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 
 def recipe_for(teacher: Path, data_dir: Path, /, **changes: object) -> DistillRecipe:
     rates = {"learning_rate1": 1e-3, "learning_rate2": 1e-3, "epochs1": 4, "epochs2": 2}
-    chosen = {"teacher": teacher, "data_dir": data_dir} | SETTINGS | rates | changes
+    chosen = {"teacher": teacher, "data_dir": data_dir} | TRAINING | rates | changes
     return DistillRecipe(**chosen)  # type: ignore[arg-type]
 
 
@@ -322,7 +320,7 @@ def test_the_baselines(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
 
 def test_regression(tmp_path: Path) -> None:
     data = save_parquet(tmp_path / "stsb", task="stsb")
-    settings = SETTINGS | {"task": "stsb"}
+    settings = TRAINING | {"task": "stsb"}
     base = save_bert(tmp_path / "base", num_labels=1)
     train_teacher(
         TeacherRecipe(model=str(base), data_dir=data, epochs=1, learning_rate=1e-3, **settings), tmp_path / "teacher"

@@ -2,7 +2,6 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,15 +19,8 @@ from distill.teacher import train_teacher
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
 from mpcformer.modeling.model import Context
 from mpcformer.tasks import Encoded
-from tests.tiny import WORDS, save_bert
+from tests.tiny import TRAINING, WORDS, save_bert
 
-SETTINGS: dict[str, Any] = {
-    "task": "sst2",
-    "batch_size": 8,
-    "max_length": 32,
-    "precision": "fp32",
-    "selection_share": 0.15,
-}
 Model = MPCFormerForSequenceClassification
 
 
@@ -41,7 +33,7 @@ def model(source: Model, **changes: object) -> Model:
 def trained(folder: Path, data_dir: Path, epochs: int) -> Model:
     """A teacher trained a little: random weights have no attention to speak of."""
     base = save_bert(folder / "base")
-    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=epochs, learning_rate=3e-3, **SETTINGS)
+    recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=epochs, learning_rate=3e-3, **TRAINING)
     train_teacher(recipe, folder / "teacher")
     return load_checkpoint(folder / "teacher")
 
@@ -254,7 +246,7 @@ def test_a_student_with_fewer_layers_is_saved_whole(data_dir: Path, tmp_path: Pa
         intermediate=32,
         epochs1=1,
         epochs2=1,
-        **SETTINGS,
+        **TRAINING,
     )
     record = distill_student(recipe, tmp_path / "student")
     student = load_student(tmp_path / "student")

@@ -15,23 +15,15 @@ from distill.teacher import train_teacher
 from mpcformer.files import sha256_file
 from mpcformer.modeling import Ranges, default_backbone, load_checkpoint, load_ranges
 from mpcformer.tasks import get_task
-from tests.tiny import save_bert, sentences
-
-SETTINGS: dict[str, Any] = {
-    "task": "sst2",
-    "batch_size": 8,
-    "max_length": 32,
-    "precision": "fp32",
-    "selection_share": 0.15,
-}
+from tests.tiny import TRAINING, save_bert, sentences
 
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> tuple[Path, Path]:
     folder = tmp_path_factory.mktemp("cards")
     base = save_bert(folder / "base")
-    train_teacher(TeacherRecipe(model=str(base), data_dir=data_dir, epochs=1, **SETTINGS), folder / "teacher")
-    recipe = DistillRecipe(teacher=folder / "teacher", data_dir=data_dir, epochs1=1, epochs2=1, seed=7, **SETTINGS)
+    train_teacher(TeacherRecipe(model=str(base), data_dir=data_dir, epochs=1, **TRAINING), folder / "teacher")
+    recipe = DistillRecipe(teacher=folder / "teacher", data_dir=data_dir, epochs1=1, epochs2=1, seed=7, **TRAINING)
     distill_student(recipe, folder / "student")
     return folder / "teacher", folder / "student"
 

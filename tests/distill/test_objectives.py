@@ -27,11 +27,9 @@ from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint
-from tests.tiny import save_bert
+from tests.tiny import TRAINING, save_bert
 
-SETTINGS: dict[str, Any] = {
-    "task": "sst2", "batch_size": 8, "max_length": 32, "precision": "fp32", "selection_share": 0.15, "limit": 64,
-}  # fmt: skip
+SETTINGS = TRAINING | {"limit": 64}
 MASK = torch.tensor([[1, 1, 0]])
 
 

@@ -23,12 +23,12 @@ from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded
-from tests.tiny import save_bert, save_parquet
+from tests.tiny import TRAINING, save_bert, save_parquet
 from tests.together import together
 
 CPU = torch.device("cpu")
 # 71 sentences of 6 to 14 tokens in batches of 7: two processes' shares are of 4 and 3 rows, and at the end of 1 and 0.
-SETTINGS = {"task": "sst2", "batch_size": 7, "max_length": 32, "precision": "fp32", "selection_share": 0.15}
+SETTINGS = TRAINING | {"batch_size": 7}
 N_TRAINING = 71
 STEPS_PER_EPOCH = 11
 
