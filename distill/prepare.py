@@ -57,6 +57,15 @@ class Prepared:
         theirs = functools.cache(lambda: self._logits(teacher))
         return lambda: -float(logit_loss(theirs(), self._logits(student), self.task.is_regression))
 
+    def distance(
+        self, student: MPCFormerForSequenceClassification, teacher: MPCFormerForSequenceClassification
+    ) -> float:
+        """How far `student`'s logits are from `teacher`'s on the selection part: 0 for equal ones.
+
+        The mean divergence of their classes' probabilities, in nats, or a regression's mean squared error.
+        """
+        return self.nearness(teacher, teacher)() - self.nearness(student, teacher)()
+
     def _logits(self, model: MPCFormerForSequenceClassification) -> torch.Tensor:
         """float32 (N, C) on the selection part, in its order."""
         logits, _ = predict(model, self.selection_encoded, pad_id=self.data.pad_id, batch_size=EVAL_BATCH)

@@ -66,6 +66,8 @@ QUANTITIES: dict[str, Quantity] = {
     "kept": Quantity("of the teacher's score", "score"),
     "compared_score": Quantity("score, plaintext, same examples", "score"),
     "label_agreement": Quantity("label agreement", "score"),
+    # On the training examples set aside, for choosing recipes by: the evaluation split is for nothing but scores.
+    "distance": Quantity("distance from the teacher, examples set aside", "error"),
     "max_logit_error": Quantity("largest logit error", "error", largest=True),
     "plaintext_seconds": Quantity("plaintext, median", "seconds", "s/example"),
     "online_seconds": Quantity("online, median", "seconds", "s/example"),

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.prepare import prepare
+from distill.recipe import DistillRecipe
 from experiments import madeup
 from experiments.kept import how_measured
 from experiments.models import Training, examples_digest, model_digest
@@ -18,7 +20,7 @@ from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.inference.plaintext import predict
-from mpcformer.modeling import default_backbone, load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
 from mpcformer.tasks import EVAL, Task, compute_metrics, encode, get_task, load_examples, primary_score
@@ -102,6 +104,8 @@ class Students:
         student, secret, rows = self.place.models.path(training), self._is_private(variant), []
         score = self._score(variant.task, student, found)
         values = {"score": score, **({"kept": score / whole} if whole > 0 else {})}
+        if self._shows("distance"):
+            values["distance"] = self._distance(training, found)
         for key, measured in self._keys(variant):
             private = self._infer(key, student, teacher.folder, found) if secret else None
             numbers = values | (_measured(get_task(variant.task), private) if private else {})
@@ -122,6 +126,8 @@ class Students:
         scale, asked = self.scale.of(task), {"eval": self.data[task]["eval"]}
         if private:
             private |= {name: str(getattr(scale, name)) for name in ("private_limit", "batch_size", "device")}
+        if self._shows("distance"):
+            asked["distance"] = "set aside"
         return how_measured(**asked, max_length=scale.max_length, **private)
 
     def _kept(self, variant: Variant, training: Training) -> list[Row]:
@@ -210,6 +216,23 @@ class Students:
             write_json(path, {"asked": asked, "metrics": metrics})
             found.n_run += 1
         return score_of(task, read_json(path)["metrics"])
+
+    def _shows(self, quantity: str) -> bool:
+        """Whether any table does: what takes work of its own is measured only then."""
+        return any(quantity in table.values for table in self.spec.tables)
+
+    def _distance(self, training: Training, found: Found) -> float:
+        """Of a student from its teacher, from a step that is kept."""
+        path = self.place.runs / f"distance-{training.name}.json"
+        if not path.is_file():
+            assert isinstance(training.recipe, DistillRecipe)
+            with console.status(f"distance from the teacher, {training.label}"):
+                student, tokenizer = (load(self.place.models.path(training)) for load in (load_student, load_tokenizer))
+                prepared = prepare(training.recipe, tokenizer, positions=student.config.max_position_embeddings)
+                value = prepared.distance(student, load_checkpoint(training.recipe.teacher))
+            write_json(path, {"distance": value})
+            found.n_run += 1
+        return float(read_json(path)["distance"])
 
     def _infer(self, key: dict[str, Any], student: Path, teacher: Path, found: Found) -> dict[str, Any]:
         """results.json of a private run: one that is kept, or a new one, or the rest of one that was stopped."""
