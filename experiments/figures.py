@@ -20,6 +20,8 @@ SIZE, TALL, DPI = (6.4, 4.0), (6.4, 5.6), 150
 # Okabe and Ito's colours: told apart with any colour vision.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "osD^vP*X"
+# What tells series apart whose colours come again.
+HATCHES, DASHES = (None, "///", "..."), ("-", "--", ":")
 STYLE: Any = {
     "backend": "Agg",
     "svg.hashsalt": "mpcformer",  # else ids differ from run to run
@@ -111,7 +113,8 @@ def _bars(axes: Axes, spec: BarsFigure, rows: Sequence[Row]) -> None:
         heights = [_over_seeds(rows, spec.y, **{spec.x: group}, **where) or 0.0 for group in groups]
         shift = 0.0 if spec.stacked else (number - (len(series) - 1) / 2) * width
         places = [i + shift for i in range(len(groups))]
-        axes.bar(places, heights, width, bottom=bottom if spec.stacked else None, label=show(name))
+        hatch = HATCHES[(number // len(COLOURS)) % len(HATCHES)]
+        axes.bar(places, heights, width, bottom=bottom if spec.stacked else None, label=show(name), hatch=hatch)
         if spec.stacked:
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
     # Names too long to stand beside each other stand on a slope.
@@ -130,7 +133,9 @@ def _lines(axes: Axes, spec: LinesFigure, rows: Sequence[Row]) -> None:
         where = {spec.series: name} if spec.series else {}
         xs = sorted(x for x in _points(rows, spec.x) if isinstance(x, int | float))
         points = [(x, y) for x in xs if (y := _over_seeds(rows, spec.y, **{spec.x: x}, **where)) is not None]
-        axes.plot(*zip(*points, strict=True), marker=MARKERS[number % len(MARKERS)], label=show(name))
+        dash = DASHES[(number // len(COLOURS)) % len(DASHES)]
+        style: Any = {"marker": MARKERS[number % len(MARKERS)], "linestyle": dash}
+        axes.plot(*zip(*points, strict=True), **style, label=show(name))
     axes.set_xlabel(NUMBERS[spec.x])
     if spec.series:
         axes.legend(title=spec.series)

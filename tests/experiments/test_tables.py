@@ -1,9 +1,14 @@
 """Tables and figures of an experiment's rows."""
 
 from pathlib import Path
+from typing import Any
 
-from experiments.figures import draw, pareto
-from experiments.outputs import BarsFigure, TableSpec
+import matplotlib as mpl
+import pytest
+from matplotlib.figure import Figure
+
+from experiments.figures import COLOURS, STYLE, _panel, draw, pareto
+from experiments.outputs import BarsFigure, LinesFigure, TableSpec
 from experiments.quantities import Row
 from experiments.tables import build, csv_text, latex, markdown
 from experiments.work import Found
@@ -16,6 +21,19 @@ def test_figures_are_the_same_bytes_each_time(folder: Path) -> None:
     first, second = draw(spec, found), draw(spec, found)
     assert [(d.svg, d.png) for d in first] == [(d.svg, d.png) for d in second]
     assert b"<dc:date>" not in first[0].svg
+
+
+@pytest.mark.parametrize("kind", ["bars", "lines"])
+def test_more_series_than_colours_are_told_apart(kind: str) -> None:
+    n = 2 * len(COLOURS) + 1
+    rows = [Row({"model": f"m{i}", "share": x}, {"score": 0.5}) for i in range(n) for x in (0.5, 1.0)]
+    with mpl.rc_context(STYLE):
+        axes = Figure().subplots()
+        how: dict[str, Any] = {"name": "a", "title": "b", "kind": kind, "series": "model", "x": "share", "y": "score"}
+        _panel(axes, BarsFigure(**how) if kind == "bars" else LinesFigure(**how), rows)
+    looks = {(patch.get_facecolor(), patch.get_hatch()) for patch in axes.patches}
+    looks |= {(line.get_color(), line.get_linestyle()) for line in axes.lines}
+    assert len(looks) == n
 
 
 def test_the_best_compromises() -> None:
