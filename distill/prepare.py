@@ -64,7 +64,9 @@ class Prepared:
 
         The mean divergence of their classes' probabilities, in nats, or a regression's mean squared error.
         """
-        return self.nearness(teacher, teacher)() - self.nearness(student, teacher)()
+        theirs, ours = self._logits(teacher), self._logits(student)
+        found, least = (float(logit_loss(theirs, logits, self.task.is_regression)) for logits in (ours, theirs))
+        return found - least
 
     def _logits(self, model: MPCFormerForSequenceClassification) -> torch.Tensor:
         """float32 (N, C) on the selection part, in its order."""

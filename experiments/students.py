@@ -218,8 +218,9 @@ class Students:
         return score_of(task, read_json(path)["metrics"])
 
     def _shows(self, quantity: str) -> bool:
-        """Whether any table does: what takes work of its own is measured only then."""
-        return any(quantity in table.values for table in self.spec.tables)
+        """Whether any table or figure does: what takes work of its own is measured only then."""
+        on_axes = (getattr(figure, axis, None) for figure in self.spec.figures for axis in ("x", "y"))
+        return quantity in on_axes or any(quantity in table.values for table in self.spec.tables)
 
     def _distance(self, training: Training, found: Found) -> float:
         """Of a student from its teacher, from a step that is kept."""

@@ -203,15 +203,21 @@ def test_another_table_is_made_from_the_same_steps(folder: Path, shop: Path, tmp
     assert "Other words" in (shop / "words" / "tables" / "plaintext.md").read_text()
 
 
-def test_a_table_of_distances_has_them_measured_and_no_other(
-    folder: Path, shop: Path, tmp_path: Path, counted: Counted
+@pytest.mark.parametrize(
+    ("output", "file"),
+    [
+        ('[[tables]]\nrows = ["model"]\ncolumns = "task"\nvalues = ["distance"]', "tables/far.md"),
+        ('[[figures]]\nkind = "bars"\nx = "task"\nseries = "model"\ny = "distance"', "figures/far.svg"),
+    ],
+)
+def test_where_distances_are_shown_they_are_measured_and_nowhere_else(
+    folder: Path, shop: Path, tmp_path: Path, counted: Counted, output: str, file: str
 ) -> None:
-    table = '[[tables]]\nname = "far"\ntitle = "Far"\nrows = ["model"]\ncolumns = "task"\nvalues = ["distance"]\n'
-    (tmp_path / "glue.toml").write_text(f"{find('glue').read_text()}\n{table}")
-    shutil.copytree(folder, shop / "far")
-    rows = run(ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=shop / "far", models=shop / "models"))[
-        "rows"
-    ]
+    (tmp_path / "glue.toml").write_text(f'{find("glue").read_text()}\n{output}\nname = "far"\ntitle = "Far"\n')
+    out = tmp_path / "out"
+    shutil.copytree(folder, out)
+    options = ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=out, models=shop / "models")
+    rows = run(options)["rows"]
     assert counted.trained == counted.private == []
     assert not any("distance" in row["values"] for row in read_json(folder / "results.json")["rows"])
     assert all(row["values"].get("distance", 1) > 0 for row in rows)
@@ -222,7 +228,7 @@ def test_a_table_of_distances_has_them_measured_and_no_other(
     log = read_json(shop / "models" / ours["origin"]["model"] / "distillation.json")["log"]
     assert distances["our recipe"] == pytest.approx(-max(row["selection_score"] for row in log), rel=1e-3, abs=2e-6)
     assert distances["our recipe"] < min(distances["random initialisation"], distances["our start, untrained"])
-    assert "our recipe" in (shop / "far" / "tables" / "far.md").read_text()
+    assert (out / file).is_file()
 
 
 def test_approximations_on_the_command_line(tmp_path: Path) -> None:
