@@ -1,4 +1,4 @@
-"""The commands `mpcformer teacher` and `mpcformer distill`."""
+"""The commands `mpcformer teacher`, `mpcformer distill-general` and `mpcformer distill`."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +15,11 @@ Limit = Annotated[int | None, typer.Option(help="Training sentences to use; defa
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")]
 Minutes = Annotated[float, typer.Option(help="Minutes between checkpoints.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16; auto: bf16 where the hardware has it.")]
+BatchSize = Annotated[int, typer.Option(help="Sentences a step.")]
+MaxLength = Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")]
+Gelu = Annotated[str, typer.Option(help="quad, relu or gelu.")]
+Softmax = Annotated[str, typer.Option(help="2quad, 2quad-const, 2relu or softmax.")]
+Replaced = Annotated[float, typer.Option(help="In half the texts, the share of tokens replaced by others; 0: none.")]
 TensorBoard = Annotated[Path | None, typer.Option(help="Write TensorBoard events here.")]
 
 
@@ -28,8 +33,8 @@ def teacher(
     lr: Annotated[
         list[float] | None, typer.Option(help="Peak learning rate, by default 5e-5; given again: the best is kept.")
     ] = None,
-    batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
-    max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 128,
     seed: Annotated[int, typer.Option(help="Decides batches, dropout and the new head.")] = 0,
     precision: Precision = "auto",
     resume: Resume = False,
@@ -60,12 +65,62 @@ def teacher(
     _report(out, record, others | {"the teacher kept" if others else "teacher": record["selection_score"]})
 
 
+def distill_general(
+    task: Annotated[list[str], typer.Option(help="On whose training texts; give it for each task.")],
+    out: Out,
+    model: Annotated[str | None, typer.Option(help="What teachers start from: folder or hub id of a BERT.")] = None,
+    gelu: Gelu = "quad",
+    softmax: Softmax = "2quad",
+    data_dir: DataDir = None,
+    limit: Annotated[int | None, typer.Option(help="Training sentences of each task to use; default: all.")] = None,
+    epochs: Annotated[int, typer.Option(help="Passes over all texts.")] = 3,
+    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    replaced: Replaced = 0.25,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 128,
+    seed: Annotated[int, typer.Option(help="Decides the batches.")] = 0,
+    precision: Precision = "auto",
+    resume: Resume = False,
+    checkpoint_minutes: Minutes = 5.0,
+    tensorboard: TensorBoard = None,
+) -> None:
+    """Distil a general student, which students of all tasks can start from."""
+    from distill.general import distill_general as make
+    from distill.processes import current, leave
+    from distill.recipe import GeneralRecipe
+    from mpcformer.console import console
+    from mpcformer.modeling import default_backbone
+
+    recipe = GeneralRecipe(
+        tasks=tuple(task),
+        model=model or str(default_backbone()),
+        data_dir=data_dir,
+        limit=limit,
+        gelu=gelu,
+        softmax=softmax,
+        epochs=epochs,
+        learning_rate=lr,
+        batch_size=batch_size,
+        max_length=max_length,
+        seed=seed,
+        precision=precision,
+        replaced=replaced,
+    )
+    record = make(recipe, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
+    is_main = current().is_main
+    leave()
+    if is_main:
+        losses = ", ".join(f"{row['loss']:.4f}" for row in record["log"])
+        console.print(f"General student of {record['n_training']} texts in {out}; loss by epoch: {losses}")
+        console.print(f"Start from it: mpcformer distill --from {out} --teacher TEACHER --task TASK --out STUDENT")
+
+
 def distill(
     teacher: Annotated[Path, typer.Option(help="Folder of a fine-tuned BERT.")],
     task: Annotated[str, typer.Option(help="The teacher's task.")],
     out: Out,
-    gelu: Annotated[str, typer.Option(help="quad, relu or gelu.")] = "quad",
-    softmax: Annotated[str, typer.Option(help="2quad, 2quad-const, 2relu or softmax.")] = "2quad",
+    gelu: Gelu = "quad",
+    softmax: Softmax = "2quad",
     constant_norms: Annotated[
         str, typer.Option(help="LayerNorms with a learnt constant: attention, output, all, or names; comma-separated.")
     ] = "",
@@ -76,13 +131,14 @@ def distill(
     lr1: Annotated[float, typer.Option(help="Stage 1: peak learning rate.")] = 1e-4,
     epochs2: Annotated[int, typer.Option(help="Stage 2, logits: passes.")] = 2,
     lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
-    replaced: Annotated[
-        float, typer.Option(help="In half the texts, the share of tokens that others stand in for; 0: none.")
-    ] = 0.25,
-    batch_size: Annotated[int, typer.Option(help="Sentences a step.")] = 32,
-    max_length: Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")] = 128,
+    replaced: Replaced = 0.25,
+    batch_size: BatchSize = 32,
+    max_length: MaxLength = 128,
     start: Annotated[
-        str, typer.Option("--from", help="Start from: fitted (the teacher fitted to the forms), teacher, or random.")
+        str,
+        typer.Option(
+            "--from", help="Start from: fitted (to the teacher), teacher, random, or a general student's folder."
+        ),
     ] = "fitted",
     layers: Annotated[int | None, typer.Option(help="Encoder layers; default: the teacher's.")] = None,
     intermediate: Annotated[int | None, typer.Option(help="Units between; default: the teacher's.")] = None,
@@ -106,10 +162,10 @@ def distill(
         "epochs2": epochs2,
         "learning_rate2": lr2,
         "max_length": max_length,
-        "start": start,
         "replaced": replaced,
         "objective": objective,
     }
+    options |= _start(start)
     if recipe == "paper":
         options |= paper_recipe(task)
     elif recipe != "fitted":
@@ -133,6 +189,20 @@ def distill(
     )
     record = distill_student(made, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
     _report(out, record, record["selection_score"])
+
+
+def _start(given: str) -> dict[str, Any]:
+    """Of a recipe, what `--from` says: a word, or a general student's folder."""
+    from distill.recipe import CHOICES
+
+    words = [word for word in CHOICES["start"] if word != "general"]
+    if given in words:
+        return {"start": given}
+    if not Path(given).is_dir():
+        raise UserInputError(
+            f"--from: {given!r} is unknown, and no folder", f"choose one of: {', '.join(words)}, or a general student's"
+        )
+    return {"start": "general", "general": Path(given)}
 
 
 def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from distill.augment import replace_tokens
 from distill.fit import layer_spans
-from distill.loop import Batch, Stage
+from distill.loop import Batch, Data, Stage
 from distill.losses import (
     Spans,
     direction_loss,
@@ -20,7 +20,7 @@ from distill.losses import (
     state_loss,
 )
 from distill.prepare import Prepared
-from distill.recipe import DistillRecipe
+from distill.recipe import DistillRecipe, GeneralRecipe
 from distill.replacement import mixed_forward
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import SelfAttention
@@ -55,55 +55,65 @@ def stages(recipe: DistillRecipe, task: Task, teacher: Model, student: Model, pr
     ]
 
 
-class _Losses:
-    def __init__(self, recipe: DistillRecipe, task: Task, teacher: Model, student: Model, prepared: Prepared) -> None:
-        self.recipe, self.task, self.prepared = recipe, task, prepared
-        self.teacher, self.student = teacher, student
-        self.spans: Spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
-        self.published = recipe.match1 == "states+scores"
-        # The published recipe leaves the rows as they come.
-        self.narrow = not self.published and recipe.softmax in ("2quad", "2quad-const")
+def general_stage(recipe: GeneralRecipe, teacher: Model, student: Model, data: Data, special: tuple[int, ...]) -> Stage:
+    """What a general student is trained by: stage 1 without logits. The last epoch's weights are kept.
 
-    def inside(self, batch: Batch) -> torch.Tensor:
-        """Stage 1: hidden states, and logits or raw scores."""
+    Args:
+        recipe: a checked one.
+        teacher, student: in evaluation mode, on the device of the training.
+        data: texts; their labels are not looked at.
+        special: the tokenizer's ids that are no words.
+    """
+    losses = _Inner(recipe, teacher, student, data, special)
+    return Stage("general distillation", recipe.epochs, recipe.learning_rate, losses.alone, None)
+
+
+class _Inner:
+    """What is matched inside the models.
+
+    Args:
+        recipe: a checked one.
+        teacher, student: in evaluation mode.
+        data, special: as `general_stage` has them.
+        narrow: whether 2Quad's rows are held in a range.
+    """
+
+    def __init__(
+        self,
+        recipe: DistillRecipe | GeneralRecipe,
+        teacher: Model,
+        student: Model,
+        data: Data,
+        special: tuple[int, ...],
+        narrow: bool = True,
+    ) -> None:
+        self.asked, self.teacher, self.student, self.data, self.special = recipe, teacher, student, data, special
+        self.spans: Spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
+        self.narrow = narrow and recipe.softmax in ("2quad", "2quad-const")
+
+    def alone(self, batch: Batch) -> torch.Tensor:
+        """Nothing besides."""
+        return self._matched(batch)[0]
+
+    def _matched(self, batch: Batch) -> tuple[torch.Tensor, Any, Any]:
+        """The loss, and what both models gave."""
         inputs = self._inputs(batch) | {"output_hidden_states": True, "output_attention_scores": True}
         theirs, ours = self._teacher(inputs), self.student(**inputs)
         mask = batch["attention_mask"]
         loss = batch.tokens * state_loss(theirs, ours, mask, self.spans)
-        if "directions" in self.recipe.also1:
+        if "directions" in self.asked.also1:
             loss = loss + batch.tokens * direction_loss(theirs, ours, mask, self.spans)
-        if "probabilities" in self.recipe.also1:
+        if "probabilities" in self.asked.also1:
             loss = loss + batch.tokens * self._probabilities(theirs, ours, mask)
-        if self.published:
-            return loss + batch.pairs * score_loss(theirs, ours, mask, self.spans)
-        return self._narrow(loss, batch, ours) + logit_loss(theirs.logits, ours.logits, self.task.is_regression)
-
-    def mixture(self, batch: Batch) -> torch.Tensor:
-        """Stage 1 by gradual replacement: logits of both models' layers mixed."""
-        inputs = self._inputs(batch)
-        how: dict[str, Any] = {"progress": batch.progress, "seed": batch.seed}
-        logits, ours = mixed_forward(self.teacher, self.student, inputs, self.spans, **how)
-        loss = logit_loss(self._teacher(inputs).logits, logits, self.task.is_regression)
-        return self._narrow(loss, batch, ours)
-
-    def logits(self, batch: Batch) -> torch.Tensor:
-        """Stage 2."""
-        inputs = self._inputs(batch) | {"output_attention_scores": self.narrow}
-        theirs, ours = self._teacher(inputs), self.student(**inputs)
-        loss = self._narrow(logit_loss(theirs.logits, ours.logits, self.task.is_regression), batch, ours)
-        if "sinkhorn" in self.recipe.also2:
-            loss = loss + sinkhorn_loss(theirs.logits, ours.logits, self.task.is_regression)
-        if "labels" in self.recipe.also2:
-            loss = loss + self._labels(batch, inputs["input_ids"], ours.logits)
-        return loss
+        return self._narrow(loss, batch, ours), theirs, ours
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
-        if self.recipe.replaced:
+        if self.asked.replaced:
             # Drawn for the whole batch, of which this process may have a share: any number of processes reads the same.
-            whole = self.prepared.data.batch(list(batch.whole), torch.device("cpu"))
+            whole = self.data.batch(list(batch.whole), torch.device("cpu"))
             ids = replace_tokens(
-                whole["input_ids"], whole["attention_mask"], self.prepared.special, self.recipe.replaced, batch.seed
+                whole["input_ids"], whole["attention_mask"], self.special, self.asked.replaced, batch.seed
             )
             own = batch["input_ids"]
             inputs["input_ids"] = ids[list(batch.rows), : own.size(1)].to(own.device)
@@ -128,6 +138,42 @@ class _Losses:
             for index, scores in enumerate(ours.attention_scores)
         ]
         return probability_loss(wanted, found, mask)
+
+
+class _Losses(_Inner):
+    """Of a student on a task."""
+
+    def __init__(self, recipe: DistillRecipe, task: Task, teacher: Model, student: Model, prepared: Prepared) -> None:
+        self.published = recipe.match1 == "states+scores"
+        # The published recipe leaves the rows as they come.
+        super().__init__(recipe, teacher, student, prepared.data, prepared.special, narrow=not self.published)
+        self.recipe, self.task = recipe, task
+
+    def inside(self, batch: Batch) -> torch.Tensor:
+        """Stage 1: what is inside, and logits or raw scores."""
+        loss, theirs, ours = self._matched(batch)
+        if self.published:
+            return loss + batch.pairs * score_loss(theirs, ours, batch["attention_mask"], self.spans)
+        return loss + logit_loss(theirs.logits, ours.logits, self.task.is_regression)
+
+    def mixture(self, batch: Batch) -> torch.Tensor:
+        """Stage 1 by gradual replacement: logits of both models' layers mixed."""
+        inputs = self._inputs(batch)
+        how: dict[str, Any] = {"progress": batch.progress, "seed": batch.seed}
+        logits, ours = mixed_forward(self.teacher, self.student, inputs, self.spans, **how)
+        loss = logit_loss(self._teacher(inputs).logits, logits, self.task.is_regression)
+        return self._narrow(loss, batch, ours)
+
+    def logits(self, batch: Batch) -> torch.Tensor:
+        """Stage 2."""
+        inputs = self._inputs(batch) | {"output_attention_scores": self.narrow}
+        theirs, ours = self._teacher(inputs), self.student(**inputs)
+        loss = self._narrow(logit_loss(theirs.logits, ours.logits, self.task.is_regression), batch, ours)
+        if "sinkhorn" in self.recipe.also2:
+            loss = loss + sinkhorn_loss(theirs.logits, ours.logits, self.task.is_regression)
+        if "labels" in self.recipe.also2:
+            loss = loss + self._labels(batch, inputs["input_ids"], ours.logits)
+        return loss
 
     def _labels(self, batch: Batch, input_ids: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
         """Of texts as they are: nobody has labelled one with replaced words."""

@@ -1,4 +1,4 @@
-"""How a teacher and a student are made: our recipe, and the published one."""
+"""How a teacher, a general student and a student are made: our recipe, and the published one."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,6 +26,34 @@ class TeacherRecipe:
 
 
 @dataclass(frozen=True)
+class GeneralRecipe:
+    """How a general student is made; part of the result's record.
+
+    tasks: on whose training texts, but for those that a training on the task sets aside.
+    model: what it is distilled from: the pretrained BERT that the tasks' teachers start from.
+    limit: training examples of each task.
+    also1, replaced, fit_tokens: as in `DistillRecipe`. Hidden states are matched always, logits there are none.
+    """
+
+    tasks: tuple[str, ...]
+    model: str = field(default_factory=lambda: str(default_backbone()))
+    data_dir: Path | None = None
+    limit: int | None = None
+    gelu: str = "quad"
+    softmax: str = "2quad"
+    epochs: int = 3
+    learning_rate: float = 3e-4
+    batch_size: int = 32
+    max_length: int = 128
+    seed: int = 0
+    precision: str = "auto"
+    selection_share: float = 0.05
+    fit_tokens: int = 40_000
+    also1: tuple[str, ...] = ("probabilities",)
+    replaced: float = 0.25
+
+
+@dataclass(frozen=True)
 class DistillRecipe:
     """How a student is made; part of the result's record.
 
@@ -41,8 +69,9 @@ class DistillRecipe:
     choose_by: what says which epoch's weights are kept, on the examples set aside: how near the student's logits are to
         its teacher's, or its score, which few examples tell less exactly and which the published recipe goes by, in
         stage 2; what learns from labels alone goes by its score too.
-    start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, or fresh
-        ones drawn from the seed.
+    start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, fresh
+        ones drawn from the seed, or a general student's with the teacher's pooler and head.
+    general: the general student's folder, if it starts from one.
     fit_tokens: about how many tokens the fit looks at.
     objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
     layers, intermediate: of a smaller student than its teacher; none: as many.
@@ -79,15 +108,16 @@ class DistillRecipe:
     also1: tuple[str, ...] = ("probabilities",)
     also2: tuple[str, ...] = ()
     layer_rates: float | None = None
+    general: Path | None = None
 
 
-def asked(recipe: TeacherRecipe | DistillRecipe) -> dict[str, Any]:
+def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, Any]:
     """A recipe's fields without those that ask for nothing: one that learns a new option still says what it did."""
     return {key: value for key, value in asdict(recipe).items() if value not in (None, ())}
 
 
 CHOICES = {
-    "start": ("fitted", "teacher", "random"),
+    "start": ("fitted", "teacher", "random", "general"),
     "objective": ("distil", "labels"),
     "match1": ("states+logits", "states+scores", "mixture"),
     "choose_by": ("logits", "score"),
@@ -117,6 +147,7 @@ def paper_recipe(task: str) -> dict[str, Any]:
         "epochs2": 5,
         "learning_rate2": 1e-5,
         "start": "teacher",
+        "general": None,
         "match1": "states+scores",
         "choose_by": "score",
         "replaced": 0.0,

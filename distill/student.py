@@ -5,7 +5,8 @@ states, all attention probabilities and the logits together, stage 2 the logits 
 narrow range.
 Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
 states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
-`start` random starts from fresh weights.
+`start` random starts from fresh weights. Instead of being fitted, a student may start from a general student
+(`distill.general`).
 Ours replaces some tokens of half the texts by others, for the teacher to say what it makes of them (`distill.augment`).
 States and scores are matched by mean squared error over real tokens, logits by soft cross-entropy at temperature 1, or
 by their squared error for a regression.
@@ -15,14 +16,13 @@ teacher is in evaluation mode, the student's dropout is off, and steps are chose
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import torch
 from transformers.utils import logging as hf_logging
 
 from distill.calibrate import calibrate
 from distill.deviations import set_deviations
-from distill.fit import Report, fit, layer_spans
+from distill.fit import Report, layer_spans
 from distill.loop import Options, pick_device, train
 from distill.model_card import base_model_of, tasks_of, write_card
 from distill.objectives import stages
@@ -30,15 +30,13 @@ from distill.prepare import Prepared, check_numbers, check_precision, prepare
 from distill.ready import engines
 from distill.recipe import ALSO, CHOICES, DistillRecipe
 from distill.record import versions
+from distill.start import fitted, load_pair
 from distill.workspace import Workspace
-from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
-from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
+from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, get_task
-
-OPTIONS = {"num_hidden_layers": "--layers", "intermediate_size": "--intermediate"}
 
 
 @dataclass(frozen=True)
@@ -83,6 +81,11 @@ def distill_student(
             raise UserInputError(
                 f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
             )
+    if (recipe.start == "general") is not (recipe.general is not None):
+        raise UserInputError(
+            f"--from: start {recipe.start!r} with general student {recipe.general}",
+            "give --from a general student's folder",
+        )
     _check_besides(recipe)
     check_precision(recipe.precision)
     if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
@@ -97,8 +100,10 @@ def distill_student(
             f"also2: sinkhorn compares all rows of a batch, of which {work.processes.size} processes have a share each",
             "start one process, or leave it out",
         )
-    teacher, student = _load_pair(recipe, task)
+    teacher, student = load_pair(recipe, task)
     work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
+    if general := recipe.general:
+        work.processes.check_same("general student", lambda: sha256_file(general / WEIGHTS))
     tokenizer = load_tokenizer(recipe.teacher)
     prepared = prepare(recipe, tokenizer, positions=student.config.max_position_embeddings)
     work.open()
@@ -110,9 +115,9 @@ def distill_student(
     data = prepared.data
     set_deviations(student, teacher, data.encoded, pad_id=data.pad_id, teacher_layers=ends)
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
-    fitted = _fit(recipe, teacher, student, prepared, work) if recipe.start == "fitted" else []
-    log = train(student, stages(recipe, task, teacher, student, prepared), prepared.data, work=work, options=options)
-    made = Made(teacher, student, tokenizer, prepared, fitted, log)
+    report = fitted(teacher, student, data, recipe.fit_tokens, work) if recipe.start == "fitted" else []
+    log = train(student, stages(recipe, task, teacher, student, prepared), data, work=work, options=options)
+    made = Made(teacher, student, tokenizer, prepared, report, log)
     return work.processes.on_main(lambda: _save(recipe, work, task, made))
 
 
@@ -128,65 +133,6 @@ def _check_besides(recipe: DistillRecipe) -> None:
         raise UserInputError(
             f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone", "give none"
         )
-
-
-def _load_pair(
-    recipe: DistillRecipe, task: Task
-) -> tuple[MPCFormerForSequenceClassification, MPCFormerForSequenceClassification]:
-    teacher = load_checkpoint(recipe.teacher, task=task.name)
-    if teacher.num_labels != task.num_labels:
-        raise UserInputError(
-            f"--teacher: {recipe.teacher} has {teacher.num_labels} outputs, task {task.name} needs {task.num_labels}",
-            f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
-        )
-    forms: dict[str, Any] = {"gelu": recipe.gelu, "softmax": recipe.softmax, "constant_norms": recipe.constant_norms}
-    changes: dict[str, int] = {}
-    for name, value in (("num_hidden_layers", recipe.layers), ("intermediate_size", recipe.intermediate)):
-        option, theirs = OPTIONS[name], getattr(teacher.config, name)
-        if value is None or value == theirs:
-            continue
-        if not 0 < value < theirs:
-            raise UserInputError(f"{option}: {value} is not in 1..{theirs}", "the teacher has that many")
-        if recipe.start == "teacher":
-            raise UserInputError(
-                f"{option}: {value} needs another start than the teacher's weights, which have {theirs}",
-                "choose --from fitted, or random",
-            )
-        changes[name] = value
-    if recipe.start == "random" or changes:
-        config = MPCFormerConfig(**{**teacher.config.to_dict(), **changes, **forms})
-        with torch.random.fork_rng():
-            torch.manual_seed(recipe.seed)
-            return teacher, MPCFormerForSequenceClassification(config).eval()
-    return teacher, load_checkpoint(recipe.teacher, task=task.name, **forms)
-
-
-def _is_smaller(student: MPCFormerForSequenceClassification, teacher: MPCFormerForSequenceClassification) -> bool:
-    """Whether the student's configuration asks for fewer layers or units; its weights may still be the teacher's."""
-    return any(getattr(student.config, name) != getattr(teacher.config, name) for name in OPTIONS)
-
-
-def _fit(
-    recipe: DistillRecipe,
-    teacher: MPCFormerForSequenceClassification,
-    student: MPCFormerForSequenceClassification,
-    prepared: Prepared,
-    work: Workspace,
-) -> Report:
-    """The fitted start, made once: a resumed run has it behind itself. A student with exact forms is its teacher."""
-    exact = (recipe.gelu, recipe.softmax, recipe.constant_norms) == ("gelu", "softmax", ())
-    if exact and not _is_smaller(student, teacher):
-        return []
-    saved = work.load("fit")
-    if saved:
-        student.load_state_dict(saved[0])
-        return cast(Report, saved[1]["report"])
-    device = next(student.parameters()).device
-    with console.status("fitting the student to its teacher"):
-        report = work.processes.on_main(lambda: fit(teacher, student, prepared.data.first(recipe.fit_tokens, device)))
-    student.load_state_dict(work.processes.tensors_of_main(lambda: dict(student.state_dict())))
-    work.save("fit", dict(student.state_dict()), {"stage": 0, "step": 0, "report": report})
-    return report
 
 
 def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dict[str, Any]:
@@ -205,6 +151,7 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dic
         "task": task.name,
         "recipe": work.recipe,
         "teacher": {"folder": str(recipe.teacher.resolve()), "sha256": sha256_file(recipe.teacher / WEIGHTS)},
+        **({"general": {"sha256": sha256_file(recipe.general / WEIGHTS)}} if recipe.general else {}),
         "n_training": len(prepared.data.encoded),
         "n_selection": len(prepared.selection),
         "selection_score": scores,

@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 
+from distill.general import distill_general
 from distill.loop import autocast, pick_device
-from distill.recipe import DistillRecipe, TeacherRecipe, asked
+from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, asked
 from distill.record import versions
 from distill.student import distill_student
 from distill.teacher import train_teacher
@@ -34,13 +35,15 @@ from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Examples
 
-FORMAT = {"teacher": 3, "student": 5}
+Recipe = TeacherRecipe | GeneralRecipe | DistillRecipe
+
+FORMAT = {"teacher": 3, "general": 1, "student": 5}
 CHECKPOINT_MINUTES = 5.0
 POOLS = ("local", "ray")
 # How long a shared folder may take to show what another machine put there: NFS keeps what it knew for up to a minute.
 SHARED_S = 90.0
 # Where things lie says nothing about what they are: digests stand in for these.
-PLACES = ("teacher", "model", "data_dir")
+PLACES = ("teacher", "general", "model", "data_dir")
 PARTS = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt")
 
 
@@ -64,13 +67,15 @@ class Training:
         data: digest of the training examples.
         source: digest of the checkpoint it starts from.
         torch_threads: of the training; None: torch's own choice.
+        general: name of the training of the general student whose body it starts from, if it does.
     """
 
     label: str
-    recipe: TeacherRecipe | DistillRecipe
+    recipe: Recipe
     data: str
     source: str
     torch_threads: int | None = None
+    general: str | None = None
 
     def facts(self) -> dict[str, Any]:
         """What the model's hash is of."""
@@ -78,13 +83,13 @@ class Training:
         # A teacher's limit, if none, is in the hash of every one there is.
         recipe = asdict(self.recipe) if isinstance(self.recipe, TeacherRecipe) else asked(self.recipe)
         recipe = {key: value for key, value in recipe.items() if key not in PLACES}
-        kind = "teacher" if isinstance(self.recipe, TeacherRecipe) else "student"
         return {
-            "format": FORMAT[kind],
-            "kind": kind,
+            "format": FORMAT[self.kind],
+            "kind": self.kind,
             "recipe": recipe,
             "data": self.data,
             "source": self.source,
+            **({"general": self.general} if self.general else {}),
             "device": device.type,
             "bf16": not isinstance(autocast(self.recipe.precision, device), contextlib.nullcontext),
             "torch_threads": self.torch_threads,
@@ -97,16 +102,25 @@ class Training:
         return digest(self.facts())[:20]
 
     @property
+    def kind(self) -> str:
+        """What comes out."""
+        kinds = {TeacherRecipe: "teacher", GeneralRecipe: "general", DistillRecipe: "student"}
+        return kinds[type(self.recipe)]
+
+    @property
     def start(self) -> Path:
-        """The checkpoint it starts from."""
-        return Path(self.recipe.model) if isinstance(self.recipe, TeacherRecipe) else self.recipe.teacher
+        """The checkpoint that `source` is the digest of."""
+        return self.recipe.teacher if isinstance(self.recipe, DistillRecipe) else Path(self.recipe.model)
+
+    @property
+    def places(self) -> dict[str, Path]:
+        """Data and checkpoints, by the recipe's words for them."""
+        return {name: Path(value) for name in PLACES if (value := getattr(self.recipe, name, None)) is not None}
 
     def absolute(self) -> "Training":
         """The same with whole paths, for a process that works in another folder."""
-        data_dir, start = self.recipe.data_dir and self.recipe.data_dir.absolute(), self.start.absolute()
-        if isinstance(self.recipe, TeacherRecipe):
-            return replace(self, recipe=replace(self.recipe, model=str(start), data_dir=data_dir))
-        return replace(self, recipe=replace(self.recipe, teacher=start, data_dir=data_dir))
+        whole = {name: type(getattr(self.recipe, name))(path.absolute()) for name, path in self.places.items()}
+        return replace(self, recipe=replace(self.recipe, **whole))
 
 
 class ModelCache:
@@ -210,7 +224,7 @@ def make_elsewhere(training: Training, cache: Path, facts: dict[str, Any], sign:
     shared = "all machines must see --models, --out, --data-dir and the same environment under the same paths"
     if not sign.is_file():
         raise UserInputError(f"--models: machine {host} does not see {cache} as the asking one does", shared)
-    for place in filter(None, (training.recipe.data_dir, training.start)):
+    for place in training.places.values():
         if not place.is_dir():
             raise UserInputError(f"--pool ray: machine {host} has no folder {place}", shared)
     if model_digest(training.start) != training.source:
@@ -244,10 +258,13 @@ def make(training: Training, cache: Path, threads: int | None = None, *, quiet: 
             return
         write_json(cache / f"{training.name}.json", training.facts())
         resume = _resumable(out, training)
+        how: dict[str, Any] = {"resume": resume, "checkpoint_minutes": CHECKPOINT_MINUTES}
         if isinstance(training.recipe, TeacherRecipe):
-            train_teacher(training.recipe, out, resume=resume, checkpoint_minutes=CHECKPOINT_MINUTES)
+            train_teacher(training.recipe, out, **how)
+        elif isinstance(training.recipe, GeneralRecipe):
+            distill_general(training.recipe, out, **how)
         else:
-            distill_student(training.recipe, out, resume=resume, checkpoint_minutes=CHECKPOINT_MINUTES)
+            distill_student(training.recipe, out, **how)
 
 
 def _resumable(out: Path, training: Training) -> bool:

@@ -152,6 +152,20 @@ class StudentTraining(Strict):
     batch_size: Positive | None = Field(default=None, exclude_if=_is_none)
 
 
+class GeneralTraining(Strict):
+    """How a scale makes the general student that models with start "general" begin from; see `GeneralRecipe`.
+
+    One for all tasks and seeds: distilled from the backbone on the training texts of the scale's tasks.
+
+    Args:
+        limit: training examples of each task; none: all.
+    """
+
+    epochs: Positive = 3
+    learning_rate: Rate = 3e-4
+    limit: Positive | None = None
+
+
 class TaskSettings(Strict):
     """What tasks may differ in.
 
@@ -180,6 +194,7 @@ class StudentsScale(TaskSettings):
         backbone: made-up (tiny, random), minilm, a folder, or a model of the hub.
         data: made-up sentences, or real ones: those of --data-dir, or of the hub.
         by_task: what a task has in place of the scale's settings; only the keys that are given count.
+        general: how the general student is made, if a model starts from one.
         shares: of the training examples that students are distilled on, one student each.
         models: names of the experiment's models that this scale makes; none: all.
         private: names of the models that also run privately; none: all.
@@ -191,6 +206,7 @@ class StudentsScale(TaskSettings):
     tasks: tuple[TaskName, ...] = Field(min_length=1)
     # Left out of a dump where there is none: records and steps made before there were any stay what they are.
     by_task: Mapping[TaskName, TaskSettings] = Field(default={}, exclude_if=_is_empty)
+    general: GeneralTraining = Field(default=GeneralTraining(), exclude_if=lambda value: value == GeneralTraining())
     gelu: tuple[Gelu, ...] = Field(default=("quad",), min_length=1)
     softmax: tuple[Softmax, ...] = Field(default=("2quad",), min_length=1)
     shares: tuple[Share, ...] = Field(default=(1.0,), min_length=1)

@@ -73,7 +73,8 @@ class Students:
         self.examples = {name: {"training": trained_on[name].n, **digests} for name, digests in self.data.items()}
         load_tokenizer(backbone)
         base = model_digest(backbone)
-        self.trainings = Trainings(self.spec.models, self.scale, trained_on, self.data_dir, backbone, base)
+        cache = self.place.models.folder
+        self.trainings = Trainings(self.spec.models, self.scale, trained_on, self.data_dir, backbone, base, cache)
 
     def run(self) -> Found:
         """Train what is missing, score, infer.
@@ -87,7 +88,7 @@ class Students:
         teachers = self._teachers(found)
         students = {variant: self.trainings.student(variant, teachers) for variant in self.trainings.variants()}
         kept = {variant: self._kept(variant, training) for variant, training in students.items()}
-        found.n_trained += self.place.models.provide([students[variant] for variant, rows in kept.items() if not rows])
+        found.n_trained += self._provide([students[variant] for variant, rows in kept.items() if not rows])
         scores: dict[Of, float] = {}
         for of, teacher in teachers.items():
             key, values = _teacher_key(of), self._teacher_values(of, teacher, found)
@@ -98,6 +99,15 @@ class Students:
             found.n_kept += len(rows)
             found.rows += rows or self._measure(variant, training, teachers[of], scores[of], found)
         return found
+
+    def _provide(self, students: list[Training]) -> int:
+        """Students, and before them the general ones that those start from which are missing."""
+        models, general = self.place.models, []
+        for training in students:
+            if training.general and not models.path(training).is_dir():
+                assert isinstance(training.recipe, DistillRecipe)
+                general.append(self.trainings.general(training.recipe.gelu, training.recipe.softmax))
+        return (models.provide(general) if general else 0) + models.provide(students)
 
     def _measure(self, variant: Variant, training: Training, teacher: Teacher, whole: float, found: Found) -> list[Row]:
         """A student's rows; whole: the teacher's score."""

@@ -5,9 +5,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from distill.recipe import LABELS_ALONE, DistillRecipe, TeacherRecipe, paper_recipe
+from distill.recipe import LABELS_ALONE, DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
 from experiments.models import Training
 from experiments.scales import ModelSpec, StudentsScale
+from experiments.spec import digest
 
 # A teacher's task and seed.
 Of = tuple[str, int]
@@ -68,6 +69,7 @@ class Trainings:
         data_dir: of the data; None: the hub.
         backbone: what teachers start from.
         base: its digest.
+        cache: the folder of all models.
     """
 
     models: tuple[ModelSpec, ...]
@@ -76,6 +78,7 @@ class Trainings:
     data_dir: Path | None
     backbone: Path
     base: str
+    cache: Path
 
     def grid(self, of: Of, teachers: dict[Of, Teacher]) -> list[Training]:
         """A teacher's trainings, one for each rate."""
@@ -102,6 +105,26 @@ class Trainings:
         label = f"teacher, {task}, seed {seed}, rate {rate:g}"
         source = start.weights if start else self.base
         return Training(label, recipe, self.train[task].digest, source, scale.torch_threads)
+
+    def general(self, gelu: str, softmax: str) -> Training:
+        """The general student of these forms."""
+        scale = self.scale
+        recipe = GeneralRecipe(
+            tasks=scale.tasks,
+            model=str(self.backbone),
+            data_dir=self.data_dir,
+            limit=min((n for n in (scale.general.limit, scale.train_limit) if n), default=None),
+            gelu=gelu,
+            softmax=softmax,
+            epochs=scale.general.epochs,
+            learning_rate=scale.general.learning_rate,
+            batch_size=scale.train_batch_size,
+            max_length=scale.max_length,
+            precision=scale.precision,
+            selection_share=scale.selection_share,
+        )
+        data = digest([self.train[task].digest for task in scale.tasks])
+        return Training(f"general student, {gelu}, {softmax}", recipe, data, self.base, scale.torch_threads)
 
     def variants(self) -> Iterator[Variant]:
         """All students."""
@@ -151,4 +174,8 @@ class Trainings:
         if model.untrained:
             recipe = replace(recipe, epochs1=0, epochs2=0, also1=())
         label = ", ".join(str(value) for value in variant.key().values())
-        return Training(label, recipe, self.train[variant.task].digest, teacher.weights, scale.torch_threads)
+        made_of = (self.train[variant.task].digest, teacher.weights, scale.torch_threads)
+        if recipe.start != "general":
+            return Training(label, recipe, *made_of)
+        general = self.general(variant.gelu, variant.softmax).name
+        return Training(label, replace(recipe, general=self.cache / general), *made_of, general=general)

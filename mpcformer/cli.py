@@ -16,6 +16,7 @@ from mpcformer.errors import MPCFormerError
 ORDER = [
     "demo",
     "teacher",
+    "distill-general",
     "distill",
     "infer",
     "export",

@@ -1,5 +1,6 @@
 """Replays of glue at scale smoke in one folder, which share their models."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,14 @@ class Counted:
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.trained: list[Path] = []
         self.private: list[Path] = []
-        teacher, student, private = models.train_teacher, models.distill_student, evaluate.run
-        patch.setattr(models, "train_teacher", lambda r, out, **k: (self.trained.append(out), teacher(r, out, **k))[1])
-        patch.setattr(
-            models, "distill_student", lambda r, out, **k: (self.trained.append(out), student(r, out, **k))[1]
-        )
-        patch.setattr(evaluate, "run", lambda j, out, **k: (self.private.append(out), private(j, out, **k))[1])
+        for name in ("train_teacher", "distill_general", "distill_student"):
+            patch.setattr(models, name, self._counting(getattr(models, name), self.trained))
+        patch.setattr(evaluate, "run", self._counting(evaluate.run, self.private))
+
+    @staticmethod
+    def _counting(work: Callable[..., Any], into: list[Path]) -> Callable[..., Any]:
+        def counted(asked: Any, out: Path, **how: Any) -> Any:
+            into.append(out)
+            return work(asked, out, **how)
+
+        return counted

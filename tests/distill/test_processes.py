@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file
 
 import distill.loop
+from distill.general import distill_general
 from distill.grid import train_teachers
 from distill.loop import Data
 from distill.processes import Processes, current
-from distill.recipe import DistillRecipe, TeacherRecipe
+from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
@@ -124,6 +125,19 @@ def test_a_student(alone: Path, data_dir: Path, tmp_path: Path, size: int) -> No
         assert_same_log(record["log"], alone, "student/distillation.json")
     assert_same_weights(alone / "student", tmp_path / "student")
     assert {path.name for path in (tmp_path / "student").iterdir()} == {p.name for p in (alone / "student").iterdir()}
+
+
+def make_general(base: Path, data: Path, out: Path) -> Any:
+    settings = {key: value for key, value in SETTINGS.items() if key != "task"}
+    recipe = GeneralRecipe(tasks=("sst2",), model=str(base), data_dir=data, epochs=2, learning_rate=5e-4, **settings)
+    return distill_general(recipe, out)
+
+
+def test_a_general_student(base: Path, data_dir: Path, tmp_path: Path) -> None:
+    make_general(base, data_dir, tmp_path / "alone" / "general")
+    for record in together(tmp_path / "logs", make_general, base, data_dir, tmp_path / "general", size=2):
+        assert_same_log(record["log"], tmp_path / "alone", "general/general.json")
+    assert_same_weights(tmp_path / "alone" / "general", tmp_path / "general")
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Which trainings an experiment asks for, and that none is done twice or from the start again."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,7 +100,7 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
     assert isinstance(spec, StudentsExperiment)
     data = {"stsb": TrainingData(5000, "d")}
     scale = spec.scale["cpu"].model_copy(update={"models": None})
-    trainings = Trainings(spec.models, scale, data, None, Path("backbone"), "b")
+    trainings = Trainings(spec.models, scale, data, None, Path("backbone"), "b", Path("models"))
     teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
     of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}) for v in trainings.variants()}
     ours = of.pop("our recipe")
@@ -127,7 +128,9 @@ def test_a_baseline_matches_no_attention() -> None:
     spec = replay.load(find("glue"))
     assert isinstance(spec, StudentsExperiment)
     scale = spec.scale["cpu"].model_copy(update={"models": None, "tasks": ("stsb",), "by_task": {}})
-    trainings = Trainings(spec.models, scale, {"stsb": TrainingData(5000, "d")}, None, Path("backbone"), "b")
+    trainings = Trainings(
+        spec.models, scale, {"stsb": TrainingData(5000, "d")}, None, Path("backbone"), "b", Path("models")
+    )
     teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
     of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}).recipe for v in trainings.variants()}
     matching = {name for name, recipe in of.items() if isinstance(recipe, DistillRecipe) and recipe.also1}
@@ -179,6 +182,46 @@ def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counte
     backbone = load_checkpoint(work.trainings.backbone).bert.state_dict()
     distance = [sum(float((end[k] - other[k]).norm()) for k in end) for other in (start, backbone)]
     assert distance[0] < distance[1] / 2
+
+
+def test_students_of_all_tasks_start_from_one_general_student(
+    folder: Path, shop: Path, tmp_path: Path, counted: Counted
+) -> None:
+    text = find("glue").read_text()
+    for old, new in (
+        ('name = "our recipe"', 'name = "our recipe"\nstart = "general"'),
+        ('private = ["our recipe"]', "private = []\ngeneral = { epochs = 1, learning_rate = 1e-3 }"),
+    ):
+        assert text.count(old) == (1 if "name" in old else 2)
+        text = text.replace(old, new, 1)
+    (tmp_path / "glue.toml").write_text(text)
+    options = ReplayOptions(
+        str(tmp_path / "glue.toml"), scale="smoke", out=tmp_path / "out", models=tmp_path / "models"
+    )
+    shutil.copytree(shop / "models", tmp_path / "models")
+    values = run(options)
+    general, *made = (read_json(path.with_suffix(".json")) for path in counted.trained)
+    assert general["kind"] == "general"
+    assert general["recipe"]["tasks"] == ["sst2", "stsb"]
+    assert [fact["kind"] for fact in made] == ["student", "student"], "teachers and other students were there already"
+    assert {fact["general"] for fact in made} == {counted.trained[0].name}
+    assert not any("general" in fact["recipe"] for fact in made), "a place"
+    record = read_json(counted.trained[1] / "distillation.json")
+    assert record["general"]["sha256"] == sha256_file(counted.trained[0] / "model.safetensors")
+    before = read_json(folder / "results.json")["rows"]
+    same = [row == other for row, other in zip(values["rows"], before, strict=True)]
+    assert [row["key"]["model"] for row, equal in zip(values["rows"], same, strict=True) if not equal] == [
+        "our recipe",
+        "our recipe",
+    ]
+    counted.trained.clear()
+    kept = run(
+        replace(options, out=tmp_path / "again", models=tmp_path / "none", keep=tmp_path / "out" / "results.json")
+    )
+    assert (kept["n_kept"], counted.trained) == (len(values["rows"]), []), "a record needs no general student"
+    (tmp_path / "glue.toml").write_text(text.replace("general = { epochs = 1,", "general = { epochs = 2,"))
+    run(replace(options, out=tmp_path / "other"))
+    assert len(counted.trained) == 3, "another general student makes other students"
 
 
 def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path: Path) -> None:
