@@ -112,7 +112,8 @@ def distill_general(
     if is_main:
         losses = ", ".join(f"{row['loss']:.4f}" for row in record["log"])
         console.print(f"General student of {record['n_training']} texts in {out}; loss by epoch: {losses}")
-        console.print(f"Start from it: mpcformer distill --from {out} --teacher TEACHER --task TASK --out STUDENT")
+        line = f"mpcformer distill --from {out} --teacher TEACHER --task TASK --out STUDENT"
+        console.print(f"Start from it: {line}", soft_wrap=True)
 
 
 def distill(

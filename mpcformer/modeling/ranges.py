@@ -90,6 +90,11 @@ def load_ranges(folder: Path) -> Ranges:
         UserInputError: the file is missing, or holds no finite ordered pairs.
     """
     path = folder / FILE_NAME
+    if not path.is_file():
+        raise UserInputError(
+            f"{folder} is no student of a task: it has no {FILE_NAME}",
+            "give a folder that mpcformer distill made; a general student is only a start: distill --from",
+        )
     value = read_json(path)
     try:
         bounds = {str(name): (float(low), float(high)) for name, (low, high) in value["bounds"].items()}

@@ -133,7 +133,7 @@ def test_damaged_files(copy: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "does not exist"),
+        (None, "it has no ranges.json"),
         ("[]", "not a ranges file"),
         ('{"n_examples": 1, "bounds": {"a": [NaN, 1]}}', "is not finite"),
         ('{"n_examples": 1, "bounds": {"a": [2, 1]}}', "is not finite"),
