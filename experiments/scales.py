@@ -69,6 +69,7 @@ class ModelSpec(Strict):
         replaced: of the tokens in half of the texts, the share that others stand in for; none: the recipe's.
         match1, also1, also2: what the stages match; none: the recipe's; no also1 at all: [].
         layer_rates: a layer's rate over the next higher one's; none: all have the same.
+        learning_rate1: in place of the scale's.
         untrained: nothing but the start.
     """
 
@@ -86,6 +87,7 @@ class ModelSpec(Strict):
     also1: tuple[Annotated[str, _known(ALSO["also1"], "also1")], ...] | None = Field(default=None, exclude_if=_is_none)
     also2: tuple[Annotated[str, _known(ALSO["also2"], "also2")], ...] = Field(default=(), exclude_if=_is_empty)
     layer_rates: Share | None = Field(default=None, exclude_if=_is_none)
+    learning_rate1: Rate | None = Field(default=None, exclude_if=_is_none)
     untrained: bool = False
 
 
@@ -155,12 +157,14 @@ class StudentTraining(Strict):
 class GeneralTraining(Strict):
     """How a scale makes the general student that models with start "general" begin from; see `GeneralRecipe`.
 
-    One for all tasks and seeds: distilled from the backbone on the training texts of the scale's tasks.
+    One for all tasks and seeds, distilled from the backbone.
 
     Args:
+        tasks: on whose training texts; none: the scale's.
         limit: training examples of each task; none: all.
     """
 
+    tasks: tuple[TaskName, ...] = Field(default=(), exclude_if=_is_empty)
     epochs: Positive = 3
     learning_rate: Rate = 3e-4
     limit: Positive | None = None

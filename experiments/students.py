@@ -64,17 +64,38 @@ class Students:
         trained_on: dict[str, TrainingData] = {}
         for name in self.scale.tasks:
             task, scale = get_task(name), self.scale.of(name)
-            if scale.data == MADE_UP:
-                madeup.write_data(self.made_up, task)
-            train = load_examples(task, task.train_split, data_dir=self.data_dir, limit=scale.train_limit)
+            trained_on[name] = self._trained_on(task, scale.train_limit)
             evaluated = load_examples(task, EVAL, data_dir=self.data_dir, limit=scale.eval_limit)
-            self.data[name] = {"train": examples_digest(train), "eval": examples_digest(evaluated)}
-            trained_on[name] = TrainingData(len(train), self.data[name]["train"])
+            self.data[name] = {"train": trained_on[name].digest, "eval": examples_digest(evaluated)}
         self.examples = {name: {"training": trained_on[name].n, **digests} for name, digests in self.data.items()}
         load_tokenizer(backbone)
-        base = model_digest(backbone)
-        cache = self.place.models.folder
-        self.trainings = Trainings(self.spec.models, self.scale, trained_on, self.data_dir, backbone, base, cache)
+        self.trainings = Trainings(
+            self.spec.models,
+            self.scale,
+            trained_on,
+            self._general_texts(trained_on),
+            self.data_dir,
+            backbone,
+            model_digest(backbone),
+            self.place.models.folder,
+        )
+
+    def _trained_on(self, task: Task, limit: int | None) -> TrainingData:
+        if self.scale.data == MADE_UP:
+            madeup.write_data(self.made_up, task)
+        train = load_examples(task, task.train_split, data_dir=self.data_dir, limit=limit)
+        return TrainingData(len(train), examples_digest(train))
+
+    def _general_texts(self, trained_on: dict[str, TrainingData]) -> str:
+        """Digest of what a general student reads, if a model starts from one: not of what a task has for itself."""
+        if not any(model.start == "general" for model in self.spec.models):
+            return ""
+        found: list[str] = []
+        for name in self.scale.general.tasks or self.scale.tasks:
+            same = name in trained_on and self.scale.of(name).train_limit == self.scale.train_limit
+            data = trained_on[name] if same else self._trained_on(get_task(name), self.scale.train_limit)
+            found.append(data.digest)
+        return digest(found)
 
     def run(self) -> Found:
         """Train what is missing, score, infer.

@@ -8,7 +8,6 @@ from pathlib import Path
 from distill.recipe import LABELS_ALONE, DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
 from experiments.models import Training
 from experiments.scales import ModelSpec, StudentsScale
-from experiments.spec import digest
 
 # A teacher's task and seed.
 Of = tuple[str, int]
@@ -66,6 +65,7 @@ class Trainings:
         models: ways to make a student.
         scale: its section.
         train: by task.
+        texts: digest of the general student's.
         data_dir: of the data; None: the hub.
         backbone: what teachers start from.
         base: its digest.
@@ -75,6 +75,7 @@ class Trainings:
     models: tuple[ModelSpec, ...]
     scale: StudentsScale
     train: Mapping[str, TrainingData]
+    texts: str
     data_dir: Path | None
     backbone: Path
     base: str
@@ -110,7 +111,7 @@ class Trainings:
         """The general student of these forms."""
         scale = self.scale
         recipe = GeneralRecipe(
-            tasks=scale.tasks,
+            tasks=scale.general.tasks or scale.tasks,
             model=str(self.backbone),
             data_dir=self.data_dir,
             limit=min((n for n in (scale.general.limit, scale.train_limit) if n), default=None),
@@ -123,8 +124,8 @@ class Trainings:
             precision=scale.precision,
             selection_share=scale.selection_share,
         )
-        data = digest([self.train[task].digest for task in scale.tasks])
-        return Training(f"general student, {gelu}, {softmax}", recipe, data, self.base, scale.torch_threads)
+        label = f"general student, {gelu}, {softmax}"
+        return Training(label, recipe, self.texts, self.base, scale.torch_threads)
 
     def variants(self) -> Iterator[Variant]:
         """All students."""
@@ -169,7 +170,8 @@ class Trainings:
             recipe = replace(recipe, **published)
         if model.objective == "labels":
             recipe = replace(recipe, learning_rate1=scale.student.labels_rate or recipe.learning_rate1, **LABELS_ALONE)
-        own = {name: getattr(model, name) for name in ("replaced", "match1", "also1", "also2", "layer_rates", "start")}
+        changes = ("replaced", "match1", "also1", "also2", "layer_rates", "learning_rate1", "start")
+        own = {name: getattr(model, name) for name in changes}
         recipe = replace(recipe, **{name: value for name, value in own.items() if value is not None})
         if model.untrained:
             recipe = replace(recipe, epochs1=0, epochs2=0, also1=())

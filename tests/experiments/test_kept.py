@@ -25,7 +25,7 @@ def test_rows_of_the_same_models_are_kept_without_the_models(
 @pytest.mark.parametrize(
     ("task", "model", "what", "n_trained", "n_private"),
     [
-        ("sst2", "our recipe", "model", 2, 1),  # with its teacher
+        ("sst2", "our recipe", "model", 3, 1),  # with its teacher and the general student
         ("stsb", "published recipe", "model", 2, 0),
         ("stsb", "teacher", "measured", 1, 0),
     ],

@@ -51,7 +51,7 @@ def test_what_was_measured(folder: Path) -> None:
         assert private["label_agreement"] > 0.9
         assert abs(private["private_score"] - private["compared_score"]) < 0.05
         assert private["kept"] == pytest.approx(private["score"] / by_model[task, "teacher"]["score"])
-        start = by_model[task, "our start, untrained"]
+        start = by_model[task, "the fit alone, untrained"]
         assert start["score"] > by_model[task, "random initialisation"]["score"] - 0.2
         assert private["rounds"] > 10
         assert "private_score" not in by_model[task, "random initialisation"]
@@ -227,7 +227,7 @@ def test_where_distances_are_shown_they_are_measured_and_nowhere_else(
     (ours,) = (row for row in rows if (row["key"]["task"], row["key"]["model"]) == ("stsb", "our recipe"))
     log = read_json(shop / "models" / ours["origin"]["model"] / "distillation.json")["log"]
     assert distances["our recipe"] == pytest.approx(-max(row["selection_score"] for row in log), rel=1e-3, abs=2e-6)
-    assert distances["our recipe"] < min(distances["random initialisation"], distances["our start, untrained"])
+    assert distances["our recipe"] < min(distances["random initialisation"], distances["the fit alone, untrained"])
     assert (out / file).is_file()
 
 

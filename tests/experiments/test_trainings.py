@@ -1,7 +1,7 @@
 """Which trainings an experiment asks for, and that none is done twice or from the start again."""
 
 import json
-import shutil
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from tests.replays import Counted
 
 def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -> None:
     facts = [json.loads(path.read_text()) for path in (shop / "models").glob("*.json")]
-    assert len(facts) == 12
-    assert {fact["kind"] for fact in facts} == {"teacher", "student"}
+    kinds = Counter(fact["kind"] for fact in facts)
+    assert kinds == {"teacher": 2, "general": 1, "student": 10}
     place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
     spec = replay.load(find("glue"))
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
@@ -100,26 +100,32 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
     assert isinstance(spec, StudentsExperiment)
     data = {"stsb": TrainingData(5000, "d")}
     scale = spec.scale["cpu"].model_copy(update={"models": None})
-    trainings = Trainings(spec.models, scale, data, None, Path("backbone"), "b", Path("models"))
+    trainings = Trainings(spec.models, scale, data, "texts", None, Path("backbone"), "b", Path("models"))
     teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
     of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}) for v in trainings.variants()}
     ours = of.pop("our recipe")
     assert isinstance(ours.recipe, DistillRecipe)
     expected: dict[str, dict[str, Any]] = {
-        "our start, untrained": {"epochs1": 0, "epochs2": 0},
-        "no attention probabilities": {},
+        "nor attention probabilities": {},
         "nor replaced words": {"replaced": 0.0},
         "nor the fit: the teacher's weights": {"start": "teacher"},
+        "the fit alone, untrained": {"epochs1": 0, "epochs2": 0},
         "but directions of hidden states": {"also1": ("directions",)},
         "but Sinkhorn's distance of logits": {"also2": ("sinkhorn",)},
         "but labels": {"also2": ("labels",)},
         "but lower layers slower": {"layer_rates": 0.9},
         "but gradual replacement in stage 1": {"match1": "mixture"},
     }
-    assert ours.recipe.also1 == ("probabilities",)
-    plain = of["no attention probabilities"]
+    assert (ours.recipe.start, ours.recipe.learning_rate1, ours.recipe.also1) == ("general", 3e-4, ("probabilities",))
+    assert ours.recipe.general == Path("models") / trainings.general("quad", "2quad").name
+    assert trainings.general("quad", "2quad").name != trainings.general("quad", "2quad-const").name
+    fitted = of.pop("no general student")
+    assert fitted.recipe == replace(ours.recipe, start="fitted", general=None)
+    slow = of.pop("nor so high a rate").recipe
+    assert slow == replace(fitted.recipe, learning_rate1=1e-4)
+    plain = of["nor attention probabilities"]
     for name, changes in expected.items():
-        assert of.pop(name).recipe == replace(ours.recipe, **({"also1": ()} | changes))
+        assert of.pop(name).recipe == replace(slow, **({"also1": ()} | changes))
     assert not of
     assert not set(plain.facts()["recipe"]) & {"also1", "also2", "layer_rates"}
 
@@ -129,7 +135,7 @@ def test_a_baseline_matches_no_attention() -> None:
     assert isinstance(spec, StudentsExperiment)
     scale = spec.scale["cpu"].model_copy(update={"models": None, "tasks": ("stsb",), "by_task": {}})
     trainings = Trainings(
-        spec.models, scale, {"stsb": TrainingData(5000, "d")}, None, Path("backbone"), "b", Path("models")
+        spec.models, scale, {"stsb": TrainingData(5000, "d")}, "texts", None, Path("backbone"), "b", Path("models")
     )
     teacher = Teacher(trainings.teacher("stsb", 0, 1e-4), "w", Path("teacher"))
     of = {v.model.name: trainings.student(v, {("stsb", 0): teacher}).recipe for v in trainings.variants()}
@@ -144,6 +150,7 @@ def test_of_several_rates_the_best_teacher_is_taken(folder: Path, shop: Path, tm
         ('tasks = ["sst2", "stsb"]', 'tasks = ["sst2"]'),
         ('private = ["our recipe"]', "private = []"),
         ("teacher = { epochs = 6, learning_rate = 3e-3 }", "teacher = { epochs = 6, learning_rates = [1e-6, 3e-3] }"),
+        ("general = { epochs = 4,", 'general = { tasks = ["sst2", "stsb"], epochs = 4,'),
     ):
         assert old in text
         text = text.replace(old, new)
@@ -187,41 +194,29 @@ def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counte
 def test_students_of_all_tasks_start_from_one_general_student(
     folder: Path, shop: Path, tmp_path: Path, counted: Counted
 ) -> None:
+    made = {path.stem: read_json(path) for path in (shop / "models").glob("*.json")}
+    ours = [row for row in read_json(folder / "results.json")["rows"] if row["key"]["model"] == "our recipe"]
+    (general,) = {made[row["origin"]["model"]]["general"] for row in ours}
+    assert made[general]["recipe"]["tasks"] == ["sst2", "stsb"]
+    from_it = [name for name, fact in made.items() if fact.get("general") == general]
+    assert len(from_it) == 2, "ours, of each task"
+    for name in from_it:
+        assert "general" not in made[name]["recipe"], "a place"
+        record = read_json(shop / "models" / name / "distillation.json")
+        assert record["general"]["sha256"] == sha256_file(shop / "models" / general / "model.safetensors")
     text = find("glue").read_text()
     for old, new in (
-        ('name = "our recipe"', 'name = "our recipe"\nstart = "general"'),
-        ('private = ["our recipe"]', "private = []\ngeneral = { epochs = 1, learning_rate = 1e-3 }"),
+        ("general = { epochs = 4, learning_rate = 1e-3 }", 'general = { epochs = 1, tasks = ["mrpc"] }'),
+        ('private = ["our recipe"]', "private = []"),
+        ('tasks = ["sst2", "stsb"]', 'tasks = ["stsb"]'),
     ):
-        assert text.count(old) == (1 if "name" in old else 2)
+        assert old in text
         text = text.replace(old, new, 1)
     (tmp_path / "glue.toml").write_text(text)
-    options = ReplayOptions(
-        str(tmp_path / "glue.toml"), scale="smoke", out=tmp_path / "out", models=tmp_path / "models"
-    )
-    shutil.copytree(shop / "models", tmp_path / "models")
-    values = run(options)
-    general, *made = (read_json(path.with_suffix(".json")) for path in counted.trained)
-    assert general["kind"] == "general"
-    assert general["recipe"]["tasks"] == ["sst2", "stsb"]
-    assert [fact["kind"] for fact in made] == ["student", "student"], "teachers and other students were there already"
-    assert {fact["general"] for fact in made} == {counted.trained[0].name}
-    assert not any("general" in fact["recipe"] for fact in made), "a place"
-    record = read_json(counted.trained[1] / "distillation.json")
-    assert record["general"]["sha256"] == sha256_file(counted.trained[0] / "model.safetensors")
-    before = read_json(folder / "results.json")["rows"]
-    same = [row == other for row, other in zip(values["rows"], before, strict=True)]
-    assert [row["key"]["model"] for row, equal in zip(values["rows"], same, strict=True) if not equal] == [
-        "our recipe",
-        "our recipe",
-    ]
-    counted.trained.clear()
-    kept = run(
-        replace(options, out=tmp_path / "again", models=tmp_path / "none", keep=tmp_path / "out" / "results.json")
-    )
-    assert (kept["n_kept"], counted.trained) == (len(values["rows"]), []), "a record needs no general student"
-    (tmp_path / "glue.toml").write_text(text.replace("general = { epochs = 1,", "general = { epochs = 2,"))
-    run(replace(options, out=tmp_path / "other"))
-    assert len(counted.trained) == 3, "another general student makes other students"
+    run(ReplayOptions(str(tmp_path / "glue.toml"), scale="smoke", out=tmp_path / "out", models=shop / "models"))
+    other, student = (read_json(path.with_suffix(".json")) for path in counted.trained)
+    assert (other["kind"], other["recipe"]["tasks"], other["recipe"]["epochs"]) == ("general", ["mrpc"], 1)
+    assert student["general"] == counted.trained[0].name != general
 
 
 def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path: Path) -> None:
