@@ -86,7 +86,6 @@ def distill_general(
 ) -> None:
     """Distil a general student, which students of all tasks can start from."""
     from distill.general import distill_general as make
-    from distill.processes import current, leave
     from distill.recipe import GeneralRecipe
     from mpcformer.console import console
     from mpcformer.modeling import default_backbone
@@ -107,9 +106,7 @@ def distill_general(
         replaced=replaced,
     )
     record = make(recipe, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
-    is_main = current().is_main
-    leave()
-    if is_main:
+    if _reports():
         losses = ", ".join(f"{row['loss']:.4f}" for row in record["log"])
         console.print(f"General student of {record['n_training']} texts in {out}; loss by epoch: {losses}")
         line = f"mpcformer distill --from {out} --teacher TEACHER --task TASK --out STUDENT"
@@ -206,16 +203,22 @@ def _start(given: str) -> dict[str, Any]:
     return {"start": "general", "general": Path(given)}
 
 
-def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
-    from rich.table import Table
-
+def _reports() -> bool:
+    """Leave the other processes; whether this one, as the main one, says what was made."""
     from distill.processes import current, leave
-    from distill.ready import RUNS
-    from mpcformer.console import console
 
     is_main = current().is_main
     leave()
-    if not is_main:
+    return is_main
+
+
+def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
+    from rich.table import Table
+
+    from distill.ready import RUNS
+    from mpcformer.console import console
+
+    if not _reports():
         return
     table = Table(title=f"{record['task']}: {out}", title_justify="left")
     table.add_column("model")

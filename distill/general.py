@@ -1,7 +1,7 @@
 """General distillation: give the BERT that teachers start from the student's forms once, on texts of many tasks.
 
-The student of every task then starts from the general student instead of from a fit of its own teacher, and is nearer
-to that teacher after as many passes. It matches hidden states and attention probabilities; texts need no labels.
+The student of every task then starts from the general student instead of from a fit to its own teacher. What is matched
+are hidden states and attention probabilities; texts need no labels.
 Source: Jiao et al., TinyBERT, EMNLP 2020, section 3.2, there with a large corpus.
 """
 
@@ -14,7 +14,7 @@ from transformers.utils import logging as hf_logging
 from distill.loop import Data, Options, pick_device, train
 from distill.model_card import base_model
 from distill.objectives import general_stage
-from distill.prepare import check_numbers, check_precision
+from distill.prepare import check_numbers, check_precision, check_replaced
 from distill.processes import current
 from distill.recipe import GeneralRecipe
 from distill.record import versions
@@ -50,8 +50,7 @@ def distill_general(
         epochs=recipe.epochs, lr=recipe.learning_rate, batch_size=recipe.batch_size, fit_tokens=recipe.fit_tokens
     )
     check_precision(recipe.precision)
-    if not 0 <= recipe.replaced <= 1:
-        raise UserInputError(f"--replaced: {recipe.replaced} is not in 0..1", "give a share of tokens, or 0 for none")
+    check_replaced(recipe.replaced)
     work = Workspace(out, recipe, resume=resume)
     source = resolve_checkpoint(recipe.model)
     teacher = load_checkpoint(source)

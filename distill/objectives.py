@@ -87,7 +87,8 @@ class _Inner:
         special: tuple[int, ...],
         narrow: bool = True,
     ) -> None:
-        self.asked, self.teacher, self.student, self.data, self.special = recipe, teacher, student, data, special
+        self.recipe: DistillRecipe | GeneralRecipe = recipe
+        self.teacher, self.student, self.data, self.special = teacher, student, data, special
         self.spans: Spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
         self.narrow = narrow and recipe.softmax in ("2quad", "2quad-const")
 
@@ -101,19 +102,19 @@ class _Inner:
         theirs, ours = self._teacher(inputs), self.student(**inputs)
         mask = batch["attention_mask"]
         loss = batch.tokens * state_loss(theirs, ours, mask, self.spans)
-        if "directions" in self.asked.also1:
+        if "directions" in self.recipe.also1:
             loss = loss + batch.tokens * direction_loss(theirs, ours, mask, self.spans)
-        if "probabilities" in self.asked.also1:
+        if "probabilities" in self.recipe.also1:
             loss = loss + batch.tokens * self._probabilities(theirs, ours, mask)
         return self._narrow(loss, batch, ours), theirs, ours
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         inputs: dict[str, Any] = {key: value for key, value in batch.items() if key != "labels"}
-        if self.asked.replaced:
+        if self.recipe.replaced:
             # Drawn for the whole batch, of which this process may have a share: any number of processes reads the same.
             whole = self.data.batch(list(batch.whole), torch.device("cpu"))
             ids = replace_tokens(
-                whole["input_ids"], whole["attention_mask"], self.special, self.asked.replaced, batch.seed
+                whole["input_ids"], whole["attention_mask"], self.special, self.recipe.replaced, batch.seed
             )
             own = batch["input_ids"]
             inputs["input_ids"] = ids[list(batch.rows), : own.size(1)].to(own.device)
@@ -143,11 +144,13 @@ class _Inner:
 class _Losses(_Inner):
     """Of a student on a task."""
 
+    recipe: DistillRecipe
+
     def __init__(self, recipe: DistillRecipe, task: Task, teacher: Model, student: Model, prepared: Prepared) -> None:
         self.published = recipe.match1 == "states+scores"
         # The published recipe leaves the rows as they come.
         super().__init__(recipe, teacher, student, prepared.data, prepared.special, narrow=not self.published)
-        self.recipe, self.task = recipe, task
+        self.task = task
 
     def inside(self, batch: Batch) -> torch.Tensor:
         """Stage 1: what is inside, and logits or raw scores."""

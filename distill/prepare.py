@@ -110,6 +110,16 @@ def check_numbers(**numbers: float) -> None:
             raise UserInputError(f"--{name.replace('_', '-')}: {value} is not positive", "give a positive number")
 
 
+def check_replaced(share: float) -> None:
+    """Refuse what is no share of tokens.
+
+    Raises:
+        UserInputError: naming the option and its value.
+    """
+    if not 0 <= share <= 1:
+        raise UserInputError(f"--replaced: {share} is not in 0..1", "give a share of tokens, or 0 for none")
+
+
 def check_precision(precision: str) -> None:
     """Refuse an unknown precision before work starts."""
     autocast(precision, pick_device())

@@ -26,7 +26,7 @@ from distill.fit import Report, layer_spans
 from distill.loop import Options, pick_device, train
 from distill.model_card import base_model_of, tasks_of, write_card
 from distill.objectives import stages
-from distill.prepare import Prepared, check_numbers, check_precision, prepare
+from distill.prepare import Prepared, check_numbers, check_precision, check_replaced, prepare
 from distill.ready import engines
 from distill.recipe import ALSO, CHOICES, DistillRecipe
 from distill.record import versions
@@ -90,8 +90,7 @@ def distill_student(
     check_precision(recipe.precision)
     if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
         raise UserInputError(f"layer_rates: {recipe.layer_rates} is not above 0 and at most 1", "give such a factor")
-    if not 0 <= recipe.replaced <= 1:
-        raise UserInputError(f"--replaced: {recipe.replaced} is not in 0..1", "give a share of tokens, or 0 for none")
+    check_replaced(recipe.replaced)
     if recipe.fit_tokens < 1:
         raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
     work = Workspace(out, recipe, resume=resume)

@@ -1,6 +1,7 @@
 """The general student: it learns from texts of several tasks, and students of each start from it."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from safetensors.torch import load_file
 import distill.general
 import distill.loop
 from distill.general import distill_general
-from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe
+from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
 from distill.start import OF_TASK
 from distill.student import distill_student
 from distill.teacher import train_teacher
@@ -108,6 +109,11 @@ def test_it_is_a_better_start_than_the_teacher_as_it_is(shop: Path, tmp_path: Pa
         for start in ({"start": "general"}, {"start": "teacher", "general": None})
     ]
     assert losses[0] < losses[1]
+
+
+def test_the_published_recipe_starts_from_the_teacher_whatever_was_asked(shop: Path) -> None:
+    recipe = replace(student_recipe(shop), **paper_recipe("sst2"))
+    assert (recipe.start, recipe.general) == ("teacher", None)
 
 
 def test_a_resumed_run_ends_in_the_same_weights(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
