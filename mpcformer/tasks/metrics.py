@@ -1,12 +1,13 @@
-"""GLUE's own metrics, from scikit-learn and scipy. Scores are fractions, not per cent."""
+"""GLUE's own metrics, from scikit-learn and scipy. Scores are fractions, not per cent.
+
+Both are loaded when a score is computed: every command and the data owner load this module, and few of them score.
+"""
 
 import warnings
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
-from sklearn import metrics as sk
 
 from mpcformer.tasks.registry import Task
 
@@ -25,12 +26,42 @@ def _correlation(function: Callable[[Array, Array], float]) -> Callable[[Array, 
     return score
 
 
+def _accuracy(labels: Array, predictions: Array) -> float:
+    from sklearn.metrics import accuracy_score
+
+    return float(accuracy_score(labels, predictions))
+
+
+def _f1(labels: Array, predictions: Array) -> float:
+    from sklearn.metrics import f1_score
+
+    return float(f1_score(labels, predictions, zero_division=0.0))
+
+
+def _matthews(labels: Array, predictions: Array) -> float:
+    from sklearn.metrics import matthews_corrcoef
+
+    return float(matthews_corrcoef(labels, predictions))
+
+
+def _pearson(labels: Array, predictions: Array) -> float:
+    from scipy.stats import pearsonr
+
+    return float(pearsonr(labels, predictions).statistic)
+
+
+def _spearman(labels: Array, predictions: Array) -> float:
+    from scipy.stats import spearmanr
+
+    return float(spearmanr(labels, predictions).statistic)
+
+
 METRICS: dict[str, Callable[[Array, Array], float]] = {
-    "accuracy": lambda labels, predictions: float(sk.accuracy_score(labels, predictions)),
-    "f1": lambda labels, predictions: float(sk.f1_score(labels, predictions, zero_division=0.0)),
-    "matthews": lambda labels, predictions: float(sk.matthews_corrcoef(labels, predictions)),
-    "pearson": _correlation(lambda a, b: stats.pearsonr(a, b).statistic),
-    "spearman": _correlation(lambda a, b: stats.spearmanr(a, b).statistic),
+    "accuracy": _accuracy,
+    "f1": _f1,
+    "matthews": _matthews,
+    "pearson": _correlation(_pearson),
+    "spearman": _correlation(_spearman),
 }
 
 
