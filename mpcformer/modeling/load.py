@@ -4,7 +4,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,8 +15,10 @@ from transformers.utils import logging as hf_logging
 
 from mpcformer.errors import DependencyError, RangeError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
-from mpcformer.modeling.model import MPCFormerForSequenceClassification
 from mpcformer.modeling.ranges import load_ranges
+
+if TYPE_CHECKING:
+    from mpcformer.modeling.model import MPCFormerForSequenceClassification
 
 WEIGHTS = "model.safetensors"
 MAX_WEIGHT = 2.0**14
@@ -96,7 +98,7 @@ def load_checkpoint(
     task: str | None = None,
     constant_norms: Sequence[str] | None = None,
     seed: int = 0,
-) -> MPCFormerForSequenceClassification:
+) -> "MPCFormerForSequenceClassification":
     """A BERT checkpoint as a model with the given forms; a head of another size, or none, is drawn anew from `seed`.
 
     Args:
@@ -106,6 +108,8 @@ def load_checkpoint(
         UserInputError: not a checkpoint, another architecture, a damaged one, or an unknown LayerNorm.
         RangeError: NaN, infinite or huge weights.
     """
+    from mpcformer.modeling.model import MPCFormerForSequenceClassification
+
     raw = read_config(folder)
     known = {
         key: value
@@ -137,7 +141,7 @@ def load_checkpoint(
 
 def load_student(
     folder: Path, *, gelu: str | None = None, softmax: str | None = None
-) -> MPCFormerForSequenceClassification:
+) -> "MPCFormerForSequenceClassification":
     """A distilled student, checked whole.
 
     Args:
@@ -201,7 +205,7 @@ def _read_weights(folder: Path, config: MPCFormerConfig) -> dict[str, torch.Tens
     return {key: value.float() for key, value in state.items()}
 
 
-def _draw_head(model: MPCFormerForSequenceClassification, seed: int) -> None:
+def _draw_head(model: "MPCFormerForSequenceClassification", seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for linear in (model.bert.pooler["dense"], model.classifier):
         assert isinstance(linear, nn.Linear)
