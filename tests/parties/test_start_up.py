@@ -2,8 +2,11 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+import distill
 
 SCORES = {"sklearn", "scipy.stats", "pandas"}
 MODELS = {"mpcformer.modeling.model", "transformers.modeling_utils", "datasets"}
@@ -29,3 +32,12 @@ def test_a_models_classes_are_there_when_somebody_asks() -> None:
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "MPCFormerForSequenceClassification"
     assert "module 'mpcformer.modeling' has no attribute 'Nothing'" in done.stderr
+
+
+def test_the_lines_of_a_model_card_load_the_student_in_a_new_process(student: Path) -> None:
+    card = (Path(distill.__file__).parent / "templates" / "model_card.md.j2").read_text().splitlines()
+    (last,) = (i for i, line in enumerate(card) if "AutoModelForSequenceClassification.from_pretrained" in line)
+    lines = [line.strip().replace('"FOLDER"', repr(str(student))) for line in card[last - 2 : last + 1]]
+    code = "\n".join([*lines, "print(type(model).__name__)"])
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "MPCFormerForSequenceClassification"
