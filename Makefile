@@ -1,6 +1,7 @@
 # Two commands do everything on a fresh machine: `make demo` and `make test`. Each sets up first, once.
 PYTHON ?= python3
 VENV   ?= .venv
+JOBS   ?= 2
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml | sha256sum | cut -c1-16)
 
@@ -26,8 +27,8 @@ $(STAMP): requirements.txt pyproject.toml
 demo: setup  ## teacher -> student -> private inference by separate processes; the table at the end
 	$(VENV)/bin/mpcformer demo
 
-test: setup  ## the default suite (under 10 minutes on 2 cores)
-	$(VENV)/bin/python -m pytest
+test: setup  ## the default suite (under 10 minutes on 2 cores), in JOBS processes
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
 
 test-all: setup  ## every test, the slow ones too
 	$(VENV)/bin/python -m pytest -m 'slow or not slow'
