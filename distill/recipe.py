@@ -95,7 +95,6 @@ class DistillRecipe:
     seed: int = 0
     precision: str = "auto"
     selection_share: float = 0.05
-    calibration_examples: int = 2000
     start: str = "fitted"
     fit_tokens: int = 40_000
     match1: str = "states+logits"

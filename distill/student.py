@@ -68,9 +68,7 @@ def distill_student(
         UserInputError: anything wrong with the recipe, found before training.
     """
     task = get_task(recipe.task)
-    check_numbers(
-        lr1=recipe.learning_rate1, lr2=recipe.learning_rate2, calibration_examples=recipe.calibration_examples
-    )
+    check_numbers(lr1=recipe.learning_rate1, lr2=recipe.learning_rate2)
     if recipe.epochs1 < 0 or recipe.epochs2 < 0:
         raise UserInputError(
             f"--epochs1 {recipe.epochs1} --epochs2 {recipe.epochs2}: below 0", "give 0 to skip a stage"
@@ -138,7 +136,7 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dic
     teacher, student, prepared = made.teacher, made.student, made.prepared
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
     student.cpu().eval()
-    ranges = calibrate(student, prepared.data.encoded[: recipe.calibration_examples], pad_id=prepared.data.pad_id)
+    ranges = calibrate(student, prepared.data.encoded, pad_id=prepared.data.pad_id)
     if isinstance(student.config, MPCFormerConfig) and task.labels:
         student.config.id2label = dict(enumerate(task.labels))
         student.config.label2id = {label: index for index, label in enumerate(task.labels)}

@@ -141,6 +141,7 @@ class StudentTraining(Strict):
         labels_rate: of students that learn from labels alone; none: learning_rate1, at which a quadratic may diverge.
         paper_share: of the published recipe's epochs, at least one a stage.
         share: of the training examples that the students are distilled on; the teacher has them all.
+        replaced: as a model's, of all our recipe's students; none: the recipe's.
         batch_size: none: train_batch_size, which is the teacher's.
     """
 
@@ -151,6 +152,7 @@ class StudentTraining(Strict):
     labels_rate: Rate | None = Field(default=None, exclude_if=_is_none)
     paper_share: Share = 1.0
     share: Share = Field(default=1.0, exclude_if=lambda value: value == 1)
+    replaced: Annotated[float, Field(ge=0, le=1)] | None = Field(default=None, exclude_if=_is_none)
     batch_size: Positive | None = Field(default=None, exclude_if=_is_none)
 
 

@@ -163,6 +163,8 @@ class Trainings:
             constant_norms=model.constant_norms,
             **{name: getattr(scale.student, name) for name in rates},
         )
+        if scale.student.replaced is not None:
+            recipe = replace(recipe, replaced=scale.student.replaced)
         if model.recipe == "paper":
             published = paper_recipe(variant.task) | {"max_length": scale.max_length}
             for name in ("epochs1", "epochs2"):

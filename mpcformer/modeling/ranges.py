@@ -36,9 +36,13 @@ class Ranges:
 
     def observe(self, name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
         """Widen the range of `name` by the valid values; an `Observer` of the student."""
-        chosen = values.detach()[valid].float()
-        if chosen.numel():
-            low, high = float(chosen.min()), float(chosen.max())
+        if valid.any():
+            # Filled rather than picked out, which copies: all training texts come by here.
+            seen = values.detach().float()
+            low, high = (
+                float(seen.masked_fill(~valid, math.inf).amin()),
+                float(seen.masked_fill(~valid, -math.inf).amax()),
+            )
             before = self.bounds.get(name, (math.inf, -math.inf))
             self.bounds[name] = (min(before[0], low), max(before[1], high))
 

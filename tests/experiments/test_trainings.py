@@ -51,7 +51,7 @@ batch_size = 4
 train_batch_size = 8
 selection_share = 0.25
 teacher = { epochs = 5 }
-student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
+student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4, replaced = 0.1 }
 
 [scale.cpu]"""
     (tmp_path / "glue.toml").write_text(find("glue").read_text().replace("[scale.cpu]", section))
@@ -83,6 +83,7 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4 }
             assert recipe.epochs1 == epochs
             rate = 5e-5 if published else 7e-4 if variant.model.objective == "labels" else 1e-3
             assert recipe.learning_rate1 == rate
+            assert recipe.replaced == (0.0 if published else 0.1)
     jobs: list[Any] = []
 
     def stopped(job: Any, out: Path) -> None:
