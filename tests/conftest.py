@@ -1,5 +1,6 @@
 """Shared fixtures. Tests run on one thread: the machine has two cores and the parties are many."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from hypothesis import settings
 from transformers.utils import logging as hf_logging
 
+from mpcformer.console import console, err_console
 from parties import simulation
 from tests.forked import ForkedProcesses
 from tests.tiny import save_parquet, save_student
@@ -30,6 +32,15 @@ def _forked() -> Iterator[None]:
     """Simulations of this process fork their parties; see tests/forked.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "Processes", ForkedProcesses)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _as_wide_as_asked() -> Iterator[None]:
+    """A worker of pytest-xdist has COLUMNS and LINES, which rich keeps from then on, whatever a test asks for."""
+    with pytest.MonkeyPatch.context() as patch:
+        for each, name in itertools.product((console, err_console), ("_width", "_height")):
+            patch.setattr(each, name, None)
         yield
 
 
