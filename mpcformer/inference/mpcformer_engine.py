@@ -176,7 +176,7 @@ def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list
     recorder = PlanRecorder(MODEL_OWNER)
     bert = _sketched(public, shape, Party(MODEL_OWNER, SilentChannel(), recorder), salt)
     segments, at = [], 0
-    for segment in range(bert.n_segments):
+    for segment in range(bert.maps.n_segments):
         bert.online(segment, None)
         segments.append(recorder.plan[at:])
         at = len(recorder.plan)
@@ -189,9 +189,9 @@ def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counte
 
     def owner(rank: int, channel: Channel) -> None:
         bert = _sketched(public, shape, Party(rank, channel, PlanRecorder(rank)))
-        for segment in range(bert.n_segments):
+        for segment in range(bert.maps.n_segments):
             if phase == "offline":
-                bert.offline(segment, dict.fromkeys(["embeddings", *bert.maps(segment)], 0))
+                bert.offline(segment, dict.fromkeys(["embeddings", *bert.maps.of_segment(segment)], 0))
             else:
                 bert.online(segment, None)
 

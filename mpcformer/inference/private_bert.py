@@ -10,41 +10,27 @@ A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from mpcformer.correlations import Request, sketch
 from mpcformer.errors import ProtocolError
 from mpcformer.inference import fixed_point as fp
 from mpcformer.inference.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.inference.owned_weights import OwnedWeights, weight_bits, weight_shapes
 from mpcformer.inference.private_attention import Heads, PrivateAttention
+from mpcformer.inference.private_maps import Map, Maps, Tensors
 from mpcformer.inference.private_reveal import reveal
 from mpcformer.inference.private_words import PrivateWords
 from mpcformer.inference.range_check import RangeCheck
 from mpcformer.inference.stopwatch import Stopwatch
-from mpcformer.protocols import lifted, linear, matmul, row_lookup
+from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half, Party, add_halves, combine, shift
+from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, combine, shift
 from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import Function
 from mpcformer.ring.packing import packed_bytes, unpack
-
-Tensors = list[list[torch.Tensor]]
-Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
-
-
-@dataclass
-class Map:
-    """A linear map (or several of one input) and the opening after it."""
-
-    weights: list[str]
-    rows: int
-    following: list[Request]
-    halves: Halves
 
 
 @dataclass
@@ -92,8 +78,6 @@ class PrivateBert:
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch()
         self._known: dict[str, Known] = {}
-        # What the residual of the block at work adds, aligned to RESIDUAL_SCALE + INPUT_SCALE: share and mean column.
-        self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
         self._check = RangeCheck(party)
         self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
@@ -103,123 +87,8 @@ class PrivateBert:
             if row_lookup.is_cheaper(*wanted):
                 request = row_lookup.request("embeddings", *wanted, salt)
                 self._words = PrivateWords(party, request, owned, table_mask, masked, mask.device.type == "meta")
-
-    # ---- the plan: which maps there are, in order -----------------------------------------------------------------
-
-    @property
-    def n_segments(self) -> int:
-        """Embeddings with the first layer, each further layer, the head with the last."""
-        return int(self._config.num_hidden_layers)
-
-    def maps(self, segment: int) -> list[str]:
-        """The names of a segment's maps with an opening after them, of which the data owner knows its half ahead."""
-        layer = f"layer.{segment}"
-        names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
-        head = ["pooler"] if segment == self.n_segments - 1 else []
-        one_hot = segment == 0 and self._embeddings == "private_table" and self._words is None
-        return [*(["embeddings"] if one_hot else []), *names, *head]
-
-    def _map(self, name: str) -> Map:
-        n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
-        if name == "embeddings":
-            before = self._constants.embedding_norm
-            lift = lifted.request(before.op, (n_rows, hidden), STREAM_BITS)
-            return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], before.scale, before, t[0])])
-        if name == "pooler":
-            function, product = self._constants.tanh_clamp, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
-
-            def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
-                share = shift(z[0], product - fp.TANH_SCALE, self._party.rank)
-                return [Evaluation(function, t[0], self._party.rank).half(share)]
-
-            return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
-        index = int(name.split(".")[1])
-        constants, n_query = self._constants.layers[index], self._n_queries(index)
-        rows = self._n_batch * n_query
-        if name.endswith(".attention"):
-            return Map(
-                [name, f"{name}.residual"],
-                n_rows,
-                self._attention_requests(n_query),
-                lambda z, t: self._attention_halves(z, t, n_query),
-            )
-        if name.endswith(".inner"):
-            activation, shape = self._constants.activation, (rows, self._config.intermediate_size)
-            if activation.function is None:
-                following = lifted.request("square", shape, activation.bits)
-            else:
-                following = activation.function.request(shape)
-            return Map([name, f"layer.{index}.residual"], rows, [following], self._inner_halves)
-        output = name.endswith(".attention.output")
-        norm = constants.attention_norm if output else constants.output_norm
-        product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.OUTER_SCALE
-        lift = lifted.request(norm.op, (rows, hidden), STREAM_BITS)
-        return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
-
-    def _n_queries(self, index: int) -> int:
-        return 1 if index == self.n_segments - 1 else self._n_positions
-
-    # ---- halves of the openings after maps: the same text at both owners, offline at one, online at the other -------
-
-    def _lifted_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
-        stream = shift(z, scale - norm.scale, self._party.rank)
-        return Mask(tensors, STREAM_BITS, norm.op).half(stream, self._party.rank)
-
-    def _stream_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
-        """The residual stream: map plus residual, centred, at the next LayerNorm's scale."""
-        if self._residual is None:
-            raise ProtocolError("a residual is used before it is known")
-        (residual, mean), self._residual = self._residual, None
-        rank = self._party.rank
-        own = fp.INPUT_SCALE + fp.RESIDUAL_SCALE
-        total = z + shift(residual, own - scale, rank)
-        total = total - shift(mean, fp.INPUT_SCALE + fp.MEAN_SCALE - scale, rank)
-        return self._lifted_half(total, scale, norm, tensors)
-
-    def _attention_requests(self, n_query: int) -> list[Request]:
-        heads, size = (self._n_batch, self._n_heads), self._config.head_size
-        query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
-        value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
-        return [
-            matmul.request(query, key, fp.QUERY_BITS),
-            lifted.request("plain", value, fp.VALUE_BITS),
-            matmul.request(scores, value, fp.NUMERATOR_BITS),
-        ]
-
-    def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
-        width, rank = self._config.attention_size, self._party.rank
-        product = fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE
-        value_product = fp.INPUT_SCALE + fp.VALUE_WEIGHT_SCALE
-
-        def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
-            part = z[0][:, at : at + width].reshape(self._n_batch, self._n_positions, self._n_heads, -1)
-            return part.transpose(1, 2)
-
-        self._keep_residual(z[1], z[0][:, -1:], n_query)
-        (a, b, _), value_mask, _ = tensors
-        query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
-        key = shift(heads(width), product - fp.QUERY_SCALE, rank)
-        value = shift(heads(2 * width).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
-        return [
-            matmul.half(query, a, fp.QUERY_BITS),
-            matmul.half(key, b, fp.QUERY_BITS),
-            Mask(value_mask, fp.VALUE_BITS, "plain").half(value, rank),
-        ]
-
-    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor, n_query: int) -> None:
-        def rows(x: torch.Tensor) -> torch.Tensor:
-            return x.view(self._n_batch, -1, x.size(-1))[:, :n_query].reshape(-1, x.size(-1))
-
-        self._residual = rows(residual), rows(mean)
-
-    def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
-        rank, product = self._party.rank, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE
-        self._residual = z[1], z[0][:, -1:]
-        activation = self._constants.activation
-        inner = shift(z[0][:, :-1], product - activation.scale, rank)
-        if activation.function is None:
-            return [Mask(tensors[0], activation.bits, "square").half(inner, rank)]
-        return [Evaluation(activation.function, tensors[0], rank).half(inner)]
+        one_hot = embeddings == "private_table" and self._words is None
+        self.maps = Maps(party.rank, config, constants, (self._n_batch, self._n_positions), self._shapes, one_hot)
 
     # ---- offline ----------------------------------------------------------------------------------------------------
 
@@ -227,8 +96,8 @@ class PrivateBert:
         """The data owner's halves of the segment's openings, sent ahead. `starts`: operation index of each map."""
         if segment == 0 and self._words is not None:
             self._words.offline(starts["embeddings"])
-        for name in self.maps(segment):
-            item = self._map(name)
+        for name in self.maps.of_segment(segment):
+            item = self.maps[name]
             if self._party.rank == DATA_OWNER:
                 if self._masked is None:
                     raise ProtocolError("the masked weights have not arrived")
@@ -240,32 +109,15 @@ class PrivateBert:
                 shapes = [(tuple(x.shape), width) for x, width in halves]
                 self._known[name] = Known(self._party.send(halves), shapes, dealt[0][0].neg_())
             else:
-                shapes = self._shapes_of_halves(item)
+                shapes = self.maps.shapes_of_halves(item)
                 self._known[name] = Known(self._party.receive(shapes), shapes)
-
-    def _shapes_of_halves(self, item: Map) -> list[tuple[tuple[int, ...], int]]:
-        dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
-        z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
-        before, self._residual = self._residual, self._residual
-        if self._residual is None:
-            hidden = self._config.hidden_size
-            empty = torch.empty((item.rows, hidden), dtype=torch.int64, device="meta")
-            self._residual = empty, empty[:, :1]
-        elif self._residual[0].device.type != "meta":
-            empty = torch.empty(self._residual[0].shape, dtype=torch.int64, device="meta")
-            self._residual = empty, empty[:, :1]
-        halves = item.halves(z, dealt)
-        self._residual = before
-        return [(tuple(x.shape), bits) for x, bits in halves]
-
-    # ---- online -----------------------------------------------------------------------------------------------------
 
     def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations.
 
         For the embeddings x is, at the data owner, the columns (rows, 2) that hold a one.
         """
-        item, party, bits = self._map(name), self._party, weight_bits(name)
+        item, party, bits = self.maps[name], self._party, weight_bits(name)
         request = linear.request(item.weights, item.rows, self._shapes, bits)
         if party.rank == DATA_OWNER:
             known = self._known.pop(name) if name in self._known else self._rehearsed(item)
@@ -294,9 +146,9 @@ class PrivateBert:
 
     def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """What `_apply` does for the embeddings, of a large table; the data owner's half goes last."""
-        item, party = self._map("embeddings"), self._party
+        item, party = self.maps["embeddings"], self._party
         words.take()
-        shapes, following = self._shapes_of_halves(item), [party.take(request) for request in item.following]
+        shapes, following = self.maps.shapes_of_halves(item), [party.take(request) for request in item.following]
         if party.rank == DATA_OWNER:
             z, theirs = words.ask(columns, shapes)
             halves = item.halves([z], following)
@@ -313,7 +165,7 @@ class PrivateBert:
         """For an estimate: what the offline part would have left."""
         if self._mask.device.type != "meta":
             raise ProtocolError("a map is used online before its offline part")
-        shapes = self._shapes_of_halves(item)
+        shapes = self.maps.shapes_of_halves(item)
         message = torch.empty(sum(packed_bytes(math.prod(s), b) for s, b in shapes), dtype=torch.uint8, device="meta")
         minus_mask = torch.empty((item.rows, self._shapes[item.weights[0]][0]), dtype=torch.int64, device="meta")
         return Known(message, shapes, minus_mask)
@@ -347,7 +199,7 @@ class PrivateBert:
             self.watch.lap("embedding")
             self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
         self._layer(segment)
-        if segment < self.n_segments - 1:
+        if segment < self.maps.n_segments - 1:
             return None
         opened, tensors = self._apply("pooler", self._x)
         self.watch.lap("linear")
@@ -395,7 +247,7 @@ class PrivateBert:
         return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
 
     def _layer(self, index: int) -> None:
-        name, constants, n_query = f"layer.{index}", self._constants.layers[index], self._n_queries(index)
+        name, constants, n_query = f"layer.{index}", self._constants.layers[index], self.maps.n_queries(index)
         real = self._mask[:, :n_query].reshape(-1)
         (query, key, value), masks = self._apply(f"{name}.attention", self._x)
         self.watch.lap("linear")
