@@ -51,6 +51,7 @@ class Tolerances(Strict):
     """By kind of quantity."""
 
     score: Tolerance | Literal["exact", "ignore"] = Tolerance(absolute=0.05)
+    agreement: Tolerance | Literal["exact", "ignore"] = Tolerance(absolute=0.005)
     error: Tolerance | Literal["exact", "ignore"] = Tolerance(ratio=10.0)
     seconds: Tolerance | Literal["exact", "ignore"] = "ignore"
     bytes: Tolerance | Literal["exact", "ignore"] = "exact"

@@ -8,30 +8,44 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from experiments.figures import Drawing
 from experiments.tables import Table
+from parties.network import network_profile
+from parties.threat_model import threat_model
 
 FILE_NAME = "report.html"
 
 
-def render(values: dict[str, Any], tables: Sequence[Table], drawings: Sequence[Drawing]) -> str:
+def render(
+    values: dict[str, Any], tables: Sequence[Table], drawings: Sequence[Drawing], runs: Sequence[str] = ()
+) -> str:
     """The report as HTML.
 
     Args:
         values: results.json.
         tables, drawings: of it.
+        runs: names of the private runs beside it that have a report.
     """
     loader = ChoiceLoader([PackageLoader("experiments", "templates"), PackageLoader("parties", "templates")])
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     figures = [{"title": d.title, "data": base64.b64encode(d.svg).decode()} for d in drawings]
+    ran = any(name.endswith("online_seconds") for row in values["rows"] for name in row["values"])
     return environment.get_template("experiment.html.j2").render(
-        values=values, tables=tables, figures=figures, facts=_facts(values)
+        values=values,
+        tables=tables,
+        figures=figures,
+        facts=_facts(values),
+        runs=runs,
+        threat_model=threat_model("private_table") if ran else None,
     )
 
 
 def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     """The scale's settings, the data, the machine."""
-    facts = [(_name(key), _text(value)) for key, value in values["settings"].items() if value is not None]
+    settings = dict(values["settings"])
+    if "networks" in settings:
+        settings["networks"] = [_network(name) for name in settings["networks"]]
+    facts = [(_name(key), _text(value)) for key, value in settings.items() if value is not None]
     facts += [
         (f"Examples, {task}", ", ".join(f"{key} {_short(value)}" for key, value in what.items()))
         for task, what in values["examples"].items()
@@ -51,6 +65,13 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _name(key: str) -> str:
     return key.replace("_", " ").capitalize()
+
+
+def _network(name: str) -> str:
+    """With its round trip and rate, if it is shaped."""
+    if (profile := network_profile(name)) is None:
+        return f"{name} (loopback interface)"
+    return f"{name} ({profile.rtt_s * 1e3:g} ms round trip, {profile.bytes_s * 8 / 1e6:g} Mbit/s each way)"
 
 
 def _text(value: Any) -> str:

@@ -7,7 +7,7 @@ from typing import Any, Literal, get_args
 
 from parties.html_report import FORMS
 
-Kind = Literal["score", "error", "seconds", "bytes", "rounds"]
+Kind = Literal["score", "agreement", "error", "seconds", "bytes", "rounds"]
 # What a row of results is of. Seeds are one number where a table does not list them; nothing else is.
 Axis = Literal[
     "task", "model", "gelu", "softmax", "share", "seed", "engine", "network", "operation", "function", "form"
@@ -65,7 +65,7 @@ QUANTITIES: dict[str, Quantity] = {
     "private_score": Quantity("score, private", "score"),
     "kept": Quantity("of the teacher's score", "score"),
     "compared_score": Quantity("score, plaintext, same examples", "score"),
-    "label_agreement": Quantity("label agreement", "score"),
+    "label_agreement": Quantity("label agreement", "agreement"),
     # On the training examples set aside, for choosing recipes by: the evaluation split is for nothing but scores.
     "distance": Quantity("distance from the teacher, examples set aside", "error"),
     "max_logit_error": Quantity("largest logit error", "error", largest=True),

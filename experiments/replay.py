@@ -198,7 +198,8 @@ def _write(place: Place, spec: Experiment, values: dict[str, Any], found: Found,
         (out / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
     if found.curves:
         write_json(out / "figures" / "curves.json", found.curves)
-    write_text(out / page.FILE_NAME, page.render(values, built, drawings))
+    runs = sorted(path.parent.name for path in place.runs.glob(f"*/{page.FILE_NAME}"))
+    write_text(out / page.FILE_NAME, page.render(values, built, drawings, runs))
     files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != STATE)
     listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
     finished = datetime.now(UTC).isoformat(timespec="seconds")

@@ -4,6 +4,7 @@
 """
 
 import queue
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -40,6 +41,7 @@ class Counters:
 
     rounds: messages on the critical path, one way each; a message tells how many its sender had waited for, and the
     receiver goes on from there plus one. So a two-way opening is one round, a question and its answer two.
+    seconds_waited: spent in `receive`.
     """
 
     bytes_sent: int = 0
@@ -47,6 +49,7 @@ class Counters:
     messages_sent: int = 0
     messages_received: int = 0
     rounds: int = 0
+    seconds_waited: float = 0.0
 
     def minus(self, before: "Counters") -> "Counters":
         """The difference since `before`."""
@@ -96,10 +99,12 @@ class MemoryChannel:
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """The next message."""
+        start = time.monotonic()
         try:
             rounds, tensors = self._inbox.get(timeout=self._timeout_s)
         except queue.Empty:
             raise PartyError("peer", f"sent nothing for {self._timeout_s} s") from None
+        self.counters.seconds_waited += time.monotonic() - start
         arrived = [Spec.of(t) for t in tensors]
         if arrived != list(specs):
             raise ProtocolError(f"expected {list(specs)}, the peer sent {arrived}")

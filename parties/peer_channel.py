@@ -69,7 +69,7 @@ class PeerChannel:
             PartyError: the peer's stream ended, or the session was aborted.
             ProtocolError: something else than `specs` arrived.
         """
-        self._waiting_since = time.monotonic()
+        self._waiting_since = start = time.monotonic()
         try:
             while not self._attached.wait(0.2):
                 if self._error:
@@ -90,6 +90,7 @@ class PeerChannel:
             raise self._error or (PartyError(self._peer, "it ended the stream") if ended else error) from None
         finally:
             self._waiting_since = None
+        self.counters.seconds_waited += time.monotonic() - start
         self.counters.messages_received += 1
         self.counters.bytes_received += n_bytes
         return tensors

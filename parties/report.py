@@ -1,6 +1,7 @@
 """What a run leaves: results.json, predictions.parquet, report.html, logs, manifest.json last; the terminal's table."""
 
 import statistics
+from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -21,7 +22,7 @@ from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
 from parties import html_report
-from parties.config import Insecure
+from parties.config import Insecure, Role
 from parties.insecure import fixed_seed
 from parties.insecure import text as insecure_text
 from parties.plaintext import summary
@@ -32,6 +33,7 @@ from parties.threat_model import threat_model
 
 # Two regression outputs agree when they differ by less than 1% of STS-B's scale.
 REGRESSION_TOLERANCE = 0.05
+OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
@@ -179,16 +181,24 @@ def _online(results: Results) -> dict[str, Any]:
         "seconds": sum(b.online.seconds for b in batches),
         "seconds_per_example": summary(per_example),
         "breakdown_seconds": breakdown(results),
+        "by_party": {
+            role: {"seconds": breakdown(results, role), "waited": _summed(b.waited for b in results.batches[role])}
+            for role in OWNERS
+        },
         "rounds_per_batch": int(statistics.median(b.online.rounds for b in batches)),
         "bytes": received,
     }
 
 
-def breakdown(results: Results) -> dict[str, float]:
-    """Online seconds at the data owner by operation, waiting included."""
+def breakdown(results: Results, role: Role = "data-owner") -> dict[str, float]:
+    """Online seconds at an owner by operation, waiting included."""
+    return _summed(batch.breakdown for batch in results.batches[role])
+
+
+def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
     total: dict[str, float] = {}
-    for batch in results.batches["data-owner"]:
-        for operation, seconds in batch.breakdown.items():
+    for part in parts:
+        for operation, seconds in part.items():
             total[operation] = total.get(operation, 0.0) + seconds
     return total
 

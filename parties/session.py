@@ -110,6 +110,7 @@ class OwnerSession:
                     logits = engine.online(segment)
                     self._tell(index, n_batches, segment + 1, len(segments))
         report.breakdown.update(engine.breakdown())
+        report.waited.update(engine.waited())
         self._count(report)
         return report, logits
 

@@ -7,7 +7,7 @@ A page says what goes where:
 
 is replaced by the table `plaintext` of experiments/results/glue-cpu.json, with the line that makes the record. An image
 `figures/pareto-cpu-pareto-seconds-sst2.svg` is drawn from the record of that name. `--check` changes nothing and ends
-with status 1 if a page's tables are not its records'.
+with status 1 if a page's tables or figures are not its records'.
 """
 
 import argparse
@@ -66,10 +66,11 @@ def _update(page: Path, check: bool) -> bool:
     after = filled(before)
     wanted = sorted(set(FIGURE.findall(after)))
     if check:
-        missing = [name for record, name in wanted if not _figure_path(record, name).is_file()]
-        return before != after or bool(missing)
+        return before != after or any(_stale(record, name) for record, name in wanted)
     for record, name in wanted:
-        _draw(record, name)
+        path = _figure_path(record, name)
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(_drawn(record, name))
     if before != after:
         page.write_text(after, encoding="utf-8")
     return before != after
@@ -79,14 +80,17 @@ def _figure_path(record: str, name: str) -> Path:
     return DOCS / "figures" / f"{record}-{name}.svg"
 
 
-def _draw(record: str, name: str) -> None:
+def _stale(record: str, name: str) -> bool:
+    path = _figure_path(record, name)
+    return not path.is_file() or path.read_bytes() != _drawn(record, name)
+
+
+def _drawn(record: str, name: str) -> bytes:
     values: dict[str, Any] = read_json(RECORDS / f"{record}.json")
     found = Found(examples=values["examples"], rows=[Row.from_json(row) for row in values["rows"]])
     spec = load(SHIPPED / f"{values['experiment']}.toml")
     drawings = {drawing.name: drawing for figure in spec.figures for drawing in draw(figure, found)}
-    path = _figure_path(record, name)
-    path.parent.mkdir(exist_ok=True)
-    path.write_bytes(drawings[name].svg)
+    return drawings[name].svg
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from mpcformer.channel import Counters
 from mpcformer.crypten_compat import current
 from mpcformer.inference import crypten_ops as ops
 from mpcformer.inference.constants import QUAD_SOFTMAX_SHIFT, LayerConstants, ModelConstants, NormConstants
@@ -30,14 +31,16 @@ class CrypTenBert:
         parameters: shared tensors by the names of `mpcformer.inference.parameters`.
         config: architecture and forms.
         constants: public scales and Newton plans.
+        counters: of the channel to the other owner.
     """
 
-    def __init__(self, parameters: dict[str, Any], config: Any, constants: ModelConstants) -> None:
+    def __init__(self, parameters: dict[str, Any], config: Any, constants: ModelConstants, counters: Counters) -> None:
         self._p = parameters
         self._config = config
         self._constants = constants
+        self._counters = counters
         # (x, y) with y = x^(-1/2) or 1/x, re-multiplied at the end to prove that no value left its range.
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(counters)
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
         self._reciprocal_pairs: list[tuple[Any, Any]] = []
         # (limit of the variance, centred rows) of the constant norms, to be looked at in the end too.
@@ -51,7 +54,7 @@ class CrypTenBert:
             one_hot: shared at scale 1, (B L, V + T): the word's and the token type's unit vectors side by side.
             mask: public int64 (B, L), 1 at real tokens.
         """
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(self._counters)
         self._rsqrt_pairs.clear()
         self._reciprocal_pairs.clear()
         self._constant_rows.clear()

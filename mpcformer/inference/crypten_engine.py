@@ -65,7 +65,7 @@ class CrypTenEngine:
         zero_key = derive_key(halves[0], "zero sharing", halves[1])
         self._state = PartyState(rank=self._party, channel=self._channel, store=store, zero_key=zero_key)
         with active(self._state):
-            self._bert = self._build(self._values)
+            self._bert = self._build(self._values, self._channel)
         self._values = None
 
     def plan(self, shape: BatchShape) -> list[list[Request]]:
@@ -79,7 +79,7 @@ class CrypTenEngine:
         with active(state):
             mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
             one_hot = torch.empty(self._one_hot_size(shape), dtype=torch.int64, device="meta")
-            self._forward(self._build(None, device="meta"), mask, one_hot)
+            self._forward(self._build(None, channel, device="meta"), mask, one_hot)
         return recorder.plan
 
     def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
@@ -105,9 +105,13 @@ class CrypTenEngine:
         """Online seconds of the batch by operation."""
         return {} if self._bert is None else dict(self._bert.watch.seconds)
 
-    def _build(self, values: dict[str, torch.Tensor] | None, device: str = "cpu") -> CrypTenBert:
+    def waited(self) -> dict[str, float]:
+        """The part of `breakdown` that was waiting."""
+        return {} if self._bert is None else dict(self._bert.watch.waited)
+
+    def _build(self, values: dict[str, torch.Tensor] | None, channel: Channel, device: str = "cpu") -> CrypTenBert:
         parameters = shared_parameters(parameter_shapes(self._config), values, device)
-        return CrypTenBert(parameters, self._config, self._constants)
+        return CrypTenBert(parameters, self._config, self._constants, channel.counters)
 
     def _one_hot_size(self, shape: BatchShape) -> tuple[int, int]:
         return shape.batch_size * shape.seq_len, self._config.vocab_size + self._config.type_vocab_size

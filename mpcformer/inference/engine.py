@@ -109,7 +109,10 @@ class Engine(Protocol):
         """
 
     def breakdown(self) -> dict[str, float]:
-        """Online seconds of the batch by operation, see `stopwatch.OPERATIONS`."""
+        """Online seconds of the batch by operation, see `stopwatch.OPERATIONS`, waiting included."""
+
+    def waited(self) -> dict[str, float]:
+        """The part of `breakdown` that was waiting."""
 
 
 def create_engine(

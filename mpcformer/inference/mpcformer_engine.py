@@ -134,6 +134,10 @@ class MPCFormerEngine:
         """Online seconds of the batch by operation."""
         return {} if self._bert is None else dict(self._bert.watch.seconds)
 
+    def waited(self) -> dict[str, float]:
+        """The part of `breakdown` that was waiting."""
+        return {} if self._bert is None else dict(self._bert.watch.waited)
+
     def _first(self, inputs: BatchInputs) -> torch.Tensor:
         """What the first segment starts from, see `PrivateBert.online`."""
         if inputs.input_ids is None:

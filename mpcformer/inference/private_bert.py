@@ -76,7 +76,7 @@ class PrivateBert:
         self._embeddings = embeddings
         self._shapes = weight_shapes(config, embeddings)
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
-        self.watch = Stopwatch()
+        self.watch = Stopwatch(party.channel.counters)
         self._known: dict[str, Known] = {}
         self._check = RangeCheck(party)
         self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)

@@ -153,8 +153,15 @@ class Phase(_message.Message):
     def __init__(self, seconds: _Optional[float] = ..., bytes_received: _Optional[int] = ..., bytes_from_dealer: _Optional[int] = ..., rounds: _Optional[int] = ...) -> None: ...
 
 class BatchReport(_message.Message):
-    __slots__ = ("batch_size", "seq_len", "offline", "online", "breakdown")
+    __slots__ = ("batch_size", "seq_len", "offline", "online", "breakdown", "waited")
     class BreakdownEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class WaitedEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -166,12 +173,14 @@ class BatchReport(_message.Message):
     OFFLINE_FIELD_NUMBER: _ClassVar[int]
     ONLINE_FIELD_NUMBER: _ClassVar[int]
     BREAKDOWN_FIELD_NUMBER: _ClassVar[int]
+    WAITED_FIELD_NUMBER: _ClassVar[int]
     batch_size: int
     seq_len: int
     offline: Phase
     online: Phase
     breakdown: _containers.ScalarMap[str, float]
-    def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ..., breakdown: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    waited: _containers.ScalarMap[str, float]
+    def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ..., breakdown: _Optional[_Mapping[str, float]] = ..., waited: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Report(_message.Message):
     __slots__ = ("setup", "peak_rss_bytes", "transcript", "batch_plan")

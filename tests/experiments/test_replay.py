@@ -1,8 +1,10 @@
 """A replay at scale smoke: everything for real but tiny; nothing is done twice; a record holds or is refused."""
 
+import re
 import shutil
 import socket
 from dataclasses import replace
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.tasks import get_task, load_examples
 from parties import evaluate
+from parties.threat_model import THREAT_MODEL
+from tests.browser import check_page
 from tests.replays import Counted, glue
 
 RESULTS = find("glue").parent / "results"
@@ -66,6 +70,15 @@ def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:
         assert word not in html
     # beside made-up sentences the paper's scores would say nothing
     assert "Published, not measured here" not in html
+    for promise in THREAT_MODEL.values():
+        assert escape(promise.split("; ")[0]) in html
+    links = re.findall(r'href="([^#"]*)"', html)
+    assert len(links) == 2
+    assert all((folder / link).is_file() for link in links)
+
+
+def test_a_browser_renders_the_report(folder: Path, tmp_path: Path) -> None:
+    check_page(folder / "report.html", tmp_path, "What private inference costs", "Threat model")
 
 
 def test_a_second_call_keeps_all(folder: Path, shop: Path, counted: Counted) -> None:
@@ -260,7 +273,9 @@ def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["ablation-data", "ablation-recipe", "breakdown", "forms", "imdb", "networks"])
+@pytest.mark.parametrize(
+    "name", ["ablation-data", "ablation-recipe", "breakdown", "forms", "glue", "imdb", "networks", "pareto"]
+)
 def test_the_others_are_as_recorded(name: str, tmp_path: Path) -> None:
     record = RESULTS / f"{name}-smoke.json"  # were a protocol's bytes or rounds changed, this would say so
     run(ReplayOptions(name, scale="smoke", out=tmp_path / name, models=tmp_path / "models", check=record))

@@ -234,6 +234,8 @@ def test_tolerances() -> None:
     assert rules.allow("error", 0.0, 0.0)
     assert not rules.allow("bytes", 100, 101)
     assert Tolerances(seconds="ignore").allow("seconds", 1.0, 1e9)
+    assert rules.allow("agreement", 1.0, 0.996)
+    assert not rules.allow("agreement", 1.0, 0.99), "what is promised is 99.5%"
 
 
 def test_a_row_that_only_one_run_has_is_a_difference() -> None:

@@ -3,8 +3,6 @@
 import copy
 import json
 import re
-import shutil
-import subprocess
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ from mpcformer.files import sha256_file
 from parties import evaluate, report
 from parties.html_report import DASH, bar_chart, render, seconds, size
 from parties.published import PUBLISHED, published_scores
+from tests.browser import check_page
 from tests.parties.test_end_to_end import job_for
 
 
@@ -257,17 +256,25 @@ def test_an_engine_without_a_breakdown_is_an_empty_chart() -> None:
 
 
 def test_a_browser_renders_it(run: Path, tmp_path: Path) -> None:
-    chromium = shutil.which("chromium")
-    if not chromium:
-        pytest.skip("chromium is not installed")
-    picture = tmp_path / "report.png"
-    options = ["--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}"]
-    address = (run / "report.html").as_uri()
-    command = [chromium, *options, "--window-size=390,1600", f"--screenshot={picture}", address]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert picture.stat().st_size > 20_000, "an empty page is a few KB"
-    dom = subprocess.run(
-        [chromium, *options, "--dump-dom", address], capture_output=True, text=True, timeout=120, check=True
-    )
-    assert "Where the online time goes" in dom.stdout
+    check_page(run / "report.html", tmp_path, "Where the online time goes", "Threat model")
+
+
+def test_work_and_waiting_are_told_apart_by_party(values: dict[str, Any]) -> None:
+    values["online"]["breakdown_seconds"] = {"linear": 3.0, "norm": 1.0}
+    values["online"]["by_party"] = {
+        "data-owner": {"seconds": {"linear": 3.0, "norm": 1.0}, "waited": {"linear": 2.5, "norm": 0.25}},
+        "model-owner": {"seconds": {"linear": 3.0, "norm": 1.0}, "waited": {"linear": 0.125}},
+    }
+    rows = cells(render(values), "breakdown")
+    assert rows["Linear"] == ["0.5000 s", "2.50 s", "2.88 s", "0.1250 s"]
+    assert rows["Norm"] == ["0.7500 s", "0.2500 s", "1.00 s", "0.0000 s"]
+    assert rows["All"] == ["1.25 s", "2.75 s", "3.88 s", "0.1250 s"]
+
+
+def test_a_run_measures_both_owners(values: dict[str, Any]) -> None:
+    online = values["online"]
+    assert online["by_party"]["data-owner"]["seconds"] == online["breakdown_seconds"]
+    for spent in online["by_party"].values():
+        assert set(spent["seconds"]) == set(spent["waited"]) == set(online["breakdown_seconds"])
+        assert all(0 <= spent["waited"][name] <= seconds for name, seconds in spent["seconds"].items())
+        assert 0 < sum(spent["waited"].values()) < sum(spent["seconds"].values()) <= 1.01 * online["seconds"]
