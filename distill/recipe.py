@@ -137,7 +137,8 @@ def paper_recipe(task: str) -> dict[str, Any]:
     """
     if task not in PAPER_EPOCHS:
         raise UserInputError(
-            f"--recipe paper: MPCFormer published none for {task!r}", f"tasks with one: {', '.join(PAPER_EPOCHS)}"
+            f"--recipe paper: MPCFormer published none for {task!r}",
+            f"choose a task with one: {', '.join(PAPER_EPOCHS)}",
         )
     return {
         "epochs1": PAPER_EPOCHS[task],

@@ -54,7 +54,9 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
         if value is None or value == theirs:
             continue
         if not 0 < value < theirs:
-            raise UserInputError(f"{option}: {value} is not in 1..{theirs}", "the teacher has that many")
+            raise UserInputError(
+                f"{option}: {value} is not in 1..{theirs}", f"give at most {theirs}, the teacher's number"
+            )
         if recipe.start in ("teacher", "general"):
             raise UserInputError(
                 f"{option}: {value} needs another start than weights which have {theirs}",

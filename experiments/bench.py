@@ -31,6 +31,7 @@ from mpcformer.modeling import (
     default_backbone,
     load_tokenizer,
 )
+from mpcformer.modeling.load import read_config
 from mpcformer.ring import gemm
 from mpcformer.tasks import Encoded
 from parties.config import Role
@@ -45,6 +46,7 @@ SHAPES = {
     "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
 }
 N_CALIBRATION = 8
+POSITIONS = 512
 TASK = "sst2"
 
 
@@ -104,17 +106,40 @@ def check(options: BenchOptions) -> None:
     Raises:
         UserInputError: naming the option.
     """
-    numbers = {"seq-len": options.seq_len, "batch-size": options.batch_size, "repeat": options.repeat}
-    for name, value in numbers.items():
-        low = 4 if name == "seq-len" else 1
-        if value < low:
-            raise UserInputError(f"--{name}: {value} is below {low}", f"give {low} or more")
-    if options.seq_len > 512:
-        raise UserInputError(f"--seq-len: {options.seq_len} exceeds 512 positions", "give at most 512")
+    check_shape(options.model, options.seq_len, options.batch_size)
+    for name, value in (("repeat", options.repeat), ("threads", options.threads)):
+        if value < 1:
+            raise UserInputError(f"--{name}: {value} is below 1", "give a positive number")
     gemm.use(options.device)
     if options.json and options.json.exists():
         raise UserInputError(f"--json: {options.json} exists", "give another name, or remove it")
-    unknown = [engine for engine in options.engines if engine not in ENGINES]
+    if options.json and not options.json.parent.is_dir():
+        raise UserInputError(f"--json: {options.json.parent} is not a folder", "make it first, or give another name")
+    check_engines(options.engines)
+
+
+def check_shape(model: str, seq_len: int, batch_size: int) -> None:
+    """Refuse a batch that the model cannot read.
+
+    Raises:
+        UserInputError: naming the option.
+    """
+    for name, value, low in (("seq-len", seq_len, 4), ("batch-size", batch_size, 1)):
+        if value < low:
+            raise UserInputError(f"--{name}: {value} is below {low}", f"give {low} or more")
+    own = Path(model).is_dir() and model not in SHAPES
+    positions = read_config(Path(model)).get("max_position_embeddings", POSITIONS) if own else POSITIONS
+    if seq_len > positions:
+        raise UserInputError(f"--seq-len: {seq_len} exceeds {positions} positions", f"give at most {positions}")
+
+
+def check_engines(engines: Sequence[str]) -> None:
+    """Refuse an unknown engine.
+
+    Raises:
+        UserInputError: naming it.
+    """
+    unknown = [engine for engine in engines if engine not in ENGINES]
     if unknown:
         raise UserInputError(f"--engine: {unknown[0]!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
 

@@ -1,15 +1,17 @@
 """The commands `mpcformer demo`, `bench`, `estimate` and `replay`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 ENGINES = ("mpcformer", "crypten")
-GELU = "Form of a named model: quad, relu or gelu."
-SOFTMAX = "Form of a named model: 2quad, 2quad-const, 2relu or softmax."
+ENGINE = "mpcformer or crypten; give it again for the other; default: both."
+LAYERS = "Encoder layers of a named model; default: all."
+GELU = "Form of a named model: quad (the default), relu or gelu."
+SOFTMAX = "Form of a named model: 2quad (the default), 2quad-const, 2relu or softmax."
 CONSTANT_NORMS = "LayerNorms of a named model with a learnt constant: attention, output, all, or names."
-NETWORK = "Links between the parties: none, lan, wan, or RTT_MS,MBIT."
+NETWORK = "Links between the parties: none, lan (0.5,1000), wan (40,100), or RTT_MS,MBIT."
 
 
 def demo(
@@ -30,18 +32,21 @@ def bench(
     model: Annotated[
         str, typer.Option(help="bert-base, bert-large, minilm (random weights) or a folder.")
     ] = "bert-base",
-    layers: Annotated[int | None, typer.Option(help="Of a named model; default: all.")] = None,
+    layers: Annotated[int | None, typer.Option(help=LAYERS)] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
-    engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
+    engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
     repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
-    gelu: Annotated[str, typer.Option(help=GELU)] = "quad",
-    softmax: Annotated[str, typer.Option(help=SOFTMAX)] = "2quad",
+    gelu: Annotated[str | None, typer.Option(help=GELU)] = None,
+    softmax: Annotated[str | None, typer.Option(help=SOFTMAX)] = None,
     network: Annotated[str, typer.Option(help=NETWORK)] = "none",
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
     device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
     transport: Annotated[
-        bool, typer.Option("--transport", help="Mutual TLS against plaintext, instead of engines; default: mpcformer.")
+        bool,
+        typer.Option(
+            "--transport", help="Compare mutual TLS with plaintext, not engines; --engine is then mpcformer by default."
+        ),
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
 ) -> None:
@@ -57,8 +62,7 @@ def bench(
         batch_size=batch_size,
         engines=tuple(engine or (ENGINES[:1] if transport else ENGINES)),
         network=network_profile(network),
-        gelu=gelu,
-        softmax=softmax,
+        **_forms(model, gelu=gelu, softmax=softmax),
         repeat=repeat,
         threads=threads,
         device=device,
@@ -71,13 +75,13 @@ def estimate(
     model: Annotated[
         str, typer.Option(help="bert-base, bert-large, minilm (random weights) or a folder.")
     ] = "bert-base",
-    layers: Annotated[int | None, typer.Option(help="Of a named model; default: all.")] = None,
+    layers: Annotated[int | None, typer.Option(help=LAYERS)] = None,
     seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
     batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
-    engine: Annotated[list[str] | None, typer.Option(help="Give it again for each; default: both.")] = None,
-    gelu: Annotated[str, typer.Option(help=GELU)] = "quad",
-    softmax: Annotated[str, typer.Option(help=SOFTMAX)] = "2quad",
-    constant_norms: Annotated[str, typer.Option(help=CONSTANT_NORMS)] = "",
+    engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
+    gelu: Annotated[str | None, typer.Option(help=GELU)] = None,
+    softmax: Annotated[str | None, typer.Option(help=SOFTMAX)] = None,
+    constant_norms: Annotated[str | None, typer.Option(help=CONSTANT_NORMS)] = None,
     network: Annotated[str, typer.Option(help=NETWORK)] = "lan",
 ) -> None:
     """Count rounds and bytes of a private batch, and its time on a network, without running it."""
@@ -92,15 +96,30 @@ def estimate(
         batch_size,
         tuple(engine or ENGINES),
         links,
-        gelu=gelu,
-        softmax=softmax,
-        constant_norms=constant_norms,
+        **_forms(model, gelu=gelu, softmax=softmax, constant_norms=constant_norms),
     )
+
+
+def _forms(model: str, **given: str | None) -> dict[str, Any]:
+    """The forms that were given, of a named model: a folder's student has its own."""
+    from experiments.bench import SHAPES
+    from mpcformer.errors import UserInputError
+
+    forms = {name: value for name, value in given.items() if value is not None}
+    if forms and model not in SHAPES:
+        name = next(iter(forms))
+        raise UserInputError(
+            f"--{name.replace('_', '-')} {forms[name]}: a form is part of the student, and {model} has its own",
+            f"leave it out, or give --model one of: {', '.join(SHAPES)}",
+        )
+    return forms
 
 
 def replay(
     experiment: Annotated[str, typer.Argument(help="Name of a shipped experiment, or a TOML.")],
-    scale: Annotated[str, typer.Option(help="smoke (a minute, made-up data), cpu or full.")] = "cpu",
+    scale: Annotated[
+        str, typer.Option(help="smoke (a minute, made-up data), cpu (MiniLM) or full (BERT-base; wants a GPU).")
+    ] = "cpu",
     out: Annotated[Path | None, typer.Option(help="Folder; default: runs/replay/NAME-SCALE.")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub.")] = None,
     models: Annotated[Path, typer.Option(help="Where trained models are kept and found again.")] = Path("runs/models"),

@@ -26,8 +26,10 @@ RUN_FILES = (
     "plaintext",
     "manifest.json",
 )
-# Chosen on the part of the training set that is set aside; see docs/results.md.
+# Chosen on the part of the training set that is set aside.
 TEACHER = {"epochs": 2, "max_length": 64}
+# Less leaves too few to choose epochs by.
+MIN_TRAINING = 100
 STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
 
 
@@ -48,8 +50,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
         MPCFormerError: what went wrong and where.
     """
     out, start = options.out, time.perf_counter()
-    if out.exists() and not out.is_dir():
-        raise UserInputError(f"--out: {out} is a file", "choose another folder")
+    _check(options)
     out.mkdir(parents=True, exist_ok=True)
     with console.status(f"data: {TASK}"):
         n_examples = len(load_examples(get_task(TASK), EVAL, limit=options.examples))
@@ -82,6 +83,32 @@ def run(options: DemoOptions) -> dict[str, Any]:
     console.print(f"The demo took {time.perf_counter() - start:.0f} s.")
     report.show(values, out)
     return dict(values)
+
+
+def _check(options: DemoOptions) -> None:
+    """Refuse wrong numbers, and to go on with models that were made of another number of sentences."""
+    for name, low in (("examples", 1), ("train_limit", MIN_TRAINING), ("batch_size", 1)):
+        if (value := getattr(options, name)) < low:
+            raise UserInputError(f"--{name.replace('_', '-')}: {value} is below {low}", f"give {low} or more")
+    out = options.out
+    if out.exists() and not out.is_dir():
+        raise UserInputError(f"--out: {out} is a file", "choose another folder")
+    for name in ("teacher", "student"):
+        for folder in (out / name, out / f"{name}.partial"):
+            made = _recipe(folder)
+            if made is not None and made.get("limit") != options.train_limit:
+                raise UserInputError(
+                    f"--train-limit: {options.train_limit}, but {folder} is of {made.get('limit')} sentences",
+                    f"give --train-limit {made.get('limit')}, another --out, or remove {out}",
+                )
+
+
+def _recipe(folder: Path) -> dict[str, Any] | None:
+    """Of a model that is there, or half there."""
+    for name in ("teacher.json", "distillation.json"):
+        if (folder / name).is_file():
+            return dict(read_json(folder / name)["recipe"])
+    return dict(read_json(folder / "recipe.json")) if (folder / "recipe.json").is_file() else None
 
 
 def _interrupted(folder: Path) -> bool:

@@ -2,9 +2,8 @@
 
 from rich.table import Table
 
-from experiments.bench import bench_model
+from experiments.bench import bench_model, check_engines, check_shape
 from mpcformer.console import console
-from mpcformer.errors import UserInputError
 from mpcformer.inference.engine import BatchShape, load_public_model
 from mpcformer.inference.estimate import Cost, estimate_batch
 from mpcformer.modeling.configuration import split_norms
@@ -28,9 +27,8 @@ def run(
     Raises:
         UserInputError: anything wrong with the options.
     """
-    for name, value in (("--seq-len", seq_len), ("--batch-size", batch_size)):
-        if value < 1:
-            raise UserInputError(f"{name}: {value} is too small", "give a positive number")
+    check_shape(model, seq_len, batch_size)
+    check_engines(engines)
     with bench_model(model, layers, seq_len, gelu, softmax, split_norms(constant_norms)) as student:
         public = load_public_model(student)
         costs = {engine: estimate_batch(engine, public, BatchShape(batch_size, seq_len)) for engine in engines}

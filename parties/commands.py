@@ -11,11 +11,15 @@ import typer
 
 def infer(
     student: Annotated[Path, typer.Option(help="Folder of a distilled student.")],
-    task: Annotated[str | None, typer.Option(help="Default: the task it was distilled for.")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="movie-sentiment, a GLUE task, or imdb; default: the one it was distilled for.")
+    ] = None,
     data_dir: Annotated[
         Path | None, typer.Option(help="Folder of parquet files; default: hub, or PyPI (demo task).")
     ] = None,
-    split: Annotated[str, typer.Option(help="'eval' is the split that is reported.")] = "eval",
+    split: Annotated[
+        str, typer.Option(help="A split's name, or eval: those that are reported (validation; of imdb test).")
+    ] = "eval",
     limit: Annotated[int | None, typer.Option(help="Examples, drawn by hash; default: all.")] = None,
     batch_size: Annotated[int, typer.Option(help="Sentences that share every round.")] = 16,
     max_length: Annotated[
@@ -25,12 +29,14 @@ def infer(
     embeddings: Annotated[
         str, typer.Option(help="private_table, or public_table: tells the tables to the data owner.")
     ] = "private_table",
-    network: Annotated[str, typer.Option(help="Links between the parties: none, lan, wan, or RTT_MS,MBIT.")] = "none",
+    network: Annotated[
+        str, typer.Option(help="Links between the parties: none, lan (0.5,1000), wan (40,100), or RTT_MS,MBIT.")
+    ] = "none",
     teacher: Annotated[
         Path | None, typer.Option(help="Default: the one in the student's record, if still there.")
     ] = None,
-    gelu: Annotated[str | None, typer.Option(help="Assert the student's form.")] = None,
-    softmax: Annotated[str | None, typer.Option(help="Assert the student's form.")] = None,
+    gelu: Annotated[str | None, typer.Option(help="Refuse a student of another form.")] = None,
+    softmax: Annotated[str | None, typer.Option(help="Refuse a student of another form.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
     device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
     port: Annotated[int, typer.Option(help="First of three fixed ports; 0: any free ones.")] = 0,
@@ -49,7 +55,7 @@ def infer(
 
     name = task or evaluate.task_of(student)
     if resume and out is None:
-        raise UserInputError("--resume: which run is not said", "give its folder with --out")
+        raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     job = InferenceJob(
         student=student,
         teacher=teacher or evaluate.teacher_of(student),
@@ -95,7 +101,7 @@ def coordinate(
 
     settings = load_coordinator(config)
     if resume and out is None:
-        raise UserInputError("--resume: which run is not said", "give its folder with --out")
+        raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     report.show(session.run(settings, folder, resume=resume), folder)
 
@@ -151,7 +157,7 @@ def _checked(party: list[str], days: int) -> datetime.timedelta:
     if bad or "authority" in party:
         raise UserInputError(
             f"--party: {(bad or ['authority'])[0]!r} is no id, or stands twice",
-            "letters, digits, - and _, 63 at most; 'authority' is taken",
+            "use letters, digits, - and _, 63 at most; 'authority' is taken",
         )
     return datetime.timedelta(days=days)
 

@@ -20,12 +20,22 @@ from parties.config import (
 
 def load_party(path: Path) -> DealerConfig | ModelOwnerConfig | DataOwnerConfig:
     """A party's file; see `_load`."""
+    if "role" not in _read(path):
+        raise UserInputError(
+            f"--config: {path}: role is missing, so this is no party's file",
+            f"give role, one of: {', '.join(get_args(Role))}; a coordinator's file is for: mpcformer coordinate",
+        )
     config: DealerConfig | ModelOwnerConfig | DataOwnerConfig = _load(path, PartyConfig)
     return config
 
 
 def load_coordinator(path: Path) -> CoordinatorConfig:
     """The coordinator's file; see `_load`."""
+    if "role" in (values := _read(path)):
+        raise UserInputError(
+            f"--config: {path}: role is {values['role']!r}, so this is a party's file, not the coordinator's",
+            "give the coordinator's; a party's is for: mpcformer party",
+        )
     config: CoordinatorConfig = _load(path, CoordinatorConfig)
     return config
 
@@ -52,15 +62,15 @@ def _load(path: Path, kind: Any) -> Any:
     try:
         config = TypeAdapter(kind).validate_python(values)
     except ValidationError as error:
-        lines = "; ".join(f"{_place(e['loc'])}: {_reason(e)}" for e in error.errors())
+        lines = "; ".join(f"{_place(e['loc'], kind is PartyConfig)}: {_reason(e)}" for e in error.errors())
         raise UserInputError(f"--config: {path}: {lines}", "correct these keys") from None
     _anchor(config, path.resolve().parent)
     return config
 
 
-def _place(loc: tuple[int | str, ...]) -> str:
+def _place(loc: tuple[int | str, ...], several_roles: bool) -> str:
     # Where several roles are possible pydantic puts the one that is meant first.
-    keys = loc[1:] if loc and loc[0] in get_args(Role) else loc
+    keys = loc[1:] if several_roles and loc and loc[0] in get_args(Role) else loc
     return ".".join(map(str, keys)) or "file"
 
 

@@ -35,6 +35,8 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
         raise UserInputError(f"--embeddings: {job.embeddings!r} is unknown", f"choose one of: {', '.join(EMBEDDINGS)}")
     if job.threads < 1:
         raise UserInputError(f"--threads: {job.threads} is below 1", "give a positive number")
+    if not job.deadline_s > 0:
+        raise UserInputError(f"--deadline-s: {job.deadline_s} is not positive", "give seconds above 0")
     gemm.use(job.device)
     task = get_task(job.task)
     check_ports(job.port)

@@ -240,7 +240,9 @@ def check_ports(port: int) -> None:
     if port == 0:
         return
     if not 1024 <= port <= 65533:
-        raise UserInputError(f"--port: {port} is outside 1024..65533", "three consecutive ports are used")
+        raise UserInputError(
+            f"--port: {port} is outside 1024..65533", "give one from there; the two after it are used too"
+        )
     for number in range(port, port + 3):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

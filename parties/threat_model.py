@@ -7,7 +7,7 @@ THREAT_MODEL = {
     "leaks": (
         "to both owners and the dealer: architecture, forms, calibrated ranges, number of batches, batch sizes and"
         " padded lengths; to both owners: true lengths, and one bit a batch: did an activation leave its range;"
-        " to the data owner: the logits; to the coordinator of an evaluation: logits and labels"
+        " to the data owner: the logits; to the coordinator: logits and labels"
     ),
 }
 

@@ -71,6 +71,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         UserInputError: not a checkpoint folder, or another architecture than BERT.
     """
+    if not folder.is_dir():
+        raise UserInputError(f"{folder} is not a folder", "give the folder of a checkpoint")
     missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
     if missing:
         raise UserInputError(

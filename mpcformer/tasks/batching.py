@@ -36,7 +36,9 @@ def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: in
         UserInputError: max_length outside 8..positions, or a text longer than the positions and no max_length.
     """
     if max_length is not None and not 8 <= max_length <= positions:
-        raise UserInputError(f"--max-length: {max_length} is outside 8..{positions}", "the model has no more positions")
+        raise UserInputError(
+            f"--max-length: {max_length} is outside 8..{positions}", f"give at most {positions}, the model's positions"
+        )
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
     options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     rows = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, **options)

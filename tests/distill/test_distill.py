@@ -197,7 +197,7 @@ def test_paper_recipe() -> None:
         ({"precision": "fp8"}, "--precision: 'fp8' is unknown"),
         ({"max_length": 33}, "--max-length: 33 is outside"),
         ({"task": "stsb"}, "has 2 outputs, task stsb needs 1"),
-        ({"teacher": Path("nowhere")}, "nowhere is not a checkpoint"),
+        ({"teacher": Path("nowhere")}, "nowhere is not a folder"),
         ({"layers": 3}, r"--layers: 3 is not in 1\.\.2"),
         ({"intermediate": 0}, r"--intermediate: 0 is not in 1\.\.64"),
         ({"layers": 1, "start": "teacher"}, "--layers: 1 needs another start"),

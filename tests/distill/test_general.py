@@ -165,7 +165,7 @@ def test_a_general_student_that_does_not_fit_is_refused_before_training(shop: Pa
         ({"general": tmp_path / "narrow"}, "has hidden_size 16, this student 32"),
         ({"general": other}, "reads other tokens"),
         ({"general": shop / "base"}, "has gelu gelu"),
-        ({"general": tmp_path / "none"}, "is not a checkpoint"),
+        ({"general": tmp_path / "none"}, "none is not a folder"),
         ({"general": None}, "with general student None"),
         ({"start": "fitted"}, "start 'fitted' with general student"),
         ({"layers": 1}, "--layers: 1"),

@@ -64,6 +64,8 @@ def test_a_named_model_has_its_shape_and_ranges() -> None:
         ({"batch_size": 0}, "--batch-size: 0"),
         ({"model": "minilm", "layers": 0}, "--layers: 0"),
         ({"json": Path(__file__)}, "exists"),
+        ({"json": Path(__file__) / "figures.json"}, "is not a folder"),
+        ({"threads": 0}, "--threads: 0 is below 1"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
@@ -75,3 +77,23 @@ def test_estimate_on_the_command_line(student: Path) -> None:
     result = CliRunner().invoke(build_app(), ["estimate", "--model", str(student), "--seq-len", "8"])
     assert result.exit_code == 0, result.output
     assert "rounds" in result.output
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--seq-len", "3"], "--seq-len: 3 is below 4"),
+        (["--seq-len", "4096"], "--seq-len: 4096 exceeds 512 positions"),
+        (["--engine", "spdz"], "--engine: 'spdz' is unknown"),
+        (["--gelu", "relu", "--model", "STUDENT"], "--gelu relu: a form is part of the student"),
+        (["--constant-norms", "all", "--model", "STUDENT"], "--constant-norms all: a form is part"),
+        (["--seq-len", "500", "--model", "STUDENT"], r"--seq-len: 500 exceeds \d\d positions"),
+    ],
+)
+def test_estimate_refuses_what_cannot_be_counted(student: Path, options: list[str], message: str) -> None:
+    with pytest.raises(UserInputError, match=message):
+        CliRunner().invoke(
+            build_app(),
+            ["estimate", *(str(student) if word == "STUDENT" else word for word in options)],
+            catch_exceptions=False,
+        )

@@ -7,6 +7,7 @@ import pytest
 
 from experiments import demo
 from experiments.demo import DemoOptions, run
+from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file
 
 
@@ -36,6 +37,20 @@ def test_everything_lies_where_the_readme_says(folder: Path) -> None:
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, digest in manifest["sha256"].items():
         assert sha256_file(folder / name) == digest
+
+
+def test_wrong_numbers_and_models_of_other_numbers_are_refused(folder: Path, tmp_path: Path) -> None:
+    for changes, message in (
+        ({"examples": 0}, "--examples: 0 is below 1"),
+        ({"train_limit": 1}, "--train-limit: 1 is below 100"),
+        ({"batch_size": 0}, "--batch-size: 0 is below 1"),
+    ):
+        options = {"out": tmp_path / "demo", "examples": 4, "train_limit": 150, "batch_size": 4} | changes
+        with pytest.raises(UserInputError, match=message):
+            run(DemoOptions(**options))  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserInputError, match=r"--train-limit: 200, but .*teacher is of 150 sentences"):
+        run(DemoOptions(out=folder, examples=2, train_limit=200, batch_size=4))
 
 
 def test_a_second_call_keeps_teacher_and_student(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

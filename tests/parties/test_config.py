@@ -45,6 +45,21 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
             load_party(path)
 
 
+def test_the_other_kind_of_file_is_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "other.toml"
+    path.write_text('id = "c"\n')
+    with pytest.raises(UserInputError, match="role is missing, so this is no party's file"):
+        load_party(path)
+    with pytest.raises(UserInputError, match="dealer: Field required"):
+        load_coordinator(path)
+    path.write_text('id = "c"\n[dealer]\naddress = 7\n')
+    with pytest.raises(UserInputError, match=r"dealer\.address: "):
+        load_coordinator(path)
+    path.write_text('role = "dealer"\n')
+    with pytest.raises(UserInputError, match="this is a party's file"):
+        load_coordinator(path)
+
+
 def test_roles_hold_what_is_theirs_alone() -> None:
     with pytest.raises(ValidationError, match="student"):
         DealerConfig(role="dealer", id="d", tls=TLS, model_owners=["m"], student=Path("s"), **SERVICE)  # type: ignore[call-arg]
