@@ -6,6 +6,7 @@ from typing import Annotated, Any
 import typer
 
 ENGINES = ("mpcformer", "crypten")
+SHIPPED = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.toml")))
 ENGINE = "mpcformer or crypten; give it again for the other; default: both."
 LAYERS = "Encoder layers of a named model; default: all."
 GELU = "Form of a named model: quad (the default), relu or gelu."
@@ -116,7 +117,7 @@ def _forms(model: str, **given: str | None) -> dict[str, Any]:
 
 
 def replay(
-    experiment: Annotated[str, typer.Argument(help="Name of a shipped experiment, or a TOML.")],
+    experiment: Annotated[str, typer.Argument(help=f"One of {SHIPPED}; or a TOML.")],
     scale: Annotated[
         str, typer.Option(help="smoke (a minute, made-up data), cpu (MiniLM) or full (BERT-base; wants a GPU).")
     ] = "cpu",
