@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECORDS = ROOT / "experiments" / "results"
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"<!-- record (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
-FIGURE = re.compile(r"\]\(figures/(\w+-(?:smoke|cpu|full))-([\w-]+)\.svg\)")
+FIGURE = re.compile(r"\]\(figures/([\w-]+?-(?:smoke|cpu|full))-([\w-]+)\.svg\)")
 
 
 def main() -> int:
