@@ -213,7 +213,7 @@ def _start(given: str) -> dict[str, Any]:
 
 def _reports() -> bool:
     """Leave the other processes; whether this one, as the main one, says what was made."""
-    from distill.processes import current, leave
+    from distill.training.processes import current, leave
 
     is_main = current().is_main
     leave()

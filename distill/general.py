@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from transformers.utils import logging as hf_logging
 
-from distill.loop import Data, Options, pick_device, train
 from distill.model_card import base_model
-from distill.objectives import general_stage
-from distill.prepare import check_numbers, check_precision, check_replaced
-from distill.processes import current
+from distill.objectives.objectives import general_stage
 from distill.recipe import GeneralRecipe
-from distill.record import versions
-from distill.start import fitted
-from distill.workspace import Workspace
+from distill.start.start import fitted
+from distill.training.loop import Data, Options, pick_device, train
+from distill.training.prepare import check_numbers, check_precision, check_replaced
+from distill.training.processes import current
+from distill.training.workspace import Workspace
+from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint

@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from distill.prepare import check_numbers
 from distill.recipe import TeacherRecipe
 from distill.teacher import load_material, train_teacher
-from distill.workspace import Workspace
+from distill.training.prepare import check_numbers
+from distill.training.workspace import Workspace
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
+from mpcformer.engines.base import ENGINES, MODEL_OWNER, BatchShape, PublicModel, create_engine
 from mpcformer.errors import RangeError, UserInputError
-from mpcformer.inference.engine import ENGINES, MODEL_OWNER, BatchShape, PublicModel, create_engine
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.ranges import Ranges
 

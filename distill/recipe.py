@@ -61,7 +61,7 @@ class DistillRecipe:
     linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
     match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
         student's scores are scaled and shifted, so its teacher's are no target; 2Quad's rows are held in a range.
-        Or, after BERT-of-Theseus, the logits of a mixture of both models' layers (`distill.replacement`).
+        Or, after BERT-of-Theseus, the logits of a mixture of both models' layers (`distill.objectives.replacement`).
     also1, also2: what a stage matches besides. Directions: of hidden states, by cosine. Probabilities: of attention,
         after its softmax. Sinkhorn: a batch's logits as a set. Labels: the data's own, of texts without replaced words.
         What learns from labels alone matches nothing, and a mixture's stage 1 nothing besides.
@@ -76,7 +76,7 @@ class DistillRecipe:
     objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
     layers, intermediate: of a smaller student than its teacher; none: as many.
     constant_norms: LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
-    replaced: of the tokens in half of a batch's texts, the share that others stand in for (`distill.augment`).
+    replaced: the share of tokens that are replaced by others in half of a batch's texts; see `objectives.augment`.
     """
 
     teacher: Path

@@ -1,13 +1,13 @@
 """Distil the MPC-friendly student from a teacher: a start, then two stages.
 
-Ours: the teacher's weights, fitted to the student's forms in closed form (`distill.fit`); stage 1 matches all hidden
-states, all attention probabilities and the logits together, stage 2 the logits alone; both hold 2Quad's rows in a
-narrow range.
+Ours: the teacher's weights, fitted to the student's forms in closed form (`distill.start.fit`); stage 1 matches all
+hidden states, all attention probabilities and the logits together, stage 2 the logits alone; both hold 2Quad's rows in
+a narrow range.
 Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
 states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
 `start` random starts from fresh weights. Instead of being fitted, a student may start from a general student
 (`distill.general`).
-Ours replaces some tokens of half the texts by others, for the teacher to say what it makes of them (`distill.augment`).
+Ours replaces some tokens in half of the texts; the teacher labels the changed texts (`distill.objectives.augment`).
 States and scores are matched by mean squared error over real tokens, logits by soft cross-entropy at temperature 1, or
 by their squared error for a regression.
 Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMNLP 2020. Unlike the published code, the
@@ -20,18 +20,18 @@ from typing import Any
 
 from transformers.utils import logging as hf_logging
 
-from distill.calibrate import calibrate
-from distill.deviations import set_deviations
-from distill.fit import Report, layer_spans
-from distill.loop import Options, pick_device, train
 from distill.model_card import base_model_of, tasks_of, write_card
-from distill.objectives import stages
-from distill.prepare import Prepared, check_numbers, check_precision, check_replaced, prepare
+from distill.objectives.objectives import stages
 from distill.ready import engines
 from distill.recipe import ALSO, CHOICES, DistillRecipe
-from distill.record import versions
-from distill.start import fitted, load_pair
-from distill.workspace import Workspace
+from distill.start.deviations import set_deviations
+from distill.start.fit import Report, layer_spans
+from distill.start.start import fitted, load_pair
+from distill.training.calibrate import calibrate
+from distill.training.loop import Options, pick_device, train
+from distill.training.prepare import Prepared, check_numbers, check_precision, check_replaced, prepare
+from distill.training.workspace import Workspace
+from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer

@@ -22,7 +22,7 @@ def demo(
     batch_size: Annotated[int, typer.Option(help="Sentences that share every round.")] = 16,
 ) -> None:
     """All of it, on this machine: fine-tune a teacher, distil a student, run it privately."""
-    from distill.processes import refuse_launcher
+    from distill.training.processes import refuse_launcher
     from experiments.demo import DemoOptions, run
 
     refuse_launcher("demo")
@@ -53,8 +53,8 @@ def bench(
 ) -> None:
     """Measure engines against each other: seconds, bytes, rounds, memory."""
     from experiments import transport as transports
-    from experiments.bench import BenchOptions, run
-    from parties.network import network_profile
+    from experiments.bench_command import BenchOptions, run
+    from parties.runs.network import network_profile
 
     options = BenchOptions(
         model=model,
@@ -87,7 +87,7 @@ def estimate(
 ) -> None:
     """Count rounds and bytes of a private batch, and its time on a network, without running it."""
     from experiments.estimate import run
-    from parties.network import network_profile
+    from parties.runs.network import network_profile
 
     links = network_profile(network)
     run(
@@ -103,7 +103,7 @@ def estimate(
 
 def _forms(model: str, **given: str | None) -> dict[str, Any]:
     """The forms that were given, of a named model: a folder's student has its own."""
-    from experiments.bench import SHAPES
+    from experiments.bench_command import SHAPES
     from mpcformer.errors import UserInputError
 
     forms = {name: value for name, value in given.items() if value is not None}
@@ -144,7 +144,7 @@ def replay(
     ] = None,
 ) -> None:
     """Do an experiment again: train what is missing, infer privately, tabulate, draw, compare with a record."""
-    from distill.processes import refuse_launcher
+    from distill.training.processes import refuse_launcher
     from experiments.replay import ReplayOptions, run
 
     refuse_launcher("replay")

@@ -6,10 +6,10 @@ from typing import Any
 from pydantic import ValidationError
 from rich.table import Table
 
-from experiments.outputs import Tolerances
-from experiments.quantities import QUANTITIES, Row
-from experiments.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
-from experiments.spec import CountsExperiment, Experiment, models_of
+from experiments.spec.outputs import Tolerances
+from experiments.spec.quantities import QUANTITIES, Row
+from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
+from experiments.spec.spec import CountsExperiment, Experiment, models_of
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json

@@ -13,8 +13,8 @@ from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.tasks import EVAL, get_task, load_examples
-from parties import evaluate, report
-from parties.simulation import InferenceJob
+from parties.runs import local_run, report
+from parties.runs.simulation import InferenceJob
 
 TASK = "movie-sentiment"
 RUN_FILES = (
@@ -76,8 +76,8 @@ def run(options: DemoOptions) -> dict[str, Any]:
     job = InferenceJob(
         student=student, teacher=teacher, task=TASK, limit=options.examples, batch_size=options.batch_size
     )
-    evaluate.check(job, run_folder)
-    values = evaluate.run(job, run_folder)
+    local_run.check(job, run_folder)
+    values = local_run.run(job, run_folder)
     _lift(run_folder, out)
     values = read_json(out / "results.json")
     console.print(f"The demo took {time.perf_counter() - start:.0f} s.")

@@ -2,12 +2,12 @@
 
 from rich.table import Table
 
-from experiments.bench import bench_model, check_engines, check_shape
+from experiments.bench_command import bench_model, check_engines, check_shape
 from mpcformer.console import console
-from mpcformer.inference.engine import BatchShape, load_public_model
-from mpcformer.inference.estimate import Cost, estimate_batch
+from mpcformer.engines.base import BatchShape, load_public_model
+from mpcformer.engines.cost import Cost, estimate_batch
 from mpcformer.modeling.configuration import split_norms
-from parties.network import NetworkProfile
+from parties.runs.network import NetworkProfile
 
 
 def run(

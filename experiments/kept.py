@@ -1,8 +1,8 @@
 """Rows of an earlier record that a replay keeps: those of the same models, measured in the same way.
 
-A row says what it was made of: `model`, the hash of all that the model is made of (`experiments.models`); `weights`, of
-a teacher, what it came out as, so that its students' hashes can be told without it; `measured`, the hash of how. So a
-record grows, a task or a seed at a time, on machines that share nothing else.
+A row says what it was made of: `model`, the hash of all that the model is made of (`experiments.kinds.models`);
+`weights`, of a teacher, what it came out as, so that its students' hashes can be told without it; `measured`, the hash
+of how. So a record grows, a task or a seed at a time, on machines that share nothing else.
 """
 
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments.compare import identity, load_recorded
-from experiments.quantities import Row
-from experiments.spec import digest
+from experiments.spec.quantities import Row
+from experiments.spec.spec import digest
 from mpcformer.errors import UserInputError
 
 # Bump when a score, or what a private run counts, comes to mean something else.

@@ -15,18 +15,22 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from distill.loop import pick_device
-from distill.record import versions
-from experiments import compare, models, page, record, tables
-from experiments.benches import Benches
-from experiments.counts import Counts
-from experiments.figures import draw
-from experiments.functions import Functions
+from distill.training.loop import pick_device
+from distill.versions import versions
+from experiments import compare, record
 from experiments.kept import Kept
-from experiments.models import ModelCache
-from experiments.quantities import Row
-from experiments.scales import MADE_UP, BenchScale, CountsScale, FunctionsScale, StudentsScale
-from experiments.spec import (
+from experiments.kinds import models
+from experiments.kinds.bench import Benches
+from experiments.kinds.counts import Counts
+from experiments.kinds.experiment import Found, Place, remove
+from experiments.kinds.functions import Functions
+from experiments.kinds.models import ModelCache
+from experiments.kinds.students import Students
+from experiments.render import page, tables
+from experiments.render.figures import draw
+from experiments.spec.quantities import Row
+from experiments.spec.scales import MADE_UP, BenchScale, CountsScale, FunctionsScale, StudentsScale
+from experiments.spec.spec import (
     BenchExperiment,
     CountsExperiment,
     Experiment,
@@ -38,8 +42,6 @@ from experiments.spec import (
     models_of,
     scale_of,
 )
-from experiments.students import Students
-from experiments.work import Found, Place, remove
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, sha256_file, write_json, write_text

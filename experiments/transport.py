@@ -12,14 +12,14 @@ from typing import Any
 
 from rich.table import Table
 
-from experiments.bench import BenchOptions, bench_model, check, job_of, random_sentences
+from experiments.bench_command import BenchOptions, bench_model, check, job_of, random_sentences
 from mpcformer.console import console, progress
+from mpcformer.engines.base import load_public_model
 from mpcformer.files import write_json
-from mpcformer.inference.engine import load_public_model
-from parties.config import Insecure
-from parties.insecure import warn
-from parties.results import Results
-from parties.simulation import simulate
+from parties.roles.results import Results
+from parties.runs.simulation import simulate
+from parties.settings.config import Insecure
+from parties.settings.insecure import warn
 
 BATCHES = 8
 TLS, PLAINTEXT = "mutual TLS", "plaintext"

@@ -140,7 +140,7 @@ def _package(name: str, wanted: str | None, remedy: str) -> Finding:
 
 
 def _crypten() -> str:
-    compat = importlib.import_module("mpcformer.crypten_compat")
+    compat = importlib.import_module("mpcformer.engines.crypten.compat")
     return f"yes, provider {compat.crypten.cfg.mpc.provider}"
 
 

@@ -13,11 +13,11 @@ from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_text
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
-from parties import insecure, logs, metrics
-from parties.config import DataOwnerConfig, Service
-from parties.config_file import load_party
-from parties.membership import join
-from parties.work import work
+from parties.roles.failure import work
+from parties.roles.membership import join
+from parties.settings import insecure, logs, metrics
+from parties.settings.config import DataOwnerConfig, Service
+from parties.settings.config_file import load_party
 
 log = logging.getLogger("parties")
 # gRPC does not always see the end of a call whose request it could not read.
@@ -57,7 +57,7 @@ def main(path: Path, *, once: bool = False, address_file: Path | None = None) ->
 
 
 def _take_part(config: DataOwnerConfig) -> int:
-    from parties import data_owner
+    from parties.roles import data_owner
 
     membership = join(config)
     log.info("%s joined %s", config.id, config.coordinator.address)
@@ -65,10 +65,10 @@ def _take_part(config: DataOwnerConfig) -> int:
 
 
 def _serve(config: Service, once: bool, address_file: Path | None) -> int:
-    from parties.dealer import Dealer
-    from parties.model_owner import ModelOwner
-    from parties.service import SessionHost
-    from parties.wire import start_server
+    from parties.roles.dealer import Dealer
+    from parties.roles.model_owner import ModelOwner
+    from parties.roles.service import SessionHost
+    from parties.wire.frames import start_server
 
     stop = threading.Event()
 

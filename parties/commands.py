@@ -49,16 +49,16 @@ def infer(
     Semi-honest, non-colluding parties; the dealer is trusted for randomness only. The report says what leaks.
     """
     from mpcformer.errors import UserInputError
-    from parties import evaluate, report
-    from parties.network import network_profile
-    from parties.simulation import InferenceJob
+    from parties.runs import local_run, report
+    from parties.runs.network import network_profile
+    from parties.runs.simulation import InferenceJob
 
-    name = task or evaluate.task_of(student)
+    name = task or local_run.task_of(student)
     if resume and out is None:
         raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     job = InferenceJob(
         student=student,
-        teacher=teacher or evaluate.teacher_of(student),
+        teacher=teacher or local_run.teacher_of(student),
         task=name,
         data_dir=data_dir,
         split=split,
@@ -74,8 +74,8 @@ def infer(
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    evaluate.check(job, folder, gelu=gelu, softmax=softmax)
-    report.show(evaluate.run(job, folder, resume=resume), folder)
+    local_run.check(job, folder, gelu=gelu, softmax=softmax)
+    report.show(local_run.run(job, folder, resume=resume), folder)
 
 
 def party(
@@ -95,9 +95,9 @@ def coordinate(
 ) -> None:
     """Run one job between parties that their owners started, and report it."""
     from mpcformer.errors import UserInputError
-    from parties import coordinate as session
-    from parties import report
-    from parties.config_file import load_coordinator
+    from parties.runs import deployed_run as session
+    from parties.runs import report
+    from parties.settings.config_file import load_coordinator
 
     settings = load_coordinator(config)
     if resume and out is None:
@@ -118,7 +118,7 @@ def certs_init(
     """Make an authority and a certificate for each party, who gets authority.pem, its own .pem and its own .key."""
     from mpcformer.console import console
     from mpcformer.files import check_new_folder
-    from parties.tls import make_certificates
+    from parties.wire.tls import make_certificates
 
     check_new_folder(out)
     validity = _checked(party, days)
@@ -140,7 +140,7 @@ def certs_renew(
 ) -> None:
     """Make a party's .pem and .key anew, from the same authority; whoever serves takes them without a restart."""
     from mpcformer.console import console
-    from parties.tls import renew_certificates
+    from parties.wire.tls import renew_certificates
 
     validity = _checked(party, days)
     renew_certificates(certs, party, validity)
@@ -170,7 +170,7 @@ def export(
     from mpcformer.console import console
     from mpcformer.files import check_new_folder
     from mpcformer.modeling import load_student
-    from parties.public_files import export_public
+    from parties.settings.public_files import export_public
 
     check_new_folder(out)
     load_student(student)

@@ -16,12 +16,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.figures import draw
-from experiments.quantities import Row
+from experiments.kinds.experiment import Found
+from experiments.render.figures import draw
+from experiments.render.tables import markdown
 from experiments.replay import tables_of
-from experiments.spec import SHIPPED, load
-from experiments.tables import markdown
-from experiments.work import Found
+from experiments.spec.quantities import Row
+from experiments.spec.spec import SHIPPED, load
 from mpcformer.files import read_json
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -10,7 +10,7 @@ from hypothesis import settings
 from transformers.utils import logging as hf_logging
 
 from mpcformer.console import console, err_console
-from parties import simulation
+from parties.runs import simulation
 from tests.forked import ForkedProcesses
 from tests.tiny import save_parquet, save_student
 

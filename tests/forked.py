@@ -14,7 +14,7 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from parties.processes import Processes
+from parties.runs.processes import Processes
 
 context = multiprocessing.get_context("forkserver")
 context.set_forkserver_preload(["tests.imports"])
@@ -48,7 +48,7 @@ class Forked:
 
 
 class ForkedProcesses(Processes):
-    """Takes the place of `parties.simulation.Processes`."""
+    """Takes the place of `parties.runs.simulation.Processes`."""
 
     def start(self, name: str, *arguments: str) -> None:
         process = context.Process(target=run, args=(self._logs / f"{name}.log", arguments), name=name)

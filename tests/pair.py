@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from mpcformer import crypten_compat as compat
 from mpcformer.channel import Counters, MemoryChannel, memory_pair
 from mpcformer.correlations import Dealt, Request, deal, expand, session_key, unpacked, weight_mask_key
-from mpcformer.inference import crypten_ops as ops
+from mpcformer.engines.crypten import compat as compat
+from mpcformer.engines.crypten import ops as ops
 from mpcformer.ring.random import fresh_key
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from experiments import models
+from experiments.kinds import models
 from experiments.replay import ReplayOptions
-from parties import evaluate
+from parties.runs import local_run
 
 
 def glue(shop: Path, name: str = "glue", **changes: Any) -> ReplayOptions:
@@ -23,7 +23,7 @@ class Counted:
         self.private: list[Path] = []
         for name in ("train_teacher", "distill_general", "distill_student"):
             patch.setattr(models, name, self._counting(getattr(models, name), self.trained))
-        patch.setattr(evaluate, "run", self._counting(evaluate.run, self.private))
+        patch.setattr(local_run, "run", self._counting(local_run.run, self.private))
 
     @staticmethod
     def _counting(work: Callable[..., Any], into: list[Path]) -> Callable[..., Any]:

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
-from distill.calibrate import calibrate
-from distill.deviations import set_deviations
+from distill.start.deviations import set_deviations
+from distill.training.calibrate import calibrate
 from mpcformer.modeling import (
     MPCFormerConfig,
     MPCFormerForSequenceClassification,

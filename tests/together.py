@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from distill import processes
+from distill.training import processes
 from tests.forked import context, leave, redirect
 
 TIMEOUT_S = 120

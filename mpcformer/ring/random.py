@@ -44,7 +44,7 @@ def fresh_key() -> bytes:
 def fix_keys(seed: int, party: str) -> None:
     """INSECURE: from now on this process's fresh keys follow from a number, so that a session can be repeated.
 
-    parties/config.py allows it between processes of one machine alone.
+    parties/settings/config.py allows it between processes of one machine alone.
     """
     _Fixed.process = _Series(_first(seed, party))
 

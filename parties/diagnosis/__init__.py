@@ -4,11 +4,11 @@ from pathlib import Path
 
 from mpcformer.doctor import Finding
 from mpcformer.errors import UserInputError
-from parties import identity
-from parties.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, TlsFiles
-from parties.config_file import load_any
 from parties.diagnosis import holdings, own, peers
 from parties.diagnosis.findings import warning, wrong
+from parties.settings.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, TlsFiles
+from parties.settings.config_file import load_any
+from parties.wire import identity
 
 
 def diagnose(path: Path) -> list[Finding]:

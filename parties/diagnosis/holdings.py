@@ -3,17 +3,17 @@
 from collections.abc import Callable
 
 from mpcformer.doctor import Finding
+from mpcformer.engines.base import PublicModel, load_public_model
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file
-from mpcformer.inference.engine import PublicModel, load_public_model
 from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import get_task
-from parties.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
 from parties.diagnosis.findings import wrong
-from parties.public_files import STUDENT_RECORD
+from parties.roles.transcript import facts_digest
+from parties.settings.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
+from parties.settings.public_files import STUDENT_RECORD
 from parties.stubs import parties_pb2 as pb
-from parties.transcript import facts_digest
 
 EXPORT = "ask the model owner for the folder that mpcformer export wrote"
 SHA256_DIGITS = 64

@@ -9,10 +9,10 @@ from cryptography import x509
 
 from mpcformer.doctor import Finding
 from mpcformer.errors import UserInputError
-from parties import identity
-from parties.config import AnyConfig, DataOwnerConfig, PeerAddress, TlsFiles
 from parties.diagnosis.findings import warning, wrong
 from parties.diagnosis.probe import UnreachedError, probe, split
+from parties.settings.config import AnyConfig, DataOwnerConfig, PeerAddress, TlsFiles
+from parties.wire import identity
 
 SOON = timedelta(days=3)
 RENEW = "mpcformer certs renew, where the authority's key is kept, and install both files"

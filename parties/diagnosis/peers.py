@@ -9,14 +9,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from mpcformer import __version__
 from mpcformer.doctor import Finding
 from mpcformer.errors import MPCFormerError
-from parties.config import PROTOCOL_VERSION, AnyConfig, CoordinatorConfig, DataOwnerConfig, PeerAddress
 from parties.diagnosis import holdings
 from parties.diagnosis.findings import peer_wrong, warning
 from parties.diagnosis.probe import STEP_S, UnreachedError, probe
+from parties.settings.config import PROTOCOL_VERSION, AnyConfig, CoordinatorConfig, DataOwnerConfig, PeerAddress
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.tls import CLOCK_SKEW
-from parties.wire import open_channel
+from parties.wire.frames import open_channel
+from parties.wire.tls import CLOCK_SKEW
 
 NOTICED_S = 60.0
 LISTS = {"coordinator": "coordinators", "data-owner": "data_owners", "model-owner": "model_owners"}

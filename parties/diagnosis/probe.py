@@ -11,8 +11,8 @@ from datetime import UTC, datetime
 
 from cryptography import x509
 
-from parties import identity
-from parties.config import Credentials, PeerAddress, TlsFiles
+from parties.settings.config import Credentials, PeerAddress, TlsFiles
+from parties.wire import identity
 
 STEP_S = 3.0
 # HTTP/2's client preface and empty SETTINGS: what a gRPC server answers to.

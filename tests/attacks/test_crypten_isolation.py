@@ -7,11 +7,11 @@ import pytest
 import torch
 from scipy import stats
 
-from mpcformer import crypten_compat as compat
 from mpcformer.channel import MemoryChannel, memory_pair
+from mpcformer.engines.crypten import compat as compat
+from mpcformer.engines.crypten import ops as ops
+from mpcformer.engines.crypten.newton import reciprocal_plan, rsqrt_plan
 from mpcformer.errors import ProtocolError
-from mpcformer.inference import crypten_ops as ops
-from mpcformer.inference.newton import reciprocal_plan, rsqrt_plan
 from tests.pair import run_pair, shared
 
 X = torch.linspace(0.5, 4.0, 24).view(4, 6)

@@ -10,7 +10,7 @@ from scipy import stats
 
 from mpcformer.channel import MemoryChannel, Spec
 from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
-from mpcformer.inference.engine import ENGINES, BatchInputs, create_engine, load_public_model
+from mpcformer.engines.base import ENGINES, BatchInputs, create_engine, load_public_model
 from mpcformer.modeling import load_student
 from mpcformer.ring.random import fresh_key
 from tests.pair import in_two_threads

@@ -2,7 +2,7 @@
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from parties.results import digests_are_short
+from parties.roles.results import digests_are_short
 from parties.stubs import parties_pb2 as pb
 
 

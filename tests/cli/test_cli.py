@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from mpcformer import doctor
 from mpcformer.cli import build_app
-from mpcformer.crypten_compat import crypten
+from mpcformer.engines.crypten.compat import crypten
 
 COMMANDS = ["demo", "teacher", "distill", "infer", "doctor"]
 

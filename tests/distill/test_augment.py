@@ -2,7 +2,7 @@
 
 import torch
 
-from distill.augment import ROWS, replace_tokens
+from distill.objectives.augment import ROWS, replace_tokens
 
 CLS, SEP, PAD = 101, 102, 0
 

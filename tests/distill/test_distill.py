@@ -10,19 +10,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import distill.loop
 import distill.student
-from distill.deviations import set_deviations
-from distill.losses import ROW_MEANS, logit_loss
-from distill.prepare import Prepared
+import distill.training.loop
 from distill.ready import RUNS
 from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
+from distill.start.deviations import set_deviations
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.workspace import Workspace
+from distill.training.losses import ROW_MEANS, logit_loss
+from distill.training.prepare import Prepared
+from distill.training.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR
+from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.inference.plaintext import predict
 from mpcformer.modeling import (
     MPCFormerForSequenceClassification,
     load_checkpoint,
@@ -134,7 +134,7 @@ def test_a_resumed_run_ends_in_the_same_weights(
 ) -> None:
     recipe = recipe_for(teacher, data_dir, softmax="2quad-const", constant_norms=("attention",))
     whole = distill_student(recipe, tmp_path / "whole", checkpoint_minutes=1e9)
-    step = distill.loop._Runner._step
+    step = distill.training.loop._Runner._step
     for n_calls in (7, 50):  # inside stage 1, inside stage 2
         out, calls = tmp_path / f"resumed-{n_calls}", []
 
@@ -144,11 +144,11 @@ def test_a_resumed_run_ends_in_the_same_weights(
                 raise KeyboardInterrupt
             return step(self, *args)  # type: ignore[arg-type]
 
-        monkeypatch.setattr(distill.loop._Runner, "_step", interrupted)
+        monkeypatch.setattr(distill.training.loop._Runner, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             distill_student(recipe, out, checkpoint_minutes=0.0)
         assert not out.exists()
-        monkeypatch.setattr(distill.loop._Runner, "_step", step)
+        monkeypatch.setattr(distill.training.loop._Runner, "_step", step)
         with pytest.raises(UserInputError, match="left from an interrupted run"):
             distill_student(recipe, out)
         with pytest.raises(UserInputError, match="had seed = 0, not 1"):

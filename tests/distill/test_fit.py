@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from distill.deviations import set_deviations
-from distill.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
-from distill.losses import ROW_MEANS
 from distill.recipe import DistillRecipe, TeacherRecipe
-from distill.ridge import refit
+from distill.start.deviations import set_deviations
+from distill.start.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
+from distill.start.ridge import refit
 from distill.student import distill_student
 from distill.teacher import train_teacher
+from distill.training.losses import ROW_MEANS
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
 from mpcformer.modeling.model import Context
 from mpcformer.tasks import Encoded

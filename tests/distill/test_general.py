@@ -10,10 +10,10 @@ import torch
 from safetensors.torch import load_file
 
 import distill.general
-import distill.loop
+import distill.training.loop
 from distill.general import distill_general
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
-from distill.start import OF_TASK
+from distill.start.start import OF_TASK
 from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
@@ -118,7 +118,7 @@ def test_the_published_recipe_starts_from_the_teacher_whatever_was_asked(shop: P
 
 def test_a_resumed_run_ends_in_the_same_weights(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    step = distill.loop._Runner._step
+    step = distill.training.loop._Runner._step
 
     def interrupted(self: Any, *args: Any) -> float:
         calls.append(1)
@@ -127,7 +127,7 @@ def test_a_resumed_run_ends_in_the_same_weights(shop: Path, tmp_path: Path, monk
         return step(self, *args)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill.loop._Runner, "_step", interrupted)
+        patch.setattr(distill.training.loop._Runner, "_step", interrupted)
         with pytest.raises(KeyboardInterrupt):
             distill_general(general_recipe(shop), tmp_path / "general", checkpoint_minutes=0)
     distill_general(general_recipe(shop), tmp_path / "general", resume=True)

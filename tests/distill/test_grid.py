@@ -10,7 +10,7 @@ import typer
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-import distill.loop
+import distill.training.loop
 from distill import commands, grid
 from distill.grid import train_teachers
 from distill.recipe import TeacherRecipe
@@ -105,7 +105,7 @@ def test_stopped_inside_a_training_it_ends_in_the_same_weights(
     recipe: TeacherRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = train_teachers(recipe, RATES, tmp_path / "whole")
-    step, calls = distill.loop._Runner._step, list[int]()
+    step, calls = distill.training.loop._Runner._step, list[int]()
 
     def stopped(self: object, *args: object) -> float:
         calls.append(1)
@@ -114,7 +114,7 @@ def test_stopped_inside_a_training_it_ends_in_the_same_weights(
         return step(self, *args)  # type: ignore[arg-type]
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill.loop._Runner, "_step", stopped)
+        patch.setattr(distill.training.loop._Runner, "_step", stopped)
         with pytest.raises(KeyboardInterrupt):
             train_teachers(recipe, RATES, tmp_path / "out")
     before = [path.name for path in (tmp_path / "out.partial").iterdir()]

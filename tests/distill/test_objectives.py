@@ -11,7 +11,11 @@ import torch
 from safetensors.torch import load_file
 
 import distill.student
-from distill.losses import (
+from distill.objectives.replacement import FIRST, mixed_forward
+from distill.recipe import DistillRecipe, TeacherRecipe
+from distill.student import distill_student
+from distill.teacher import train_teacher
+from distill.training.losses import (
     ROW_MEANS,
     direction_loss,
     logit_loss,
@@ -21,10 +25,6 @@ from distill.losses import (
     sinkhorn_loss,
     state_loss,
 )
-from distill.recipe import DistillRecipe, TeacherRecipe
-from distill.replacement import FIRST, mixed_forward
-from distill.student import distill_student
-from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint
 from tests.tiny import TRAINING, save_bert
@@ -211,7 +211,7 @@ def test_texts_with_replaced_words_have_no_label(
     teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With every row replaced, labels weigh nothing; with none they do."""
-    monkeypatch.setattr("distill.augment.ROWS", 1.1)
+    monkeypatch.setattr("distill.objectives.augment.ROWS", 1.1)
     weights = {}
     for replaced, also in itertools.product((0.0, 1.0), ((), ("labels",))):
         folder = tmp_path / f"{replaced}-{len(also)}"

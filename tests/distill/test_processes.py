@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import distill.loop
+import distill.training.loop
 from distill.general import distill_general
 from distill.grid import train_teachers
-from distill.loop import Data
-from distill.processes import Processes, current
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
+from distill.training.loop import Data
+from distill.training.processes import Processes, current
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded
 from tests.tiny import TRAINING, save_bert, save_parquet
@@ -71,7 +71,7 @@ def make_teachers(base: Path, data: Path, out: Path) -> Any:
 
 def make_student(teacher: Path, data: Path, out: Path, stop: int | None = None, resume: bool = False) -> Any:
     """The record; None if it was stopped before step `stop`, counted over both stages."""
-    step, calls = distill.loop._Runner._step, [0]
+    step, calls = distill.training.loop._Runner._step, [0]
 
     def stopping(self: Any, *arguments: Any) -> float:
         if calls[0] == stop:
@@ -81,7 +81,7 @@ def make_student(teacher: Path, data: Path, out: Path, stop: int | None = None, 
 
     try:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(distill.loop._Runner, "_step", stopping)
+            patch.setattr(distill.training.loop._Runner, "_step", stopping)
             recipe = student_recipe(teacher, data)
             return distill_student(recipe, out, resume=resume, checkpoint_minutes=1e9 if stop is None else 0.0)
     except KeyboardInterrupt:

@@ -6,13 +6,13 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import estimate
-from experiments.bench import BenchOptions, bench_model, run
+from experiments.bench_command import BenchOptions, bench_model, run
 from mpcformer.cli import build_app
+from mpcformer.engines.base import load_public_model
+from mpcformer.engines.stopwatch import OPERATIONS
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
-from mpcformer.inference.engine import load_public_model
-from mpcformer.inference.stopwatch import OPERATIONS
-from parties.network import PROFILES
+from parties.runs.network import PROFILES
 
 
 def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 from distill.recipe import TeacherRecipe
-from experiments import cluster, models
-from experiments.cluster import Call
-from experiments.madeup import write_data, write_model
-from experiments.models import ModelCache, Training, examples_digest, make_elsewhere, model_digest
+from experiments.kinds import cluster, models
+from experiments.kinds.cluster import Call
+from experiments.kinds.madeup import write_data, write_model
+from experiments.kinds.models import ModelCache, Training, examples_digest, make_elsewhere, model_digest
 from experiments.replay import ReplayOptions, run
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import get_task, load_examples

@@ -7,9 +7,9 @@ import pytest
 
 from experiments import estimate
 from experiments.replay import ReplayOptions, run
-from experiments.spec import find
+from experiments.spec.spec import find
+from mpcformer.engines.base import ENGINES
 from mpcformer.errors import UserInputError
-from mpcformer.inference.engine import ENGINES
 
 RECORD = find("counts").parent / "results" / "counts-smoke.json"
 

@@ -13,16 +13,17 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from experiments import commands, models, record
-from experiments.madeup import write_data, write_model
-from experiments.quantities import Row
+from experiments import commands, record
+from experiments.kinds import models
+from experiments.kinds.madeup import write_data, write_model
 from experiments.replay import ReplayOptions, run
-from experiments.spec import find
+from experiments.spec.quantities import Row
+from experiments.spec.spec import find
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.tasks import get_task, load_examples
-from parties import evaluate
-from parties.threat_model import THREAT_MODEL
+from parties.runs import local_run
+from parties.settings.threat_model import THREAT_MODEL
 from tests.browser import check_page
 from tests.replays import Counted, glue
 
@@ -110,7 +111,7 @@ def test_results_of_models_made_another_way_are_not_kept(
 def test_stopped_between_steps_it_goes_on_and_trains_nothing_twice(
     folder: Path, shop: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = evaluate.report.write
+    write = local_run.report.write
 
     def stopped(*values: Any) -> None:
         if len(counted.private) == 2:
@@ -118,7 +119,7 @@ def test_stopped_between_steps_it_goes_on_and_trains_nothing_twice(
         write(*values)
 
     with monkeypatch.context() as patch:
-        patch.setattr(evaluate.report, "write", stopped)
+        patch.setattr(local_run.report, "write", stopped)
         with pytest.raises(KeyboardInterrupt):
             run(glue(shop, "again"))
     assert not (shop / "again" / "manifest.json").exists()

@@ -6,11 +6,11 @@ from typing import Any
 import pytest
 
 from experiments.compare import check_settings, differences, load_recorded
-from experiments.outputs import Tolerance, Tolerances
-from experiments.quantities import AXES, QUANTITIES, Row
 from experiments.replay import ReplayOptions, run
-from experiments.scales import StudentsScale
-from experiments.spec import SCALES, find, load, models_of, scale_of, shipped
+from experiments.spec.outputs import Tolerance, Tolerances
+from experiments.spec.quantities import AXES, QUANTITIES, Row
+from experiments.spec.scales import StudentsScale
+from experiments.spec.spec import SCALES, find, load, models_of, scale_of, shipped
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 

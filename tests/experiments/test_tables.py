@@ -7,11 +7,11 @@ import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.figures import COLOURS, STYLE, _panel, draw, pareto
-from experiments.outputs import BarsFigure, LinesFigure, TableSpec
-from experiments.quantities import Row
-from experiments.tables import build, csv_text, latex, markdown
-from experiments.work import Found
+from experiments.kinds.experiment import Found
+from experiments.render.figures import COLOURS, STYLE, _panel, draw, pareto
+from experiments.render.tables import build, csv_text, latex, markdown
+from experiments.spec.outputs import BarsFigure, LinesFigure, TableSpec
+from experiments.spec.quantities import Row
 from mpcformer.files import read_json
 
 

@@ -8,17 +8,18 @@ from typing import Any
 
 import pytest
 
-import distill.loop
+import distill.training.loop
 from distill.recipe import DistillRecipe, TeacherRecipe
-from experiments import models, replay, students
+from experiments import replay
+from experiments.kinds import models, students
+from experiments.kinds.experiment import Found
+from experiments.kinds.trainings import Teacher, TrainingData, Trainings
 from experiments.replay import ReplayOptions, run
-from experiments.scales import StudentsScale
-from experiments.spec import StudentsExperiment, find
-from experiments.trainings import Teacher, TrainingData, Trainings
-from experiments.work import Found
+from experiments.spec.scales import StudentsScale
+from experiments.spec.spec import StudentsExperiment, find
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling import load_checkpoint
-from parties import evaluate
+from parties.runs import local_run
 from tests.replays import Counted
 
 
@@ -90,7 +91,7 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4, replaced = 0.1 }
         jobs.append(job)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(evaluate, "check", stopped)
+    monkeypatch.setattr(local_run, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
         other._infer({"task": "stsb", "engine": "mpcformer", "network": "none"}, some, some, Found())
     assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
@@ -243,7 +244,7 @@ def test_a_training_goes_on_from_its_last_checkpoint(
     work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
     work._load()
     training, calls = work.trainings.teacher("sst2", 0, 3e-3), []
-    step, teacher = distill.loop._Runner._step, models.train_teacher
+    step, teacher = distill.training.loop._Runner._step, models.train_teacher
 
     def stopped(self: Any, number: int, indices: list[int]) -> float:
         if number == 30:
@@ -251,7 +252,7 @@ def test_a_training_goes_on_from_its_last_checkpoint(
         return step(self, number, indices)
 
     with monkeypatch.context() as patch:
-        patch.setattr(distill.loop._Runner, "_step", stopped)
+        patch.setattr(distill.training.loop._Runner, "_step", stopped)
         with pytest.raises(KeyboardInterrupt):
             place.models.provide([training])
     monkeypatch.setattr(

@@ -13,7 +13,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from parties.config import (
+from parties.runs.network import NetworkProfile, Relay
+from parties.settings.config import (
     AnyConfig,
     CoordinatorConfig,
     DataOwnerConfig,
@@ -23,8 +24,7 @@ from parties.config import (
     PeerAddress,
     TlsFiles,
 )
-from parties.config_file import to_toml
-from parties.network import NetworkProfile, Relay
+from parties.settings.config_file import to_toml
 from tests.forked import context, leave, redirect
 from tests.ports import free_port
 
@@ -33,16 +33,16 @@ START_LIMIT_S = 90.0
 
 # Where a process is halted: function, and at which of its calls. With a sentence a batch, some are done by then.
 POINTS: dict[str, tuple[str, int]] = {
-    "offline": ("mpcformer.inference.private_bert.PrivateBert.offline", 6),
-    "linear": ("mpcformer.inference.private_bert.PrivateBert._apply", 20),
-    "softmax": ("mpcformer.inference.private_attention.PrivateAttention.attend", 4),
-    "reveal": ("mpcformer.inference.private_bert.reveal", 3),
-    "writing": ("parties.journal.Journal.add", 2),
-    "dealing": ("parties.dealer.deal", 60),
-    "hello dealer": ("parties.service.SessionHost.add_to", 1),
-    "hello model-owner": ("parties.service.SessionHost.add_to", 1),
+    "offline": ("mpcformer.engines.lift.bert.PrivateBert.offline", 6),
+    "linear": ("mpcformer.engines.lift.bert.PrivateBert._apply", 20),
+    "softmax": ("mpcformer.engines.lift.attention.PrivateAttention.attend", 4),
+    "reveal": ("mpcformer.engines.lift.bert.reveal", 3),
+    "writing": ("parties.roles.journal.Journal.add", 2),
+    "dealing": ("parties.roles.dealer.deal", 60),
+    "hello dealer": ("parties.roles.service.SessionHost.add_to", 1),
+    "hello model-owner": ("parties.roles.service.SessionHost.add_to", 1),
     "hello data-owner": ("parties.__main__._take_part", 1),
-    "hello coordinator": ("parties.coordinator.start_server", 1),
+    "hello coordinator": ("parties.roles.coordinator.start_server", 1),
 }
 
 
@@ -111,11 +111,11 @@ def _party(path: Path, once: bool) -> int:
 
 def _coordinate(path: Path, out: Path, resume: bool) -> int:
     from mpcformer.errors import MPCFormerError
-    from parties import coordinate
-    from parties.config_file import load_coordinator
+    from parties.runs import deployed_run
+    from parties.settings.config_file import load_coordinator
 
     try:
-        coordinate.run(load_coordinator(path), out, resume=resume)
+        deployed_run.run(load_coordinator(path), out, resume=resume)
     except MPCFormerError as error:
         print(f"error {error}", file=sys.stderr)
         return error.exit_code
@@ -254,7 +254,7 @@ class Cast:
 
 def _routed(routes: dict[str, str], path: Path, out: Path, resume: bool) -> int:
     """The coordinator, telling the owners addresses of their own."""
-    from parties import coordinator
+    from parties.roles import coordinator
 
     original = coordinator.Coordinator._job
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from parties.config import JobConfig, TlsFiles
-from parties.public_files import export_public
-from parties.tls import make_certificates
+from parties.settings.config import JobConfig, TlsFiles
+from parties.settings.public_files import export_public
+from parties.wire.tls import make_certificates
 from tests.faults import canaries
 from tests.faults.cast import PARTIES, Cast, Gate
 

@@ -14,8 +14,8 @@ import psutil
 import pytest
 
 from mpcformer.errors import PartyError
-from parties import simulation
-from parties.simulation import InferenceJob
+from parties.runs import simulation
+from parties.runs.simulation import InferenceJob
 from parties.stubs import parties_pb2 as pb
 from tests.forked import ForkedProcesses, context
 

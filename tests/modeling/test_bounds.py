@@ -12,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcformer.correlations.table import MAX_LOG_BINS
+from mpcformer.engines.base import load_public_model
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift import norms
+from mpcformer.engines.lift.carried import carried_rooms
+from mpcformer.engines.lift.engine import engine_constants
+from mpcformer.engines.lift.overflow import check_overflow, rooms, value_shift
+from mpcformer.engines.lift.weights import owned_weights
 from mpcformer.errors import RangeError
-from mpcformer.inference import fixed_point as fp
-from mpcformer.inference import norms
-from mpcformer.inference.carried import carried_rooms
-from mpcformer.inference.engine import load_public_model
-from mpcformer.inference.mpcformer_engine import engine_constants
-from mpcformer.inference.overflow import check_overflow, rooms, value_shift
-from mpcformer.inference.owned_weights import owned_weights
 from mpcformer.modeling import load_student
 from mpcformer.modeling.bounds import column_bound, head_length, model_bounds, score_bound, spectral_norm
 from tests.tiny import save_student

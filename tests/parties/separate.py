@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from parties.config import (
+from parties.settings.config import (
     CoordinatorConfig,
     DataOwnerConfig,
     DealerConfig,
@@ -19,9 +19,9 @@ from parties.config import (
     ModelOwnerConfig,
     PeerAddress,
 )
-from parties.config_file import to_toml
-from parties.public_files import export_public
-from parties.tls import make_certificates
+from parties.settings.config_file import to_toml
+from parties.settings.public_files import export_public
+from parties.wire.tls import make_certificates
 from tests.ports import free_port
 
 COORDINATOR = "coordinator"

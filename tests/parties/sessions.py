@@ -12,15 +12,15 @@ from mpcformer.channel import Spec
 from mpcformer.correlations import Request, correction_specs, deal, session_key
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
-from parties import tls
-from parties.attacker import Fault, Side
-from parties.config import TlsFiles
-from parties.dealer import DealerService, to_wire
-from parties.network import NetworkProfile, Relay
-from parties.peer_channel import PeerChannel
+from parties.roles.dealer import DealerService, to_wire
+from parties.runs.network import NetworkProfile, Relay, Side
+from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import from_frames, open_channel, start_server
+from parties.wire import tls
+from parties.wire.frames import from_frames, open_channel, start_server
+from parties.wire.peer_channel import PeerChannel
+from tests.faults.injector import Fault, attacked
 
 FAST = NetworkProfile("x", 0.0, 1e9)
 # What an owner sends, by turns: an opening, a header, a packed wire, products. About 60 kB each way.
@@ -102,7 +102,7 @@ def owners_session(
     server, address = start_server(
         lambda s: rpc.add_PeerServicer_to_server(service, s), "127.0.0.1:0", files["model-owner"]
     )
-    relay = Relay(address, FAST, fault)
+    relay = attacked(address, FAST, fault)
     link = open_channel(relay.address, "model-owner", files["data-owner"])
     stream = rpc.PeerStub(link).Exchange(channels["data-owner"].outgoing(), wait_for_ready=True)
     channels["data-owner"].attach(stream, stream.cancel)
@@ -158,7 +158,7 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
     server, address = start_server(
         lambda s: rpc.add_DealerServicer_to_server(service, s), "127.0.0.1:0", files["dealer"]
     )
-    relay = Relay(address, FAST, fault)
+    relay = attacked(address, FAST, fault)
     links = {name: open_channel(relay.address, "dealer", files[name]) for name in ("data-owner", "model-owner")}
     started, me = time.monotonic(), "data-owner"
     try:

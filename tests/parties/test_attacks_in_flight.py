@@ -7,10 +7,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mpcformer.errors import PartyError
-from parties import tls
-from parties.attacker import Fault, Side
-from parties.config import TlsFiles
-from parties.network import Relay
+from parties.runs.network import Relay, Side
+from parties.settings.config import TlsFiles
+from parties.wire import tls
+from tests.faults.injector import Fault
 from tests.parties.sessions import LIMIT_S, Outcome, dealer_session, owners_session
 
 SESSIONS = {"owners": owners_session, "dealer": dealer_session}

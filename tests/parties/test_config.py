@@ -7,8 +7,8 @@ import pytest
 from pydantic import ValidationError
 
 from mpcformer.errors import UserInputError
-from parties.config import CoordinatorConfig, DealerConfig, Insecure, ModelOwnerConfig, TlsFiles, is_loopback
-from parties.config_file import load_any, load_coordinator, load_party, to_toml
+from parties.settings.config import CoordinatorConfig, DealerConfig, Insecure, ModelOwnerConfig, TlsFiles, is_loopback
+from parties.settings.config_file import load_any, load_coordinator, load_party, to_toml
 
 TLS = TlsFiles(authority=Path("a.pem"), certificate=Path('odd "name".pem'), key=Path("k\\k.key"))
 SERVICE: dict[str, Any] = {"coordinators": ["c"], "data_owners": ["o", "p"]}

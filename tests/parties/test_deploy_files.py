@@ -16,8 +16,15 @@ import yaml
 
 from mpcformer import __version__
 from mpcformer.cli import build_app
-from parties.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, DealerConfig, ModelOwnerConfig, PeerAddress
-from parties.config_file import load_any
+from parties.settings.config import (
+    AnyConfig,
+    CoordinatorConfig,
+    DataOwnerConfig,
+    DealerConfig,
+    ModelOwnerConfig,
+    PeerAddress,
+)
+from parties.settings.config_file import load_any
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "parties" / "deploy"

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from mpcformer.cli import build_app
 from mpcformer.errors import UserInputError
-from parties.config_file import load_coordinator, load_party
+from parties.settings.config_file import load_coordinator, load_party
 from tests.ports import free_port
 
 EXAMPLES = Path(__file__).parents[2] / "parties" / "deploy" / "two-machines"

@@ -14,8 +14,13 @@ from typer.testing import CliRunner
 
 from mpcformer.cli import build_app
 from mpcformer.doctor import Finding
-from parties import diagnosis, introduce, tls
-from parties.config import (
+from parties import diagnosis
+from parties.diagnosis import own, probe
+from parties.roles.coordinator import Coordinator
+from parties.roles.journal import Journal
+from parties.roles.model_owner import ModelOwner
+from parties.roles.service import SessionHost
+from parties.settings.config import (
     AnyConfig,
     CoordinatorConfig,
     DataOwnerConfig,
@@ -27,15 +32,11 @@ from parties.config import (
     Plaintext,
     TlsFiles,
 )
-from parties.config_file import to_toml
-from parties.coordinator import Coordinator
-from parties.diagnosis import own, probe
-from parties.journal import Journal
-from parties.model_owner import ModelOwner
-from parties.public_files import export_public
-from parties.service import SessionHost
+from parties.settings.config_file import to_toml
+from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
-from parties.wire import start_server
+from parties.wire import diagnose_reply, tls
+from parties.wire.frames import start_server
 
 IDS = ["coordinator", "dealer", "model-owner", "data-owner"]
 PAST = timedelta(minutes=-1)
@@ -248,10 +249,10 @@ def test_a_certificate_that_names_another(site: Site) -> None:
 
 
 def test_clocks_that_differ(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    address, clock = site.serve(site.dealer()), introduce.now
-    monkeypatch.setattr(introduce, "now", lambda: clock() - 3600)
+    address, clock = site.serve(site.dealer()), diagnose_reply.now
+    monkeypatch.setattr(diagnose_reply, "now", lambda: clock() - 3600)
     only(site.seen(address), "clock", "3600 s behind this machine's")
-    monkeypatch.setattr(introduce, "now", lambda: clock() + 120)
+    monkeypatch.setattr(diagnose_reply, "now", lambda: clock() + 120)
     rows = site.seen(address)
     assert not wrongs(rows)
     assert "120 s ahead of" in rows["clock"].found
@@ -261,10 +262,10 @@ def test_clocks_that_differ(site: Site, monkeypatch: pytest.MonkeyPatch) -> None
 def test_other_versions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     address = site.serve(site.dealer())
     with monkeypatch.context() as patch:
-        patch.setattr(introduce, "PROTOCOL_VERSION", 99)
+        patch.setattr(diagnose_reply, "PROTOCOL_VERSION", 99)
         only(site.seen(address), "protocol", "version 99 (release ")
     with monkeypatch.context() as patch:
-        patch.setattr(introduce, "__version__", "9.9.9")
+        patch.setattr(diagnose_reply, "__version__", "9.9.9")
         only(site.seen(address), "protocol", "release 9.9.9, here ")
     server, address = start_server(lambda s: None, "127.0.0.1:0", site.tls["dealer"])
     site.servers.append(server)

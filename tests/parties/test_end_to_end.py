@@ -10,21 +10,21 @@ import pytest
 from typer.testing import CliRunner
 
 from mpcformer.cli import build_app
+from mpcformer.engines.base import load_public_model
 from mpcformer.errors import MPCFormerError, RangeError, UserInputError
 from mpcformer.files import sha256_file
-from mpcformer.inference.engine import load_public_model
 from mpcformer.modeling import load_student
-from parties import evaluate, simulation
-from parties.config import ModelOwnerConfig
-from parties.public_files import export_public
-from parties.simulation import InferenceJob
+from parties.runs import local_run, simulation
+from parties.runs.simulation import InferenceJob
+from parties.settings.config import ModelOwnerConfig
+from parties.settings.public_files import export_public
 from tests.tiny import GOOD, save_parquet, save_student
 
 
 def job_for(student: Path, data: Path, /, **changes: object) -> InferenceJob:
     values = {
         "student": student,
-        "teacher": evaluate.teacher_of(student),
+        "teacher": local_run.teacher_of(student),
         "task": "sst2",
         "data_dir": data,
         "batch_size": 5,
@@ -36,8 +36,8 @@ def job_for(student: Path, data: Path, /, **changes: object) -> InferenceJob:
 def finished(student: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
     job = job_for(student, data_dir)
-    evaluate.check(job, out)
-    evaluate.run(job, out)
+    local_run.check(job, out)
+    local_run.run(job, out)
     return out
 
 
@@ -78,8 +78,8 @@ def test_results_have_the_promised_shape(finished: Path, student: Path) -> None:
 
 def test_bytes_and_rounds_on_the_wire_are_what_the_dry_run_says(finished: Path, student: Path) -> None:
     """What an engine counts without running is what the wire carried; the frames add little."""
-    from mpcformer.inference.engine import BatchShape
-    from mpcformer.inference.estimate import estimate_batch
+    from mpcformer.engines.base import BatchShape
+    from mpcformer.engines.cost import estimate_batch
     from mpcformer.modeling import load_tokenizer
     from mpcformer.tasks import EVAL, encode, get_task, length_batches, load_examples
 
@@ -142,8 +142,8 @@ def test_regression_pairs_and_other_forms(
     data = save_parquet(tmp_path / task, task=task)
     folder = save_student(tmp_path / "student", data, task=task, softmax=softmax, gelu=gelu, **shape)
     job = job_for(folder, data, task=task, limit=6, engine=engine)
-    evaluate.check(job, tmp_path / "run")
-    values = evaluate.run(job, tmp_path / "run")
+    local_run.check(job, tmp_path / "run")
+    values = local_run.run(job, tmp_path / "run")
     assert values["label_agreement"] == 1.0
     assert set(values["metrics"]["private"]) == ({"pearson", "spearman"} if task == "stsb" else {"accuracy", "f1"})
 
@@ -152,8 +152,8 @@ def test_public_embeddings_need_the_model_owners_consent(
     student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = job_for(student, data_dir, limit=3, embeddings="public_table")
-    evaluate.check(job, tmp_path / "run")
-    values = evaluate.run(job, tmp_path / "run")
+    local_run.check(job, tmp_path / "run")
+    values = local_run.run(job, tmp_path / "run")
     assert values["label_agreement"] == 1.0
     assert "word, position and token-type embeddings" in values["threat_model"]["leaks"]
 
@@ -162,7 +162,7 @@ def test_public_embeddings_need_the_model_owners_consent(
 
     monkeypatch.setattr(simulation, "ModelOwnerConfig", without_consent)
     with pytest.raises(MPCFormerError, match="model-owner: the job asks for public_table"):
-        evaluate.run(job, tmp_path / "refused")
+        local_run.run(job, tmp_path / "refused")
 
 
 def test_the_command(student: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_bad_input_starts_nothing_and_leaves_nothing(
     student: Path, data_dir: Path, tmp_path: Path, changes: dict, asserted: dict, message: str
 ) -> None:
     with pytest.raises(UserInputError, match=re.escape(message)):
-        evaluate.check(job_for(student, data_dir, **changes), tmp_path / "run", **asserted)
+        local_run.check(job_for(student, data_dir, **changes), tmp_path / "run", **asserted)
     assert not list(tmp_path.iterdir())
 
 
@@ -205,8 +205,8 @@ def test_texts_longer_than_the_positions(student: Path, tmp_path: Path) -> None:
 
     pq.write_table(pa.table({"sentence": ["the " * 50], "label": [0]}), tmp_path / "validation.parquet")
     with pytest.raises(UserInputError, match="has more tokens than the model has positions, 32"):
-        evaluate.check(job_for(student, tmp_path), tmp_path / "run")
-    evaluate.check(job_for(student, tmp_path, max_length=16), tmp_path / "run")
+        local_run.check(job_for(student, tmp_path), tmp_path / "run")
+    local_run.check(job_for(student, tmp_path, max_length=16), tmp_path / "run")
 
 
 def test_a_port_in_use_and_a_full_folder(student: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -215,11 +215,11 @@ def test_a_port_in_use_and_a_full_folder(student: Path, data_dir: Path, tmp_path
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
         with pytest.raises(UserInputError, match=f"--port: {port} is in use"):
-            evaluate.check(job_for(student, data_dir, port=port), tmp_path / "run")
+            local_run.check(job_for(student, data_dir, port=port), tmp_path / "run")
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "precious").touch()
     with pytest.raises(UserInputError, match="is not empty"):
-        evaluate.check(job_for(student, data_dir), tmp_path / "run")
+        local_run.check(job_for(student, data_dir), tmp_path / "run")
 
 
 def test_a_range_error_names_the_party_and_leaves_no_result(student: Path, data_dir: Path, tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_a_range_error_names_the_party_and_leaves_no_result(student: Path, data_
     (broken / "ranges.json").write_text(json.dumps(ranges))
     job = job_for(broken, data_dir)
     with pytest.raises(MPCFormerError, match=r"owner: .*left the range") as caught:
-        evaluate.run(job, tmp_path / "run")
+        local_run.run(job, tmp_path / "run")
     assert caught.value.exit_code == RangeError.exit_code
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run.failed" / "results.json").exists()

@@ -11,12 +11,12 @@ from google.protobuf.message import DecodeError
 
 from mpcformer.channel import Spec
 from mpcformer.errors import PartyError, ProtocolError
-from parties import tls, wire
-from parties.config import TlsFiles
-from parties.peer_channel import PeerChannel
+from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import from_frames, open_channel, start_server, to_frames
+from parties.wire import frames, tls
+from parties.wire.frames import from_frames, open_channel, start_server, to_frames
+from parties.wire.peer_channel import PeerChannel
 from tests.parties.sessions import PeerService
 
 N_BYTE_LEVEL, N_FIELD_LEVEL = 6_000, 4_000
@@ -35,7 +35,7 @@ Frames = list[pb.Frame]
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
     """Messages of several frames without megabytes; and no tensor but those expected."""
-    monkeypatch.setattr(wire, "FRAME_BYTES", PIECE)
+    monkeypatch.setattr(frames, "FRAME_BYTES", PIECE)
     shapes = {tuple(tensor.shape) for message in MESSAGES for tensor in message}
     empty = torch.empty
 
@@ -213,7 +213,7 @@ def test_what_is_no_frame_ends_the_stream_typed(name: str, liar: str, files: dic
         )
 
     pair = pytest.MonkeyPatch()
-    pair.setattr(wire, "COMMON_OPTIONS", [o for o in wire.COMMON_OPTIONS if "max_send" not in o[0]] + big)
+    pair.setattr(frames, "COMMON_OPTIONS", [o for o in frames.COMMON_OPTIONS if "max_send" not in o[0]] + big)
     server, address = start_server(add, "127.0.0.1:0", files["model-owner"])
     link = open_channel(address, "model-owner", files["data-owner"])
     pair.undo()

@@ -15,12 +15,12 @@ from mpcformer.correlations import Request, correction_specs, deal, validate
 from mpcformer.correlations.kinds import KINDS
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
-from parties import tls
-from parties.config import TlsFiles
-from parties.dealer import DealerService, from_wire, to_wire
+from parties.roles.dealer import DealerService, from_wire, to_wire
+from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import open_channel, start_server
+from parties.wire import tls
+from parties.wire.frames import open_channel, start_server
 from tests.parties.test_fuzzed_frames import garble
 
 N_REQUESTS, N_CALLS = 10_000, 300

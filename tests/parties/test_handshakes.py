@@ -15,12 +15,12 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from mpcformer.channel import Spec
 from mpcformer.errors import PartyError
-from parties import tls, wire
-from parties.config import TlsFiles
-from parties.peer_channel import PeerChannel
+from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import open_channel, start_server
+from parties.wire import frames, tls
+from parties.wire.frames import open_channel, start_server
+from parties.wire.peer_channel import PeerChannel
 from tests.parties.sessions import PeerService
 
 DAY, PAST = datetime.timedelta(days=1), datetime.timedelta(minutes=-1)
@@ -151,7 +151,7 @@ def test_a_bad_certificate(what: str, liar: str, wait: bool, authority: Authorit
 def test_no_certificate(wait: bool, authority: Authority, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = {name: authority.issue(tmp_path / name, name, authority) for name in ("model-owner", "data-owner")}
     monkeypatch.setattr(
-        wire.tls, "channel_credentials", lambda own: grpc.ssl_channel_credentials(own.authority.read_bytes())
+        frames.tls, "channel_credentials", lambda own: grpc.ssl_channel_credentials(own.authority.read_bytes())
     )
     ended = call(files["model-owner"], files["data-owner"], wait)
     assert not ended.served

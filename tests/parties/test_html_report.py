@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mpcformer.files import sha256_file
-from parties import evaluate, report
-from parties.html_report import DASH, bar_chart, render, seconds, size
-from parties.published import PUBLISHED, published_scores
+from parties.runs import local_run, report
+from parties.runs.html_report import DASH, bar_chart, render, seconds, size
+from parties.runs.published import PUBLISHED, published_scores
 from tests.browser import check_page
 from tests.parties.test_end_to_end import job_for
 
@@ -20,7 +20,7 @@ from tests.parties.test_end_to_end import job_for
 @pytest.fixture(scope="module")
 def run(student: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "run"
-    evaluate.run(job_for(student, data_dir), out)
+    local_run.run(job_for(student, data_dir), out)
     return out
 
 

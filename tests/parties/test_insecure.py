@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from mpcformer.errors import UserInputError
-from parties import coordinate
-from parties.config import PROTOCOL_VERSION, CoordinatorConfig, Insecure, JobConfig, PeerAddress
-from parties.coordinator import Coordinator
-from parties.insecure import text
-from parties.journal import FILE_NAME, Journal
+from parties.roles.coordinator import Coordinator
+from parties.roles.journal import FILE_NAME, Journal
+from parties.runs import deployed_run
+from parties.settings.config import PROTOCOL_VERSION, CoordinatorConfig, Insecure, JobConfig, PeerAddress
+from parties.settings.insecure import text
 from parties.stubs import parties_pb2 as pb
-from parties.tls import make_certificates
+from parties.wire.tls import make_certificates
 
 JOB = JobConfig(task="sst2")
 FIXED = Insecure(fixed_seed=7)
@@ -60,4 +60,4 @@ def test_a_run_is_resumed_as_it_began(
     Journal(tmp_path / "run.partial" / FILE_NAME, JOB.model_dump() | {"insecure": text(before)})
     config.insecure = now
     with pytest.raises(UserInputError, match="is of another job: insecure"):
-        coordinate.run(config, tmp_path / "run", resume=True)
+        deployed_run.run(config, tmp_path / "run", resume=True)

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
-from parties import evaluate, simulation
-from parties.journal import FILE_NAME, Journal
+from parties.roles.journal import FILE_NAME, Journal
+from parties.runs import local_run, simulation
 from parties.stubs import parties_pb2 as pb
 from tests.parties.test_end_to_end import job_for
 from tests.tiny import save_parquet, save_student
@@ -90,7 +90,7 @@ def test_a_run_at_work_is_left_alone(student: Path, data_dir: Path, tmp_path: Pa
     held = Journal(tmp_path / "run.partial" / FILE_NAME, JOB)
     for resume in (False, True):
         with pytest.raises(UserInputError, match="another process is at work"):
-            evaluate.run(job_for(student, data_dir), tmp_path / "run", resume=resume)
+            local_run.run(job_for(student, data_dir), tmp_path / "run", resume=resume)
     held.add(*batch(0))
     assert (tmp_path / "run.partial" / FILE_NAME).read_text().count("\n") == 2
 
@@ -108,7 +108,7 @@ def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
 
     monkeypatch.setattr(Journal, "add", full)
     with pytest.raises(MPCFormerError, match=r"run\.failed: No space left on device") as caught:
-        evaluate.run(job, out)
+        local_run.run(job, out)
     assert "--resume goes on from batch 2" in caught.value.remedy
     assert not out.exists()
     assert not list(tmp_path.rglob("results.json"))
@@ -120,8 +120,8 @@ def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
         ({"limit": 7}, "is of another job: limit"),
     ):
         with pytest.raises(UserInputError, match=message):
-            evaluate.run(job_for(student, data_dir, **({"batch_size": 4} | changed)), out, resume=True)
-    values = evaluate.run(job, out, resume=True)
+            local_run.run(job_for(student, data_dir, **({"batch_size": 4} | changed)), out, resume=True)
+    values = local_run.run(job, out, resume=True)
     assert values["batches"] == {"all": 3, "of_a_run_before": 2}
     assert values["examples"] == 12
     assert values["label_agreement"] == 1.0

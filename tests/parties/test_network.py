@@ -10,9 +10,9 @@ import pytest
 
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
-from parties import evaluate, simulation
-from parties.attacker import Fault
-from parties.network import NetworkProfile, Relay, Relays, network_profile
+from parties.runs import local_run, simulation
+from parties.runs.network import NetworkProfile, Relay, Relays, network_profile
+from tests.faults.injector import Fault, attacked
 from tests.parties.test_end_to_end import job_for
 
 
@@ -108,7 +108,7 @@ def test_a_run_on_a_shaped_network_reports_it_and_takes_its_rounds_time(
     student: Path, data_dir: Path, tmp_path: Path
 ) -> None:
     job = job_for(student, data_dir, network=network_profile("10,1000"), limit=2)
-    values = evaluate.run(job, tmp_path / "run")
+    values = local_run.run(job, tmp_path / "run")
     assert read_json(tmp_path / "run" / "results.json")["network"]["profile"] == "10,1000"
     # Half a round trip for each message on the critical path; a two-way opening counts one, and takes as long.
     assert values["online"]["seconds"] >= 0.005 * values["online"]["rounds_per_batch"] * 0.9
@@ -123,7 +123,7 @@ def test_a_bit_flipped_on_the_network_never_gives_a_result(
     class Attacked(Relays):
         def route(self, address: str) -> str:
             fault = Fault("corrupt", 100_000)  # well after the handshake
-            made.append(Relay(address, NetworkProfile("x", 0.0, 1e9), fault))
+            made.append(attacked(address, NetworkProfile("x", 0.0, 1e9), fault))
             self._relays.append(made[-1])
             return made[-1].address
 

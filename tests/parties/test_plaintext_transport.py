@@ -8,14 +8,14 @@ from pathlib import Path
 import grpc
 import pytest
 
-from parties import evaluate
-from parties.config import Credentials, Insecure, Plaintext, TlsFiles
-from parties.dealer import DealerService
-from parties.simulation import InferenceJob
+from parties.roles.dealer import DealerService
+from parties.runs import local_run
+from parties.runs.simulation import InferenceJob
+from parties.settings.config import Credentials, Insecure, Plaintext, TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.tls import PARTY_HEADER, make_certificates
-from parties.wire import open_channel, start_server
+from parties.wire.frames import open_channel, start_server
+from parties.wire.tls import PARTY_HEADER, make_certificates
 
 SESSION = b"s" * 16
 TIMEOUT_S = 5
@@ -52,8 +52,8 @@ def test_a_run_without_tls_works_and_says_so_everywhere(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     job = InferenceJob(student, None, "sst2", data_dir=data_dir, limit=4, insecure=Insecure(plaintext=True))
-    evaluate.check(job, tmp_path / "run")
-    values = evaluate.run(job, tmp_path / "run")
+    local_run.check(job, tmp_path / "run")
+    values = local_run.run(job, tmp_path / "run")
     assert values["label_agreement"] == 1.0
     assert values["network"]["transport"] == "gRPC without TLS on the loopback interface"
     assert values["seeds"]["protocol"] == "fresh, from the operating system"

@@ -14,12 +14,12 @@ from typer.testing import CliRunner
 
 from mpcformer.cli import build_app
 from mpcformer.errors import UserInputError
-from parties import identity, tls
-from parties.config import TlsFiles
-from parties.dealer import DealerService
+from parties.roles.dealer import DealerService
+from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import open_channel, start_server
+from parties.wire import identity, tls
+from parties.wire.frames import open_channel, start_server
 
 IDS = ["dealer", "model-owner", "data-owner"]
 PAST = datetime.timedelta(minutes=-1)

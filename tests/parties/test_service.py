@@ -14,20 +14,20 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mpcformer.errors import PartyError, RangeError
-from parties import metrics
 from parties.__main__ import _take_part
-from parties.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
-from parties.coordinator import Coordinator
-from parties.dealer import Dealer
-from parties.journal import Journal
-from parties.membership import Membership
-from parties.public_files import export_public
-from parties.results import Results
-from parties.service import SessionHost
+from parties.roles.coordinator import Coordinator
+from parties.roles.dealer import Dealer
+from parties.roles.journal import Journal
+from parties.roles.membership import Membership
+from parties.roles.results import Results
+from parties.roles.service import SessionHost
+from parties.settings import metrics
+from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
+from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.tls import make_certificates
-from parties.wire import open_channel, start_server
+from parties.wire.frames import open_channel, start_server
+from parties.wire.tls import make_certificates
 from tests.faults.cast import PARTIES, Cast
 from tests.ports import free_port
 

@@ -15,9 +15,9 @@ MODELS = {"mpcformer.modeling.model", "transformers.modeling_utils", "datasets"}
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [
-        ("parties.dealer", {*SCORES, *MODELS, "transformers", "crypten"}),
-        ("parties.data_owner", {*SCORES, *MODELS}),
-        ("parties.evaluate", {*SCORES, *MODELS}),
+        ("parties.roles.dealer", {*SCORES, *MODELS, "transformers", "crypten"}),
+        ("parties.roles.data_owner", {*SCORES, *MODELS}),
+        ("parties.runs.local_run", {*SCORES, *MODELS}),
     ],
 )
 def test_nothing_is_loaded_that_is_not_needed(module: str, unneeded: set[str]) -> None:

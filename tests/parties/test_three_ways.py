@@ -12,9 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpcformer.ring.random import fixed_keys, fresh_key
-from parties import evaluate
-from parties.config import Insecure, JobConfig
-from parties.simulation import InferenceJob
+from parties.runs import local_run
+from parties.runs.simulation import InferenceJob
+from parties.settings.config import Insecure, JobConfig
 from tests.parties import separate
 
 FIXED = Insecure(fixed_seed=7)
@@ -51,7 +51,7 @@ def simulated(
     def run(engine: str = "mpcformer", insecure: Insecure | None = FIXED) -> Outcome:
         asked = job(engine).model_dump()
         folder = tmp_path / f"simulated-{len(list(tmp_path.iterdir()))}"
-        evaluate.run(InferenceJob(student, None, data_dir=data_dir, insecure=insecure, **asked), folder)
+        local_run.run(InferenceJob(student, None, data_dir=data_dir, insecure=insecure, **asked), folder)
         logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log") if path.stem != "plaintext"}
         return outcome(folder, logs | {"terminal": capfd.readouterr().err})
 

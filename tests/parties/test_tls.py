@@ -11,12 +11,12 @@ import pytest
 from mpcformer.correlations import Request, correction_specs, deal, expand, session_key
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import fresh_key
-from parties import tls
-from parties.config import TlsFiles
-from parties.dealer import DealerService, to_wire
+from parties.roles.dealer import DealerService, to_wire
+from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import from_frames, open_channel, start_server
+from parties.wire import tls
+from parties.wire.frames import from_frames, open_channel, start_server
 
 IDS = ["dealer", "model-owner", "data-owner", "stranger"]
 TIMEOUT_S = 5

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from mpcformer.channel import memory_pair
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, create_engine, load_public_model
 from mpcformer.errors import ProtocolError
-from mpcformer.inference.engine import DATA_OWNER, MODEL_OWNER, create_engine, load_public_model
-from parties import transcript
+from parties.roles import transcript
 from parties.stubs import parties_pb2 as pb
 
 BATCHES = [(2, 7), (1, 3)]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mpcformer.channel import Spec
 from mpcformer.errors import ProtocolError
 from parties.stubs import parties_pb2 as pb
-from parties.wire import FRAME_BYTES, from_frames, to_frames
+from parties.wire.frames import FRAME_BYTES, from_frames, to_frames
 
 LABELS = {"session_id": b"s" * 16, "sender": "model-owner", "operation": 3}
 shapes = st.lists(st.lists(st.integers(0, 5), max_size=3), min_size=1, max_size=4)

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from mpcformer.correlations import Request, validate
 from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
+from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.errors import ProtocolError
-from mpcformer.inference import fixed_point as fp
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.piecewise import Evaluation, Function, Piece, clamp, relu
 from mpcformer.ring.packing import WIDTHS

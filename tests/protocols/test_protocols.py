@@ -13,9 +13,9 @@ from mpcformer.channel import Counters, MemoryChannel, memory_pair
 from mpcformer.correlations import Request, correction_specs
 from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.correlations.table import MAX_LOG_BINS
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift import norms
 from mpcformer.errors import RangeError
-from mpcformer.inference import fixed_point as fp
-from mpcformer.inference import norms
 from mpcformer.protocols import guard, lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Party, shift

@@ -1,0 +1,1 @@
+"""The stages of a distillation and what each trains the student to match."""

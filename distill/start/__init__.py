@@ -1,0 +1,1 @@
+"""The weights from which a student's training starts."""

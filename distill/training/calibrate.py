@@ -1,0 +1,31 @@
+"""Record the ranges of the student's private non-linearities on its training data."""
+
+import torch
+
+from mpcformer.engines.plaintext import predict
+from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges
+from mpcformer.modeling.bounds import model_bounds
+from mpcformer.tasks import Encoded
+
+BATCH_SIZE = 32
+
+
+def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded], *, pad_id: int) -> Ranges:
+    """Ranges over the given sentences, in float32 and evaluation mode.
+
+    Args:
+        model: the final student.
+        encoded: training sentences.
+        pad_id: the padding token.
+    """
+    ranges = Ranges(n_examples=len(encoded))
+    model.observer = ranges.observe
+    try:
+        with torch.autocast(next(model.parameters()).device.type, enabled=False):
+            predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE)
+    finally:
+        model.observer = None
+    limits = ranges.norm_limits(model.config.constant_norms)
+    heads, gelu = model.config.num_attention_heads, model.config.gelu
+    ranges.note_reach(model_bounds(heads, gelu, model.state_dict(), norm_limits=limits))
+    return ranges

@@ -1,0 +1,1 @@
+"""The kinds of experiment, one file each, and what they share."""

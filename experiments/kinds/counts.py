@@ -1,0 +1,62 @@
+"""Experiments of kind `counts`: rounds and bytes of a private batch by model and engine. Nothing is trained or run."""
+
+from experiments.bench_command import SHAPES, bench_model
+from experiments.kinds.experiment import Found, Place
+from experiments.spec.quantities import Row
+from experiments.spec.scales import CountedSpec, CountsScale
+from experiments.spec.spec import CountsExperiment
+from mpcformer.console import console
+from mpcformer.engines.base import BatchShape, load_public_model
+from mpcformer.engines.cost import estimate_batch
+from mpcformer.errors import UserInputError
+from mpcformer.modeling import MPCFormerConfig
+
+
+class Counts:
+    """One experiment at one scale.
+
+    Args:
+        spec: the experiment.
+        scale: its section.
+        place: where to work.
+
+    Raises:
+        UserInputError: LayerNorms that a model does not have, or data that nothing asks for.
+    """
+
+    def __init__(self, spec: CountsExperiment, scale: CountsScale, place: Place) -> None:
+        self.scale = scale
+        self.models = [model for model in spec.models if scale.models is None or model.name in scale.models]
+        if place.data_dir:
+            raise UserInputError(
+                f"--data-dir: {place.data_dir} is not for this experiment, which reads none", "leave --data-dir out"
+            )
+        for model in self.models:
+            layers = model.layers or SHAPES[model.model]["num_hidden_layers"]
+            MPCFormerConfig(constant_norms=model.constant_norms, num_hidden_layers=layers)  # for its errors
+
+    def run(self) -> Found:
+        """A row for each model and engine."""
+        found = Found()
+        for number, model in enumerate(self.models, 1):
+            with console.status(f"{number}/{len(self.models)} {model.name}"):
+                found.rows += self._rows(model)
+            found.n_run += 1
+        return found
+
+    def _rows(self, model: CountedSpec) -> list[Row]:
+        scale, rows = self.scale, []
+        with bench_model(
+            model.model, model.layers, scale.seq_len, model.gelu, model.softmax, model.constant_norms
+        ) as folder:
+            public = load_public_model(folder)
+            for engine in scale.engines:
+                cost = estimate_batch(engine, public, BatchShape(scale.batch_size, scale.seq_len))
+                values: dict[str, float] = {
+                    "rounds": cost.rounds,
+                    "batch_online_bytes": cost.online_bytes,
+                    "batch_dealer_bytes": cost.dealer_bytes,
+                    "setup_bytes": cost.setup_bytes,
+                }
+                rows.append(Row({"model": model.name, "engine": engine}, values))
+        return rows

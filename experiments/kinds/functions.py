@@ -1,0 +1,82 @@
+"""Experiments of kind `functions`: how far each approximation is from the exact function over a range. No training.
+
+GeLU as it is. Softmax as the probability of one key with score s while the others' scores are 0: what an attention
+head gives to a key that stands out. "pieces" and "squaring" are what the private engine computes for the exact forms.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+
+from experiments.kinds.experiment import Found, Place
+from experiments.spec.quantities import Row
+from experiments.spec.scales import FunctionsScale
+from experiments.spec.spec import FunctionsExperiment
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.approximations.exact import piecewise_gelu, score_bound, squared_softmax
+from mpcformer.errors import UserInputError
+
+PIECES, SQUARING, EXACT = "pieces", "squaring", "exact"
+N_DRAWN = 401
+Function = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Functions:
+    """One experiment at one scale.
+
+    Args:
+        spec: the experiment.
+        scale: its section.
+        place: where to work.
+
+    Raises:
+        UserInputError: data that nothing asks for.
+    """
+
+    def __init__(self, spec: FunctionsExperiment, scale: FunctionsScale, place: Place) -> None:
+        self.scale = scale
+        if place.data_dir:
+            raise UserInputError(
+                f"--data-dir: {place.data_dir} is not for this experiment, which reads none", "leave --data-dir out"
+            )
+
+    def run(self) -> Found:
+        """Rows and curves."""
+        scale, found = self.scale, Found()
+        gelu: dict[str, Function] = {name: GELU_FORMS[name] for name in scale.gelu} | {PIECES: piecewise_gelu}
+        self._compare(found, "gelu", scale.gelu_range, F.gelu, gelu)
+        bound = score_bound(*scale.score_range)
+        softmax = {name: self._first_key(SOFTMAX_FORMS[name]) for name in scale.softmax}
+        softmax[SQUARING] = self._first_key(lambda s, m: (squared_softmax(s, m, bound),))
+        self._compare(found, "softmax", scale.score_range, self._first_key(SOFTMAX_FORMS["softmax"]), softmax)
+        return found
+
+    def _compare(
+        self, found: Found, name: str, ends: tuple[float, float], exact: Function, forms: dict[str, Function]
+    ) -> None:
+        x = torch.linspace(*ends, self.scale.points, dtype=torch.float64)
+        true = exact(x)
+        drawn = torch.linspace(0, self.scale.points - 1, min(N_DRAWN, self.scale.points)).round().long()
+        curves = {"x": x[drawn].tolist(), EXACT: true[drawn].tolist()}
+        for form, function in forms.items():
+            values = function(x)
+            error = (values - true).abs()
+            found.rows.append(
+                Row(
+                    {"function": name, "form": form},
+                    {"max_error": float(error.max()), "mean_error": float(error.mean())},
+                )
+            )
+            curves[form] = values[drawn].tolist()
+        found.curves[name] = curves
+
+    def _first_key(self, form: Callable[[torch.Tensor, torch.Tensor], tuple[torch.Tensor, ...]]) -> Function:
+        """The probability of the first of `keys` keys as a function of its score."""
+
+        def function(x: torch.Tensor) -> torch.Tensor:
+            scores = torch.zeros(len(x), 1, 1, self.scale.keys, dtype=x.dtype)  # (N, A, L, L), a row each
+            scores[:, 0, 0, 0] = x
+            return form(scores, torch.ones(len(x), 1, 1, self.scale.keys, dtype=x.dtype))[0][:, 0, 0, 0]
+
+        return function

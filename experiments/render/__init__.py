@@ -1,0 +1,1 @@
+"""Tables, figures and the HTML page of an experiment's rows."""

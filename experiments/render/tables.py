@@ -1,0 +1,153 @@
+"""Tables of an experiment's rows, as Markdown, CSV and LaTeX. Several seeds' numbers are shown as one."""
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from experiments.spec.outputs import TableSpec
+from experiments.spec.quantities import QUANTITIES, Axis, Row, show
+from mpcformer.tasks import get_task
+from parties.runs.published import SOURCE, published_scores
+
+DASH = "-"
+PUBLISHED = f"published ({SOURCE}; BERT-base, plaintext)"
+LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}"})
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table to be shown.
+
+    Args:
+        name, title: from its specification.
+        head: of each column.
+        lines: texts of each line, the row's axes first.
+        raw: the same with full precision, for CSV.
+        n_published: how many lines at the end are published figures, not measured here.
+        n_axes: how many columns name the row.
+    """
+
+    name: str
+    title: str
+    head: list[str]
+    lines: list[list[str]]
+    raw: list[list[str]]
+    n_axes: int
+    n_published: int = 0
+
+
+def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
+    """The table of the rows that have what it shows."""
+    used = [row for row in rows if any(name in row.values for name in spec.values)]
+    if spec.columns:
+        used = [row for row in used if spec.columns in row.key]
+    lines = list(dict.fromkeys(_point(row, spec.rows) for row in used))
+    points = list(dict.fromkeys(row.key[spec.columns] for row in used)) if spec.columns else []
+    cells: list[list[tuple[str, list[float]]]] = []
+    for line in lines:
+        of_line = [row for row in used if _point(row, spec.rows) == line]
+        if spec.columns:
+            name = spec.values[0]
+            cells.append([(name, _of(of_line, name, {spec.columns: point})) for point in points])
+        else:
+            cells.append([(name, _of(of_line, name, {})) for name in spec.values])
+    heads = [show(point) for point in points] or [QUANTITIES[name].title for name in spec.values]
+    texts = [[*map(show, line), *(_text(*cell) for cell in row)] for line, row in zip(lines, cells, strict=True)]
+    raw = [
+        [*map(str, line), *(repr(QUANTITIES[name].over_seeds(numbers)) if numbers else "" for name, numbers in row)]
+        for line, row in zip(lines, cells, strict=True)
+    ]
+    if spec.columns == "task" and len(points) > 1:
+        heads.append("average")
+        for row, text, number in zip(cells, texts, raw, strict=True):
+            means = [statistics.fmean(numbers) for _, numbers in row if numbers]
+            whole = len(means) == len(points)
+            text.append(QUANTITIES[spec.values[0]].text(statistics.fmean(means)) if whole else DASH)
+            number.append(repr(statistics.fmean(means)) if whole else "")
+    extra = _published(spec, points) if spec.published else []
+    return Table(
+        spec.name,
+        spec.title,
+        [*spec.rows, *heads],
+        [*texts, *extra],
+        [*raw, *([cell if cell != DASH else "" for cell in line] for line in extra)],
+        len(spec.rows),
+        len(extra),
+    )
+
+
+def _point(row: Row, axes: Sequence[Axis]) -> tuple[str | int | float, ...]:
+    return tuple(row.key.get(axis, DASH) for axis in axes)
+
+
+def _of(rows: Sequence[Row], name: str, where: dict[Axis, str | int | float]) -> list[float]:
+    fitting = [row for row in rows if all(row.key.get(axis) == value for axis, value in where.items())]
+    return [row.values[name] for row in fitting if name in row.values]
+
+
+def _text(name: str, numbers: list[float]) -> str:
+    if not numbers:
+        return DASH
+    quantity = QUANTITIES[name]
+    several = len(numbers) > 1 and not quantity.largest
+    spread = f" ± {quantity.text(statistics.stdev(numbers))}" if several else ""
+    return quantity.text(quantity.over_seeds(numbers)) + spread
+
+
+def _published(spec: TableSpec, tasks: Sequence[str | int | float]) -> list[list[str]]:
+    """The paper's lines: a task's score is the mean of its columns, as `score_of` averages ours."""
+    lines = []
+    models = {"teacher": "teacher", "Quad + 2ReLU": "quad_2relu", "Quad + 2Quad": "quad_2quad"}
+    for label, field in models.items():
+        values: list[float | None] = []
+        for task in tasks:
+            found = [getattr(s, field) for s in published_scores(str(task), get_task(str(task)).eval_splits)]
+            values.append(statistics.fmean(found) if found and None not in found else None)
+        if any(value is not None for value in values):
+            texts = [DASH if value is None else f"{value:.3f}" for value in values]
+            known = [value for value in values if value is not None]
+            average = [f"{statistics.fmean(known):.3f}" if len(known) == len(values) else DASH]
+            name = [f"{label}, {PUBLISHED}", *([""] * (len(spec.rows) - 1))]
+            lines.append([*name, *texts, *(average if len(values) > 1 else [])])
+    return lines
+
+
+def markdown(table: Table) -> str:
+    """With its title above."""
+    rule = ["---" if i < table.n_axes else "---:" for i in range(len(table.head))]
+    lines = [table.head, rule, *table.lines]
+    body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return f"{table.title}\n\n{body}\n"
+
+
+def csv_text(table: Table) -> str:
+    """Numbers with full precision, as in results.json, in the units the heads name."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerows([table.head, *table.raw])
+    return buffer.getvalue()
+
+
+def latex(table: Table) -> str:
+    """A `table` environment; needs the booktabs package."""
+    columns = "l" * table.n_axes + "r" * (len(table.head) - table.n_axes)
+    lines = [" & ".join(cell.translate(LATEX).replace("±", r"$\pm$") for cell in line) + r" \\" for line in table.lines]
+    if table.n_published:
+        lines.insert(len(lines) - table.n_published, r"\midrule")
+    head = " & ".join(cell.translate(LATEX) for cell in table.head) + r" \\"
+    parts = [
+        r"\begin{table}",
+        r"\centering",
+        rf"\caption{{{table.title.translate(LATEX)}}}",
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *lines,
+        r"\bottomrule",
+        r"\end{tabular}",
+        r"\end{table}",
+    ]
+    return "\n".join(parts) + "\n"

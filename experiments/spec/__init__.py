@@ -1,0 +1,1 @@
+"""The contents of an experiment's TOML file, checked as a whole."""

@@ -1,0 +1,204 @@
+"""An experiment as its TOML states it, checked whole: unknown keys are refused, all errors are told at once.
+
+One file a table or figure, beside this one; the line that replays it stands in its head.
+"""
+
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
+
+from distill.recipe import PAPER_EPOCHS
+from experiments.spec.outputs import FigureSpec, Strict, TableSpec, Tolerances
+from experiments.spec.quantities import Axis
+from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
+from mpcformer.errors import UserInputError
+
+SHIPPED = Path(__file__).parent.parent
+SCALES = ("smoke", "cpu", "full")
+
+
+class _Experiment(Strict):
+    title: str
+    about: str
+    tolerances: Tolerances = Tolerances()
+    tables: tuple[TableSpec, ...] = Field(min_length=1)
+    figures: tuple[FigureSpec, ...] = ()
+    scale: Mapping[str, Any]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        problems = [
+            f"scale.{name} is unknown; choose one of: {', '.join(SCALES)}" for name in set(self.scale) - set(SCALES)
+        ]
+        for names in ([t.name for t in self.tables], [f.name for f in self.figures]):
+            problems += [f"{name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+        for scale_name, scale in self.scale.items():
+            varied = {axis for axis, n in self.axes(scale).items() if n > 1} - {"seed"}
+            for output in (*self.tables, *self.figures):
+                hidden = varied - output.axes if getattr(output, "kind", "") != "curves" else set()
+                if hidden:
+                    what = ", ".join(sorted(hidden))
+                    problems.append(f"{output.name}: scale.{scale_name} varies {what}, which it does not tell apart")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def axes(self, scale: Any) -> dict[Axis, int]:
+        """How many points each axis has at a scale."""
+        return dict(scale.axes())
+
+
+class StudentsExperiment(_Experiment):
+    """Teachers, students, private inference."""
+
+    kind: Literal["students"]
+    models: tuple[ModelSpec, ...] = Field(min_length=1)
+    scale: Mapping[str, StudentsScale] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        names = [model.name for model in self.models]
+        chosen = {name: {"models": scale.models, "private": scale.private} for name, scale in self.scale.items()}
+        problems = _names_problems(names, chosen)
+        problems += ["models: 'teacher' is the teacher's own name"] if "teacher" in names else []
+        published = [model.name for model in self.models if model.recipe == "paper"]
+        for name, scale in self.scale.items():
+            problems += [
+                f"model {model.name!r}: has a {key} of its own, and scale.{name} varies {key}"
+                for model in self.models
+                for key in ("gelu", "softmax")
+                if getattr(model, key) and len(getattr(scale, key)) > 1
+            ]
+            problems += [
+                f"scale.{name}.tasks: {task} has no published recipe, which model {published[0]!r} is made by"
+                for task in scale.tasks
+                if published and task not in PAPER_EPOCHS
+            ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def axes(self, scale: Any) -> dict[Axis, int]:
+        """The scale's, and the models."""
+        return {**scale.axes(), "model": len(scale.models or self.models)}
+
+
+class BenchExperiment(_Experiment):
+    """Engines and networks on one model."""
+
+    kind: Literal["bench"]
+    scale: Mapping[str, BenchScale] = Field(min_length=1)
+
+
+class FunctionsExperiment(_Experiment):
+    """Approximations against the exact functions; nothing is trained."""
+
+    kind: Literal["functions"]
+    scale: Mapping[str, FunctionsScale] = Field(min_length=1)
+
+
+class CountsExperiment(_Experiment):
+    """Rounds and bytes of models with random weights, counted; nothing is trained or run."""
+
+    kind: Literal["counts"]
+    models: tuple[CountedSpec, ...] = Field(min_length=1)
+    scale: Mapping[str, CountsScale] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _known(self) -> Self:
+        chosen = {name: {"models": scale.models} for name, scale in self.scale.items()}
+        problems = _names_problems([model.name for model in self.models], chosen)
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def axes(self, scale: Any) -> dict[Axis, int]:
+        """The scale's, and the models."""
+        return {**scale.axes(), "model": len(scale.models or self.models)}
+
+
+def _names_problems(names: list[str], chosen: Mapping[str, Mapping[str, tuple[str, ...] | None]]) -> list[str]:
+    """Names of models that are there twice, and those that a scale's lists choose and nobody has."""
+    problems = [f"models: {name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+    return problems + [
+        f"scale.{scale}.{key}: model {model!r} is unknown"
+        for scale, lists in chosen.items()
+        for key, models in lists.items()
+        for model in models or ()
+        if model not in names
+    ]
+
+
+Experiment = StudentsExperiment | BenchExperiment | FunctionsExperiment | CountsExperiment
+_ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Annotated[Experiment, Field(discriminator="kind")])
+
+
+def shipped() -> dict[str, Path]:
+    """The experiments of this package by name."""
+    return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
+
+
+def find(name: str) -> Path:
+    """The TOML of a shipped experiment, or a file as it is.
+
+    Raises:
+        UserInputError: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    found = shipped().get(name.removesuffix(".toml"))
+    if found is None:
+        raise UserInputError(
+            f"experiment {name!r} is neither a file nor shipped", f"choose one of: {', '.join(shipped())}, or a TOML"
+        )
+    return found
+
+
+def load(path: Path) -> Experiment:
+    """Read and check an experiment.
+
+    Raises:
+        UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserInputError(f"{path}: {error}", "give an experiment's TOML") from None
+    try:
+        return _ADAPTER.validate_python(values)
+    except ValidationError as error:
+        lines = "; ".join(f"{_place(e['loc'])}: {str(e['msg']).removeprefix('Value error, ')}" for e in error.errors())
+        raise UserInputError(f"{path}: {lines}", "correct these keys") from None
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    kinds = ("students", "bench", "functions", "counts")
+    return ".".join(map(str, loc[1:] if loc and loc[0] in kinds else loc)) or "file"
+
+
+def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | FunctionsScale | CountsScale:
+    """The section of a scale.
+
+    Raises:
+        UserInputError: the experiment has none of that name.
+    """
+    if name not in experiment.scale:
+        raise UserInputError(f"--scale: {name!r} is unknown", f"choose one of: {', '.join(experiment.scale)}")
+    return experiment.scale[name]
+
+
+def models_of(experiment: Experiment) -> list[dict[str, Any]]:
+    """Its models, as JSON: ways to make a student, or what is counted; none where there is one only."""
+    models = experiment.models if isinstance(experiment, StudentsExperiment | CountsExperiment) else ()
+    return [model.model_dump(mode="json") for model in models]
+
+
+def digest(value: Any) -> str:
+    """Hex SHA-256 of a JSON value, the same for the same value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

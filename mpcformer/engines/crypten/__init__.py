@@ -1,0 +1,1 @@
+"""The reference engine `crypten`: MPCFormer's computation on CrypTen's generic protocols."""

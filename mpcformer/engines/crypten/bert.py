@@ -1,0 +1,252 @@
+"""BERT for sequence classification on CrypTen's shares: MPCFormer's computation, made correct.
+
+Every linear map is a Beaver product of two shared matrices, both re-opened (masked) each time, as in MPCFormer's own
+benchmark. What differs from it: the embedding's LayerNorm and the layers' are real, the public mask multiplies the
+scores, row sums are scaled by public powers of two before their reciprocal, the division follows the product with V,
+truncation is exact, and pooler and classifier are there.
+
+Shapes at the line: B sentences, L positions, H hidden, A heads, D head size, V + T words and token types.
+"""
+
+import math
+from typing import Any
+
+import torch
+
+from mpcformer.channel import Counters
+from mpcformer.engines.crypten import ops as ops
+from mpcformer.engines.crypten.compat import current
+from mpcformer.engines.crypten.constants import QUAD_SOFTMAX_SHIFT, LayerConstants, ModelConstants, NormConstants
+from mpcformer.engines.crypten.newton import NewtonPlan
+from mpcformer.engines.crypten.parameters import ParameterShapes
+from mpcformer.engines.stopwatch import Stopwatch
+
+Shared = ops.Shared
+
+
+class CrypTenBert:
+    """The shared parameters and the forward pass. Runs inside `active(party)`, in both parties alike.
+
+    Args:
+        parameters: shared tensors by the names of `mpcformer.engines.crypten.parameters`.
+        config: architecture and forms.
+        constants: public scales and Newton plans.
+        counters: of the channel to the other owner.
+    """
+
+    def __init__(self, parameters: dict[str, Any], config: Any, constants: ModelConstants, counters: Counters) -> None:
+        self._p = parameters
+        self._config = config
+        self._constants = constants
+        self._counters = counters
+        # (x, y) with y = x^(-1/2) or 1/x, re-multiplied at the end to prove that no value left its range.
+        self.watch = Stopwatch(counters)
+        self._rsqrt_pairs: list[tuple[Any, Any]] = []
+        self._reciprocal_pairs: list[tuple[Any, Any]] = []
+        # (limit of the variance, centred rows) of the constant norms, to be looked at in the end too.
+        self._constant_rows: list[tuple[float, Any]] = []
+        self._n_heads = config.num_attention_heads
+
+    def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
+        """Shared logits (B, C), and the shared sum of the Newton residuals' fourth powers (1,).
+
+        Args:
+            one_hot: shared at scale 1, (B L, V + T): the word's and the token type's unit vectors side by side.
+            mask: public int64 (B, L), 1 at real tokens.
+        """
+        self.watch = Stopwatch(self._counters)
+        self._rsqrt_pairs.clear()
+        self._reciprocal_pairs.clear()
+        self._constant_rows.clear()
+        n_batch, n_positions = mask.shape
+        words = ops.wrap(ops.beaver.matmul(one_hot, self._p["embeddings.words_and_types"]).share)  # (B L, H)
+        x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
+        self.watch.lap("embedding")
+        x = self._layer_norm(x, "embeddings.norm", self._constants.embedding_norm)
+        for index, constants in enumerate(self._constants.layers):
+            x = self._layer(x, mask, f"layer.{index}", constants)
+        before = self._linear(ops.wrap(x.share[:, 0]), "pooler")  # (B, H)
+        self.watch.lap("linear")
+        pooled = ops.tanh(before, bound=self._constants.tanh_bound)
+        self.watch.lap("activation")
+        logits = self._linear(pooled, "classifier")
+        self.watch.lap("linear")
+        return logits, self._residual(mask)
+
+    def _linear(self, x: Any, name: str) -> Any:
+        weight = self._p[f"{name}.weight"]  # (in, out)
+        flat = ops.wrap(x.share.reshape(-1, x.share.size(-1)))
+        product = ops.matmul(flat, weight).share + self._p[f"{name}.bias"].share
+        return ops.wrap(product.view(*x.share.shape[:-1], -1))
+
+    def _layer_norm(self, x: Any, name: str, constants: NormConstants) -> Any:
+        width = x.share.size(-1)
+        mean = ops.times_public(ops.wrap(x.share.sum(-1, keepdim=True)), 1.0 / width)
+        centred = ops.wrap(x.share - mean.share)
+        if constants.plan is None:  # what it divides by is in the gain
+            self._constant_rows.append((constants.limit, centred))
+            normal = centred
+        else:
+            # Variance times 2^-shift, so that the Newton iteration works near 1.
+            scaled = ops.times_public(ops.square_sum(centred, dim=-1), 2.0**-constants.shift / width)
+            inverse = ops.rsqrt(scaled, constants.plan)
+            self._rsqrt_pairs.append((scaled, inverse))
+            normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
+        result = ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
+        self.watch.lap("norm")
+        return result
+
+    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+        attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
+        self.watch.lap("linear")
+        x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
+        inner = self._linear(x, f"{name}.intermediate")  # (B, L, I)
+        self.watch.lap("linear")
+        inner = self._activation(inner)
+        self.watch.lap("activation")
+        outer = self._linear(inner, f"{name}.output")
+        self.watch.lap("linear")
+        return self._layer_norm(ops.wrap(x.share + outer.share), f"{name}.norm", constants.output_norm)
+
+    def _activation(self, u: Any) -> Any:
+        form = self._config.gelu
+        if form == "quad":  # 0.125 u^2 + 0.25 u + 0.5 = (u + 1)^2 / 8 + 3/8
+            return ops.add_public(ops.square(ops.add_public(u, 1.0), shift=3), 0.375)
+        return ops.relu(u) if form == "relu" else ops.gelu(u)
+
+    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+        n_batch, n_positions, _ = x.share.shape
+
+        def heads(part: str) -> torch.Tensor:
+            projected: torch.Tensor = self._linear(x, f"{name}.attention.{part}").share
+            return projected.view(n_batch, n_positions, self._n_heads, -1).transpose(1, 2)  # (B, A, L, D)
+
+        query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
+        self.watch.lap("linear")
+        scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
+        self.watch.lap("attention")
+        keys = mask[:, None, None, :]  # (B, 1, 1, L)
+        numerators = ops.times_integers(self._numerators(scores, keys, constants), keys)
+
+        # Divide by 2^k near the number of keys: multiply by 2^(K - k) now, divide by 2^K when truncating.
+        common = math.ceil(math.log2(n_positions))
+        numerators = ops.times_integers(numerators, _key_factors(mask, common))
+        self.watch.lap("softmax")
+        context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
+        self.watch.lap("attention")
+        if constants.row is None:  # 2quad-const: divided by 2^k so far; c is in the output's weights
+            divided = ops.times_fractions(context, 1 / _key_share(mask))
+        else:
+            divided = self._divide(context, numerators, mask, common, constants, constants.row)
+        self.watch.lap("softmax")
+        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, -1))
+
+    def _divide(
+        self,
+        context: Any,
+        numerators: Any,
+        mask: torch.Tensor,
+        common: int,
+        constants: LayerConstants,
+        plan: NewtonPlan,
+    ) -> Any:
+        """context (B, A, L, D) times the reciprocal of its rows' sums."""
+        row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
+        if constants.row_offset:
+            row = ops.add_public(row, constants.row_offset * _key_share(mask))
+        inverse = ops.reciprocal(row, plan)
+        self._reciprocal_pairs.append((row, inverse))
+        return ops.multiply(context, inverse)
+
+    def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
+        form = self._config.softmax
+        if form in ("2quad", "2quad-const"):
+            return ops.square(ops.add_public(scores, QUAD_SOFTMAX_SHIFT * 2.0**-constants.score_scale))
+        if form == "2relu":
+            return ops.relu(scores)
+        # Masked keys take the public lower bound, so that the maximum is over the others.
+        bounded = ops.times_integers(scores, keys)
+        bounded = ops.add_public(bounded, (keys - 1).double() * constants.score_bound)
+        largest = ops.maximum(bounded, dim=-1)
+        return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
+
+    def _residual(self, mask: torch.Tensor) -> Any:
+        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative and
+        for each row of a constant norm whose sum of squares is beyond its limit or negative.
+
+        Near zero unless a row left its range. The fourth power keeps the rounding of very many good rows far below one
+        bad row. Newton started above its range may find the negative root, which the first of these cannot see.
+        """
+        total = mask.new_zeros(1)
+        # Padding rows mean nothing and may hold anything; their keys are masked, so they reach no real token.
+        real, signs = mask.reshape(-1), []
+        pairs: list[tuple[Any, Any, torch.Tensor]] = []
+        if self._rsqrt_pairs:
+            x, y = _joined(self._rsqrt_pairs)
+            signs.append(y)
+            pairs.append((x, ops.square(y), real.repeat(len(self._rsqrt_pairs))))
+        if self._reciprocal_pairs:
+            rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1)
+            pairs.append((*_joined(self._reciprocal_pairs), rows.repeat(len(self._reciprocal_pairs))))
+        if pairs:
+            xs, ys, flags = zip(*pairs, strict=True)
+            left, right = (ops.wrap(torch.cat([part.share for part in side])) for side in (xs, ys))
+            residual = ops.times_integers(ops.add_public(ops.multiply(left, right), -1.0), torch.cat(flags))
+            total = total + ops.square_sum(ops.square(residual), dim=0).share
+        if self._constant_rows:
+            signs.extend(self._squares_and_room())
+        if signs:
+            below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign in signs])))
+            counted = below * real.repeat(below.numel() // real.numel())
+            total = total + ops.of_bits(counted.sum(0, keepdim=True)).share
+        return ops.wrap(total)
+
+    def _squares_and_room(self) -> list[Any]:
+        """Each row's sum of squares at the constant norms, and how far it is below its limit: neither may be negative.
+
+        A sum from 2^30 on comes out modulo 2^32, and may be negative: it would seem to be below any limit.
+        """
+        limits, rows = zip(*self._constant_rows, strict=True)
+        width = rows[0].share.size(-1)
+        flat = [row.share.reshape(-1, width) for row in rows]
+        squares = ops.square_sum(ops.wrap(torch.cat(flat)), dim=-1).share.reshape(-1)
+        largest = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(0)) * width
+        return [ops.wrap(squares), ops.add_public(ops.wrap(-squares), largest.to(squares.device))]
+
+
+def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+    xs, ys = zip(*pairs, strict=True)
+    return tuple(ops.wrap(torch.cat([t.share.reshape(-1) for t in side])) for side in (xs, ys))
+
+
+def _key_share(mask: torch.Tensor) -> torch.Tensor:
+    """n / 2^k for n keys, 2^k the power of two from n up; (B, 1, 1, 1) float64, public."""
+    if mask.device.type == "meta":
+        return mask.new_empty((mask.size(0), 1, 1, 1), dtype=torch.float64)
+    shares = [n / 2 ** math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
+    return torch.tensor(shares, dtype=torch.float64)[:, None, None, None]
+
+
+def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:
+    """2^(K - k) with 2^k the power of two from the number of keys up; (B, 1, 1, 1) int64, public."""
+    if mask.device.type == "meta":
+        return mask.new_empty((mask.size(0), 1, 1, 1))
+    exponents = [common - math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
+    return torch.tensor([1 << e for e in exponents])[:, None, None, None]
+
+
+def shared_parameters(
+    shapes: ParameterShapes, values: dict[str, torch.Tensor] | None, device: str = "cpu"
+) -> dict[str, Any]:
+    """The model owner's parameters as shares, without a message: both parties draw the same sharing of zero.
+
+    Args:
+        shapes: public.
+        values: float tensors at the model owner (rank 0), None at the data owner.
+        device: "meta" when planning.
+    """
+    owner = current().rank == 0
+    return {
+        name: Shared(tensor=values[name] if owner and values is not None else None, size=shape, src=0, device=device)
+        for name, shape in shapes.items()
+    }

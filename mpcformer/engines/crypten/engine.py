@@ -1,0 +1,145 @@
+"""The reference engine `crypten`: MPCFormer's approach on CrypTen's generic protocols, with the numerics made right."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from mpcformer.approximations import TWO_RELU_EPSILON
+from mpcformer.channel import Channel, Spec
+from mpcformer.correlations import CorrelationStore, Request
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.crypten import ops as ops
+from mpcformer.engines.crypten.bert import CrypTenBert, shared_parameters
+from mpcformer.engines.crypten.compat import PartyState, active
+from mpcformer.engines.crypten.constants import model_constants
+from mpcformer.engines.crypten.parameters import parameter_shapes, parameter_values
+from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
+from mpcformer.errors import ProtocolError, RangeError
+from mpcformer.ring.random import derive_key, fresh_key
+
+# One row with |x y - 1| > 0.18 trips the check; the rounding of a million good rows together does not.
+RESIDUAL_LIMIT = 2.0**-10
+
+
+class CrypTenEngine:
+    """One owner's side. See `Engine` for the methods."""
+
+    name = "crypten"
+
+    def __init__(
+        self, *, party: int, public: PublicModel, channel: Channel | None, weights: Mapping[str, torch.Tensor] | None
+    ) -> None:
+        self._party = party
+        self._config = public.config
+        self._channel = channel
+        self._constants = model_constants(
+            softmax=public.config.softmax,
+            n_layers=public.config.num_hidden_layers,
+            bounds=public.ranges.bounds,
+            row_epsilon=TWO_RELU_EPSILON,
+            constant_norms=public.config.constant_norms,
+        )
+        self._values: dict[str, torch.Tensor] | None = None
+        if party == MODEL_OWNER:
+            if weights is None:
+                raise ProtocolError("the model owner's engine needs the weights")
+            self._values = parameter_values(self._config, self._constants, dict(weights))
+        self._state: PartyState | None = None
+        self._bert: CrypTenBert | None = None
+        self._inputs: BatchInputs | None = None
+
+    def fingerprint(self) -> str:
+        """Hex digest of the derived constants."""
+        return self._constants.digest()
+
+    def setup(self, store: CorrelationStore) -> None:
+        """Agree on the zero-sharing key (half from each owner, unknown to the dealer) and share the parameters."""
+        if self._channel is None:
+            raise ProtocolError("an engine without a channel can only plan")
+        mine = fresh_key()
+        spec = Spec(torch.uint8, (len(mine),))
+        self._channel.send([torch.frombuffer(bytearray(mine), dtype=torch.uint8)])
+        theirs = bytes(self._channel.receive([spec])[0].tolist())
+        halves = [mine, theirs] if self._party == MODEL_OWNER else [theirs, mine]
+        zero_key = derive_key(halves[0], "zero sharing", halves[1])
+        self._state = PartyState(rank=self._party, channel=self._channel, store=store, zero_key=zero_key)
+        with active(self._state):
+            self._bert = self._build(self._values, self._channel)
+        self._values = None
+
+    def plan(self, shape: BatchShape) -> list[list[Request]]:
+        """Run the forward pass on meta tensors and note what it asks for: one segment."""
+        return [self.dry_run(shape, SilentChannel())]
+
+    def dry_run(self, shape: BatchShape, channel: Channel) -> list[Request]:
+        """The data owner's forward pass on meta tensors; its plan."""
+        recorder = PlanRecorder(DATA_OWNER)
+        state = PartyState(rank=DATA_OWNER, channel=channel, store=recorder, zero_key=bytes(16))
+        with active(state):
+            mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
+            one_hot = torch.empty(self._one_hot_size(shape), dtype=torch.int64, device="meta")
+            self._forward(self._build(None, channel, device="meta"), mask, one_hot)
+        return recorder.plan
+
+    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
+        """Begin a batch."""
+        if self._state is None:
+            raise ProtocolError("a batch was started before setup")
+        self._inputs, self._state.store = inputs, store
+
+    def offline(self, segment: int) -> None:
+        """Nothing: generic protocols open everything online."""
+
+    def online(self, segment: int) -> torch.Tensor | None:
+        """The private forward pass of one batch."""
+        if self._state is None or self._bert is None or self._inputs is None:
+            raise ProtocolError("a batch runs after setup and start")
+        inputs, self._inputs = self._inputs, None
+        with active(self._state):
+            logits: torch.Tensor | None = self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs))
+        self._bert.watch.lap("check")
+        return logits
+
+    def breakdown(self) -> dict[str, float]:
+        """Online seconds of the batch by operation."""
+        return {} if self._bert is None else dict(self._bert.watch.seconds)
+
+    def waited(self) -> dict[str, float]:
+        """The part of `breakdown` that was waiting."""
+        return {} if self._bert is None else dict(self._bert.watch.waited)
+
+    def _build(self, values: dict[str, torch.Tensor] | None, channel: Channel, device: str = "cpu") -> CrypTenBert:
+        parameters = shared_parameters(parameter_shapes(self._config), values, device)
+        return CrypTenBert(parameters, self._config, self._constants, channel.counters)
+
+    def _one_hot_size(self, shape: BatchShape) -> tuple[int, int]:
+        return shape.batch_size * shape.seq_len, self._config.vocab_size + self._config.type_vocab_size
+
+    def _one_hot(self, inputs: BatchInputs) -> torch.Tensor | None:
+        if self._party == MODEL_OWNER:
+            return None
+        if inputs.input_ids is None:
+            raise ProtocolError("the data owner's batch has no token ids")
+        ids = inputs.input_ids.reshape(-1, 1)
+        types = torch.zeros_like(ids) if inputs.token_type_ids is None else inputs.token_type_ids.reshape(-1, 1)
+        one_hot = torch.zeros(self._one_hot_size(inputs.shape), dtype=torch.int64)
+        one_hot.scatter_(1, ids, 1)
+        return one_hot.scatter_(1, types + self._config.vocab_size, 1)
+
+    def _forward(self, bert: CrypTenBert, mask: torch.Tensor, one_hot: torch.Tensor | None) -> Any:
+        shape = BatchShape(*mask.shape)
+        shared = ops.Shared(
+            tensor=one_hot, size=self._one_hot_size(shape), precision=0, src=DATA_OWNER, device=mask.device
+        )
+        logits, residual = bert.forward(shared, mask)
+        # Both sides: what diverged has wrapped around the ring, and is as likely negative as positive.
+        sides = ops.wrap(torch.stack([-residual.share, residual.share]))
+        outside = ops.less_than_zero(ops.add_public(sides, RESIDUAL_LIMIT)).sum()
+        bit = ops.Shared.from_shares(outside, precision=0).reveal()
+        if bit.device.type != "meta" and int(bit) != 0:
+            raise RangeError(
+                "an activation of this batch left the range calibrated on the training data",
+                "leave out texts unlike the training data, or distil with more of it: the ranges come from there",
+            )
+        return logits.get_plain_text(dst=DATA_OWNER)

@@ -1,0 +1,1 @@
+"""The default engine `lift`: protocols made for a BERT whose weights one owner knows."""

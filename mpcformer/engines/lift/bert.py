@@ -1,0 +1,274 @@
+"""BERT on shares with owner-known weights: one batch's pass through the `mpcformer` suite, both owners in one text.
+
+Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
+its half of that opening is computed and sent before (`offline`); the online part of a map is one message with the
+masked input, one product at the model owner, and one message back. Between two openings all is local. Rows looked up in
+a large table (private_words.py) are the exception: there the data owner's half goes online, and last.
+
+Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
+A heads, D head size, H hidden, I intermediate, C classes.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.attention import Heads, PrivateAttention
+from mpcformer.engines.lift.maps import Map, Maps, Tensors
+from mpcformer.engines.lift.norms import NORMAL_SCALE, STREAM_BITS, Norm
+from mpcformer.engines.lift.range_check import RangeCheck
+from mpcformer.engines.lift.reveal import reveal
+from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.engines.lift.words import PrivateWords
+from mpcformer.engines.stopwatch import Stopwatch
+from mpcformer.errors import ProtocolError
+from mpcformer.protocols import linear, row_lookup
+from mpcformer.protocols.lifted import Mask, Opened
+from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, combine, shift
+from mpcformer.protocols.piecewise import Evaluation
+from mpcformer.protocols.table import Function
+from mpcformer.ring.packing import packed_bytes, unpack
+
+
+@dataclass
+class Known:
+    """The data owner's half of an opening, sent ahead; and there, -A of the map, to be added to its input."""
+
+    message: torch.Tensor
+    shapes: list[tuple[tuple[int, ...], int]]
+    minus_mask: torch.Tensor | None = None
+
+
+class PrivateBert:
+    """One batch.
+
+    Args:
+        party: this owner.
+        config, constants: public.
+        batch_size, seq_len: B and L.
+        mask: public int64 (B, L).
+        owned: the model owner's weights, else None.
+        masked: F of every weight at the data owner, else None.
+        embeddings: private_table, or public_table: then the data owner normalises the first rows itself.
+        salt: of the places of words in this session, see mpcformer/correlations/row_lookup.py.
+        table_mask: the private table's, at the model owner.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        config: Any,
+        constants: fp.Constants,
+        mask: torch.Tensor,
+        owned: OwnedWeights | None,
+        masked: dict[str, torch.Tensor] | None,
+        embeddings: str = "private_table",
+        salt: int = 0,
+        table_mask: torch.Tensor | None = None,
+    ) -> None:
+        self._party, self._config, self._constants, self._mask = party, config, constants, mask
+        self._owned, self._masked = owned, masked
+        self._n_batch, self._n_positions = mask.shape
+        self._n_heads = config.num_attention_heads
+        self._embeddings = embeddings
+        self._shapes = weight_shapes(config, embeddings)
+        self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
+        self.watch = Stopwatch(party.channel.counters)
+        self._known: dict[str, Known] = {}
+        self._check = RangeCheck(party)
+        self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
+        self._x = torch.empty(0, device=mask.device)
+        self._words: PrivateWords | None = None
+        if embeddings == "private_table":
+            wanted = mask.numel(), config.type_vocab_size, self._shapes["embeddings"]
+            if row_lookup.is_cheaper(*wanted):
+                request = row_lookup.request("embeddings", *wanted, salt)
+                self._words = PrivateWords(party, request, owned, table_mask, masked, mask.device.type == "meta")
+        one_hot = embeddings == "private_table" and self._words is None
+        self.maps = Maps(party.rank, config, constants, (self._n_batch, self._n_positions), self._shapes, one_hot)
+
+    # ---- offline ----------------------------------------------------------------------------------------------------
+
+    def offline(self, segment: int, starts: dict[str, int]) -> None:
+        """The data owner's halves of the segment's openings, sent ahead. `starts`: operation index of each map."""
+        if segment == 0 and self._words is not None:
+            self._words.offline(starts["embeddings"])
+        for name in self.maps.of_segment(segment):
+            item = self.maps[name]
+            if self._party.rank == DATA_OWNER:
+                if self._masked is None:
+                    raise ProtocolError("the masked weights have not arrived")
+                bits = weight_bits(name)
+                requests = [linear.request(item.weights, item.rows, self._shapes, bits), *item.following]
+                dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
+                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
+                halves = item.halves(z, dealt[1:])
+                shapes = [(tuple(x.shape), width) for x, width in halves]
+                self._known[name] = Known(self._party.send(halves), shapes, dealt[0][0].neg_())
+            else:
+                shapes = self.maps.shapes_of_halves(item)
+                self._known[name] = Known(self._party.receive(shapes), shapes)
+
+    def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
+        """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations.
+
+        For the embeddings x is, at the data owner, the columns (rows, 2) that hold a one.
+        """
+        item, party, bits = self.maps[name], self._party, weight_bits(name)
+        request = linear.request(item.weights, item.rows, self._shapes, bits)
+        if party.rank == DATA_OWNER:
+            known = self._known.pop(name) if name in self._known else self._rehearsed(item)
+            party.store.skip(request)
+            masked_input = known.minus_mask
+            if masked_input is None:
+                raise ProtocolError("a map is used online before its offline part")
+            if name == "embeddings":
+                masked_input.scatter_add_(1, x, torch.ones_like(x))
+            else:
+                masked_input += x
+            party.send([(masked_input, bits)])
+            following = [party.take(request) for request in item.following]
+            return combine(known.message, party.receive(known.shapes), known.shapes), following
+        tensors, following = party.take(request), [party.take(request) for request in item.following]
+        shape = (item.rows, self._shapes[name][0])
+        masked = unpack(party.receive([(shape, bits)]), shape, bits)
+        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors)
+        if self._owned is not None:
+            bias = self._owned.biases[name]
+            z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
+        halves = item.halves(z, following)
+        message = party.send(halves)
+        theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
+        return add_halves(halves, theirs), following
+
+    def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
+        """What `_apply` does for the embeddings, of a large table; the data owner's half goes last."""
+        item, party = self.maps["embeddings"], self._party
+        words.take()
+        shapes, following = self.maps.shapes_of_halves(item), [party.take(request) for request in item.following]
+        if party.rank == DATA_OWNER:
+            z, theirs = words.ask(columns, shapes)
+            halves = item.halves([z], following)
+            party.send(halves)
+            return add_halves(halves, theirs), following
+        answers, z = words.answer()
+        if self._owned is not None:
+            z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
+        halves = item.halves([z], following)
+        party.send([answers, *halves])
+        return add_halves(halves, party.receive(shapes)), following
+
+    def _rehearsed(self, item: Map) -> Known:
+        """For an estimate: what the offline part would have left."""
+        if self._mask.device.type != "meta":
+            raise ProtocolError("a map is used online before its offline part")
+        shapes = self.maps.shapes_of_halves(item)
+        message = torch.empty(sum(packed_bytes(math.prod(s), b) for s, b in shapes), dtype=torch.uint8, device="meta")
+        minus_mask = torch.empty((item.rows, self._shapes[item.weights[0]][0]), dtype=torch.int64, device="meta")
+        return Known(message, shapes, minus_mask)
+
+    def _weights(self, names: list[str]) -> list[torch.Tensor]:
+        if self._owned is None:  # planning
+            return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
+        return [self._owned.weights[name] for name in names]
+
+    def online(self, segment: int, first: torch.Tensor | None) -> torch.Tensor | None:
+        """A segment of the pass; the last one's result is float32 (B, C) logits at the data owner.
+
+        Args:
+            segment: its number.
+            first: at the data owner in the first segment: (B L, 2), the columns of the words' and the token types'
+                ones; with public tables (B L, H), the normalised rows at INPUT_SCALE.
+
+        Raises:
+            RangeError: after the last segment, if anything left its range.
+        """
+        self.watch.start()
+        if segment == 0 and self._embeddings == "public_table":
+            rows = self._n_batch * self._n_positions
+            self._x = first if first is not None else self._zeros(rows, self._config.hidden_size)
+            self._check_first(first)
+        elif segment == 0:
+            if self._words is None:
+                opened, tensors = self._apply("embeddings", first if first is not None else self._zeros(1, 1))
+            else:
+                opened, tensors = self._look_up(self._words, first if first is not None else self._zeros(1, 2))
+            self.watch.lap("embedding")
+            self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
+        self._layer(segment)
+        if segment < self.maps.n_segments - 1:
+            return None
+        opened, tensors = self._apply("pooler", self._x)
+        self.watch.lap("linear")
+        party = self._party
+        clamped = Evaluation(self._constants.tanh_clamp, tensors[0], party.rank).evaluate(party, opened[0])
+        lookup = self._check.lookup(self._constants.tanh, clamped.numel())
+        arguments = party.open(lookup.halves(clamped.reshape(-1)))
+        y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
+        self.watch.lap("activation")
+        mark = self._check.total()
+        self.watch.lap("check")
+        logits = reveal(party, y.view(self._n_batch, -1), mark, self._shapes["classifier"], self._owned, self._masked)
+        self.watch.lap("linear")
+        return logits
+
+    def _check_first(self, rows: torch.Tensor | None) -> None:
+        """The data owner's own rows after a constant LayerNorm: it sees by itself which are too long, and counts."""
+        norm = self._constants.embedding_norm
+        if norm.function is None and rows is not None:
+            squares = (rows.double() * 2.0 ** (norm.scale - fp.INPUT_SCALE)).square().sum(-1)
+            self._check.count((squares >= 2.0 ** (norm.guard_bits + 1)).long() * self._mask.reshape(-1))
+
+    def _zeros(self, *shape: int) -> torch.Tensor:
+        return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
+
+    def _normalise(self, norm: Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+        """LayerNorm without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
+        party = self._party
+        mask = Mask(tensors, STREAM_BITS, norm.op)
+        opened = Opened(party, mask, c)
+        squares = opened.sum_of_squares()  # (rows, 1), scale 2 norm.scale
+        if norm.function is None:
+            self._check.guard(norm.guard_bits, squares.reshape(-1), real)
+            self.watch.lap("norm")
+            return shift(opened.value(), norm.scale - fp.INPUT_SCALE, party.rank)
+        factor = self._row_factor(norm.function, squares.reshape(-1), real)
+        opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
+        normal = shift(opened.times(opened_factor), NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
+        self.watch.lap("norm")
+        return normal
+
+    def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+        lookup = self._check.lookup(function, argument.numel())
+        self._check.guard(function.guard_bits, argument, real)
+        return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
+
+    def _layer(self, index: int) -> None:
+        name, constants, n_query = f"layer.{index}", self._constants.layers[index], self.maps.n_queries(index)
+        real = self._mask[:, :n_query].reshape(-1)
+        (query, key, value), masks = self._apply(f"{name}.attention", self._x)
+        self.watch.lap("linear")
+        attended = self._attention.attend(Heads(query, key, value, *masks), constants)
+        opened, tensors = self._apply(f"{name}.attention.output", attended)
+        self.watch.lap("linear")
+        x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
+        opened, tensors = self._apply(f"{name}.inner", x)
+        self.watch.lap("linear")
+        activated = self._activate(opened[0], tensors[0])
+        self.watch.lap("activation")
+        opened, tensors = self._apply(f"{name}.outer", activated)
+        self.watch.lap("linear")
+        self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
+
+    def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
+        """GeLU's form of the opened first map (rows, I), as the second map takes it."""
+        party, activation = self._party, self._constants.activation
+        if activation.function is None:
+            inner = Opened(party, Mask(tensors, activation.bits, "square"), c)
+            result = inner.square(offset=1 << activation.scale)
+        else:
+            result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
+        return shift(result, activation.result_shift, party.rank)

@@ -1,0 +1,220 @@
+"""The engine `mpcformer`: protocols made for this model. The weights are masked once a session, not once an input."""
+
+from collections.abc import Mapping
+
+import torch
+
+from mpcformer.channel import Channel, Counters, Spec
+from mpcformer.correlations import CorrelationStore, Request
+from mpcformer.correlations.row_lookup import salt_of
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, rehearse
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.bert import PrivateBert
+from mpcformer.engines.lift.weights import OwnedWeights, masked_specs, owned_weights, weight_bits, weight_shapes
+from mpcformer.errors import ProtocolError
+from mpcformer.protocols.linear import masked_weight
+from mpcformer.protocols.party import Party
+from mpcformer.ring.packing import pack, packed_bytes, unpack
+
+TABLE_BITS = 32
+
+
+class MPCFormerEngine:
+    """One owner's side. See `Engine` for the methods."""
+
+    name = "mpcformer"
+
+    def __init__(
+        self,
+        *,
+        party: int,
+        public: PublicModel,
+        channel: Channel | None,
+        weights: Mapping[str, torch.Tensor] | None,
+        session_id: bytes = b"",
+    ) -> None:
+        config = public.config
+        self._party, self._public, self._config, self._channel = party, public, config, channel
+        self._constants = engine_constants(public)
+        self._owned: OwnedWeights | None = None
+        if party == MODEL_OWNER:
+            if weights is None:
+                raise ProtocolError("the model owner's engine needs the weights")
+            self._owned = owned_weights(config, self._constants, dict(weights))
+        self._masked: dict[str, torch.Tensor] | None = None
+        self._salt = salt_of(session_id)
+        self._table_mask: torch.Tensor | None = None
+        # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
+        self._tables: list[torch.Tensor] = []
+        self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
+        self._bert: PrivateBert | None = None
+        self._inputs: BatchInputs | None = None
+        self._first_operation = 0
+
+    def fingerprint(self) -> str:
+        """Hex digest of the derived constants."""
+        return self._constants.digest()
+
+    def setup(self, store: CorrelationStore) -> None:
+        """The model owner sends every weight once, masked."""
+        if self._channel is None:
+            raise ProtocolError("an engine without a channel can only plan")
+        shapes = weight_shapes(self._config, self._public.embeddings)
+        if self._owned is not None:
+            key = store.weight_mask_key()
+            for name in shapes:
+                bits = weight_bits(name)
+                masked = masked_weight(self._owned.weights[name], key, name, bits)
+                self._channel.send([pack(masked, bits)])
+                if name == "embeddings":
+                    self._table_mask = self._owned.weights[name] - masked
+            if self._public.embeddings == "public_table":
+                tables = self._owned.weights["embeddings"], self._owned.biases["embeddings"]
+                self._channel.send([pack(table, TABLE_BITS) for table in tables])
+            return
+        self._masked = {}
+        for name, spec in masked_specs(self._config, self._public.embeddings):
+            bits = weight_bits(name)
+            masked = unpack(self._channel.receive([spec])[0], shapes[name], bits)
+            self._masked[name] = masked.to(torch.int32) if bits == 32 else masked
+        if self._public.embeddings == "public_table":
+            self._receive_tables(self._channel)
+
+    def _receive_tables(self, channel: Channel) -> None:
+        width = self._config.hidden_size
+        rows = self._config.vocab_size + self._config.type_vocab_size, self._config.max_position_embeddings
+        packed = channel.receive([Spec(torch.uint8, (packed_bytes(n * width, TABLE_BITS),)) for n in rows])
+        for n, table in zip(rows, packed, strict=True):
+            integers = unpack(table, (n, width), TABLE_BITS).to(torch.int32)
+            self._tables.append(integers.double() * 2.0**-self._constants.embedding_norm.scale)
+
+    def plan(self, shape: BatchShape) -> list[list[Request]]:
+        """Run the pass on meta tensors and note what it asks for."""
+        return self._planned(shape)[0]
+
+    def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
+        if shape not in self._plans:
+            self._plans = {shape: dry_run(self._public, shape, self._salt)}
+        return self._plans[shape]
+
+    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
+        """Begin a batch."""
+        if self._channel is None:
+            raise ProtocolError("an engine without a channel can only plan")
+        party = Party(self._party, self._channel, store)
+        self._bert = PrivateBert(
+            party,
+            self._config,
+            self._constants,
+            inputs.attention_mask,
+            self._owned,
+            self._masked,
+            self._public.embeddings,
+            self._salt,
+            self._table_mask,
+        )
+        self._inputs, self._first_operation = inputs, store.next_operation
+
+    def offline(self, segment: int) -> None:
+        """The data owner's halves of openings that do not depend on the input."""
+        if self._bert is None or self._inputs is None:
+            raise ProtocolError("a batch runs after setup and start")
+        starts = self._planned(self._inputs.shape)[1]
+        self._bert.offline(segment, {name: at + self._first_operation for name, at in starts.items()})
+
+    def online(self, segment: int) -> torch.Tensor | None:
+        """A segment of the pass."""
+        if self._bert is None or self._inputs is None:
+            raise ProtocolError("a batch runs after setup and start")
+        first = self._first(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
+        return self._bert.online(segment, first)
+
+    def breakdown(self) -> dict[str, float]:
+        """Online seconds of the batch by operation."""
+        return {} if self._bert is None else dict(self._bert.watch.seconds)
+
+    def waited(self) -> dict[str, float]:
+        """The part of `breakdown` that was waiting."""
+        return {} if self._bert is None else dict(self._bert.watch.waited)
+
+    def _first(self, inputs: BatchInputs) -> torch.Tensor:
+        """What the first segment starts from, see `PrivateBert.online`."""
+        if inputs.input_ids is None:
+            raise ProtocolError("the data owner's batch has no token ids")
+        ids = inputs.input_ids
+        types = torch.zeros_like(ids) if inputs.token_type_ids is None else inputs.token_type_ids
+        columns = torch.stack([ids.reshape(-1), types.reshape(-1) + self._config.vocab_size], dim=1)
+        if self._public.embeddings == "private_table":
+            return columns
+        words, positions = self._tables
+        rows = words[columns].sum(1) + positions[: ids.size(1)].repeat(ids.size(0), 1)
+        norm = self._constants.embedding_norm
+        if norm.function is not None:
+            epsilon = self._config.layer_norm_eps / norm.unit**2
+            rows = rows * (rows.square().mean(-1, keepdim=True) + epsilon).rsqrt()
+        first: torch.Tensor = (rows * 2.0**fp.INPUT_SCALE).round().long()
+        return first
+
+
+def engine_constants(public: PublicModel) -> fp.Constants:
+    """The constants of a model.
+
+    Raises:
+        RangeError: ranges that the engine cannot carry.
+    """
+    config = public.config
+    return fp.constants(
+        hidden_size=config.hidden_size,
+        epsilon=config.layer_norm_eps,
+        n_layers=config.num_hidden_layers,
+        bounds=public.ranges.bounds,
+        gelu=config.gelu,
+        softmax=config.softmax,
+        constant_norms=config.constant_norms,
+    )
+
+
+def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:
+    """The plan by segments, and the operation at which each map starts."""
+    recorder = PlanRecorder(MODEL_OWNER)
+    bert = _sketched(public, shape, Party(MODEL_OWNER, SilentChannel(), recorder), salt)
+    segments, at = [], 0
+    for segment in range(bert.maps.n_segments):
+        bert.online(segment, None)
+        segments.append(recorder.plan[at:])
+        at = len(recorder.plan)
+    maps = ((i, request.op) for i, request in enumerate(recorder.plan) if request.kind in ("linear", "row_lookup"))
+    return segments, {op.split(",")[0]: i for i, op in maps}
+
+
+def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counters]:
+    """What each owner's channel counts in one phase, offline or online, of a batch."""
+
+    def owner(rank: int, channel: Channel) -> None:
+        bert = _sketched(public, shape, Party(rank, channel, PlanRecorder(rank)))
+        for segment in range(bert.maps.n_segments):
+            if phase == "offline":
+                bert.offline(segment, dict.fromkeys(["embeddings", *bert.maps.of_segment(segment)], 0))
+            else:
+                bert.online(segment, None)
+
+    return rehearse(owner)
+
+
+def setup_bytes(public: PublicModel) -> int:
+    """What the model owner sends once a session."""
+    config = public.config
+    rows = config.vocab_size + config.type_vocab_size + config.max_position_embeddings
+    tables = packed_bytes(rows * config.hidden_size, TABLE_BITS) if public.embeddings == "public_table" else 0
+    return tables + sum(spec.n_bytes for _, spec in masked_specs(config, public.embeddings))
+
+
+def _sketched(public: PublicModel, shape: BatchShape, party: Party, salt: int = 0) -> PrivateBert:
+    def meta(*sizes: int) -> torch.Tensor:
+        return torch.empty(sizes, dtype=torch.int64, device="meta")
+
+    masked = {name: meta(*sizes) for name, sizes in weight_shapes(public.config, public.embeddings).items()}
+    mask = meta(shape.batch_size, shape.seq_len)
+    mine = masked if party.rank == DATA_OWNER else None
+    return PrivateBert(party, public.config, engine_constants(public), mask, None, mine, public.embeddings, salt)

@@ -1,0 +1,189 @@
+"""The linear maps of BERT on shares, in order, each with the opening after it; part of private_bert.py's pass.
+
+An opening's halves are the same text at both owners: offline at the data owner, online at the model owner.
+
+Shapes at the line: as in private_bert.py.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcformer.correlations import Request, sketch
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.errors import ProtocolError
+from mpcformer.protocols import lifted, matmul
+from mpcformer.protocols.lifted import Mask
+from mpcformer.protocols.party import MODEL_OWNER, Half, shift
+from mpcformer.protocols.piecewise import Evaluation
+
+Tensors = list[list[torch.Tensor]]
+Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
+
+
+@dataclass
+class Map:
+    """A linear map (or several of one input) and the opening after it."""
+
+    weights: list[str]
+    rows: int
+    following: list[Request]
+    halves: Halves
+
+
+class Maps:
+    """One batch's linear maps, by name; it remembers the residual of the block at work.
+
+    Args:
+        rank: this owner's.
+        config, constants: public.
+        size: B and L.
+        shapes: of every weight, (in, out), see `weight_shapes`.
+        one_hot: the first map is the embeddings', of one-hot rows.
+    """
+
+    def __init__(
+        self,
+        rank: int,
+        config: Any,
+        constants: fp.Constants,
+        size: tuple[int, int],
+        shapes: dict[str, tuple[int, ...]],
+        one_hot: bool,
+    ) -> None:
+        self._rank, self._config, self._constants = rank, config, constants
+        self._shapes, self._one_hot = shapes, one_hot
+        self._n_batch, self._n_positions = size
+        # What the residual of the block at work adds, aligned to RESIDUAL_SCALE + INPUT_SCALE: share and mean column.
+        self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    @property
+    def n_segments(self) -> int:
+        """Embeddings with the first layer, each further layer, the head with the last."""
+        return int(self._config.num_hidden_layers)
+
+    def of_segment(self, segment: int) -> list[str]:
+        """The names of a segment's maps with an opening after them, of which the data owner knows its half ahead."""
+        layer = f"layer.{segment}"
+        names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
+        head = ["pooler"] if segment == self.n_segments - 1 else []
+        one_hot = ["embeddings"] if segment == 0 and self._one_hot else []
+        return [*one_hot, *names, *head]
+
+    def n_queries(self, index: int) -> int:
+        """Q of a layer."""
+        return 1 if index == self.n_segments - 1 else self._n_positions
+
+    def __getitem__(self, name: str) -> Map:
+        n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
+        if name == "embeddings":
+            before = self._constants.embedding_norm
+            lift = lifted.request(before.op, (n_rows, hidden), STREAM_BITS)
+            return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], before.scale, before, t[0])])
+        if name == "pooler":
+            function, product = self._constants.tanh_clamp, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
+
+            def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
+                share = shift(z[0], product - fp.TANH_SCALE, self._rank)
+                return [Evaluation(function, t[0], self._rank).half(share)]
+
+            return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
+        index = int(name.split(".")[1])
+        constants, n_query = self._constants.layers[index], self.n_queries(index)
+        rows = self._n_batch * n_query
+        if name.endswith(".attention"):
+            return Map(
+                [name, f"{name}.residual"],
+                n_rows,
+                self._attention_requests(n_query),
+                lambda z, t: self._attention_halves(z, t, n_query),
+            )
+        if name.endswith(".inner"):
+            activation, shape = self._constants.activation, (rows, self._config.intermediate_size)
+            if activation.function is None:
+                following = lifted.request("square", shape, activation.bits)
+            else:
+                following = activation.function.request(shape)
+            return Map([name, f"layer.{index}.residual"], rows, [following], self._inner_halves)
+        output = name.endswith(".attention.output")
+        norm = constants.attention_norm if output else constants.output_norm
+        product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.OUTER_SCALE
+        lift = lifted.request(norm.op, (rows, hidden), STREAM_BITS)
+        return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
+
+    def shapes_of_halves(self, item: Map) -> list[tuple[tuple[int, ...], int]]:
+        """What `item.halves` will give: shapes and bits, without a value being known."""
+        dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
+        z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
+        before = self._residual
+        n_rows = item.rows if before is None else before[0].size(0)
+        empty = torch.empty((n_rows, self._config.hidden_size), dtype=torch.int64, device="meta")
+        self._residual = empty, empty[:, :1]
+        halves = item.halves(z, dealt)
+        self._residual = before
+        return [(tuple(x.shape), bits) for x, bits in halves]
+
+    # ---- online -----------------------------------------------------------------------------------------------------
+
+    def _lifted_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+        stream = shift(z, scale - norm.scale, self._rank)
+        return Mask(tensors, STREAM_BITS, norm.op).half(stream, self._rank)
+
+    def _stream_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+        """The residual stream: map plus residual, centred, at the next LayerNorm's scale."""
+        if self._residual is None:
+            raise ProtocolError("a residual is used before it is known")
+        (residual, mean), self._residual = self._residual, None
+        rank = self._rank
+        own = fp.INPUT_SCALE + fp.RESIDUAL_SCALE
+        total = z + shift(residual, own - scale, rank)
+        total = total - shift(mean, fp.INPUT_SCALE + fp.MEAN_SCALE - scale, rank)
+        return self._lifted_half(total, scale, norm, tensors)
+
+    def _attention_requests(self, n_query: int) -> list[Request]:
+        heads, size = (self._n_batch, self._config.num_attention_heads), self._config.head_size
+        query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
+        value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
+        return [
+            matmul.request(query, key, fp.QUERY_BITS),
+            lifted.request("plain", value, fp.VALUE_BITS),
+            matmul.request(scores, value, fp.NUMERATOR_BITS),
+        ]
+
+    def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
+        width, n_heads, rank = self._config.attention_size, self._config.num_attention_heads, self._rank
+        product = fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE
+        value_product = fp.INPUT_SCALE + fp.VALUE_WEIGHT_SCALE
+
+        def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
+            part = z[0][:, at : at + width].reshape(self._n_batch, self._n_positions, n_heads, -1)
+            return part.transpose(1, 2)
+
+        self._keep_residual(z[1], z[0][:, -1:], n_query)
+        (a, b, _), value_mask, _ = tensors
+        query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
+        key = shift(heads(width), product - fp.QUERY_SCALE, rank)
+        value = shift(heads(2 * width).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
+        return [
+            matmul.half(query, a, fp.QUERY_BITS),
+            matmul.half(key, b, fp.QUERY_BITS),
+            Mask(value_mask, fp.VALUE_BITS, "plain").half(value, rank),
+        ]
+
+    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor, n_query: int) -> None:
+        def rows(x: torch.Tensor) -> torch.Tensor:
+            return x.view(self._n_batch, -1, x.size(-1))[:, :n_query].reshape(-1, x.size(-1))
+
+        self._residual = rows(residual), rows(mean)
+
+    def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
+        rank, product = self._rank, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE
+        self._residual = z[1], z[0][:, -1:]
+        activation = self._constants.activation
+        inner = shift(z[0][:, :-1], product - activation.scale, rank)
+        if activation.function is None:
+            return [Mask(tensors[0], activation.bits, "square").half(inner, rank)]
+        return [Evaluation(activation.function, tensors[0], rank).half(inner)]

@@ -1,0 +1,131 @@
+"""LayerNorms in the `mpcformer` engine: the scale of the stream before each, and its table or, if constant, its guard.
+
+A constant LayerNorm is no operation of its own: the maps before and after it carry its factors. The stream is computed
+in a unit in which a row's sum of squares is a power of two where its variance is half of what the bounds allow; there
+the guard, which compares with powers of two, begins to look.
+"""
+
+import math
+from collections.abc import Collection
+from dataclasses import dataclass
+
+from mpcformer.engines.crypten.constants import Bounds, calibrated
+from mpcformer.engines.crypten.newton import widened
+from mpcformer.engines.lift.tables import table
+from mpcformer.errors import RangeError
+from mpcformer.modeling.configuration import norm_names
+from mpcformer.modeling.ranges import norm_limit
+from mpcformer.protocols.table import Function
+
+STREAM_BITS = 32
+# A normalised row as the product leaves it, in Z_2^64.
+NORMAL_SCALE = 26
+RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 7
+# Below 13 a stream is shifted so far that its ring no longer fills the 32 bits it is opened in.
+FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
+MAX_LOG_UNIT = 4
+MAX_STREAM_SCALE = 18
+# Bits of a usual entry in the smallest rows: before a constant norm, and where room is wanted behind one.
+CONSTANT_BITS, ROOMY_BITS = 11, 11
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A LayerNorm.
+
+    Args:
+        scale: of the stream before it.
+        factor_scale: of the rows' factors; constant: 0.
+        function: x^(-1/2) of the sum of squares; None: constant.
+        unit: what the stream is a multiple of; constant: the row after it too.
+        guard_bits: constant: the guard marks sums of squares from 2^(guard_bits + 1) on.
+        limit: constant: the variance at which that is.
+    """
+
+    scale: int
+    factor_scale: int
+    function: Function | None
+    unit: float = 1.0
+    guard_bits: int = 0
+    limit: float = 0.0
+
+    @property
+    def op(self) -> str:
+        """Of the lifted mask that the stream is opened under."""
+        return "length" if self.function is None else "norm"
+
+
+def model_norms(
+    n_layers: int, constant: Collection[str], hidden_size: int, epsilon: float, bounds: Bounds
+) -> dict[str, Norm]:
+    """Every LayerNorm by name.
+
+    Raises:
+        RangeError: a range is missing, not positive, or wider than tables carry.
+    """
+    names = norm_names(n_layers)
+    return {
+        name: constant_norm(name, hidden_size, bounds)
+        if name in constant
+        else norm(name, hidden_size, epsilon, bounds, roomy=before in constant)
+        for before, name in zip(["", *names], names, strict=False)
+    }
+
+
+def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: bool = False) -> Norm:
+    """A LayerNorm that divides by each row's deviation.
+
+    Args:
+        roomy: behind a constant norm, where rows are longer for some text, and what attention or GeLU makes of them
+            more than that: the stream's ring gets what room the smallest rows leave.
+
+    Raises:
+        RangeError: as `model_norms`.
+    """
+    low, high = _variance(name, bounds)
+    # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
+    # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
+    log_small = math.ceil(-math.log2(low) / 2)
+    # Behind large rows, what the largest unit gives: a wish for room refuses no model.
+    wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
+    scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
+    scale = min(scale, MAX_STREAM_SCALE, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
+    # Where the stream would be too coarse for its ring it is computed in units instead.
+    log_unit = max(0, MIN_STREAM_SCALE - scale)
+    if log_unit > MAX_LOG_UNIT:
+        raise RangeError(
+            f"calibrated range {name}.variance reaches {high:.3g}: too large for a LayerNorm in fixed point",
+            "distil the student again, or use --engine crypten",
+        )
+    scale, unit = scale + log_unit, 2.0**log_unit
+    factor_scale = NORMAL_SCALE - scale
+    low, high, epsilon = (number / unit**2 for number in (low, high, epsilon))
+    step = 2.0 ** (-2 * scale) / hidden_size
+    function = table("rsqrt", low, high, step, factor_scale, RSQRT_WIDTH, epsilon=epsilon, max_log_bins=MAX_LOG_BINS)
+    return Norm(scale, factor_scale, function, unit)
+
+
+def constant_norm(name: str, hidden_size: int, bounds: Bounds) -> Norm:
+    """A LayerNorm that divides by a constant.
+
+    Raises:
+        RangeError: a range is missing, not positive, or beyond all numbers.
+    """
+    low, _ = _variance(name, bounds)
+    limit = norm_limit(name, calibrated(bounds, f"{name}.variance")[1])
+    log_length = math.ceil(math.log2(hidden_size))
+    unit = math.sqrt(limit * hidden_size / 2.0 ** (log_length + 1))
+    scale = CONSTANT_BITS + math.ceil(math.log2(unit / math.sqrt(low)))
+    scale = max(MIN_STREAM_SCALE, min(MAX_STREAM_SCALE, scale))
+    return Norm(scale, 0, None, unit, 2 * scale + log_length, limit)
+
+
+def _variance(name: str, bounds: Bounds) -> tuple[float, float]:
+    low, high = widened(*calibrated(bounds, f"{name}.variance"))
+    if not 0 < low < high:
+        raise RangeError(
+            f"calibrated range {name}.variance = {low}..{high} is not positive", "distil the student again"
+        )
+    if high == math.inf:
+        raise RangeError(f"calibrated range {name}.variance reaches beyond all numbers", "distil the student again")
+    return low, high

@@ -1,0 +1,1 @@
+"""The four parties at work, and what they share in a session."""

@@ -1,0 +1,116 @@
+"""The data owner: holds the text and receives the logits. It sees no weight."""
+
+import hmac
+import json
+import time
+from dataclasses import replace
+
+import torch
+
+from mpcformer.engines.base import DATA_OWNER, BatchInputs, create_engine, load_public_model
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json
+from mpcformer.modeling import load_tokenizer
+from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
+from parties.roles.membership import Membership
+from parties.roles.model_owner import SESSION_HEADER
+from parties.roles.owner_session import OwnerSession
+from parties.settings.config import DataOwnerConfig
+from parties.settings.public_files import STUDENT_RECORD
+from parties.stubs import parties_pb2 as pb
+from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.frames import open_channel, wait_until_ready
+from parties.wire.peer_channel import PeerChannel
+
+
+def run(config: DataOwnerConfig, membership: Membership) -> None:
+    """Run one job's examples through the model owner's student."""
+    public = load_public_model(config.public_model)
+    student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
+    tokenizer = load_tokenizer(config.public_model)
+    job = membership.job()
+    if job is None:
+        return
+    started = time.perf_counter()
+    for name, asked, trusted in (
+        ("dealer", job.dealer, config.dealers),
+        ("model owner", job.model_owner, config.model_owners),
+    ):
+        if asked not in trusted:
+            raise UserInputError(f"the job names {name} {asked!r}", f"add it to {config.id}'s configuration, or do not")
+    public = replace(public, embeddings=job.embeddings)
+    examples = load_examples(get_task(job.task), job.split, data_dir=config.data_dir, limit=job.limit or None)
+    encoded = encode(
+        tokenizer, examples, positions=public.config.max_position_embeddings, max_length=job.max_length or None
+    )
+    batches = length_batches([len(row.input_ids) for row in encoded], job.batch_size)
+    plan = plan_digest(config, examples, [row.input_ids for row in encoded], batches)
+    if job.first_batch and job.batch_plan != plan:
+        raise UserInputError(
+            "the examples or their batches are not those that the run to be resumed began with",
+            "run with the same data, job and digest_key (or certificate), or start anew without --resume",
+        )
+    todo = batches[job.first_batch :]
+    padded = [pad_batch([encoded[i] for i in batch], tokenizer.pad_token_id) for batch in todo]
+    inputs = [BatchInputs(p["attention_mask"], p["input_ids"], p["token_type_ids"]) for p in padded]
+    shapes = [(item.shape.batch_size, item.shape.seq_len) for item in inputs]
+
+    channel = PeerChannel(me=config.id, peer=job.model_owner, session_id=job.session_id)
+    link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
+    wait_until_ready(link, job.model_owner, job.model_owner_address, config.join_timeout_s)
+    metadata = [(SESSION_HEADER, job.session_id)]
+    stream = rpc.PeerStub(link).Exchange(channel.outgoing(), metadata=metadata)
+    channel.attach(stream, stream.cancel)
+    membership.on_abort(channel.abort)
+    membership.watch(job.model_owner, channel.waited_s)
+    session = OwnerSession(party=DATA_OWNER, config=config, job=job, channel=channel, membership=membership)
+    engine = create_engine(
+        job.engine, party=DATA_OWNER, public=public, channel=channel, weights=None, session_id=job.session_id
+    )
+    channel.send([torch.tensor([len(shapes)])])
+    channel.send([torch.tensor(shapes, dtype=torch.int64).view(-1, 2)])
+    session.setup(engine, public, student, shapes, started)
+
+    for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
+        channel.send([item.attention_mask])
+        report, logits = session.run_batch(engine, item, index, len(todo))
+        assert logits is not None
+        membership.send(
+            batch=pb.Batch(
+                batch=job.first_batch + index,
+                report=report,
+                predictions=predictions(examples, batch, logits),
+                batch_plan=plan,
+                n_batches=len(batches),
+                terms=session.terms,
+            )
+        )
+    session.report(plan)
+    membership.dismissed()
+    channel.finish()
+    link.close()
+
+
+def plan_digest(
+    config: DataOwnerConfig, examples: Examples, token_ids: list[list[int]], batches: list[list[int]]
+) -> bytes:
+    """What a resumed run must find unchanged: the examples, their tokens and labels, and which batch each is in.
+
+    Keyed by the data owner's own key: to the coordinator, who keeps it, it must not answer guesses of a text.
+    """
+    source = config.digest_key or (config.tls.key if config.tls is not None else None)
+    key = source.read_bytes() if source is not None else b""
+    content = [[int(i) for i in examples.ids], examples.labels, examples.groups, token_ids, batches]
+    return hmac.digest(b"batch plan" + key, json.dumps(content).encode(), "sha256")
+
+
+def predictions(examples: Examples, rows: list[int], logits: torch.Tensor) -> pb.Predictions:
+    """A batch's results; logits (B, C)."""
+    return pb.Predictions(
+        rows=rows,
+        ids=[examples.ids[row] for row in rows],
+        labels=[examples.labels[row] for row in rows],
+        groups=[examples.groups[row] for row in rows],
+        n_outputs=logits.size(1),
+        logits=logits.reshape(-1).tolist(),
+    )

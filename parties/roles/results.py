@@ -1,0 +1,58 @@
+"""What a finished job gave."""
+
+from dataclasses import dataclass
+
+from parties.settings.config import Role
+from parties.stubs import parties_pb2 as pb
+
+DIGEST_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a finished job gave.
+
+    Args:
+        batches: of the two owners by role, in order.
+        n_resumed: how many batches an earlier run made.
+        predictions: of all batches, in the order of the split.
+        reports: last words by role.
+        session_id: of the last session.
+    """
+
+    batches: dict[Role, list[pb.BatchReport]]
+    n_resumed: int
+    predictions: pb.Predictions
+    reports: dict[Role, pb.Report]
+    session_id: bytes
+
+
+def merged(batches: list[pb.Predictions]) -> pb.Predictions:
+    """All batches' predictions, in the order of their rows."""
+    flat = [
+        (row, b.ids[i], b.labels[i], b.groups[i], list(b.logits[i * b.n_outputs : (i + 1) * b.n_outputs]))
+        for b in batches
+        for i, row in enumerate(b.rows)
+    ]
+    flat.sort(key=lambda item: item[0])
+    return pb.Predictions(
+        rows=[item[0] for item in flat],
+        ids=[item[1] for item in flat],
+        labels=[item[2] for item in flat],
+        groups=[item[3] for item in flat],
+        n_outputs=batches[0].n_outputs if batches else 1,
+        logits=[value for item in flat for value in item[4]],
+    )
+
+
+def is_whole(batch: pb.Batch) -> bool:
+    """Whether a batch's predictions are as many as its sentences, and of one width."""
+    told, n = batch.predictions, batch.report.batch_size
+    same = all(len(column) == n for column in (told.rows, told.ids, told.labels, told.groups))
+    return n > 0 and same and told.n_outputs > 0 and len(told.logits) == n * told.n_outputs
+
+
+def digests_are_short(event: pb.PartyEvent) -> bool:
+    """Whether the byte strings of an event are digests: there is no room for anything else to reach the coordinator."""
+    found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan, event.batch.terms)
+    return all(len(digest) in (0, DIGEST_BYTES) for digest in found)

@@ -1,0 +1,210 @@
+"""A party that serves session after session: admission, quotas, one thread a session, health, graceful shutdown.
+
+What a session is made of (keys, correlations, engine, stream) belongs to its thread and goes with it; sessions share
+the loaded model, which none of them changes, and nothing else.
+"""
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, ProtocolError
+from mpcformer.ring.random import KEY_BYTES, keys_of
+from parties.roles.failure import work
+from parties.roles.membership import Membership
+from parties.settings import metrics
+from parties.settings.config import ServiceConfig
+from parties.settings.logs import session_log
+from parties.stubs import parties_pb2 as pb
+from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.diagnose_reply import callers_of, introduce
+from parties.wire.frames import serve_guarded
+from parties.wire.tls import require_caller
+
+FIRST_COMMAND_TIMEOUT_S = 10.0
+# Calls at once: of each session its stream, the data owner's, the dealer's; and some for those that are turned away.
+CALLS_PER_SESSION, SPARE_CALLS = 4, 16
+RunSession = Callable[[pb.Job, Membership], None]
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Running:
+    """A session at work."""
+
+    membership: Membership
+    peers: tuple[str, ...]
+    thread: threading.Thread
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]
+    """Asked, not watched: a watching call stays as long as its caller likes."""
+
+    def Watch(self, request: Any, context: grpc.ServicerContext, *more: Any) -> None:  # noqa: N802
+        """Refused."""
+        context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+
+
+class SessionHost(rpc.PartyServicer):
+    """The Party service.
+
+    Args:
+        config: who may order sessions, and how many.
+        role: as it says hello.
+        run_session: does a session's work, in a thread of its own; raises MPCFormerError.
+        once: take a single session.
+        model: which student it serves, if it is a model owner.
+    """
+
+    def __init__(
+        self,
+        config: ServiceConfig,
+        role: str,
+        run_session: RunSession,
+        *,
+        once: bool = False,
+        model: pb.ModelClaim | None = None,
+    ) -> None:
+        self._config, self._role, self._run_session, self._once = config, role, run_session, once
+        self._model = model
+        self._running: dict[bytes, Running] = {}
+        self._changed = threading.Condition()
+        self._draining = False
+        self.health = _Health()
+        # What the last session ended with, for a service that serves one.
+        self.n_done, self.last_status = 0, 0
+
+    @property
+    def n_calls(self) -> int:
+        """Calls that the server must carry at once."""
+        return CALLS_PER_SESSION * self._config.max_sessions + SPARE_CALLS
+
+    def add_to(self, server: grpc.Server) -> None:
+        """Register the Party and the health service."""
+        serve_guarded(server, rpc.add_PartyServicer_to_server, self, SPARE_CALLS // 4)
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
+        self.health.set("", health_pb2.HealthCheckResponse.SERVING)
+
+    def Serve(self, request_iterator: Iterator[pb.Command], context: grpc.ServicerContext) -> Iterator[pb.PartyEvent]:  # noqa: N802
+        """One session, from its job to its end."""
+        config = self._config
+        coordinator = require_caller(context, *config.coordinators)
+        membership = Membership(config, role=self._role, coordinator=coordinator)
+        context.add_callback(membership.lost)
+        membership.listen(request_iterator)
+        try:
+            job = membership.job(FIRST_COMMAND_TIMEOUT_S)
+        except MPCFormerError as error:
+            log.error("no session begins: %s", error)
+            self._done(error.exit_code)
+            context.abort(grpc.StatusCode.ABORTED, "no session begins")
+            raise AssertionError("abort raises") from None
+        if job is None:
+            return
+        try:
+            self._check(job)
+        except MPCFormerError as error:
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.what)
+            raise AssertionError("abort raises") from None
+        refusal = self._admit(job, coordinator, membership)
+        if refusal:
+            metrics.refused.inc()
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+        yield from membership.events()
+
+    def _check(self, job: pb.Job) -> None:
+        if len(job.session_id) != KEY_BYTES:
+            raise ProtocolError(f"session id of {len(job.session_id)} bytes, expected {KEY_BYTES}")
+        if job.data_owner not in self._config.data_owners:
+            raise ProtocolError(f"data owner {job.data_owner!r} is not in {self._config.id}'s configuration")
+
+    def _admit(self, job: pb.Job, coordinator: str, membership: Membership) -> str:
+        """Start the session, or say why not."""
+        config, peers = self._config, (coordinator, job.data_owner)
+        with self._changed:
+            busy = Counter(peer for running in self._running.values() for peer in running.peers)
+            if self._draining or (self._once and self.n_done):
+                return f"{config.id} is shutting down"
+            if job.session_id in self._running:
+                return "this session runs already: an id is used once"
+            if len(self._running) >= config.max_sessions or (self._once and self._running):
+                return f"{config.id} serves {len(self._running)} sessions already; try again when one has ended"
+            for peer in peers:
+                if busy[peer] >= config.max_sessions_per_peer:
+                    return f"{config.id} serves {busy[peer]} sessions of {peer} already; try again when one has ended"
+            thread = threading.Thread(
+                target=self._run, args=(job, membership), name=f"session-{job.session_id[:4].hex()}", daemon=True
+            )
+            self._running[job.session_id] = Running(membership, peers, thread)
+            thread.start()
+        return ""
+
+    def _run(self, job: pb.Job, membership: Membership) -> None:
+        started = time.monotonic()
+        metrics.sessions.inc()
+        status = UNEXPECTED
+        try:
+            with session_log(job.session_id), keys_of("session", job.session_id):
+                log.info("session of %s begins", job.data_owner)
+                status = work(lambda: self._run_session(job, membership), membership)
+        finally:
+            metrics.sessions.dec()
+            metrics.ended.labels("well" if status == 0 else "failed").inc()
+            metrics.session_seconds.observe(time.monotonic() - started)
+            self._done(status, job.session_id)
+
+    def _done(self, status: int, session_id: bytes | None = None) -> None:
+        with self._changed:
+            if session_id is not None:
+                del self._running[session_id]
+            self.n_done += 1
+            self.last_status = status
+            self._changed.notify_all()
+
+    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.DiagnoseReply:  # noqa: N802
+        """Who this is; to those that it serves, which student and how much room."""
+        reply = introduce(context, self._config.id, self._role, callers_of(self._config))
+        if reply.serves_as:
+            with self._changed:
+                free = 0 if self._draining else max(0, self._config.max_sessions - len(self._running))
+            reply.free_sessions = free
+            if self._model is not None:
+                reply.model.CopyFrom(self._model)
+        return reply
+
+    def wait_for_one(self, timeout_s: float, stop: threading.Event) -> int:
+        """The status of the only session, once it has ended.
+
+        Raises:
+            PartyError: none began in time.
+        """
+        deadline = time.monotonic() + timeout_s
+        with self._changed:
+            while not self.n_done and not stop.is_set():
+                if not self._running and time.monotonic() > deadline:
+                    raise PartyError(
+                        self._config.coordinators[0],
+                        f"ordered no session for {timeout_s:.0f} s",
+                        "start the coordinator",
+                    )
+                self._changed.wait(0.2)
+        return self.last_status
+
+    def drain(self, grace_s: float) -> None:
+        """Take no more sessions; let those that run end for `grace_s`, then end them."""
+        self.health.enter_graceful_shutdown()
+        with self._changed:
+            self._draining = True
+            self._changed.wait_for(lambda: not self._running, timeout=grace_s)
+            left = list(self._running.values())
+        for running in left:
+            running.membership.abort(PartyError(self._config.id, "it is shutting down"))
+        for running in left:
+            running.thread.join(timeout=5.0)

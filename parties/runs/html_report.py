@@ -1,0 +1,185 @@
+"""report.html, what a person looks at: one file without script that loads nothing, from the values of results.json."""
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from parties.runs.published import SOURCE, PublishedScore, published_scores
+
+FILE_NAME = "report.html"
+DASH = "\N{EN DASH}"
+MODELS = (("teacher", "Teacher", "plaintext"), ("student", "Student", "plaintext"), ("private", "Student", "private"))
+PHASES = (("setup", "Set-up"), ("offline", "Offline"), ("online", "Online"))
+PARTIES = ("data-owner", "model-owner", "dealer")
+FORMS = {"quad": "Quad", "relu": "ReLU", "gelu": "GeLU", "2quad": "2Quad", "2relu": "2ReLU", "softmax": "softmax"}
+METRICS = {"f1": "F1", "matthews": "Matthews correlation"} | {
+    name: f"{name.title()} correlation" for name in ("pearson", "spearman")
+}
+BAR_STEP, MOST_TICKS = 44, 5
+T = TypeVar("T")
+
+
+def render(values: dict[str, Any]) -> str:
+    """The report as HTML.
+
+    Args:
+        values: results.json. A true value under "insecure" puts a banner with its text on top.
+    """
+    loader = PackageLoader("parties", "templates")
+    environment = Environment(
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "score": _or_dash(lambda value: f"{value:.4f}"),
+        "error": _or_dash(lambda value: f"{value:.5f}"),
+        "percent": _or_dash(lambda value: f"{value:.2%}"),
+        "seconds": _or_dash(seconds),
+        "size": _or_dash(size),
+        "count": _or_dash(lambda value: f"{value:,}"),
+        "form": lambda form: FORMS.get(form, form),
+        "metric": metric_name,
+        "name": lambda text: str(text)[:1].upper() + str(text)[1:].replace("-", " "),
+    }
+    insecure = values.get("insecure")
+    return environment.get_template("run.html.j2").render(
+        values=values,
+        insecure="No promise of the threat model holds for this run." if insecure is True else insecure,
+        dash=DASH,
+        absent=_absent(values),
+        models=MODELS,
+        phases=PHASES,
+        facts=_facts(values),
+        latency=values["plaintext"]["seconds_per_example"] | {"private": values["online"]["seconds_per_example"]},
+        traffic=_traffic(values),
+        chart=bar_chart(values["online"]["breakdown_seconds"]),
+        published=_published(values),
+        source=SOURCE,
+    )
+
+
+def seconds(value: float) -> str:
+    """With a precision that suits its size."""
+    return f"{value:.4f} s" if value < 1 else f"{value:.2f} s" if value < 100 else f"{value:,.1f} s"
+
+
+def size(n_bytes: float) -> str:
+    """In the binary unit that leaves one to four digits before the point."""
+    for unit in ("B", "KiB", "MiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:,.1f} GiB"
+
+
+def metric_name(key: str) -> str:
+    """accuracy_matched -> Accuracy, matched."""
+    name, _, split = key.partition("_")
+    return METRICS.get(name, name.capitalize()) + (f", {split}" if split else "")
+
+
+def bar_chart(amounts: dict[str, float]) -> dict[str, Any]:
+    """Geometry of a horizontal bar chart, the longest bar first; widths in per cent, so that text keeps its size.
+
+    Args:
+        amounts: not negative, by name.
+    """
+    longest = max(amounts.values(), default=0.0) or 1.0
+    power: float = 10.0 ** math.floor(math.log10(longest))
+    step = next(s * p for p in (power / 10, power) for s in (1, 2, 5) if longest / (s * p) <= MOST_TICKS)
+    n_ticks = math.ceil(longest / step - 1e-9)
+    end = n_ticks * step
+    bars = [
+        {"name": name, "amount": amount, "width": f"{100 * amount / end:.2f}%", "y": BAR_STEP * i}
+        for i, (name, amount) in enumerate(sorted(amounts.items(), key=lambda item: -item[1]))
+    ]
+    ticks = [{"text": f"{i * step:g}", "x": f"{100 * i / n_ticks:.2f}%"} for i in range(n_ticks + 1)]
+    return {"bars": bars, "ticks": ticks, "height": BAR_STEP * len(bars)}
+
+
+def _or_dash(text: Callable[[T], str]) -> Callable[[T | None], str]:
+    """The same for None too: a dash, which the report explains."""
+    return lambda value: DASH if value is None else text(value)
+
+
+def _absent(values: dict[str, Any]) -> str | None:
+    """Why the teacher's or the student's figures are dashes; None: they are not."""
+    if values["student"] is None:
+        return "the coordinator has neither the models nor the text, so nothing ran in plaintext to compare with."
+    return "the run was given no teacher." if values["metrics"]["teacher"] is None else None
+
+
+def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """What was computed, by what, where."""
+    student, network, seeds = values["student"], values["network"], values["seeds"]
+    link = ""
+    if "rtt_ms" in network:
+        link = f", {network['rtt_ms']:g} ms round trip, {network['mbit_s']:g} Mbit/s each way"
+    deployed = f"{DASH} (each party's own configuration)"
+    if student:
+        model = f"BERT, {student['layers']} layers, hidden size {student['hidden']}"
+        forms = f"GeLU: {FORMS.get(student['gelu'], student['gelu'])}; "
+        forms += f"softmax: {FORMS.get(student['softmax'], student['softmax'])}"
+        digest = student["sha256"]
+    else:
+        model = forms = digest = f"{DASH} (the coordinator has no student)"
+    return [
+        ("Task", values["task"]),
+        ("Split", ", ".join(values["split"])),
+        ("Examples", f"{values['examples']:,}, in batches of {values['batch_size']}"),
+        ("Model", model),
+        ("Forms", forms),
+        ("Weights, SHA-256", digest),
+        ("Engine", values["engine"]),
+        ("Embeddings", values["embeddings"]),
+        ("Network", f"{network['profile']}{link}; {network['transport']}"),
+        ("Device", values.get("device", deployed)),
+        ("Threads of each party", str(values.get("threads_per_party", deployed))),
+        ("Seed of the training", f"{DASH} (not on record)" if seeds["training"] is None else str(seeds["training"])),
+        ("Seeds of the protocol", seeds["protocol"]),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in values["versions"].items())),
+    ]
+
+
+def _traffic(values: dict[str, Any]) -> dict[str, Any]:
+    """Bytes by phase and direction, and by party; None: nothing is counted there."""
+    by_phase = {label: values[phase]["bytes"] for phase, label in PHASES}
+    directions = list(dict.fromkeys(direction for label in reversed(by_phase) for direction in by_phase[label]))
+    total = {direction: sum(sizes.get(direction, 0) for sizes in by_phase.values()) for direction in directions}
+
+    def of_party(party: str, end: int) -> int | None:
+        """All that it sent (end 0) or received (end 1)."""
+        return sum(n for direction, n in total.items() if direction.split("->")[end] == party) or None
+
+    return {
+        "directions": [direction.split("->") for direction in directions],
+        "phases": [(label, [sizes.get(d) for d in directions]) for label, sizes in by_phase.items()],
+        "total": list(total.values()),
+        "parties": [(party, of_party(party, 0), of_party(party, 1)) for party in PARTIES],
+        "online_per_example": sum(values["online"]["bytes"].values()) / values["examples"],
+    }
+
+
+def _published(values: dict[str, Any]) -> dict[str, Any] | None:
+    """The paper's scores and the run's, row by row; None where the paper has none."""
+    scores = published_scores(values["task"], values["split"])
+    if not scores:
+        return None
+    theirs: list[tuple[str, Callable[[PublishedScore], float | None]]] = [
+        ("Teacher", lambda score: score.teacher),
+        ("Student, Quad + 2ReLU", lambda score: score.quad_2relu),
+        ("Student, Quad + 2Quad", lambda score: score.quad_2quad),
+    ]
+
+    def ours(model: str, score: PublishedScore) -> float | None:
+        """The run's own score of the same meaning."""
+        metrics, keys = values["metrics"][model], score.keys(values["split"])
+        return sum(metrics[key] for key in keys) / len(keys) if metrics else None
+
+    return {
+        "metrics": [score.metric for score in scores],
+        "theirs": [(label, [get(score) for score in scores]) for label, get in theirs],
+        "ours": [(f"{label}, {where}", [ours(model, score) for score in scores]) for model, label, where in MODELS],
+        "incomplete": any(score.quad_2relu is None for score in scores),
+    }

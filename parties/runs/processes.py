@@ -1,0 +1,96 @@
+"""The parties of a simulation as processes of this machine: start, watch, end."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+
+from mpcformer.errors import PartyError
+from parties.roles.coordinator import Coordinator
+
+LEAVE_TIMEOUT_S = 8.0
+CULPRIT_TIMEOUT_S = 1.0
+START_TIMEOUT_S = 60.0
+
+
+class Processes:
+    """The spawned parties. Spawned, not forked: gRPC does not survive a fork."""
+
+    def __init__(self, logs: Path) -> None:
+        self._logs = logs
+        self.running: dict[str, subprocess.Popen[bytes]] = {}
+        self._stopping = threading.Event()
+
+    def start(self, name: str, *arguments: str) -> None:
+        """Run `python -m arguments...`, its output into the party's log."""
+        environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "GRPC_VERBOSITY": "NONE"}
+        with (self._logs / f"{name}.log").open("wb") as log:
+            self.running[name] = subprocess.Popen(
+                [sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
+            )
+
+    def address_of(self, name: str, path: Path) -> str:
+        """Where a service listens, once it says so in a file.
+
+        Raises:
+            PartyError: it ended, or said nothing in time.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not path.is_file():
+            status = self.running[name].poll()
+            if status is not None:
+                raise PartyError(name, describe_exit(status, self.last_line(name)))
+            if time.monotonic() > deadline:
+                raise PartyError(name, f"did not start within {START_TIMEOUT_S:.0f} s")
+            time.sleep(0.02)
+        return path.read_text()
+
+    def watch(self, coordinator: Coordinator) -> None:
+        """Tell the coordinator at once when a process ends badly."""
+
+        def wait(name: str, process: subprocess.Popen[bytes]) -> None:
+            status = process.wait()
+            if status and not self._stopping.is_set():
+                coordinator.accuse(name, describe_exit(status, self.last_line(name)))
+
+        for name, process in self.running.items():
+            threading.Thread(target=wait, args=(name, process), daemon=True).start()
+
+    def last_line(self, name: str) -> str:
+        """The end of a party's log; an error with its remedy, which stands on a line of its own."""
+        lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
+        last = len(lines) - 2 if lines and lines[-1].startswith("  -> ") else len(lines) - 1
+        return "".join(lines[max(0, last) :])
+
+    def stop(self, culprit: str | None = None) -> None:
+        """Wait for all to leave; ask those that do not, then kill them, and a silent culprit soon."""
+        asked_at = time.monotonic() + LEAVE_TIMEOUT_S / 2
+        deadline = asked_at + LEAVE_TIMEOUT_S / 2
+        for name, process in sorted(self.running.items(), key=lambda item: item[0] != culprit):
+            try:
+                process.wait(CULPRIT_TIMEOUT_S if name == culprit else max(0.1, asked_at - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.terminate()  # a service that no session ever reached
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(0 if name == culprit else max(0.1, deadline - time.monotonic()))
+                process.kill()
+                process.wait()
+
+    def kill(self) -> None:
+        """End all at once."""
+        self._stopping.set()
+        for process in self.running.values():
+            if process.poll() is None:
+                process.kill()
+        for process in self.running.values():
+            process.wait()
+
+
+def describe_exit(status: int, last_line: str) -> str:
+    """What a process's exit status means."""
+    if status < 0:
+        return f"its process was killed by signal {-status}"
+    return f"its process ended with status {status}: {last_line}"

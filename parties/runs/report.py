@@ -1,0 +1,278 @@
+"""What a run leaves: results.json, predictions.parquet, report.html, logs, manifest.json last; the terminal's table."""
+
+import statistics
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+from safetensors.numpy import load_file
+
+from mpcformer.console import console
+from mpcformer.files import read_json, sha256_file, write_json, write_text
+from mpcformer.modeling import MPCFormerConfig
+from mpcformer.modeling.load import WEIGHTS
+from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
+from parties.roles.results import Results
+from parties.runs import html_report
+from parties.runs.plaintext import summary
+from parties.runs.simulation import InferenceJob
+from parties.settings.config import Insecure, Role
+from parties.settings.insecure import fixed_seed
+from parties.settings.insecure import text as insecure_text
+from parties.settings.threat_model import threat_model
+from parties.stubs import parties_pb2 as pb
+
+# Two regression outputs agree when they differ by less than 1% of STS-B's scale.
+REGRESSION_TOLERANCE = 0.05
+OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
+VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
+
+
+def measured(task: Task, results: Results, insecure: Insecure | None) -> dict[str, Any]:
+    """What the parties' own reports tell of a run: the part of results.json that needs no student at hand."""
+    seed = fixed_seed(insecure)
+    labels, groups = list(results.predictions.labels), list(results.predictions.groups)
+    private = compute_metrics(task, private_logits(results.predictions), labels, groups)
+    return {
+        "task": task.name,
+        "split": sorted(set(groups)),
+        "examples": len(labels),
+        "student": None,
+        "metrics": {"teacher": None, "student": None, "private": private},
+        "label_agreement": None,
+        "max_abs_logit_error": None,
+        "online": _online(results),
+        "offline": _offline(results),
+        "setup": _setup(results),
+        "plaintext": {"seconds_per_example": {}},
+        "peak_rss_bytes": {
+            role: results.reports[role].peak_rss_bytes for role in ("model-owner", "data-owner", "dealer")
+        },
+        "session": results.session_id.hex(),
+        "transcript": results.reports["data-owner"].transcript.hex(),
+        "batches": {"all": len(results.batches["data-owner"]), "of_a_run_before": results.n_resumed},
+        "versions": {name: version(name) for name in VERSIONS},
+        "seeds": {
+            "training": None,
+            "protocol": "fresh, from the operating system" if seed is None else f"INSECURE: all follow from {seed}",
+        },
+        "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
+    } | ({"insecure": insecure_text(insecure)} if insecure_text(insecure) else {})
+
+
+def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any]:
+    """results.json of a local run as a value.
+
+    Args:
+        job: what was asked for.
+        results: what the parties reported.
+        plaintext: folder with the twins' logits and latency.json.
+    """
+    task = get_task(job.task)
+    predictions = results.predictions
+    private, twins = private_logits(predictions), twin_logits(plaintext)
+    labels, groups = list(predictions.labels), list(predictions.groups)
+    config = MPCFormerConfig.from_pretrained(job.student)
+    distilled = read_json(job.student / "distillation.json") if (job.student / "distillation.json").is_file() else {}
+    scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
+    values = measured(task, results, job.insecure)
+    values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
+    values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
+    return values | {
+        "batch_size": job.batch_size,
+        "engine": job.engine,
+        "embeddings": job.embeddings,
+        "student": {
+            "sha256": sha256_file(job.student / WEIGHTS),
+            "gelu": config.gelu,
+            "softmax": config.softmax,
+            "layers": config.num_hidden_layers,
+            "hidden": config.hidden_size,
+        },
+        "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
+        "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
+        "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
+        "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
+        "network": (job.network.to_json() if job.network else {"profile": "none"})
+        | {"transport": f"{transport(job.insecure)} on the loopback interface"},
+        "threads_per_party": job.threads,
+        "device": job.device,
+        "threat_model": threat_model(job.embeddings),
+    }
+
+
+def transport(insecure: Insecure | None) -> str:
+    """What carried the frames."""
+    return "gRPC without TLS" if insecure and insecure.plaintext else "gRPC over mutual TLS"
+
+
+def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
+    """(N, C), as the data owner reported them."""
+    return np.asarray(predictions.logits, dtype=np.float32).reshape(-1, predictions.n_outputs)
+
+
+def twin_logits(plaintext: Path) -> dict[str, NDArray[np.float32]]:
+    """(N, C) by model name."""
+    return {path.stem: load_file(path)["logits"] for path in sorted(plaintext.glob("*.safetensors"))}
+
+
+def write(
+    out: Path,
+    facts: dict[str, Any],
+    values: dict[str, Any],
+    results: Results,
+    twins: dict[str, NDArray[np.float32]],
+) -> None:
+    """Write results.json, predictions.parquet, report.html and last the manifest: a folder with one is whole.
+
+    Args:
+        out: an existing folder.
+        facts: the job, for the manifest.
+        values: results.json.
+        results: what the parties reported.
+        twins: plaintext logits (N, C) by model.
+    """
+    _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
+    write_json(out / "results.json", values)
+    write_text(out / html_report.FILE_NAME, html_report.render(values))
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
+    job_facts = {key: _plain(value) for key, value in facts.items()}
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold."""
+    if isinstance(value, Insecure):
+        return value.model_dump()
+    return str(value) if isinstance(value, Path) else value
+
+
+def _write_predictions(
+    path: Path, task: Task, predictions: pb.Predictions, twins: dict[str, NDArray[np.float32]]
+) -> None:
+    private = private_logits(predictions)
+    columns: dict[str, Any] = {"id": list(predictions.ids), "split": list(predictions.groups)}
+    columns["label"] = list(predictions.labels)
+    for name, logits in {"private": private, **twins}.items():
+        columns[f"{name}_logits"] = logits.tolist()
+        columns[f"{name}_prediction"] = predictions_of(task, logits).tolist()
+    pq.write_table(pa.table(columns), path)
+
+
+def _online(results: Results) -> dict[str, Any]:
+    batches = results.batches["data-owner"]
+    per_example = [b.online.seconds / b.batch_size for b in batches for _ in range(b.batch_size)]
+    received = {
+        "model-owner->data-owner": sum(b.online.bytes_received for b in batches),
+        "data-owner->model-owner": sum(b.online.bytes_received for b in results.batches["model-owner"]),
+    }
+    return {
+        "seconds": sum(b.online.seconds for b in batches),
+        "seconds_per_example": summary(per_example),
+        "breakdown_seconds": breakdown(results),
+        "by_party": {
+            role: {"seconds": breakdown(results, role), "waited": _summed(b.waited for b in results.batches[role])}
+            for role in OWNERS
+        },
+        "rounds_per_batch": int(statistics.median(b.online.rounds for b in batches)),
+        "bytes": received,
+    }
+
+
+def breakdown(results: Results, role: Role = "data-owner") -> dict[str, float]:
+    """Online seconds at an owner by operation, waiting included."""
+    return _summed(batch.breakdown for batch in results.batches[role])
+
+
+def _summed(parts: Iterable[Mapping[str, float]]) -> dict[str, float]:
+    total: dict[str, float] = {}
+    for part in parts:
+        for operation, seconds in part.items():
+            total[operation] = total.get(operation, 0.0) + seconds
+    return total
+
+
+def _offline(results: Results) -> dict[str, Any]:
+    batches = results.batches["model-owner"]
+    return {
+        "seconds": sum(b.offline.seconds for b in batches),
+        "bytes": {
+            "dealer->model-owner": sum(b.offline.bytes_from_dealer for b in batches),
+            "data-owner->model-owner": sum(b.offline.bytes_received for b in batches),
+            "model-owner->data-owner": sum(b.offline.bytes_received for b in results.batches["data-owner"]),
+        },
+    }
+
+
+def _setup(results: Results) -> dict[str, Any]:
+    model_owner, data_owner = results.reports["model-owner"].setup, results.reports["data-owner"].setup
+    return {
+        "seconds": max(model_owner.seconds, data_owner.seconds),
+        "bytes": {
+            "data-owner->model-owner": model_owner.bytes_received,
+            "model-owner->data-owner": data_owner.bytes_received,
+        },
+    }
+
+
+def show(values: dict[str, Any], out: Path) -> None:
+    """The table: teacher, plaintext student and private student side by side; where to read more comes last."""
+    console.print(table(values))
+    console.print(f"Everything is in {out} (results.json, predictions.parquet, logs/).", soft_wrap=True)
+    console.print(f"To look at: {out / html_report.FILE_NAME}", soft_wrap=True)
+
+
+def table(values: dict[str, Any]) -> Group:
+    """The same numbers as results.json, for people."""
+    columns = ("teacher", "student", "private")
+    titles = ("teacher\n(plaintext)", "student\n(plaintext)", "student\n(private)")
+    student = values["student"]
+    head = f"{values['task']}: {values['examples']} examples of {', '.join(values['split'])}; "
+    head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; " if student else ""
+    head += f"engine {values['engine']}"
+    head += ", public embeddings" if values["embeddings"] == "public_table" else ""
+    grid = Table(title=head, title_justify="left")
+    grid.add_column("")
+    for title in titles:
+        grid.add_column(title, justify="right")
+    metrics = values["metrics"]
+    for metric in metrics["private"]:
+        grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
+    latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}
+    for name in ("median", "p95"):
+        grid.add_row(
+            f"seconds/example, {name}{' (private: online)' if name == 'median' else ''}",
+            *(f"{latency[c][name]:.4f}" if c in latency else "-" for c in columns),
+        )
+    online, offline = values["online"], values["offline"]
+    online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
+    n_examples = values["examples"]
+    agreed = (
+        f"private = plaintext student on {values['label_agreement']:.2%} of predictions;"
+        f" largest logit error {values['max_abs_logit_error']:.5f}"
+        if student
+        else "the coordinator has no student to compare with"
+    )
+    lines = [
+        agreed,
+        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB an example both ways,"
+        f" {online['rounds_per_batch']} rounds a batch of {values['batch_size']}",
+        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB an example from the dealer;"
+        f" set-up {values['setup']['seconds']:.1f} s",
+        f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
+        f"leaks {values['threat_model']['leaks']}",
+    ]
+    if "insecure" in values:
+        lines.insert(0, values["insecure"])
+    return Group(grid, Text("\n".join(lines)))

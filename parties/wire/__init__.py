@@ -1,0 +1,1 @@
+"""The connection between parties: certificates, channels, servers, frames."""

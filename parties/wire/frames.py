@@ -1,0 +1,296 @@
+"""One factory for channels, one for servers, and messages cut into frames.
+
+A message (a list of tensors) becomes frames of at most 1 MiB: gRPC refuses more than 4 MiB, and small frames let both
+directions move. The receiver knows what it expects; a frame is checked against that before any of its bytes is kept,
+and memory is taken for the expectation, never for what a header claims.
+"""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+# What goes wrong is told in our own words; gRPC's own log would stand between them.
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+
+import grpc
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.errors import PartyError, ProtocolError, UserInputError
+from parties.settings.config import Credentials, Plaintext
+from parties.stubs import parties_pb2 as pb
+from parties.wire import tls
+
+FRAME_BYTES = 1 << 20
+FIRST_MESSAGE_S = 10.0
+MAX_SHOWN = 40
+DTYPES = {torch.int64: pb.DTYPE_INT64, torch.uint8: pb.DTYPE_UINT8}
+
+COMMON_OPTIONS = [
+    # A peer that is stopped or cut off keeps its TCP connection: only pings find out. 4 + 6 s stays below 20 s.
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 6_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Frames are 1 MiB; anything near gRPC's default of 4 MiB is an attack or a bug.
+    ("grpc.max_receive_message_length", 4 << 20),
+    ("grpc.max_send_message_length", 4 << 20),
+]
+CLIENT_OPTIONS = [
+    # A call that failed half-way must fail: correlations are used once.
+    ("grpc.enable_retries", 0),
+    # Shares do not pass through a proxy that the environment happens to name.
+    ("grpc.enable_http_proxy", 0),
+]
+SERVER_OPTIONS = [
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    # Whoever connects and does not finish the handshake is let go.
+    ("grpc.server_handshake_timeout_ms", 10_000),
+    # A port in use is an error, not something to share.
+    ("grpc.so_reuseport", 0),
+]
+
+
+class _SayWho(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
+    """Without certificates a caller says who it is."""
+
+    def __init__(self, party_id: str) -> None:
+        self._header = (tls.PARTY_HEADER, party_id)
+
+    def _call(self, continuation: Any, details: Any, request: Any) -> Any:
+        return continuation(details._replace(metadata=[*(details.metadata or ()), self._header]), request)
+
+    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+
+
+def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.Channel:
+    """A mutually authenticated channel to the party `peer_id`, whatever its address is called."""
+    options: list[tuple[str, int | str]] = [*COMMON_OPTIONS, *CLIENT_OPTIONS]
+    if isinstance(credentials, Plaintext):
+        channel = grpc.secure_channel(address, tls.channel_credentials(credentials), options)
+        return grpc.intercept_channel(channel, _SayWho(credentials.id))
+    options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
+    return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
+
+
+class FirstMessage:
+    """Serves methods that take one message, without waiting for it before the caller is known, or for ever.
+
+    gRPC reads a unary call's message in a worker before it calls the method: callers that send none would keep workers
+    from everybody. Here the method is called first, checks the caller, and then takes the message in time.
+
+    Args:
+        max_calls: of one caller at once.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._calls: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def wrap(self, method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Iterator[Any], Any], Any]:
+        """The method as one that takes a stream, of which it reads the first message."""
+
+        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
+            name = ",".join(tls.caller_names(context)) or "nobody"
+            with self._lock:
+                self._calls[name] += 1
+                busy = self._calls[name] > self._max_calls
+            context.add_callback(lambda: self._end(name))
+            if busy:
+                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{name} has {self._max_calls} calls open already")
+            timer = threading.Timer(FIRST_MESSAGE_S, context.cancel)
+            timer.daemon = True
+            timer.start()
+            try:
+                request = next(requests, None)
+            finally:
+                timer.cancel()
+            if request is None:
+                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+            return method(request, context)
+
+        return call
+
+    def _end(self, name: str) -> None:
+        with self._lock:
+            self._calls[name] -= 1
+            if not self._calls[name]:
+                del self._calls[name]
+
+
+def serve_guarded(server: grpc.Server, add: Callable[[Any, Any], None], servicer: Any, max_calls: int) -> None:
+    """Register a service, its methods of one message by way of `FirstMessage`; `add` is generated code's."""
+    first = FirstMessage(max_calls)
+
+    class Rewriting:
+        """Stands before the server, for the generated code to register at."""
+
+        def add_generic_rpc_handlers(self, handlers: Any) -> None:
+            """Nothing: the newer way does the same."""
+
+        def add_registered_method_handlers(self, service: str, methods: dict[str, Any]) -> None:
+            """Register the methods, those of one message rewritten."""
+            rewritten = {name: _rewritten(handler, first) for name, handler in methods.items()}
+            generic = grpc.method_handlers_generic_handler(service, rewritten)
+            server.add_generic_rpc_handlers((generic,))
+            server.add_registered_method_handlers(service, rewritten)
+
+    add(servicer, Rewriting())
+
+
+def _rewritten(handler: Any, first: FirstMessage) -> Any:
+    codecs = {
+        "request_deserializer": handler.request_deserializer,
+        "response_serializer": handler.response_serializer,
+    }
+    if handler.unary_unary is not None:
+        return grpc.stream_unary_rpc_method_handler(first.wrap(handler.unary_unary), **codecs)
+    if handler.unary_stream is not None:
+        return grpc.stream_stream_rpc_method_handler(first.wrap(handler.unary_stream), **codecs)
+    return handler
+
+
+def wait_until_ready(channel: grpc.Channel, peer_id: str, address: str, timeout_s: float) -> None:
+    """Until the peer answers.
+
+    Raises:
+        PartyError: it does not; the channel is closed.
+    """
+    try:
+        grpc.channel_ready_future(channel).result(timeout=timeout_s)
+    except grpc.FutureTimeoutError:
+        channel.close()
+        raise PartyError(
+            peer_id,
+            f"no answer at {address} for {timeout_s:.0f} s",
+            "check the address, that it runs, and that both certificates come from one authority; mpcformer doctor"
+            " --config tells which",
+        ) from None
+
+
+def start_server(
+    add_services: Callable[[grpc.Server], None], listen: str, credentials: Credentials, *, max_workers: int = 16
+) -> tuple[grpc.Server, str]:
+    """A started server and its HOST:PORT.
+
+    Args:
+        max_workers: calls at once; a stream is a call as long as it lives. More are refused, not queued.
+
+    Raises:
+        UserInputError: the address cannot be bound.
+    """
+    workers = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="rpc")
+    server = grpc.server(workers, options=[*COMMON_OPTIONS, *SERVER_OPTIONS], maximum_concurrent_rpcs=max_workers)
+    add_services(server)
+    try:
+        port = server.add_secure_port(listen, tls.server_credentials(credentials))
+    except RuntimeError:
+        port = 0
+    if not port:
+        raise UserInputError(f"cannot listen on {listen}", "the port is in use or the address is not this machine's")
+    server.start()
+    return server, f"{listen.rpartition(':')[0]}:{port}"
+
+
+def to_frames(tensors: Sequence[torch.Tensor], *, session_id: bytes, sender: str, operation: int) -> Iterator[pb.Frame]:
+    """Cut one message into frames; the payload is copied once, frame by frame, as they are sent."""
+    headers = [pb.TensorHeader(dtype=DTYPES[t.dtype], shape=list(t.shape)) for t in tensors]
+    views = [memoryview(t.contiguous().view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
+    total, offset = sum(len(view) for view in views), 0
+    while offset < total or offset == 0:
+        payload = _slice(views, offset, min(FRAME_BYTES, total - offset))
+        yield pb.Frame(
+            session_id=session_id,
+            sender=sender,
+            operation=operation,
+            tensors=headers if offset == 0 else [],
+            offset=offset,
+            payload=payload,
+        )
+        offset += len(payload)
+        if total == 0:
+            return
+
+
+def from_frames(
+    frames: Iterator[pb.Frame], specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int
+) -> tuple[list[torch.Tensor], int]:
+    """Collect one message of exactly `specs`; also the bytes of its serialised frames.
+
+    Raises:
+        ProtocolError: another session, sender, operation, shape, dtype, offset or length; or the stream ended.
+    """
+    tensors = [torch.empty(spec.shape, dtype=spec.dtype) for spec in specs]
+    views = [memoryview(t.view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
+    total, offset, n_wire = sum(len(view) for view in views), 0, 0
+    while offset < total or offset == 0:
+        frame = next(frames, None)
+        if frame is None:
+            raise ProtocolError(f"{sender}'s stream ended in operation {operation} at byte {offset} of {total}")
+        _check(frame, specs, session_id=session_id, sender=sender, operation=operation, offset=offset, total=total)
+        _fill(views, offset, frame.payload)
+        offset += len(frame.payload)
+        n_wire += frame.ByteSize()
+        if total == 0:
+            break
+    return tensors, n_wire
+
+
+def _check(
+    frame: pb.Frame, specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int, offset: int, total: int
+) -> None:
+    expected = {"session_id": session_id, "sender": sender, "operation": operation, "offset": offset}
+    for name, value in expected.items():
+        if getattr(frame, name) != value:
+            shown = "another" if name == "session_id" else _shown(getattr(frame, name))
+            raise ProtocolError(f"frame from {sender}: {name} is {shown}, expected {value!r}")
+    if not 0 <= len(frame.payload) <= min(FRAME_BYTES, total - offset) or (total and not frame.payload):
+        raise ProtocolError(f"frame from {sender}: {len(frame.payload)} bytes at {offset} of {total}")
+    if offset == 0:
+        _check_headers(frame, specs, f"frame from {sender}: operation {operation}")
+    elif frame.tensors:
+        raise ProtocolError(f"frame from {sender}: a second header in operation {operation}")
+
+
+def _check_headers(frame: pb.Frame, specs: Sequence[Spec], place: str) -> None:
+    # Counts first, and only the difference told: a frame's room holds a million headers, or dimensions.
+    if len(frame.tensors) != len(specs):
+        raise ProtocolError(f"{place} holds {len(frame.tensors)} tensors, expected {len(specs)}")
+    for index, (header, spec) in enumerate(zip(frame.tensors, specs, strict=True)):
+        same = header.dtype == DTYPES[spec.dtype] and len(header.shape) == len(spec.shape)
+        if not same or tuple(header.shape) != spec.shape:
+            claimed = f"dtype {header.dtype}, {len(header.shape)} dimensions {header.shape[:MAX_SHOWN]}"
+            wanted = f"dtype {DTYPES[spec.dtype]}, {len(spec.shape)} dimensions {list(spec.shape)}"
+            raise ProtocolError(f"{place} holds as tensor {index} {claimed}, expected {wanted}")
+
+
+def _shown(value: str | int) -> str:
+    """A claim as an error quotes it: errors travel too, and must fit into a message."""
+    return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
+
+
+def _slice(views: list[memoryview], offset: int, length: int) -> bytes:
+    parts = []
+    for view in views:
+        if length and offset < len(view):
+            part = view[offset : offset + length]
+            parts.append(part)
+            length -= len(part)
+        offset = max(0, offset - len(view))
+    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+
+
+def _fill(views: list[memoryview], offset: int, payload: bytes) -> None:
+    position = 0
+    for view in views:
+        if offset < len(view) and position < len(payload):
+            part = payload[position : position + len(view) - offset]
+            view[offset : offset + len(part)] = part
+            position += len(part)
+            offset = len(view)
+        offset -= len(view)

@@ -1,0 +1,232 @@
+"""A party's key and certificate as they lie in files: taken only if they fit together, and replaced together.
+
+Two files cannot be renamed at once. Both new ones are written beside the old ones, then the key is renamed, then the
+certificate; who finds a key whose certificate is not there yet looks for it under its temporary name. So there is the
+old pair or the new one at every moment, a crash or not.
+"""
+
+import logging
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
+
+from mpcformer.errors import UserInputError
+from parties.settings.config import TlsFiles
+
+log = logging.getLogger(__name__)
+MEND = "install both files of the pair, as mpcformer certs wrote them"
+
+
+@dataclass(frozen=True)
+class Identity:
+    """PEM bytes: the authority that is trusted, and a certificate and key that fit together."""
+
+    authority: bytes
+    certificate: bytes
+    key: bytes = field(repr=False)
+
+
+def load_certificate(path: Path) -> x509.Certificate:
+    """A certificate's file.
+
+    Raises:
+        UserInputError: unreadable, or no certificate.
+    """
+    return _certificate(path, _bytes(path))
+
+
+def load_key(path: Path) -> PrivateKeyTypes:
+    """A private key's file.
+
+    Raises:
+        UserInputError: unreadable, or no key.
+    """
+    return _key(path, _bytes(path))
+
+
+def belongs(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
+    """Whether the certificate is for this key."""
+    return _public(key.public_key()) == _public(certificate.public_key())
+
+
+def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether that authority signed it."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    return True
+
+
+def names(certificate: x509.Certificate) -> list[str]:
+    """The ids that a certificate names."""
+    try:
+        extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
+    except x509.ExtensionNotFound:
+        return []
+    return extension.value.get_values_for_type(x509.DNSName)
+
+
+def beside(path: Path) -> Path:
+    """Where a file's successor lies until it takes the name."""
+    return path.with_name(f"{path.name}.new")
+
+
+def certificate_path(files: TlsFiles) -> Path:
+    """The certificate's file; its successor's if that is the one that fits the key: its replacement was interrupted."""
+    successor = beside(files.certificate)
+    if successor.is_file():
+        key = load_key(files.key)
+        if not belongs(key, load_certificate(files.certificate)) and belongs(key, load_certificate(successor)):
+            return successor
+    return files.certificate
+
+
+def read(files: TlsFiles) -> Identity:
+    """A party's files.
+
+    Raises:
+        UserInputError: a file is unreadable or not what it should be, or the key is not the certificate's.
+    """
+    try:
+        return _read(files)
+    except UserInputError:
+        return _read(files)  # they may have been renamed meanwhile
+
+
+class Served:
+    """What a server shows, for gRPC to ask before each handshake: renewed files are taken when they fit together.
+
+    Raises:
+        UserInputError: they do not fit at the start.
+    """
+
+    def __init__(self, files: TlsFiles) -> None:
+        self._files, self._lock = files, threading.Lock()
+        self._seen = self._refused = self._stamps()
+        self.identity = read(files)
+
+    def configuration(self) -> grpc.ServerCertificateConfiguration:
+        """What is shown now."""
+        shown = self.identity
+        return grpc.ssl_server_certificate_configuration([(shown.key, shown.certificate)], shown.authority)
+
+    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
+        """What is to be shown from now on; None: as before."""
+        with self._lock:
+            # Before reading: files that change meanwhile are read again at the next handshake.
+            stamps = self._stamps()
+            if stamps == self._seen:
+                return None
+            try:
+                identity = read(self._files)
+                certificate = x509.load_pem_x509_certificate(identity.certificate)
+                if not issued_by(certificate, x509.load_pem_x509_certificate(identity.authority)):
+                    raise UserInputError(f"{self._files.authority} did not sign {self._files.certificate}", MEND)
+            except UserInputError as error:
+                if stamps != self._refused:
+                    log.warning("the certificate stays as it was: %s", error)
+                self._refused = stamps
+                return None
+            self._seen = stamps
+            if identity == self.identity:
+                return None
+            self.identity = identity
+            log.info("shows a new certificate, valid until %s", f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M} UTC")
+            return self.configuration()
+
+    def _stamps(self) -> list[tuple[int, int, int] | None]:
+        files = self._files
+        return [_stamp(path) for path in (files.authority, files.certificate, beside(files.certificate), files.key)]
+
+
+def stage(files: TlsFiles, certificate: bytes, key: bytes) -> None:
+    """Write a new pair beside the old one."""
+    for path, data in ((files.certificate, certificate), (files.key, key)):
+        beside(path).unlink(missing_ok=True)
+        write_private(beside(path), data)
+
+
+def discard(files: TlsFiles) -> None:
+    """Forget what was staged."""
+    for path in (files.certificate, files.key):
+        beside(path).unlink(missing_ok=True)
+
+
+def commit(files: TlsFiles) -> None:
+    """Let the staged pair take the place of the old one, the key first."""
+    for path in (files.key, files.certificate):
+        beside(path).replace(path)
+        _flush_folder(path.parent)
+
+
+def finish(files: TlsFiles) -> None:
+    """Complete a replacement that was interrupted between its renames."""
+    if files.key.is_file() and certificate_path(files) != files.certificate:
+        beside(files.certificate).replace(files.certificate)
+
+
+def write_private(path: Path, data: bytes) -> None:
+    """A new file, on the disk, that nobody else on this machine can read."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as handle:
+        handle.write(data)
+        handle.flush()
+        os.fsync(descriptor)
+
+
+def _read(files: TlsFiles) -> Identity:
+    path = certificate_path(files)
+    identity = Identity(_bytes(files.authority), _bytes(path), _bytes(files.key))
+    _certificate(files.authority, identity.authority)
+    if not belongs(_key(files.key, identity.key), _certificate(path, identity.certificate)):
+        raise UserInputError(f"{files.key} is not the key of {files.certificate}", MEND)
+    return identity
+
+
+def _flush_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_ino, found.st_size
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise UserInputError(f"{path}: {error.strerror}", "check the path, and whose file it is") from None
+
+
+def _certificate(path: Path, data: bytes) -> x509.Certificate:
+    try:
+        return x509.load_pem_x509_certificate(data)
+    except ValueError:
+        raise UserInputError(f"{path} is no certificate in PEM", MEND) from None
+
+
+def _key(path: Path, data: bytes) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(data, password=None)
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        raise UserInputError(f"{path} is no private key in PEM, or one with a password", MEND) from None
+
+
+def _public(key: PublicKeyTypes) -> bytes:
+    return key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)

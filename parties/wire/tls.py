@@ -1,0 +1,203 @@
+"""Mutual TLS: certificates, and the one place where gRPC's credentials are made.
+
+A certificate's subject alternative name is the party's id. The client checks the server's name against the id it means
+to call, the server the caller's in every method. Without TLS, which configurations allow on the loopback interface
+alone and gRPC's own check of local connections again, a caller is who it says it is.
+"""
+
+import datetime
+from pathlib import Path
+
+import grpc
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from mpcformer.errors import UserInputError
+from parties.settings.config import Credentials, Plaintext, TlsFiles
+from parties.wire import identity
+
+VALIDITY = datetime.timedelta(days=2)
+# An authority outlives what it signs, so that there is something to renew; but not for ever.
+AUTHORITY_TIMES = 10
+AUTHORITY_VALIDITY = datetime.timedelta(days=730)
+CLOCK_SKEW = datetime.timedelta(minutes=5)
+PARTY_HEADER = "party"
+AUTHORITY, AUTHORITY_KEY = "authority.pem", "authority.key"
+
+
+def make_certificates(
+    folder: Path, party_ids: list[str], validity: datetime.timedelta = VALIDITY, *, keep_authority: bool = False
+) -> dict[str, TlsFiles]:
+    """An authority and a certificate for each id, below `folder`; keys are readable by their owner alone.
+
+    Args:
+        keep_authority: write authority.key, which renewal needs; else that key is used here and forgotten.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    authority_key = ec.generate_private_key(ec.SECP256R1())
+    lifetime = max(validity, min(AUTHORITY_TIMES * validity, AUTHORITY_VALIDITY))
+    authority = _certificate("mpcformer authority", authority_key, None, authority_key, lifetime)
+    identity.write_private(folder / AUTHORITY, authority.public_bytes(serialization.Encoding.PEM))
+    if keep_authority:
+        identity.write_private(folder / AUTHORITY_KEY, _key_pem(authority_key))
+    made: dict[str, TlsFiles] = {}
+    for party_id in party_ids:
+        files = made[party_id] = files_of(folder, party_id)
+        certificate, key = _issue(party_id, authority, authority_key, validity)
+        identity.write_private(files.certificate, certificate)
+        identity.write_private(files.key, key)
+    return made
+
+
+def renew_certificates(
+    folder: Path, party_ids: list[str], validity: datetime.timedelta = VALIDITY
+) -> dict[str, TlsFiles]:
+    """A new key and certificate for each id, from the authority kept in `folder`; nothing is written unless all can be.
+
+    Raises:
+        UserInputError: no such party, the authority's key is missing, another's, or too old for this, or the folder
+            cannot be written to.
+    """
+    authority, authority_key = _kept_authority(folder, validity)
+    renewed = {party_id: files_of(folder, party_id) for party_id in party_ids}
+    for party_id in renewed:
+        _check_known(folder, party_id, authority)
+    try:
+        for party_id, files in renewed.items():
+            identity.finish(files)
+            identity.stage(files, *_issue(party_id, authority, authority_key, validity))
+    except OSError as error:
+        for files in renewed.values():
+            identity.discard(files)
+        raise UserInputError(f"--certs: {folder}: {error.strerror}", "make room; nothing was replaced") from None
+    for files in renewed.values():
+        identity.commit(files)
+    return renewed
+
+
+def files_of(folder: Path, party_id: str) -> TlsFiles:
+    """Where a party's files are."""
+    return TlsFiles(
+        authority=folder / AUTHORITY, certificate=folder / f"{party_id}.pem", key=folder / f"{party_id}.key"
+    )
+
+
+def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
+    """Demand a certificate of every caller; renewed files of our own are taken without a restart."""
+    if isinstance(credentials, Plaintext):
+        return grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP)
+    served = identity.Served(credentials)
+    return grpc.dynamic_ssl_server_credentials(
+        served.configuration(), served.renewed, require_client_authentication=True
+    )
+
+
+def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    """Show our certificate, and trust one authority."""
+    if isinstance(credentials, Plaintext):
+        return grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP)
+    ours = identity.read(credentials)
+    return grpc.ssl_channel_credentials(ours.authority, ours.key, ours.certificate)
+
+
+def caller_names(context: grpc.ServicerContext) -> list[str]:
+    """The ids in the caller's certificate; without TLS what it says."""
+    secured = context.auth_context()
+    if secured.get("transport_security_type") == [b"local"]:
+        return [value for key, value in context.invocation_metadata() if key == PARTY_HEADER]
+    return [name.decode() for name in secured.get("x509_subject_alternative_name", [])]
+
+
+def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
+    """The caller's id, if it is one of `allowed`; otherwise the call ends with PERMISSION_DENIED naming the caller."""
+    names = caller_names(context)
+    for name in allowed:
+        if name in names:
+            return name
+    context.abort(
+        grpc.StatusCode.PERMISSION_DENIED,
+        f"the caller's certificate names {names or ['nobody']}, which is not served here",
+    )
+    raise AssertionError("abort raises")
+
+
+def _certificate(
+    name: str,
+    key: ec.EllipticCurvePrivateKey,
+    issuer: x509.Certificate | None,
+    issuer_key: ec.EllipticCurvePrivateKey,
+    validity: datetime.timedelta,
+) -> x509.Certificate:
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    now = datetime.datetime.now(datetime.UTC)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(issuer.subject if issuer else subject)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - CLOCK_SKEW)
+        .not_valid_after(now + validity)
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=0 if issuer is None else None), True)
+    )
+    if issuer is not None:
+        usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), False)
+        builder = builder.add_extension(x509.ExtendedKeyUsage(usages), False)
+    return builder.sign(issuer_key, hashes.SHA256())
+
+
+def _issue(
+    party_id: str, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey, validity: datetime.timedelta
+) -> tuple[bytes, bytes]:
+    """A certificate and its new key, as PEM."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    certificate = _certificate(party_id, key, authority, authority_key, validity)
+    return certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key)
+
+
+def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
+    form = serialization.PrivateFormat.PKCS8
+    return key.private_bytes(serialization.Encoding.PEM, form, serialization.NoEncryption())
+
+
+def _kept_authority(folder: Path, validity: datetime.timedelta) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+    """The authority that `make_certificates` kept; one that has long enough to live."""
+    anew = "make everything anew: mpcformer certs init"
+    path = folder / AUTHORITY_KEY
+    authority = identity.load_certificate(folder / AUTHORITY)
+    if not path.is_file():
+        raise UserInputError(
+            f"--certs: {path} is missing", f"bring the authority's key from where it is kept, or {anew}"
+        )
+    key = identity.load_key(path)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not identity.belongs(key, authority):
+        raise UserInputError(
+            f"--certs: {path} is not the key of {folder / AUTHORITY}", f"bring the right one, or {anew}"
+        )
+    left = authority.not_valid_after_utc - datetime.datetime.now(datetime.UTC)
+    if left <= datetime.timedelta():
+        raise UserInputError(f"--certs: {folder / AUTHORITY} expired on {authority.not_valid_after_utc:%Y-%m-%d}", anew)
+    if left < validity:
+        raise UserInputError(
+            f"--days: {validity.days} days are longer than the authority is valid, {left.days} days",
+            f"fewer days, or {anew}",
+        )
+    return authority, key
+
+
+def _check_known(folder: Path, party_id: str, authority: x509.Certificate) -> None:
+    path = files_of(folder, party_id).certificate
+    if not path.is_file() or path.name == AUTHORITY:
+        known = sorted(other.stem for other in folder.glob("*.pem") if other.name != AUTHORITY)
+        raise UserInputError(
+            f"--party: {party_id!r} has no certificate in {folder}", f"there are: {', '.join(known) or 'none'}"
+        )
+    certificate = identity.load_certificate(path)
+    if identity.names(certificate) != [party_id] or not identity.issued_by(certificate, authority):
+        raise UserInputError(
+            f"--party: {path} is not a certificate of {party_id!r} from this authority",
+            "restore the folder of certs init",
+        )
