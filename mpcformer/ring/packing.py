@@ -78,3 +78,8 @@ def _planes(n_elements: int, bits: int) -> Iterator[tuple[int, int, slice]]:
 def reduce(x: torch.Tensor, bits: int) -> torch.Tensor:
     """x mod 2^bits in [0, 2^bits); with 64 bits, x."""
     return x if bits == 64 else x & ((1 << bits) - 1)
+
+
+def logical_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return x >> bits with zeros shifted in; int64 of any shape, 1 <= bits <= 63."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -9,7 +9,7 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations import CorrelationStore, Request, correction_specs, plan_digest
+from mpcformer.correlations import CorrelationStore, Request, correction_specs, correlation_plan_digest
 from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.roles import transcript
@@ -56,7 +56,7 @@ class OwnerSession:
         membership.watch(job.dealer, self._dealer_waited_s)
         self._dealer = rpc.DealerStub(self._dealer_channel)
         try:
-            self.store = CorrelationStore(party=party, seed=self._open_dealer(), session_id=job.session_id)
+            self.store = CorrelationStore(rank=party, seed=self._open_dealer(), session_id=job.session_id)
         except BaseException:
             self._dealer_channel.close()
             raise
@@ -147,7 +147,7 @@ class OwnerSession:
         phase.rounds += done.rounds
 
     def _compare_plans(self, plan: list[Request]) -> None:
-        mine = torch.frombuffer(bytearray(plan_digest(plan)), dtype=torch.uint8)
+        mine = torch.frombuffer(bytearray(correlation_plan_digest(plan)), dtype=torch.uint8)
         self.channel.send([mine])
         if not torch.equal(self.channel.receive([Spec.of(mine)])[0], mine):
             raise ProtocolError("the owners derive different plans of correlations", "give both the same release")

@@ -44,7 +44,7 @@ def views(
         )
         for p in (0, 1)
     ]
-    stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
+    stores = [CorrelationStore(rank=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     ids = torch.tensor([[2, token, token, token, 3, 0]])
     mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
     inputs = BatchInputs(mask, ids, torch.zeros_like(ids))
