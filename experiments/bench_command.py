@@ -110,7 +110,7 @@ def check(options: BenchOptions) -> None:
     for name, value in (("repeat", options.repeat), ("threads", options.threads)):
         if value < 1:
             raise UserInputError(f"--{name}: {value} is below 1", "give a positive number")
-    gemm.use(options.device)
+    gemm.check_device(options.device)
     if options.json and options.json.exists():
         raise UserInputError(f"--json: {options.json} exists", "give another name, or remove it")
     if options.json and not options.json.parent.is_dir():

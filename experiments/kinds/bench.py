@@ -47,7 +47,7 @@ class Benches:
                 f"--data-dir: {place.data_dir} is not for this experiment, which draws its sentences",
                 "leave --data-dir out",
             )
-        gemm.use(scale.device)
+        gemm.check_device(scale.device)
         if scale.model not in (MADE_UP, *bench_command.SHAPES) and not Path(scale.model).is_dir():
             raise UserInputError(
                 f"model {scale.model!r} is unknown",

@@ -47,7 +47,7 @@ class Students:
 
     def __init__(self, spec: StudentsExperiment, scale: StudentsScale, place: Place) -> None:
         self.spec, self.scale, self.place = spec, scale, place
-        gemm.use(scale.device)
+        gemm.check_device(scale.device)
         if scale.data == MADE_UP and place.data_dir:
             raise UserInputError(
                 f"--data-dir: {place.data_dir} is not for this scale, which makes its own data", "leave --data-dir out"

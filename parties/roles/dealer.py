@@ -9,7 +9,7 @@ import grpc
 
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError, UserInputError
-from mpcformer.ring.random import fresh_key, keys_of
+from mpcformer.ring.random import fresh_key, scoped_keys
 from parties.roles.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DealerConfig
@@ -127,7 +127,7 @@ class DealerService(rpc.DealerServicer):
             if session.ended:
                 context.abort(grpc.StatusCode.ABORTED, "the session has ended")
             keys = [session_key(seed, request.session_id, operation, item) for seed in seeds]
-            with keys_of("dealing", request.session_id, operation):
+            with scoped_keys("dealing", request.session_id, operation):
                 correction = deal(item, keys[0], keys[1], weight_key)
             metrics.dealt_operations.inc()
             yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)

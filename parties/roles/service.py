@@ -16,7 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, ProtocolError
-from mpcformer.ring.random import KEY_BYTES, keys_of
+from mpcformer.ring.random import KEY_BYTES, scoped_keys
 from parties.roles.failure import work
 from parties.roles.membership import Membership
 from parties.settings import metrics
@@ -151,7 +151,7 @@ class SessionHost(rpc.PartyServicer):
         metrics.sessions.inc()
         status = UNEXPECTED
         try:
-            with session_log(job.session_id), keys_of("session", job.session_id):
+            with session_log(job.session_id), scoped_keys("session", job.session_id):
                 log.info("session of %s begins", job.data_owner)
                 status = work(lambda: self._run_session(job, membership), membership)
         finally:

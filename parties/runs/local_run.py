@@ -37,7 +37,7 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
         raise UserInputError(f"--threads: {job.threads} is below 1", "give a positive number")
     if not job.deadline_s > 0:
         raise UserInputError(f"--deadline-s: {job.deadline_s} is not positive", "give seconds above 0")
-    gemm.use(job.device)
+    gemm.check_device(job.device)
     task = get_task(job.task)
     check_ports(job.port)
     student = load_student(job.student, gelu=gelu, softmax=softmax)
