@@ -12,14 +12,16 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model
-from distill.objectives.objectives import general_stage
+from distill.objectives.stages import general_stage
 from distill.recipe import GeneralRecipe
-from distill.start.start import fitted
-from distill.training.loop import Data, Options, pick_device, train
+from distill.start.initialise import fit_once
+from distill.training.data import Data
+from distill.training.device import pick_device
+from distill.training.loop import Options, train
 from distill.training.prepare import check_numbers, check_precision, check_replaced
 from distill.training.processes import current
+from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint
@@ -64,7 +66,7 @@ def distill_general(
     device = pick_device()
     teacher.to(device)
     student.to(device)
-    report = fitted(teacher, student, data, recipe.fit_tokens, work)
+    report = fit_once(teacher, student, data, recipe.fit_tokens, work)
     stage = general_stage(recipe, teacher, student, data, tuple(tokenizer.all_special_ids))
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     log = train(student, [stage], data, work=work, options=options)

@@ -21,17 +21,19 @@ from typing import Any
 from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model_of, tasks_of, write_card
-from distill.objectives.objectives import stages
+from distill.objectives.stages import stages
 from distill.ready import engines
 from distill.recipe import ALSO, CHOICES, DistillRecipe
 from distill.start.deviations import set_deviations
-from distill.start.fit import Report, layer_spans
-from distill.start.start import fitted, load_pair
+from distill.start.fit import Report
+from distill.start.initialise import fit_once, load_pair
+from distill.start.spans import layer_spans
 from distill.training.calibrate import calibrate
-from distill.training.loop import Options, pick_device, train
+from distill.training.device import pick_device
+from distill.training.loop import Options, train
 from distill.training.prepare import Prepared, check_numbers, check_precision, check_replaced, prepare
+from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
@@ -112,7 +114,7 @@ def distill_student(
     data = prepared.data
     set_deviations(student, teacher, data.encoded, pad_id=data.pad_id, teacher_layers=ends)
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
-    report = fitted(teacher, student, data, recipe.fit_tokens, work) if recipe.start == "fitted" else []
+    report = fit_once(teacher, student, data, recipe.fit_tokens, work) if recipe.start == "fitted" else []
     log = train(student, stages(recipe, task, teacher, student, prepared), data, work=work, options=options)
     made = Made(teacher, student, tokenizer, prepared, report, log)
     return work.processes.on_main(lambda: _save(recipe, work, task, made))

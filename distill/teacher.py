@@ -8,10 +8,12 @@ from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model, base_model_of, tasks_of, write_card
 from distill.recipe import TeacherRecipe
-from distill.training.loop import Batch, Options, Stage, pick_device, train
+from distill.training.data import Batch
+from distill.training.device import pick_device
+from distill.training.loop import Options, Stage, train
 from distill.training.prepare import Prepared, check_numbers, check_precision, prepare
+from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from distill.versions import versions
 from mpcformer.files import write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import read_config

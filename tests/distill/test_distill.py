@@ -12,12 +12,13 @@ from safetensors.torch import load_file
 
 import distill.student
 import distill.training.loop
+from distill.objectives.losses import logit_loss
 from distill.ready import RUNS
 from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from distill.start.deviations import set_deviations
+from distill.start.fit_attention import ROW_MEANS
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.losses import ROW_MEANS, logit_loss
 from distill.training.prepare import Prepared
 from distill.training.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR

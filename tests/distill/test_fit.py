@@ -11,11 +11,14 @@ from torch.nn import functional as F
 
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.start.deviations import set_deviations
-from distill.start.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
+from distill.start.fit import fit
+from distill.start.fit_attention import ROW_MEANS
+from distill.start.fit_units import CURVATURE, fit_units
+from distill.start.layer_trace import Text
 from distill.start.ridge import refit
+from distill.start.spans import layer_spans
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.losses import ROW_MEANS
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
 from mpcformer.modeling.model import Context
 from mpcformer.tasks import Encoded
@@ -191,9 +194,9 @@ def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
         x = teacher.bert.embeddings(
             one["input_ids"], torch.zeros_like(one["input_ids"]), Context(mask[:, None, None, :], None, [])
         )
-        embedded.append(_Text(mask, x, x))
+        embedded.append(Text(mask, x, x))
 
-    def inputs(text: _Text) -> torch.Tensor:
+    def inputs(text: Text) -> torch.Tensor:
         context = Context(text.keys, None, [])
         middle = layer.attention["output"](
             layer.attention["self"](text.student, context, ""), text.student, context, ""
@@ -202,7 +205,7 @@ def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
 
     h = torch.cat([inputs(text) for text in embedded]).double()
     before = layer.output.dense(torch.zeros(1, 64))
-    _fit_units(layer, embedded)
+    fit_units(layer, embedded)
     ours = layer.activation(torch.cat([inputs(text) for text in embedded]).double())
     offsets = layer.output.dense.bias - before[0]
     wanted = F.gelu(h)

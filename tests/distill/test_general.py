@@ -13,7 +13,7 @@ import distill.general
 import distill.training.loop
 from distill.general import distill_general
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
-from distill.start.start import OF_TASK
+from distill.start.initialise import TASK_WEIGHTS
 from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
@@ -96,7 +96,7 @@ def test_a_student_starts_from_its_body_with_the_teachers_head(shop: Path, tmp_p
         load_file(folder / "model.safetensors") for folder in (tmp_path / "student", shop / "general", shop / "teacher")
     )
     for name, value in student.items():
-        assert torch.equal(value, (teacher if name.startswith(OF_TASK) else general)[name]), name
+        assert torch.equal(value, (teacher if name.startswith(TASK_WEIGHTS) else general)[name]), name
     assert record["fit"] == []
     assert len(record["general"]["sha256"]) == 64
     assert record["general"]["sha256"] in (tmp_path / "student" / "README.md").read_text()

@@ -11,12 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import distill.student
-from distill.objectives.replacement import FIRST, mixed_forward
-from distill.recipe import DistillRecipe, TeacherRecipe
-from distill.student import distill_student
-from distill.teacher import train_teacher
-from distill.training.losses import (
-    ROW_MEANS,
+from distill.objectives.losses import (
     direction_loss,
     logit_loss,
     probability_loss,
@@ -25,6 +20,11 @@ from distill.training.losses import (
     sinkhorn_loss,
     state_loss,
 )
+from distill.objectives.replacement import FIRST, mixed_forward
+from distill.recipe import DistillRecipe, TeacherRecipe
+from distill.start.fit_attention import ROW_MEANS
+from distill.student import distill_student
+from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint
 from tests.tiny import TRAINING, save_bert

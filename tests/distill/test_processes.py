@@ -20,7 +20,7 @@ from distill.grid import train_teachers
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.loop import Data
+from distill.training.data import Data
 from distill.training.processes import Processes, current
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded
