@@ -1,4 +1,4 @@
-"""Prepare a training: check numeric options, load and tokenise the examples, and set some aside to choose epochs by."""
+"""Prepare a training: load and tokenise the examples, and set some of them aside to choose epochs by."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -8,7 +8,6 @@ import torch
 
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.training.data import Data
-from distill.training.device import autocast, pick_device
 from distill.training.processes import current
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import UserInputError
@@ -86,33 +85,3 @@ def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions:
     labels = torch.tensor(training.labels, dtype=torch.float32 if task.is_regression else torch.int64)
     data = Data(encoded, labels, tokenizer.pad_token_id, recipe.batch_size)
     return Prepared(task, data, selection, selection_encoded, tuple(tokenizer.all_special_ids))
-
-
-def check_numbers(**numbers: float) -> None:
-    """Check that every number is positive. Each keyword is the name of a command-line option.
-
-    Raises:
-        UserInputError: names the option and its value.
-    """
-    for name, value in numbers.items():
-        if not value > 0:
-            raise UserInputError(f"--{name.replace('_', '-')}: {value} is not positive", "give a positive number")
-
-
-def check_replaced(share: float) -> None:
-    """Check that `share` is a fraction of tokens.
-
-    Raises:
-        UserInputError: names the option and its value.
-    """
-    if not 0 <= share <= 1:
-        raise UserInputError(f"--replaced: {share} is not in 0..1", "give a share of tokens, or 0 for none")
-
-
-def check_precision(precision: str) -> None:
-    """Check the precision before any work starts.
-
-    Raises:
-        UserInputError: an unknown precision.
-    """
-    autocast(precision, pick_device())

@@ -1,4 +1,4 @@
-"""The general student: it learns from texts of several tasks, and students of each start from it."""
+"""The general student: it learns from the texts of several tasks, and the students of all tasks can start from it."""
 
 import json
 from dataclasses import replace
@@ -26,7 +26,7 @@ LIKE = {key: value for key, value in TRAINING.items() if key != "task"}
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone, data of two tasks, a general student and a teacher."""
+    """A folder with a backbone, the data of two tasks, a general student and a teacher."""
     folder = tmp_path_factory.mktemp("general")
     save_bert(folder / "base")
     for task in ("sst2", "mrpc"):
@@ -167,7 +167,7 @@ def test_a_general_student_that_does_not_fit_is_refused_before_training(shop: Pa
         ({"general": shop / "base"}, "has gelu gelu"),
         ({"general": tmp_path / "none"}, "none is not a folder"),
         ({"general": None}, "with general student None"),
-        ({"start": "fitted"}, "start 'fitted' with general student"),
+        ({"start": "fitted"}, "start 'fitted' was given with general student"),
         ({"layers": 1}, "--layers: 1"),
     ):
         with pytest.raises(UserInputError) as error:
