@@ -1,4 +1,4 @@
-"""How close a student's logits are to its teacher's on the examples that were set aside."""
+"""Compare a student's logits with its teacher's on the examples that were set aside."""
 
 import functools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Which of the teacher's layers each layer of a student stands for."""
+"""Assign each of a student's layers the teacher's layers that it stands for."""
 
 import itertools
 from collections.abc import Sequence
