@@ -15,8 +15,8 @@ from typing import Any
 
 from rich.table import Table as Grid
 
-from distill.training.loop import pick_device
-from distill.versions import versions
+from distill.training.device import pick_device
+from distill.training.versions import versions
 from experiments import compare, record
 from experiments.kept import Kept
 from experiments.kinds import models

@@ -1,7 +1,7 @@
-"""What `mkdocs build` does besides: pages from files above docs/, and links that leave the site.
+"""Hooks for `mkdocs build`: make pages from files outside docs/, and adapt links that leave the site.
 
-README.md and CONTRIBUTING.md become pages as they are, so that nothing is written twice. In a checkout a link may
-lead to any file; the site has pages only, so there such a link becomes the file's path.
+README.md and CONTRIBUTING.md become pages without any copy in docs/. In a checkout a link may lead to any file. The
+site contains only pages, so a link to any other file is replaced by that file's path.
 """
 
 import posixpath
@@ -12,13 +12,13 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).parent.parent
-# File above docs/ -> page.
+# The files outside docs/ that become pages, and the pages' names.
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]+)\]\(([^)\s]+)\)")
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages that do not lie in docs/."""
+    """Add the pages whose files are outside docs/."""
     for source, page in PAGES.items():
         content = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, page, content=rewrite(content, folder="")))
@@ -26,17 +26,17 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Mend the links of pages that lie in docs/."""
+    """Adapt the links of pages whose files are in docs/."""
     uri: str = page.file.src_uri
     return markdown if uri in PAGES.values() else rewrite(markdown, folder="docs")
 
 
 def rewrite(markdown: str, folder: str) -> str:
-    """Relative links as the site needs them.
+    """Return the text with its relative links adapted to the site.
 
     Args:
-        markdown: a file's text.
-        folder: where the file lies in the repository; its links are relative to it.
+        markdown: the text of a file.
+        folder: the file's folder in the repository, to which its links are relative.
     """
 
     def one(match: re.Match[str]) -> str:

@@ -1,4 +1,4 @@
-"""Headless Chromium, as a reader of reports would use a browser."""
+"""Open reports in headless Chromium, as a reader would in a browser."""
 
 import re
 import shutil
@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-# The page lies in a frame as wide as a phone; a script beside it, for the page allows none, reads how wide it came out.
+# The page is shown in a frame as wide as a phone. The page allows no scripts, so a script beside the frame measures how
+# wide the page becomes.
 FRAME = """<!DOCTYPE html><iframe id="page" width="390" height="800" src="{address}"></iframe><p id="width"></p><script>
 const page = document.getElementById("page");
 page.onload = () => document.getElementById("width").textContent = page.contentDocument.documentElement.scrollWidth;
@@ -16,12 +17,14 @@ page.onload = () => document.getElementById("width").textContent = page.contentD
 
 
 def check_page(report: Path, folder: Path, *words: str) -> None:
-    """A report opens, shows the words, fits a phone's width and can be printed; skipped without a browser.
+    """Check that a report opens, shows some words, fits the width of a phone and can be printed.
+
+    The test is skipped if no browser is installed.
 
     Args:
         report: an HTML file.
-        folder: an empty one, for what the browser writes.
-        words: shown on the page.
+        folder: an empty folder for the browser's files.
+        words: words that the page must show.
     """
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
     if not chromium:
@@ -35,7 +38,7 @@ def check_page(report: Path, folder: Path, *words: str) -> None:
 
     picture, printed, frame = folder / "page.png", folder / "page.pdf", folder / "frame.html"
     call("--window-size=390,1600", f"--screenshot={picture}", report.as_uri())
-    assert picture.stat().st_size > 20_000, "an empty page is a few KB"
+    assert picture.stat().st_size > 20_000, "an empty page has only a few KB"
     call("--no-pdf-header-footer", f"--print-to-pdf={printed}", report.as_uri())
     assert printed.read_bytes().startswith(b"%PDF-")
     assert printed.stat().st_size > 10_000
@@ -45,4 +48,4 @@ def check_page(report: Path, folder: Path, *words: str) -> None:
     measured = call("--disable-web-security", "--virtual-time-budget=5000", "--dump-dom", frame.as_uri())
     width = re.search(r'<p id="width">(\d+)</p>', measured)
     assert width, measured
-    assert int(width[1]) <= 390, "a phone's reader would have to scroll sideways"
+    assert int(width[1]) <= 390, "a reader with a phone would have to scroll sideways"

@@ -24,9 +24,9 @@ from distill.general import distill_general
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, asked
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.loop import autocast, pick_device
+from distill.training.device import autocast, pick_device
+from distill.training.versions import versions
 from distill.training.workspace import as_json
-from distill.versions import versions
 from experiments.kinds import cluster
 from experiments.spec.spec import digest
 from mpcformer.console import console

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from distill.objectives.closeness import distance
 from distill.recipe import DistillRecipe
 from distill.training.prepare import prepare
 from experiments.kept import how_measured
@@ -262,7 +263,7 @@ class Students:
             with console.status(f"distance from the teacher, {training.label}"):
                 student, tokenizer = (load(self.place.models.path(training)) for load in (load_student, load_tokenizer))
                 prepared = prepare(training.recipe, tokenizer, positions=student.config.max_position_embeddings)
-                value = prepared.distance(student, load_checkpoint(training.recipe.teacher))
+                value = distance(prepared, student, load_checkpoint(training.recipe.teacher))
             write_json(path, {"distance": value})
             found.n_run += 1
         return float(read_json(path)["distance"])
