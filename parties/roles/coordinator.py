@@ -22,15 +22,17 @@ from parties.settings.config import PROTOCOL_VERSION, CoordinatorConfig, PeerAdd
 from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.diagnose_reply import introduce
-from parties.wire.frames import open_channel, serve_guarded, start_server
-from parties.wire.tls import require_caller
+from parties.wire.callers import FirstMessage, refuse, require_caller
+from parties.wire.diagnose_reply import answer_diagnose
+from parties.wire.frames import open_channel, start_server
 
 GRACE_S = 1.5
 # Owners are at most a batch apart; what a party says of a failure is a sentence.
 WINDOW, MAX_TEXT = 4, 1000
 EXIT_CODES = (*range(1, 7), UNEXPECTED)
 LEAVE_TIMEOUT_S = 3.0
+# Calls of Diagnose that one caller may have open at the same time.
+MAX_CALLS = 4
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 REFUSALS = (
     grpc.StatusCode.PERMISSION_DENIED,
@@ -85,8 +87,9 @@ class Coordinator(rpc.CoordinatorServicer):
         self._channels: list[grpc.Channel] = []
         self._readers: list[threading.Thread] = []
         self._finishing = False
+        self._first = FirstMessage(MAX_CALLS)
         self._server, self.address = start_server(
-            lambda server: serve_guarded(server, rpc.add_CoordinatorServicer_to_server, self, 4),
+            lambda server: rpc.add_CoordinatorServicer_to_server(self, server),
             config.listen,
             config.credentials,
         )
@@ -96,16 +99,19 @@ class Coordinator(rpc.CoordinatorServicer):
         party = require_caller(context, self._config.data_owner)
         with self._changed:
             if self._members[party].joined:
-                context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{party} has joined already")
+                refuse(context, grpc.StatusCode.ALREADY_EXISTS, f"{party} has joined already")
             self._joined(party)
         context.add_callback(lambda: self._gone(party))
         self._start_reader(self._read, party, request_iterator)
         yield from self._commands(party)
 
-    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.DiagnoseReply:  # noqa: N802
-        """Who this is; to its data owner, where the job will send it."""
+    def Diagnose(  # noqa: N802 (gRPC's name)
+        self, request_iterator: Iterator[pb.DiagnoseRequest], context: grpc.ServicerContext
+    ) -> pb.DiagnoseReply:
+        """Say who this is; tell the data owner also where the job will send it."""
         config = self._config
-        reply = introduce(context, config.id, "coordinator", {"data-owner": [config.data_owner]})
+        self._first.take(request_iterator, context)
+        reply = answer_diagnose(context, config.id, "coordinator", {"data-owner": [config.data_owner]})
         if reply.serves_as:
             for role, peer in (("dealer", config.dealer), ("model-owner", config.model_owner)):
                 reply.peers.add(role=role, id=peer.id, address=self._route(peer.address))

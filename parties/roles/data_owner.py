@@ -13,12 +13,12 @@ from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
 from parties.roles.membership import Membership
-from parties.roles.model_owner import SESSION_HEADER
 from parties.roles.owner_session import OwnerSession
 from parties.settings.config import DataOwnerConfig
 from parties.settings.public_files import STUDENT_RECORD
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.callers import SESSION_HEADER
 from parties.wire.frames import open_channel, wait_until_ready
 from parties.wire.peer_channel import PeerChannel
 

@@ -15,18 +15,16 @@ from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student
 from mpcformer.modeling.load import WEIGHTS
-from parties.roles.dealer import NO_SESSION
 from parties.roles.membership import Membership
 from parties.roles.owner_session import OwnerSession
 from parties.roles.transcript import facts_digest
 from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.callers import SESSION_HEADER, refuse, refuse_unknown_session, require_caller
 from parties.wire.peer_channel import PeerChannel
-from parties.wire.tls import require_caller
 
 MAX_BATCHES = 1 << 20
-SESSION_HEADER = "session-bin"
 
 
 @dataclass
@@ -64,11 +62,10 @@ class PeerService(rpc.PeerServicer):
         named = [value for key, value in context.invocation_metadata() if key == SESSION_HEADER]
         expected = self._expected.get(named[0]) if named else None
         if expected is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, NO_SESSION)
-            raise AssertionError("abort raises")
+            refuse_unknown_session(context)
         require_caller(context, expected.data_owner)
         if not expected.taken.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
         expected.channel.attach(request_iterator, context.cancel)
         context.add_callback(expected.channel.close)
         yield from expected.channel.outgoing()

@@ -13,12 +13,12 @@ from mpcformer.correlations import CorrelationStore, Request, correction_specs, 
 from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.roles import transcript
-from parties.roles.dealer import to_wire
 from parties.roles.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.correlation_requests import to_wire
 from parties.wire.frames import from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
@@ -64,7 +64,7 @@ class OwnerSession:
     def _open_dealer(self) -> bytes:
         try:
             reply = self._dealer.OpenSession(
-                pb.OpenSessionRequest(session_id=self.job.session_id),
+                iter([pb.OpenSessionRequest(session_id=self.job.session_id)]),
                 timeout=self.config.join_timeout_s,
                 wait_for_ready=True,
             )
@@ -165,7 +165,7 @@ class OwnerSession:
             session_id=self.job.session_id, first_operation=first, plan=[to_wire(item) for item in plan]
         )
         try:
-            frames = self._noting_when(self._dealer.Deal(request))
+            frames = self._noting_when(self._dealer.Deal(iter([request])))
             for operation, item in enumerate(plan, start=first):
                 correction, n_bytes = from_frames(
                     frames,

@@ -24,9 +24,8 @@ from parties.settings.config import ServiceConfig
 from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.diagnose_reply import callers_of, introduce
-from parties.wire.frames import serve_guarded
-from parties.wire.tls import require_caller
+from parties.wire.callers import FirstMessage, refuse, require_caller
+from parties.wire.diagnose_reply import answer_diagnose, callers_of
 
 FIRST_COMMAND_TIMEOUT_S = 10.0
 # Calls at once: of each session its stream, the data owner's, the dealer's; and some for those that are turned away.
@@ -49,7 +48,7 @@ class _Health(health.HealthServicer):  # type: ignore[misc]
 
     def Watch(self, request: Any, context: grpc.ServicerContext, *more: Any) -> None:  # noqa: N802
         """Refused."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+        refuse(context, grpc.StatusCode.UNIMPLEMENTED, "use Check")
 
 
 class SessionHost(rpc.PartyServicer):
@@ -74,6 +73,7 @@ class SessionHost(rpc.PartyServicer):
     ) -> None:
         self._config, self._role, self._run_session, self._once = config, role, run_session, once
         self._model = model
+        self._first = FirstMessage(SPARE_CALLS // 4)
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
@@ -88,7 +88,7 @@ class SessionHost(rpc.PartyServicer):
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Party and the health service."""
-        serve_guarded(server, rpc.add_PartyServicer_to_server, self, SPARE_CALLS // 4)
+        rpc.add_PartyServicer_to_server(self, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
 
@@ -104,19 +104,17 @@ class SessionHost(rpc.PartyServicer):
         except MPCFormerError as error:
             log.error("no session begins: %s", error)
             self._done(error.exit_code)
-            context.abort(grpc.StatusCode.ABORTED, "no session begins")
-            raise AssertionError("abort raises") from None
+            refuse(context, grpc.StatusCode.ABORTED, "no session begins")
         if job is None:
             return
         try:
             self._check(job)
         except MPCFormerError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.what)
-            raise AssertionError("abort raises") from None
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error.what)
         refusal = self._admit(job, coordinator, membership)
         if refusal:
             metrics.refused.inc()
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
         yield from membership.events()
 
     def _check(self, job: pb.Job) -> None:
@@ -168,9 +166,12 @@ class SessionHost(rpc.PartyServicer):
             self.last_status = status
             self._changed.notify_all()
 
-    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.DiagnoseReply:  # noqa: N802
-        """Who this is; to those that it serves, which student and how much room."""
-        reply = introduce(context, self._config.id, self._role, callers_of(self._config))
+    def Diagnose(  # noqa: N802 (gRPC's name)
+        self, request_iterator: Iterator[pb.DiagnoseRequest], context: grpc.ServicerContext
+    ) -> pb.DiagnoseReply:
+        """Say who this is; tell callers that are served also which student it has and how many sessions are free."""
+        self._first.take(request_iterator, context)
+        reply = answer_diagnose(context, self._config.id, self._role, callers_of(self._config))
         if reply.serves_as:
             with self._changed:
                 free = 0 if self._draining else max(0, self._config.max_sessions - len(self._running))

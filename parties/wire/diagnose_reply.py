@@ -8,10 +8,10 @@ import grpc
 from mpcformer import __version__
 from parties.settings.config import PROTOCOL_VERSION, DealerConfig, ServiceConfig
 from parties.stubs import parties_pb2 as pb
-from parties.wire.tls import caller_names
+from parties.wire.callers import caller_names, refuse
 
 
-def introduce(
+def answer_diagnose(
     context: grpc.ServicerContext, party_id: str, role: str, listed: Mapping[str, Sequence[str]]
 ) -> pb.DiagnoseReply:
     """Who this server is, and as what it serves the caller.
@@ -22,7 +22,7 @@ def introduce(
     """
     callers = set(caller_names(context))
     if not callers:
-        context.abort(grpc.StatusCode.PERMISSION_DENIED, "the caller's certificate names nobody")
+        refuse(context, grpc.StatusCode.PERMISSION_DENIED, "the caller's certificate names nobody")
     return pb.DiagnoseReply(
         protocol_version=PROTOCOL_VERSION,
         release=__version__,

@@ -6,8 +6,6 @@ and memory is taken for the expectation, never for what a header claims.
 """
 
 import os
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,9 +21,9 @@ from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from parties.settings.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
 from parties.wire import tls
+from parties.wire.callers import PARTY_HEADER
 
 FRAME_BYTES = 1 << 20
-FIRST_MESSAGE_S = 10.0
 MAX_SHOWN = 40
 DTYPES = {torch.int64: pb.DTYPE_INT64, torch.uint8: pb.DTYPE_UINT8}
 
@@ -55,16 +53,16 @@ SERVER_OPTIONS = [
 ]
 
 
-class _SayWho(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
+class _ClaimId(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
     """Without certificates a caller says who it is."""
 
     def __init__(self, party_id: str) -> None:
-        self._header = (tls.PARTY_HEADER, party_id)
+        self._header = (PARTY_HEADER, party_id)
 
     def _call(self, continuation: Any, details: Any, request: Any) -> Any:
         return continuation(details._replace(metadata=[*(details.metadata or ()), self._header]), request)
 
-    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+    intercept_unary_unary = intercept_stream_unary = intercept_stream_stream = _call
 
 
 def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.Channel:
@@ -72,87 +70,9 @@ def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.C
     options: list[tuple[str, int | str]] = [*COMMON_OPTIONS, *CLIENT_OPTIONS]
     if isinstance(credentials, Plaintext):
         channel = grpc.secure_channel(address, tls.channel_credentials(credentials), options)
-        return grpc.intercept_channel(channel, _SayWho(credentials.id))
+        return grpc.intercept_channel(channel, _ClaimId(credentials.id))
     options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
     return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
-
-
-class FirstMessage:
-    """Serves methods that take one message, without waiting for it before the caller is known, or for ever.
-
-    gRPC reads a unary call's message in a worker before it calls the method: callers that send none would keep workers
-    from everybody. Here the method is called first, checks the caller, and then takes the message in time.
-
-    Args:
-        max_calls: of one caller at once.
-    """
-
-    def __init__(self, max_calls: int) -> None:
-        self._max_calls = max_calls
-        self._calls: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def wrap(self, method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Iterator[Any], Any], Any]:
-        """The method as one that takes a stream, of which it reads the first message."""
-
-        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            name = ",".join(tls.caller_names(context)) or "nobody"
-            with self._lock:
-                self._calls[name] += 1
-                busy = self._calls[name] > self._max_calls
-            context.add_callback(lambda: self._end(name))
-            if busy:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{name} has {self._max_calls} calls open already")
-            timer = threading.Timer(FIRST_MESSAGE_S, context.cancel)
-            timer.daemon = True
-            timer.start()
-            try:
-                request = next(requests, None)
-            finally:
-                timer.cancel()
-            if request is None:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-            return method(request, context)
-
-        return call
-
-    def _end(self, name: str) -> None:
-        with self._lock:
-            self._calls[name] -= 1
-            if not self._calls[name]:
-                del self._calls[name]
-
-
-def serve_guarded(server: grpc.Server, add: Callable[[Any, Any], None], servicer: Any, max_calls: int) -> None:
-    """Register a service, its methods of one message by way of `FirstMessage`; `add` is generated code's."""
-    first = FirstMessage(max_calls)
-
-    class Rewriting:
-        """Stands before the server, for the generated code to register at."""
-
-        def add_generic_rpc_handlers(self, handlers: Any) -> None:
-            """Nothing: the newer way does the same."""
-
-        def add_registered_method_handlers(self, service: str, methods: dict[str, Any]) -> None:
-            """Register the methods, those of one message rewritten."""
-            rewritten = {name: _rewritten(handler, first) for name, handler in methods.items()}
-            generic = grpc.method_handlers_generic_handler(service, rewritten)
-            server.add_generic_rpc_handlers((generic,))
-            server.add_registered_method_handlers(service, rewritten)
-
-    add(servicer, Rewriting())
-
-
-def _rewritten(handler: Any, first: FirstMessage) -> Any:
-    codecs = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.unary_unary is not None:
-        return grpc.stream_unary_rpc_method_handler(first.wrap(handler.unary_unary), **codecs)
-    if handler.unary_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(first.wrap(handler.unary_stream), **codecs)
-    return handler
 
 
 def wait_until_ready(channel: grpc.Channel, peer_id: str, address: str, timeout_s: float) -> None:

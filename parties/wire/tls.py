@@ -23,7 +23,6 @@ VALIDITY = datetime.timedelta(days=2)
 AUTHORITY_TIMES = 10
 AUTHORITY_VALIDITY = datetime.timedelta(days=730)
 CLOCK_SKEW = datetime.timedelta(minutes=5)
-PARTY_HEADER = "party"
 AUTHORITY, AUTHORITY_KEY = "authority.pem", "authority.key"
 
 
@@ -100,27 +99,6 @@ def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
         return grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP)
     ours = identity.read(credentials)
     return grpc.ssl_channel_credentials(ours.authority, ours.key, ours.certificate)
-
-
-def caller_names(context: grpc.ServicerContext) -> list[str]:
-    """The ids in the caller's certificate; without TLS what it says."""
-    secured = context.auth_context()
-    if secured.get("transport_security_type") == [b"local"]:
-        return [value for key, value in context.invocation_metadata() if key == PARTY_HEADER]
-    return [name.decode() for name in secured.get("x509_subject_alternative_name", [])]
-
-
-def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
-    """The caller's id, if it is one of `allowed`; otherwise the call ends with PERMISSION_DENIED naming the caller."""
-    names = caller_names(context)
-    for name in allowed:
-        if name in names:
-            return name
-    context.abort(
-        grpc.StatusCode.PERMISSION_DENIED,
-        f"the caller's certificate names {names or ['nobody']}, which is not served here",
-    )
-    raise AssertionError("abort raises")
 
 
 def _certificate(

@@ -69,7 +69,7 @@ def served(address: str, caller: TlsFiles) -> int:
 
 def open_session(address: str, caller: TlsFiles) -> bytes:
     with open_channel(address, "dealer", caller) as channel:
-        return rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=b"s" * 16), timeout=5).seed
+        return rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=b"s" * 16)]), timeout=5).seed
 
 
 def contents(folder: Path) -> dict[str, bytes]:

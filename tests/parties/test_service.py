@@ -14,13 +14,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mpcformer.errors import PartyError, RangeError
-from parties.__main__ import _take_part
 from parties.roles.coordinator import Coordinator
 from parties.roles.dealer import Dealer
 from parties.roles.journal import Journal
 from parties.roles.membership import Membership
 from parties.roles.results import Results
 from parties.roles.service import SessionHost
+from parties.roles.start_party import _take_part
 from parties.settings import metrics
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
 from parties.settings.public_files import export_public
@@ -133,7 +133,7 @@ def test_only_whom_the_configuration_names(service: Service) -> None:
 
 def ask_for_seed(service: Service, number: bytes, owner: str) -> bytes:
     with open_channel(service.address, "dealer", service.files[owner]) as channel:
-        reply = rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=number), timeout=5)
+        reply = rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=number)]), timeout=5)
         return bytes(reply.seed)
 
 
