@@ -236,7 +236,7 @@ class Dealer:
         if job.model_owner not in self._config.model_owners:
             raise UserInputError(
                 f"the job names model owner {job.model_owner!r}",
-                f"{self._config.id}'s model_owners lack it",
+                f"add it to model_owners in {self._config.id}'s configuration, or correct the job",
             )
         with self._service.session(job.session_id, job.model_owner, job.data_owner):
             # The dealer has no result of its own to report: its part is done when the owners' is.

@@ -12,14 +12,14 @@ from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_text
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
-from parties.roles.failure import work
+from parties.roles.failure import report_failure_of
 from parties.roles.membership import join
 from parties.settings import insecure, logs, metrics
 from parties.settings.config import DataOwnerConfig, Service
 from parties.settings.config_file import load_party
 
 log = logging.getLogger("parties")
-# gRPC does not always see the end of a call whose request it could not read.
+# gRPC does not always notice the end of a call whose request it could not read.
 STOP_TIMEOUT_S = 5.0
 
 
@@ -32,7 +32,7 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
         address_file: a file into which a service writes the address on which it listens.
     """
     logs.set_up(path.stem, "text")
-    # A core file would hold weights, text and shares.
+    # A core file would contain weights, text and shares.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
         config = load_party(path)
@@ -60,7 +60,7 @@ def _take_part(config: DataOwnerConfig) -> int:
 
     membership = join(config)
     log.info("%s joined %s", config.id, config.coordinator.address)
-    return work(lambda: data_owner.run(config, membership), membership)
+    return report_failure_of(lambda: data_owner.run(config, membership), membership)
 
 
 def _serve(config: Service, once: bool, address_file: Path | None) -> int:
@@ -73,7 +73,7 @@ def _serve(config: Service, once: bool, address_file: Path | None) -> int:
 
     def end(number: int, frame: object) -> None:
         stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
+        signal.signal(number, signal.SIG_DFL)  # A second signal ends the process at once.
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)

@@ -96,8 +96,8 @@ def owners_session(
     """
     outcome, session = Outcome(), fresh_key()
     channels = {
-        "model-owner": PeerChannel(me="model-owner", peer="data-owner", session_id=session),
-        "data-owner": PeerChannel(me="data-owner", peer="model-owner", session_id=session),
+        "model-owner": PeerChannel(party_id="model-owner", peer_id="data-owner", session_id=session),
+        "data-owner": PeerChannel(party_id="data-owner", peer_id="model-owner", session_id=session),
     }
     service = PeerService(channels["model-owner"])
     server, address = start_server(

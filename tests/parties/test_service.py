@@ -184,7 +184,7 @@ def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Servi
         (pb.Command(finish=pb.Finish()), "dismissed this party before its part was done"),
         (pb.Command(job=pb.Job()), "gave a second job"),
     ):
-        membership = Membership(config, role="model-owner", coordinator="coordinator")
+        membership = Membership(config, role="model-owner", coordinator_id="coordinator")
         commands: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
         membership.listen(iter(commands.get, None))
         commands.put(pb.Command(job=pb.Job(task="sst2")))
@@ -198,7 +198,7 @@ def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Servi
 
 def test_figures_of_the_weights_stay_with_their_owner(service: Service) -> None:
     """A model is refused by name; how large its values are is for the owner's own log."""
-    membership = Membership(service.config, role="model-owner", coordinator="coordinator")
+    membership = Membership(service.config, role="model-owner", coordinator_id="coordinator")
     error = RangeError("layer.0.output may reach 2.3e+05", "distil again", told="layer.0.output may reach too far")
     membership.abort(error)
     failure = next(event for event in membership.events() if event.HasField("failure")).failure
