@@ -1,13 +1,12 @@
 """A session between parties that others started: the coordinator alone, from its own configuration."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import check_new_folder
 from mpcformer.ring.random import fixed_keys
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import get_task
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
@@ -28,16 +27,14 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
         UserInputError: an unknown task, a folder that is not empty, an address that cannot be bound, nothing to resume.
         PartyError: naming the party that failed, or did not join.
     """
-    check_new_folder(out)
+    folder = RunFolder(out)
+    folder.check_new()
     warn(config.insecure)
     task = get_task(config.job.task)
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists() and not resume:
-        raise UserInputError(
-            f"--out: {partial} is there, of a run that did not finish", "--resume goes on with it; or remove it"
-        )
+    if not resume:
+        folder.check_not_interrupted()
     facts = config.job.model_dump() | {"insecure": insecure_text(config.insecure)}
-    journal = Journal(partial / FILE_NAME, facts, resume=resume)
+    journal = Journal(folder.partial / FILE_NAME, facts, resume=resume)
     try:
         with Live() as live:
             coordinator = Coordinator(config, journal=journal, on_progress=live.show)
@@ -54,25 +51,23 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
             "network": {"profile": "as deployed", "transport": report.transport(config.insecure)},
             "threat_model": threat_model(config.job.embeddings),
         }
-        report.write(partial, facts, values, results, {})
+        report.write(folder.partial, facts, values, results, {})
     except (MPCFormerError, OSError, KeyboardInterrupt) as error:
-        raise _with_way_on(error, journal, partial) from None
+        raise _with_way_on(error, journal, folder) from None
     finally:
         journal.close()
-    if out.is_dir():
-        out.rmdir()
-    partial.rename(out)
+    folder.publish()
     return values
 
 
-def _with_way_on(error: BaseException, journal: Journal, partial: Path) -> BaseException:
+def _with_way_on(error: BaseException, journal: Journal, folder: RunFolder) -> BaseException:
     """The error with what can be done about the run; a run without any batch is removed."""
     if not journal.batches:
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.discard()
         return error
     way = f"--resume goes on from batch {len(journal.batches)}"
     if isinstance(error, OSError):
-        return UserInputError(f"{partial}: {error.strerror}", f"make room; {way}")
+        return UserInputError(f"{folder.partial}: {error.strerror}", f"make room; {way}")
     if isinstance(error, MPCFormerError):
         error.remedy = f"{error.remedy}; {way}".removeprefix("; ")
     return error

@@ -1,6 +1,5 @@
 """One private evaluation, from checked input to a whole run folder."""
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,11 @@ from typing import Any
 from mpcformer.console import console
 from mpcformer.engines.base import EMBEDDINGS, ENGINES, BatchShape, create_engine, load_public_model
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import check_new_folder, read_json, sha256_file
+from mpcformer.files import read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
 from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.roles.journal import Journal, check_free
@@ -28,7 +28,7 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
     Raises:
         MPCFormerError: naming the option, its value and the remedy.
     """
-    check_new_folder(out)
+    RunFolder(out).check_new()
     if job.engine not in ENGINES:
         raise UserInputError(f"--engine: {job.engine!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
     if job.embeddings not in EMBEDDINGS:
@@ -69,10 +69,10 @@ def run(job: InferenceJob, out: Path, *, resume: bool = False) -> dict[str, Any]
     Raises:
         MPCFormerError: naming the party that failed.
     """
-    partial, failed = out.with_name(f"{out.name}.partial"), out.with_name(f"{out.name}.failed")
-    journal = _journal(job, partial, failed, resume)
+    folder = RunFolder(out)
+    journal = _journal(job, folder, resume)
     warn(job.insecure)
-    logs = partial / "logs"
+    logs = folder.partial / "logs"
     logs.mkdir(parents=True)
     try:
         with console.status("plaintext student and teacher, for comparison"):
@@ -80,39 +80,37 @@ def run(job: InferenceJob, out: Path, *, resume: bool = False) -> dict[str, Any]
         with Live() as live:
             results = simulate(job, logs, journal, live.show)
         values = report.build(job, results, twins)
-        report.write(partial, asdict(job), values, results, report.twin_logits(twins))
-        if out.is_dir():
-            out.rmdir()
-        partial.rename(out)
+        report.write(folder.partial, asdict(job), values, results, report.twin_logits(twins))
+        folder.publish()
     except BaseException as error:
-        _remove(failed)
-        partial.rename(failed)
+        folder.fail()
         way_on = f"; --resume goes on from batch {len(journal.batches)}" if journal.batches else ""
         if isinstance(error, OSError):
-            raise UserInputError(f"{failed}: {error.strerror}", f"make room there{way_on}") from None
+            raise UserInputError(f"{folder.failed}: {error.strerror}", f"make room there{way_on}") from None
         if isinstance(error, MPCFormerError):
-            error.remedy = f"{error.remedy}; logs: {failed / 'logs'}{way_on}".removeprefix("; ")
+            error.remedy = f"{error.remedy}; logs: {folder.failed / 'logs'}{way_on}".removeprefix("; ")
         raise
     finally:
         journal.close()
     return values
 
 
-def _journal(job: InferenceJob, partial: Path, failed: Path, resume: bool) -> Journal:
-    """A new run's journal, or that of the run to go on with, everything else of which is removed."""
+def _journal(job: InferenceJob, folder: RunFolder, resume: bool) -> Journal:
+    """Open the journal of a new run, or of the run to resume, whose other files are removed."""
     facts = job.asked().model_dump() | {"student": sha256_file(job.student / WEIGHTS), "data_dir": job.data_dir}
     facts |= {"insecure": insecure_text(job.insecure)}
-    check_free(partial / JOURNAL)
+    path = folder.partial / JOURNAL
+    check_free(path)
     if not resume:
-        _remove(partial)
-        return Journal(partial / JOURNAL, facts)
-    if not partial.exists() and failed.exists():
-        Journal(failed / JOURNAL, facts, resume=True).close()  # of another job it is left as it is
-        failed.rename(partial)
-    journal = Journal(partial / JOURNAL, facts, resume=True)
-    for path in partial.iterdir():
-        if path.is_dir():
-            _remove(path)
+        remove(folder.partial)
+        return Journal(path, facts)
+    if folder.unfinished == folder.failed and folder.failed.exists():
+        Journal(folder.failed / JOURNAL, facts, resume=True).close()  # another job's folder keeps its name
+        folder.reopen()
+    journal = Journal(path, facts, resume=True)
+    for left in folder.partial.iterdir():
+        if left.is_dir():
+            remove(left)
     return journal
 
 
@@ -133,8 +131,3 @@ def task_of(student: Path) -> str:
     if not task:
         raise UserInputError(f"--task: {student}/config.json names no task", "give --task")
     return str(task)
-
-
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)

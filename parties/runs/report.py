@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from mpcformer.console import console
 from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
+from mpcformer.run_folder import write_manifest
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
 from parties.roles.results import Results
 from parties.runs import html_report
@@ -144,11 +144,7 @@ def write(
     _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
     write_json(out / "results.json", values)
     write_text(out / html_report.FILE_NAME, html_report.render(values))
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    job_facts = {key: _plain(value) for key, value in facts.items()}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
+    write_manifest(out, {"job": {key: _plain(value) for key, value in facts.items()}})
 
 
 def _plain(value: Any) -> Any:
