@@ -15,7 +15,8 @@ from mpcformer.files import read_json, remove
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import EVAL, get_task, load_examples
 from parties.runs import local_run, report
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.job import JobDescription
 
 TASK = "movie-sentiment"
 # Chosen on the part of the training set that is set aside.
@@ -65,11 +66,10 @@ def run(options: DemoOptions) -> dict[str, Any]:
     console.rule(f"3/3 private inference on {n_examples} unseen sentences", align="left")
     run_folder = out / "run"
     remove(run_folder)
-    job = InferenceJob(
-        student=student, teacher=teacher, task=TASK, limit=options.examples, batch_size=options.batch_size
-    )
-    local_run.check(job, run_folder)
-    values = local_run.run(job, run_folder)
+    job = JobDescription(task=TASK, limit=options.examples, batch_size=options.batch_size)
+    asked = LocalRunOptions(student=student, teacher=teacher, job=job)
+    local_run.check(asked, run_folder)
+    values = local_run.run(asked, run_folder)
     RunFolder(run_folder).move_into(out)
     values = read_json(out / "results.json")
     console.print(f"The demo took {time.perf_counter() - start:.0f} s.")

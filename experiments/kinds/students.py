@@ -29,7 +29,8 @@ from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.runs import local_run
 from parties.runs.network import network_profile
 from parties.runs.published import published_scores
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.job import JobDescription
 
 EVAL_BATCH = 64
 
@@ -270,15 +271,18 @@ class Students:
     def _infer(self, key: dict[str, Any], student: Path, teacher: Path, found: Found) -> dict[str, Any]:
         """results.json of a private run: one that is kept, or a new one, or the rest of one that was stopped."""
         scale = self.scale.of(key["task"])
-        job = InferenceJob(
-            student=student,
-            teacher=teacher,
+        job = JobDescription(
             task=key["task"],
-            data_dir=self.data_dir,
             limit=min((n for n in (scale.private_limit, scale.eval_limit) if n), default=None),
             batch_size=scale.batch_size,
             max_length=scale.max_length,
             engine=key["engine"],
+        )
+        options = LocalRunOptions(
+            student=student,
+            teacher=teacher,
+            job=job,
+            data_dir=self.data_dir,
             network=network_profile(key["network"]),
             device=scale.device,
         )
@@ -288,8 +292,8 @@ class Students:
         folder = RunFolder(self.place.runs / f"{slug}-{digest(asked)[:12]}")
         if not folder.is_whole:
             console.rule(f"private inference: {', '.join(str(value) for value in key.values())}", align="left")
-            local_run.check(job, folder.path)
-            local_run.run(job, folder.path, resume=(folder.unfinished / JOURNAL).is_file())
+            local_run.check(options, folder.path)
+            local_run.run(options, folder.path, resume=(folder.unfinished / JOURNAL).is_file())
             remove(folder.failed)
             found.n_run += 1
         return dict(read_json(folder.path / "results.json"))

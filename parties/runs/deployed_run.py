@@ -1,4 +1,4 @@
-"""A session between parties that others started: the coordinator alone, from its own configuration."""
+"""A run of one job between parties that their owners started: this process is the coordinator alone."""
 
 from pathlib import Path
 from typing import Any
@@ -15,25 +15,31 @@ from parties.runs.live import Live
 from parties.settings.config import CoordinatorConfig
 from parties.settings.insecure import fixed_seed, warn
 from parties.settings.insecure import text as insecure_text
-from parties.settings.threat_model import threat_model
 
 
 def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Wait for the parties, run the job, write the folder `out`; returns results.json's value.
+    """Wait for the parties, run the job, write the folder `out` and return the value of results.json.
 
-    Until it is whole the run is in `<out>.partial`, with the journal of its finished batches.
+    A run that ends early leaves `<out>.partial` with the journal of its finished batches, if there are any; see
+    `RunFolder`.
+
+    Args:
+        config: the coordinator's configuration, which contains the job.
+        out: the folder to write.
+        resume: continue an unfinished run of the same job.
 
     Raises:
-        UserInputError: an unknown task, a folder that is not empty, an address that cannot be bound, nothing to resume.
-        PartyError: naming the party that failed, or did not join.
+        UserInputError: the task is unknown, the folder is not empty, the address cannot be bound, or there is nothing
+            to resume.
+        PartyError: a party failed or did not join; the error names it.
     """
     folder = RunFolder(out)
     folder.check_new()
     warn(config.insecure)
-    task = get_task(config.job.task)
+    get_task(config.job.task)  # raises if it is unknown
     if not resume:
         folder.check_not_interrupted()
-    facts = config.job.model_dump() | {"insecure": insecure_text(config.insecure)}
+    facts = config.job.to_json() | {"insecure": insecure_text(config.insecure)}
     journal = Journal(folder.partial / FILE_NAME, facts, resume=resume)
     try:
         with Live() as live:
@@ -44,13 +50,8 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
                     results = coordinator.run_job()
             finally:
                 coordinator.stop()
-        values = report.measured(task, results, config.insecure) | {
-            "batch_size": config.job.batch_size,
-            "engine": config.job.engine,
-            "embeddings": config.job.embeddings,
-            "network": {"profile": "as deployed", "transport": report.transport(config.insecure)},
-            "threat_model": threat_model(config.job.embeddings),
-        }
+        network = {"profile": "as deployed", "transport": report.transport(config.insecure)}
+        values = report.measured(config.job, results, config.insecure) | {"network": network}
         report.write(folder.partial, facts, values, results, {})
     except (MPCFormerError, OSError, KeyboardInterrupt) as error:
         raise _with_way_on(error, journal, folder) from None
@@ -61,7 +62,7 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
 
 
 def _with_way_on(error: BaseException, journal: Journal, folder: RunFolder) -> BaseException:
-    """The error with what can be done about the run; a run without any batch is removed."""
+    """Return the error with a remedy that says how to continue. A run without a finished batch is removed."""
     if not journal.batches:
         folder.discard()
         return error

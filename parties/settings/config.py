@@ -6,6 +6,8 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from parties.settings.job import JobDescription
+
 PROTOCOL_VERSION = 2
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
@@ -222,18 +224,6 @@ class DataOwnerConfig(PartyCommon):
     digest_key: Path | None = None
 
 
-class JobConfig(Strict):
-    """What the parties shall compute; as the options of `mpcformer infer`."""
-
-    task: str
-    split: str = "eval"
-    limit: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    max_length: int | None = Field(default=None, ge=8)
-    engine: Literal["mpcformer", "crypten"] = "mpcformer"
-    embeddings: Literal["private_table", "public_table"] = "private_table"
-
-
 class CoordinatorConfig(Common):
     """The coordinator's own file.
 
@@ -249,7 +239,7 @@ class CoordinatorConfig(Common):
     dealer: PeerAddress
     model_owner: PeerAddress
     data_owner: str
-    job: JobConfig
+    job: JobDescription
     join_timeout_s: float = Field(default=600.0, gt=0)
 
     @model_validator(mode="after")
