@@ -5,7 +5,6 @@ are scored on the part of the training set that was set aside, never on the task
 """
 
 import functools
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,10 +13,11 @@ from typing import Any
 from distill.recipe import TeacherRecipe
 from distill.teacher import load_material, train_teacher
 from distill.training.checks import check_numbers
-from distill.training.workspace import Workspace
+from distill.training.workspace import Workspace, interrupted_recipe
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
+from mpcformer.run_folder import RunFolder
 
 
 def train_teachers(
@@ -94,10 +94,9 @@ def _trained(folder: Path) -> tuple[dict[str, Any] | None, bool]:
     if folder.is_dir():
         console.print(f"already trained: {folder}")
         return dict(read_json(folder / "teacher.json")), False
-    partial = folder.with_name(f"{folder.name}.partial")
-    resumable = (partial / "recipe.json").is_file()
+    resumable = interrupted_recipe(folder) is not None
     if not resumable:
-        shutil.rmtree(partial, ignore_errors=True)
+        RunFolder(folder).discard()
     return None, resumable
 
 
@@ -105,8 +104,5 @@ def _keep(best: Path, grid: list[dict[str, float]], work: Workspace) -> dict[str
     """Add the grid to the best teacher's record, move this teacher to its place, and remove the others."""
     record = dict(read_json(best / "teacher.json")) | {"grid": grid}
     write_json(best / "teacher.json", record)
-    if work.out.is_dir():
-        work.out.rmdir()
-    best.rename(work.out)
-    shutil.rmtree(work.folder)
+    work.run.publish(best)
     return record

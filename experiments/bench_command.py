@@ -38,8 +38,9 @@ from mpcformer.tasks import Encoded
 from parties.roles.results import Results
 from parties.runs.network import NetworkProfile
 from parties.runs.report import breakdown
-from parties.runs.simulation import InferenceJob, simulate
+from parties.runs.simulation import LocalRunOptions, simulate
 from parties.settings.config import Role
+from parties.settings.job import JobDescription
 
 SHAPES = {
     "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
@@ -145,15 +146,13 @@ def check_engines(engines: Sequence[str]) -> None:
         raise UserInputError(f"--engine: {unknown[0]!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
 
 
-def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> InferenceJob:
+def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> LocalRunOptions:
     """What the parties are to do for one run of one engine."""
-    return InferenceJob(
+    return LocalRunOptions(
         student=student,
         teacher=None,
-        task=TASK,
+        job=JobDescription(task=TASK, batch_size=options.batch_size, engine=engine),
         data_dir=data,
-        batch_size=options.batch_size,
-        engine=engine,
         network=options.network,
         threads=options.threads,
         device=options.device,

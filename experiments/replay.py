@@ -8,7 +8,6 @@ a folder with one is whole.
 import os
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,9 +43,10 @@ from experiments.spec.spec import (
 )
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
-from mpcformer.files import read_json, sha256_file, write_json, write_text
+from mpcformer.files import read_json, write_json, write_text
+from mpcformer.run_folder import RunFolder, write_manifest
 
-RESULTS, MANIFEST, STATE = "results.json", "manifest.json", "replay.json"
+RESULTS, STATE = "results.json", "replay.json"
 # Of results.json; what an older version left is made anew from its kept steps.
 FORMAT = "3"
 
@@ -96,7 +96,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     asked = {"experiment": name, "scale": options.scale, "spec": digest(spec.model_dump(mode="json"))}
     asked["format"] = ", ".join([FORMAT, *(f"{kind} {number}" for kind, number in models.FORMAT.items())])
     asked["data_dir"] = str(options.data_dir) if options.data_dir else ""
-    if _is_whole(place.out, asked):
+    if RunFolder(place.out).manifest().get("asked") == asked:
         console.print(f"{name}, {options.scale}: kept from {place.out}")
         values = dict(read_json(place.out / RESULTS))
     else:
@@ -135,10 +135,6 @@ def _work(spec: Experiment, scale: Any, place: Place) -> Students | Benches | Fu
     return Functions(spec, scale, place)
 
 
-def _is_whole(out: Path, asked: dict[str, str]) -> bool:
-    return (out / MANIFEST).is_file() and read_json(out / MANIFEST).get("asked") == asked
-
-
 def _check_folder(out: Path, asked: dict[str, str]) -> None:
     """A new folder, or one that an earlier replay of the same experiment and scale left.
 
@@ -155,8 +151,8 @@ def _check_folder(out: Path, asked: dict[str, str]) -> None:
 
 
 def _open(out: Path, asked: dict[str, str]) -> None:
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST).unlink(missing_ok=True)
+    RunFolder(out).start_in_place()
+    (out / "runs").mkdir(exist_ok=True)
     write_json(out / STATE, asked)
 
 
@@ -202,10 +198,7 @@ def _write(place: Place, spec: Experiment, values: dict[str, Any], found: Found,
         write_json(out / "figures" / "curves.json", found.curves)
     runs = sorted(path.parent.name for path in place.runs.glob(f"*/{page.FILE_NAME}"))
     write_text(out / page.FILE_NAME, page.render(values, built, drawings, runs))
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != STATE)
-    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(out / MANIFEST, {"finished": finished, "asked": asked, "sha256": listed})
+    write_manifest(out, {"asked": asked}, unlisted=[STATE])
 
 
 def tables_of(spec: Experiment, values: dict[str, Any]) -> list[tables.Table]:

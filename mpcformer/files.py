@@ -4,8 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,19 +23,12 @@ def check_new_folder(path: Path, option: str = "--out") -> None:
         raise UserInputError(f"{option}: {path} {kind}", f"choose another folder or remove it: rm -r {path}")
 
 
-@contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name `path` when all went well, and is gone if not."""
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if path.is_dir():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file or a folder with everything in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

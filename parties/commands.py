@@ -55,22 +55,26 @@ def infer(
     from mpcformer.errors import UserInputError
     from parties.runs import local_run, report
     from parties.runs.network import network_profile
-    from parties.runs.simulation import InferenceJob
+    from parties.runs.simulation import LocalRunOptions
+    from parties.settings.job import JobDescription
 
     name = task or local_run.task_of(student)
     if resume and out is None:
         raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
-    job = InferenceJob(
-        student=student,
-        teacher=teacher or local_run.teacher_of(student),
+    job = JobDescription(
         task=name,
-        data_dir=data_dir,
         split=split,
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
         engine=resolve(engine),
         embeddings=embeddings,
+    )
+    options = LocalRunOptions(
+        student=student,
+        teacher=teacher or local_run.teacher_of(student),
+        job=job,
+        data_dir=data_dir,
         network=network_profile(network),
         port=port,
         threads=threads,
@@ -78,8 +82,8 @@ def infer(
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local_run.check(job, folder, gelu=gelu, softmax=softmax)
-    report.show(local_run.run(job, folder, resume=resume), folder)
+    local_run.check(options, folder, gelu=gelu, softmax=softmax)
+    report.show(local_run.run(options, folder, resume=resume), folder)
 
 
 def party(

@@ -5,7 +5,6 @@ the seed and the step alone, so model, optimiser and step are the whole state. O
 looks at the folder and writes; the others get what it read, so a run may go on with another number of them.
 """
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from distill.training.processes import Tensors, current
 from mpcformer.errors import UserInputError
-from mpcformer.files import check_new_folder, read_json, write_json
+from mpcformer.files import read_json, write_json
+from mpcformer.run_folder import RunFolder
+
+RECIPE = "recipe.json"
 
 
 class Workspace:
@@ -31,25 +33,22 @@ class Workspace:
 
     def __init__(self, out: Path, recipe: Any, *, resume: bool) -> None:
         self.processes = current()
-        self.out = out
-        self.folder = out.with_name(f"{out.name}.partial")
-        self.recipe = {key: _plain(value) for key, value in asdict(recipe).items()}
+        self.run = RunFolder(out)
+        self.folder = self.run.partial
+        self.recipe = as_json(recipe)
         self.processes.on_main(lambda: self._check(resume))
 
     def _check(self, resume: bool) -> None:
-        check_new_folder(self.out)
+        self.run.check_new()
         if resume:
             self._check_resumable()
-        elif self.folder.exists():
-            raise UserInputError(
-                f"--out: {self.folder} is left from an interrupted run",
-                f"go on with --resume, or remove it: rm -r {self.folder}",
-            )
+        else:
+            self.run.check_not_interrupted()
 
     def _check_resumable(self) -> None:
-        if not (self.folder / "recipe.json").is_file():
+        before = interrupted_recipe(self.run.path)
+        if before is None:
             raise UserInputError(f"--resume: there is no interrupted run in {self.folder}", "leave --resume out")
-        before = read_json(self.folder / "recipe.json")
         for key, value in self.recipe.items():
             if before.get(key) != value:
                 raise UserInputError(
@@ -62,8 +61,8 @@ class Workspace:
         self.processes.on_main(self._open)
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "recipe.json", self.recipe)
+        self.run.start()
+        write_json(self.folder / RECIPE, self.recipe)
 
     def save(self, name: str, tensors: Tensors, facts: dict[str, Any]) -> None:
         """A checkpoint, whole or not at all: tensors first under a new name, then the JSON that points to it."""
@@ -86,12 +85,16 @@ class Workspace:
 
     def finish(self) -> None:
         """Drop checkpoints and move the folder to its place; for the main process."""
-        for pattern in ("*-*-*.safetensors", "last.json", "best.json", "fit.json", "recipe.json"):
+        for pattern in ("*-*-*.safetensors", "last.json", "best.json", "fit.json", RECIPE):
             for path in self.folder.glob(pattern):
                 path.unlink()
-        if self.out.is_dir():
-            shutil.rmtree(self.out)
-        self.folder.rename(self.out)
+        self.run.publish()
+
+
+def interrupted_recipe(out: Path) -> dict[str, Any] | None:
+    """Return the recipe of an interrupted training that was to become `out`, or None if there is none to resume."""
+    path = RunFolder(out).partial / RECIPE
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def as_json(recipe: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
-from mpcformer.files import publish_folder
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Task
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
@@ -33,7 +33,7 @@ def write_model(folder: Path) -> Path:
     if folder.is_dir():
         return folder
     hf_logging.disable_progress_bar()
-    with publish_folder(folder) as out, torch.random.fork_rng():
+    with RunFolder(folder).filled() as out, torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
             vocab_size=len(WORDS), max_position_embeddings=POSITIONS, initializer_range=0.1, num_labels=2, **SHAPE
@@ -58,7 +58,7 @@ def write_data(folder: Path, task: Task) -> Path:
     target = folder / task.name
     if not target.is_dir():
         generator = torch.Generator().manual_seed(1)
-        with publish_folder(target) as out:
+        with RunFolder(target).filled() as out:
             for split, n in ((task.train_split, N_TRAIN), *((split, N_EVAL) for split in task.eval_splits)):
                 pq.write_table(pa.table(_columns(task, n, generator)), out / f"{split}-00000-of-00001.parquet")
     return folder

@@ -8,7 +8,6 @@ import contextlib
 import fcntl
 import multiprocessing
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -26,13 +25,14 @@ from distill.student import distill_student
 from distill.teacher import train_teacher
 from distill.training.device import autocast, pick_device
 from distill.training.versions import versions
-from distill.training.workspace import as_json
+from distill.training.workspace import as_json, interrupted_recipe
 from experiments.kinds import cluster
 from experiments.spec.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Examples
 
 Recipe = TeacherRecipe | GeneralRecipe | DistillRecipe
@@ -269,10 +269,9 @@ def make(training: Training, cache: Path, threads: int | None = None, *, quiet: 
 
 def _resumable(out: Path, training: Training) -> bool:
     """Whether an interrupted training of the same recipe is there; what cannot be gone on with is removed."""
-    partial = out.with_name(f"{out.name}.partial")
-    if (partial / "recipe.json").is_file() and read_json(partial / "recipe.json") == as_json(training.recipe):
+    if interrupted_recipe(out) == as_json(training.recipe):
         return True
-    shutil.rmtree(partial, ignore_errors=True)
+    RunFolder(out).discard()
     return False
 
 

@@ -25,12 +25,14 @@ from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import EVAL, Task, compute_metrics, encode, get_task, load_examples, primary_score
 from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.runs import local_run
 from parties.runs.network import network_profile
 from parties.runs.published import published_scores
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.job import JobDescription
 
 EVAL_BATCH = 64
 
@@ -271,31 +273,32 @@ class Students:
     def _infer(self, key: dict[str, Any], student: Path, teacher: Path, found: Found) -> dict[str, Any]:
         """results.json of a private run: one that is kept, or a new one, or the rest of one that was stopped."""
         scale = self.scale.of(key["task"])
-        job = InferenceJob(
-            student=student,
-            teacher=teacher,
+        job = JobDescription(
             task=key["task"],
-            data_dir=self.data_dir,
             limit=min((n for n in (scale.private_limit, scale.eval_limit) if n), default=None),
             batch_size=scale.batch_size,
             max_length=scale.max_length,
             engine=key["engine"],
+        )
+        options = LocalRunOptions(
+            student=student,
+            teacher=teacher,
+            job=job,
+            data_dir=self.data_dir,
             network=network_profile(key["network"]),
             device=scale.device,
         )
         weights = sha256_file(student / WEIGHTS)
         asked = {**key, "student": weights, "eval": self.data[key["task"]]["eval"], "scale": scale.model_dump()}
         slug = re.sub(r"[^a-z0-9.]+", "-", "-".join(str(value) for value in key.values()).lower())
-        out = self.place.runs / f"{slug}-{digest(asked)[:12]}"
-        if not (out / "manifest.json").is_file():
+        folder = RunFolder(self.place.runs / f"{slug}-{digest(asked)[:12]}")
+        if not folder.is_whole:
             console.rule(f"private inference: {', '.join(str(value) for value in key.values())}", align="left")
-            partial, failed = (out.with_name(f"{out.name}.{end}") for end in ("partial", "failed"))
-            resume = (partial / JOURNAL).is_file() or (not partial.exists() and (failed / JOURNAL).is_file())
-            local_run.check(job, out)
-            local_run.run(job, out, resume=resume)
-            remove(failed)
+            local_run.check(options, folder.path)
+            local_run.run(options, folder.path, resume=(folder.unfinished / JOURNAL).is_file())
+            remove(folder.failed)
             found.n_run += 1
-        return dict(read_json(out / "results.json"))
+        return dict(read_json(folder.path / "results.json"))
 
 
 def _teacher_key(of: Of) -> dict[str, str | int | float]:

@@ -165,7 +165,7 @@ class Coordinator(rpc.CoordinatorServicer):
         self._server.stop(grace=1.0).wait(LEAVE_TIMEOUT_S)
 
     def _job(self) -> pb.Job:
-        config, asked = self._config, self._config.job
+        config = self._config
         return pb.Job(
             session_id=fresh_key(),
             dealer=config.dealer.id,
@@ -173,13 +173,7 @@ class Coordinator(rpc.CoordinatorServicer):
             data_owner=config.data_owner,
             dealer_address=self._route(config.dealer.address),
             model_owner_address=self._route(config.model_owner.address),
-            engine=asked.engine,
-            task=asked.task,
-            split=asked.split,
-            limit=asked.limit or 0,
-            batch_size=asked.batch_size,
-            max_length=asked.max_length or 0,
-            embeddings=asked.embeddings,
+            **config.job.message_fields(),
             first_batch=len(self._journal.batches),
             batch_plan=self._journal.batch_plan,
         )

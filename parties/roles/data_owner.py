@@ -16,6 +16,7 @@ from mpcformer.tasks import Examples, encode, get_task, length_batches, load_exa
 from parties.roles.membership import Membership
 from parties.roles.owner_session import OwnerSession
 from parties.settings.config import DataOwnerConfig
+from parties.settings.job import JobDescription
 from parties.settings.public_files import STUDENT_RECORD
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -34,20 +35,20 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     if job is None:
         return
     started = time.perf_counter()
-    for name, asked, trusted in (
+    for name, named, trusted in (
         ("dealer", job.dealer, config.dealers),
         ("model owner", job.model_owner, config.model_owners),
     ):
-        if asked not in trusted:
+        if named not in trusted:
             raise UserInputError(
-                f"the job names {name} {asked!r}", f"add it to {config.id}'s configuration if it is trusted"
+                f"the job names {name} {named!r}", f"add it to {config.id}'s configuration if it is trusted"
             )
-    public = replace(public, embeddings=job.embeddings)
-    examples = load_examples(get_task(job.task), job.split, data_dir=config.data_dir, limit=job.limit or None)
-    encoded = encode(
-        tokenizer, examples, positions=public.config.max_position_embeddings, max_length=job.max_length or None
-    )
-    batches = length_batches([len(row.input_ids) for row in encoded], job.batch_size)
+    asked = JobDescription.from_message(job)
+    public = replace(public, embeddings=asked.embeddings)
+    examples = load_examples(get_task(asked.task), asked.split, data_dir=config.data_dir, limit=asked.limit)
+    positions = public.config.max_position_embeddings
+    encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
+    batches = length_batches([len(row.input_ids) for row in encoded], asked.batch_size)
     digest = examples_digest(config, examples, [row.input_ids for row in encoded], batches)
     if job.first_batch and job.batch_plan != digest:
         what = "the data, the job or digest_key (by default the certificate's key)"

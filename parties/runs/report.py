@@ -2,7 +2,6 @@
 
 import statistics
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,14 +19,16 @@ from mpcformer.console import console
 from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
+from mpcformer.run_folder import write_manifest
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
 from parties.roles.results import Results
 from parties.runs import html_report
 from parties.runs.plaintext import summary
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import Insecure, Role
 from parties.settings.insecure import fixed_seed
 from parties.settings.insecure import text as insecure_text
+from parties.settings.job import JobDescription
 from parties.settings.threat_model import threat_model
 from parties.stubs import parties_pb2 as pb
 
@@ -37,15 +38,24 @@ OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
-def measured(task: Task, results: Results, insecure: Insecure | None) -> dict[str, Any]:
-    """What the parties' own reports tell of a run: the part of results.json that needs no student at hand."""
-    seed = fixed_seed(insecure)
+def measured(job: JobDescription, results: Results, insecure: Insecure | None) -> dict[str, Any]:
+    """Return the part of results.json that follows from the job and the parties' reports, without any model.
+
+    Args:
+        job: what was asked for.
+        results: what the parties reported.
+        insecure: the run's settings for tests and measurements.
+    """
+    task, seed = get_task(job.task), fixed_seed(insecure)
     labels, groups = list(results.predictions.labels), list(results.predictions.groups)
     private = compute_metrics(task, private_logits(results.predictions), labels, groups)
     return {
         "task": task.name,
         "split": sorted(set(groups)),
         "examples": len(labels),
+        "batch_size": job.batch_size,
+        "engine": job.engine,
+        "embeddings": job.embeddings,
         "student": None,
         "metrics": {"teacher": None, "student": None, "private": private},
         "label_agreement": None,
@@ -66,33 +76,31 @@ def measured(task: Task, results: Results, insecure: Insecure | None) -> dict[st
             "protocol": "fresh, from the operating system" if seed is None else f"INSECURE: all follow from {seed}",
         },
         "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
+        "threat_model": threat_model(job.embeddings),
     } | ({"insecure": insecure_text(insecure)} if insecure_text(insecure) else {})
 
 
-def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any]:
-    """results.json of a local run as a value.
+def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[str, Any]:
+    """Return the value of results.json of a local run.
 
     Args:
-        job: what was asked for.
+        options: what was run.
         results: what the parties reported.
-        plaintext: folder with the twins' logits and latency.json.
+        plaintext: the folder with latency.json and the logits of student and teacher in plaintext.
     """
-    task = get_task(job.task)
+    task = get_task(options.job.task)
     predictions = results.predictions
     private, twins = private_logits(predictions), twin_logits(plaintext)
     labels, groups = list(predictions.labels), list(predictions.groups)
-    config = MPCFormerConfig.from_pretrained(job.student)
-    distilled = read_json(job.student / "distillation.json") if (job.student / "distillation.json").is_file() else {}
+    config = MPCFormerConfig.from_pretrained(options.student)
+    distilled = read_json(record) if (record := options.student / "distillation.json").is_file() else {}
     scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
-    values = measured(task, results, job.insecure)
+    values = measured(options.job, results, options.insecure)
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
     return values | {
-        "batch_size": job.batch_size,
-        "engine": job.engine,
-        "embeddings": job.embeddings,
         "student": {
-            "sha256": sha256_file(job.student / WEIGHTS),
+            "sha256": sha256_file(options.student / WEIGHTS),
             "gelu": config.gelu,
             "softmax": config.softmax,
             "layers": config.num_hidden_layers,
@@ -102,11 +110,10 @@ def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any
         "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
         "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
         "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
-        "network": (job.network.to_json() if job.network else {"profile": "none"})
-        | {"transport": f"{transport(job.insecure)} on the loopback interface"},
-        "threads_per_party": job.threads,
-        "device": job.device,
-        "threat_model": threat_model(job.embeddings),
+        "network": (options.network.to_json() if options.network else {"profile": "none"})
+        | {"transport": f"{transport(options.insecure)} on the loopback interface"},
+        "threads_per_party": options.threads,
+        "device": options.device,
     }
 
 
@@ -144,18 +151,7 @@ def write(
     _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
     write_json(out / "results.json", values)
     write_text(out / html_report.FILE_NAME, html_report.render(values))
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    job_facts = {key: _plain(value) for key, value in facts.items()}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold."""
-    if isinstance(value, Insecure):
-        return value.model_dump()
-    return str(value) if isinstance(value, Path) else value
+    write_manifest(out, {"job": facts})
 
 
 def _write_predictions(

@@ -6,8 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
-from mpcformer.errors import UserInputError
+from parties.settings.job import JobDescription
 
 PROTOCOL_VERSION = 2
 Role = Literal["dealer", "model-owner", "data-owner"]
@@ -225,28 +224,6 @@ class DataOwnerConfig(PartyCommon):
     digest_key: Path | None = None
 
 
-def _engine(name: str) -> str:
-    try:
-        return resolve(name)
-    except UserInputError as error:
-        raise ValueError(f"{error.what}; {error.remedy}") from None
-
-
-EngineName = Annotated[str, AfterValidator(_engine)]
-
-
-class JobConfig(Strict):
-    """What the parties shall compute; the keys are those of `mpcformer infer`."""
-
-    task: str
-    split: str = "eval"
-    limit: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    max_length: int | None = Field(default=None, ge=8)
-    engine: EngineName = DEFAULT_ENGINE
-    embeddings: Literal["private_table", "public_table"] = "private_table"
-
-
 class CoordinatorConfig(Common):
     """The configuration of the coordinator.
 
@@ -262,7 +239,7 @@ class CoordinatorConfig(Common):
     dealer: PeerAddress
     model_owner: PeerAddress
     data_owner: str
-    job: JobConfig
+    job: JobDescription
     join_timeout_s: float = Field(default=600.0, gt=0)
 
     @model_validator(mode="after")

@@ -19,12 +19,12 @@ from parties.settings.config import (
     CoordinatorConfig,
     DataOwnerConfig,
     DealerConfig,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
     TlsFiles,
 )
 from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
 from tests.forked import context, leave, redirect
 from tests.ports import free_port
 
@@ -142,7 +142,7 @@ class Cast:
         public: Path,
         data_dir: Path,
         tls: dict[str, TlsFiles],
-        job: JobConfig,
+        job: JobDescription,
         join_timeout_s: dict[str, float] | None = None,
         changes: dict[str, dict[str, Any]] | None = None,
     ) -> None:

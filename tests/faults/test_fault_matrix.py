@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from parties.settings.config import JobConfig, TlsFiles
+from parties.settings.config import TlsFiles
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.wire.tls import make_certificates
 from tests.faults import canaries
@@ -60,7 +61,7 @@ class Matrix:
             public=self.public,
             data_dir=self.data_dir,
             tls=self.tls,
-            job=JobConfig(task="sst2", batch_size=1, limit=6),
+            job=JobDescription(task="sst2", batch_size=1, limit=6),
             join_timeout_s=waits,
         )
         halted = victim if early else "coordinator" if stage == "writing" else "data-owner"

@@ -15,7 +15,8 @@ import pytest
 
 from mpcformer.errors import PartyError
 from parties.runs import simulation
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from tests.forked import ForkedProcesses, context
 
@@ -23,9 +24,9 @@ LIMIT_S = 20.0
 STARTUP_LIMIT_S = 90.0
 
 
-def job_for(student: Path, data_dir: Path) -> InferenceJob:
+def job_for(student: Path, data_dir: Path) -> LocalRunOptions:
     # One sentence a batch: the job is long enough to be hit in its middle.
-    return InferenceJob(student=student, teacher=None, task="sst2", data_dir=data_dir, batch_size=1)
+    return LocalRunOptions(student=student, teacher=None, job=JobDescription("sst2", batch_size=1), data_dir=data_dir)
 
 
 @pytest.mark.parametrize(

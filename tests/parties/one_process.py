@@ -20,9 +20,9 @@ from parties.settings.config import (
     CoordinatorConfig,
     DataOwnerConfig,
     DealerConfig,
-    JobConfig,
     ModelOwnerConfig,
 )
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.wire.frames import start_server
 from parties.wire.tls import make_certificates
@@ -50,7 +50,7 @@ def run(student: Path, data_dir: Path, folder: Path) -> None:
         public=export_public(student, folder / "public"),
         data_dir=data_dir,
         tls=make_certificates(folder / "tls", list(PARTIES)),
-        job=JobConfig(task="sst2", batch_size=2, limit=2),
+        job=JobDescription(task="sst2", batch_size=2, limit=2),
     )
     servers = [serve(cast.configs[name]) for name in ("dealer", "model-owner")]
     config, data_owner = cast.configs["coordinator"], cast.configs["data-owner"]

@@ -15,11 +15,11 @@ from parties.settings.config import (
     DataOwnerConfig,
     DealerConfig,
     Insecure,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
 )
 from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.wire.tls import make_certificates
 from tests.ports import free_port
@@ -94,7 +94,13 @@ def namespaces() -> Iterator[Hosts]:
 
 
 def run(
-    folder: Path, hosts: Hosts, student: Path, data: Path, job: JobConfig, insecure: Insecure | None, n_jobs: int = 1
+    folder: Path,
+    hosts: Hosts,
+    student: Path,
+    data: Path,
+    job: JobDescription,
+    insecure: Insecure | None,
+    n_jobs: int = 1,
 ) -> list[Run]:
     """Write the files, start the services, run one job after the other, end everybody.
 
@@ -133,7 +139,7 @@ def run(
 
 
 def _write_files(
-    folder: Path, hosts: Hosts, student: Path, data: Path, job: JobConfig, insecure: Insecure | None
+    folder: Path, hosts: Hosts, student: Path, data: Path, job: JobDescription, insecure: Insecure | None
 ) -> None:
     tls = make_certificates(folder / "certs", list(IDS))
     peers = {party: PeerAddress(id=party, address=address) for party, address in hosts.addresses.items()}

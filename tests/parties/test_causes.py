@@ -10,7 +10,8 @@ from mpcformer.errors import MPCFormerError, PartyError
 from parties.roles.coordinator import Coordinator
 from parties.roles.evidence import CONFESSED_REASON, Evidence, Weight
 from parties.roles.journal import Journal
-from parties.settings.config import CoordinatorConfig, JobConfig, PeerAddress
+from parties.settings.config import CoordinatorConfig, PeerAddress
+from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
 from parties.wire.tls import make_certificates
@@ -101,7 +102,7 @@ def test_the_end_of_a_process_that_reported_a_failure_explains_nothing(tmp_path:
         dealer=PeerAddress(id="dealer", address="127.0.0.1:1"),
         model_owner=PeerAddress(id="model-owner", address="127.0.0.1:2"),
         data_owner="data-owner",
-        job=JobConfig(task="sst2"),
+        job=JobDescription(task="sst2"),
     )
     coordinator = Coordinator(config, journal=Journal(tmp_path / "journal.jsonl", {}))
     try:

@@ -26,13 +26,13 @@ from parties.settings.config import (
     DataOwnerConfig,
     DealerConfig,
     Insecure,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
     Plaintext,
     TlsFiles,
 )
 from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.wire import diagnose_reply, tls
@@ -73,7 +73,7 @@ class Site:
             dealer=PeerAddress(id="dealer", address=dealer),
             model_owner=PeerAddress(id="model-owner", address=model_owner),
             data_owner="data-owner",
-            job=JobConfig(task="sst2"),
+            job=JobDescription(task="sst2"),
         )
 
     def data_owner(self, coordinator: str, public: Path, data: Path | None = None, **changes: Any) -> DataOwnerConfig:

@@ -10,8 +10,9 @@ import pytest
 
 from parties.roles.dealer import DealerService
 from parties.runs import local_run
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import Credentials, Insecure, Plaintext, TlsFiles
+from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.callers import PARTY_HEADER
@@ -52,7 +53,7 @@ def code_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
 def test_a_run_without_tls_works_and_says_so_everywhere(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = InferenceJob(student, None, "sst2", data_dir=data_dir, limit=4, insecure=Insecure(plaintext=True))
+    job = LocalRunOptions(student, None, JobDescription("sst2", limit=4), data_dir, insecure=Insecure(plaintext=True))
     local_run.check(job, tmp_path / "run")
     values = local_run.run(job, tmp_path / "run")
     assert values["label_agreement"] == 1.0

@@ -22,7 +22,8 @@ from parties.roles.results import Results
 from parties.roles.service import SessionHost
 from parties.roles.start_party import _take_part
 from parties.settings import metrics
-from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
+from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, PeerAddress, TlsFiles
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -322,7 +323,7 @@ def sessions(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path
         public=export_public(student, tmp_path / "public"),
         data_dir=data_dir,
         tls={name: files[name] for name in PARTIES},
-        job=JobConfig(task="sst2", batch_size=4, limit=4),
+        job=JobDescription(task="sst2", batch_size=4, limit=4),
         changes={name: {"max_sessions_per_peer": 4} for name in ("dealer", "model-owner")},
     )
     yield Sessions(cast)

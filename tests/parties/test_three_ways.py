@@ -13,8 +13,9 @@ import pytest
 
 from mpcformer.ring.random import fixed_keys, fresh_key
 from parties.runs import local_run
-from parties.runs.simulation import InferenceJob
-from parties.settings.config import Insecure, JobConfig
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.config import Insecure
+from parties.settings.job import JobDescription
 from tests.parties import separate
 
 FIXED = Insecure(fixed_seed=7)
@@ -40,8 +41,8 @@ def outcome(folder: Path, said: dict[str, str]) -> Outcome:
     return Outcome(logits, dict(zip(table["id"], table["private_prediction"], strict=True)), written)
 
 
-def job(engine: str) -> JobConfig:
-    return JobConfig.model_validate({"task": "sst2", "limit": 6, "batch_size": 4, "engine": engine})
+def job(engine: str) -> JobDescription:
+    return JobDescription(task="sst2", limit=6, batch_size=4, engine=engine)
 
 
 @pytest.fixture
@@ -49,9 +50,8 @@ def simulated(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     def run(engine: str = "lift", insecure: Insecure | None = FIXED) -> Outcome:
-        asked = job(engine).model_dump()
         folder = tmp_path / f"simulated-{len(list(tmp_path.iterdir()))}"
-        local_run.run(InferenceJob(student, None, data_dir=data_dir, insecure=insecure, **asked), folder)
+        local_run.run(LocalRunOptions(student, None, job(engine), data_dir, insecure=insecure), folder)
         logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log") if path.stem != "plaintext"}
         return outcome(folder, logs | {"terminal": capfd.readouterr().err})
 
