@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.kinds.experiment import Found
 from experiments.render.figures import draw
 from experiments.render.tables import markdown
 from experiments.replay import tables_of
@@ -87,9 +86,9 @@ def _stale(record: str, name: str) -> bool:
 
 def _drawn(record: str, name: str) -> bytes:
     values: dict[str, Any] = read_json(RECORDS / f"{record}.json")
-    found = Found(examples=values["examples"], rows=[Row.from_json(row) for row in values["rows"]])
+    rows = [Row.from_json(row) for row in values["rows"]]
     spec = load(SHIPPED / f"{values['experiment']}.toml")
-    drawings = {drawing.name: drawing for figure in spec.figures for drawing in draw(figure, found)}
+    drawings = {drawing.name: drawing for figure in spec.figures for drawing in draw(figure, rows)}
     return drawings[name].svg
 
 

@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import estimate
-from experiments.bench_command import BenchOptions, bench_model, run
+from experiments.bench_command import run
+from experiments.measuring.engines import BenchOptions
+from experiments.measuring.model import bench_model
 from mpcformer.cli import build_app
 from mpcformer.engines.base import load_public_model
 from mpcformer.engines.stopwatch import OPERATIONS

@@ -13,9 +13,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from experiments import commands, record
+from experiments import commands
 from experiments.kinds import models
 from experiments.kinds.madeup import write_data, write_model
+from experiments.records import save
 from experiments.replay import ReplayOptions, run
 from experiments.spec.quantities import Row
 from experiments.spec.spec import find
@@ -55,7 +56,7 @@ def test_what_was_measured(folder: Path) -> None:
         private = by_model[task, "our recipe"]
         assert private["label_agreement"] > 0.9
         assert abs(private["private_score"] - private["compared_score"]) < 0.05
-        assert private["kept"] == pytest.approx(private["score"] / by_model[task, "teacher"]["score"])
+        assert private["score_share"] == pytest.approx(private["score"] / by_model[task, "teacher"]["score"])
         start = by_model[task, "the fit alone, untrained"]
         assert start["score"] > by_model[task, "random initialisation"]["score"] - 0.2
         assert private["rounds"] > 10
@@ -188,15 +189,15 @@ def test_what_differs_from_a_record_is_not_recorded(folder: Path, shop: Path, tm
 )
 def test_a_path_is_not_recorded(tmp_path: Path, place: str) -> None:
     with pytest.raises(UserInputError, match="is a path of this machine"):
-        record.target(tmp_path / "records", "glue", "cpu", {"tasks": ["rte"], "teacher": {"from": place}})
+        save.target(tmp_path / "records", "glue", "cpu", {"tasks": ["rte"], "teacher": {"from": place}})
     with pytest.raises(UserInputError, match="is a path of this machine"):
-        record.write(tmp_path / "records" / "a.json", {"rows": [{place: 1}]})
+        save.write(tmp_path / "records" / "a.json", {"rows": [{place: 1}]})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_path_is_recorded(tmp_path: Path) -> None:
     for text in ("google-bert/bert-base-uncased", "s/example", "and/or", "none", "5,200", "1/2, 3/4"):
-        assert record.target(tmp_path, "glue", "cpu", {"a": text}) == tmp_path / "glue-cpu.json"
+        assert save.target(tmp_path, "glue", "cpu", {"a": text}) == tmp_path / "glue-cpu.json"
 
 
 def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None:

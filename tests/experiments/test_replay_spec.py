@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from experiments.compare import check_settings, differences, load_recorded
+from experiments.records.compare import check_settings, differences
+from experiments.records.recorded import load_recorded
 from experiments.replay import ReplayOptions, run
 from experiments.spec.outputs import Tolerance, Tolerances
 from experiments.spec.quantities import AXES, QUANTITIES, Row
