@@ -1,4 +1,4 @@
-"""Tables and figures of an experiment's rows."""
+"""Test the tables and figures of an experiment's rows."""
 
 from pathlib import Path
 from typing import Any

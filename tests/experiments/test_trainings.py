@@ -1,4 +1,4 @@
-"""Which trainings an experiment asks for, and that none is done twice or from the start again."""
+"""Test which trainings an experiment asks for, and that none is repeated or restarted from the beginning."""
 
 import json
 from collections import Counter
@@ -186,7 +186,7 @@ def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counte
     assert len(counted.trained) == 1, "the one it starts from is there already"
     assert read_json(second / "teacher.json")["after"] == ["sst2"]
     assert "trained for sst2 before" in (second / "README.md").read_text()
-    # It began with the other's weights: one pass leaves it nearer to them than to the backbone.
+    # It began with the weights of the other teacher, so after one pass it is nearer to them than to the backbone.
     start, end = (load_checkpoint(path).bert.state_dict() for path in (first, second))
     backbone = load_checkpoint(work.trainings.backbone).bert.state_dict()
     distance = [sum(float((end[k] - other[k]).norm()) for k in end) for other in (start, backbone)]
