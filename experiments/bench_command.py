@@ -6,6 +6,7 @@ from rich.table import Table
 
 from experiments.measuring.engines import BenchOptions, measure
 from mpcformer.console import console
+from mpcformer.engines.registry import engine_names
 from mpcformer.engines.stopwatch import OPERATIONS
 
 
@@ -53,7 +54,7 @@ def show(values: dict[str, Any]) -> None:
     if "ratio" in values:
         ratio = values["ratio"]
         console.print(
-            f"mpcformer / crypten, pair by pair: online 1/{1 / ratio['online_seconds']:.1f},"
+            f"{' / '.join(engine_names()[:2])}, pair by pair: online 1/{1 / ratio['online_seconds']:.1f},"
             f" online against online + offline 1/{1 / ratio['online_to_whole']:.1f},"
             f" online + offline 1/{1 / ratio['total_seconds']:.1f}"
         )

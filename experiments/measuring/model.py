@@ -17,7 +17,7 @@ from transformers.utils import logging as hf_logging
 
 from distill.training.calibrate import calibrate
 from experiments.spec.shapes import SHAPES
-from mpcformer.engines.base import ENGINES
+from mpcformer.engines.registry import ENGINES
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import (
     MPCFormerConfig,

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from mpcformer.engines.registry import ALIASES
+
 Kind = Literal["score", "agreement", "error", "seconds", "bytes", "rounds"]
 # The axes that tell rows apart. A table that does not list the seeds combines them into one number; it must list every
 # other axis that varies.
@@ -111,9 +113,12 @@ class Row:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Row":
-        """Return a row as results.json stores it; earlier names of quantities are replaced by those of today."""
+        """Return a row as results.json stores it; earlier names of quantities and engines are replaced by today's."""
+        key = dict(value["key"])
+        if key.get("engine") in ALIASES:
+            key["engine"] = ALIASES[key["engine"]]
         values = {RENAMED.get(name, name): number for name, number in value["values"].items()}
-        return cls(dict(value["key"]), values, dict(value.get("origin", {})))
+        return cls(key, values, dict(value.get("origin", {})))
 
     @property
     def name(self) -> str:
