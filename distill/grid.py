@@ -60,9 +60,9 @@ def train_teachers(
     work = Workspace(out, replace(recipe, **several), resume=resume)
     load_material(recipe)  # raises errors before anything is written
     work.open()
-    folders = {rate: work.folder / f"lr-{rate!r}" for rate in rates}
-    grid: list[dict[str, float]] = []
-    for number, (rate, folder) in enumerate(folders.items(), 1):
+    folders = [work.folder / f"lr-{rate!r}" for rate in rates]
+    scores: list[float] = []
+    for number, (rate, folder) in enumerate(zip(rates, folders, strict=True), 1):
         if work.processes.is_main:
             console.rule(f"{number}/{len(rates)} learning rate {rate:g}", align="left")
         record, resumable = work.processes.on_main(functools.partial(_trained, folder))
@@ -74,9 +74,24 @@ def train_teachers(
                 checkpoint_minutes=checkpoint_minutes,
                 tensorboard=tensorboard / folder.name if tensorboard else None,
             )
-        grid.append({"learning_rate": rate, "selection_score": record["selection_score"]})
-    best = folders[max(grid, key=lambda row: row["selection_score"])["learning_rate"]]
-    return work.processes.on_main(lambda: _keep(best, grid, work))
+        scores.append(record["selection_score"])
+    best, grid = choose_rate(rates, scores)
+    return work.processes.on_main(lambda: _keep(folders[best], grid, work))
+
+
+def choose_rate(
+    learning_rates: Sequence[float], selection_scores: Sequence[float]
+) -> tuple[int, list[dict[str, float]]]:
+    """Choose the learning rate of the best selection score, of equals the first.
+
+    Returns:
+        The index of the chosen rate, and every rate with its score, as a record lists them.
+    """
+    tried = [
+        {"learning_rate": rate, "selection_score": score}
+        for rate, score in zip(learning_rates, selection_scores, strict=True)
+    ]
+    return selection_scores.index(max(selection_scores)), tried
 
 
 def _check(rates: list[float]) -> None:

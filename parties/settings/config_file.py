@@ -4,6 +4,7 @@ import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mpcformer.errors import UserInputError
@@ -88,25 +89,5 @@ def _anchor(config: BaseModel, folder: Path) -> None:
 
 
 def to_toml(config: BaseModel) -> str:
-    """Return a configuration as TOML (strings, numbers, lists of strings and flat tables)."""
-    fields = config.model_dump(mode="json", exclude_none=True)
-    tables = {key: fields.pop(key) for key in [key for key, value in fields.items() if isinstance(value, dict)]}
-    lines = [_line(key, value) for key, value in fields.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(_line(key, value) for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _line(key: str, value: Any) -> str:
-    return f"{key} = {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)
+    """Return a configuration as TOML, without the settings that are None."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))
