@@ -22,6 +22,7 @@ from distill.training.losses import (
     state_loss,
 )
 from distill.training.prepare import Prepared
+from mpcformer.approximations import softmax_form
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import SelfAttention
 from mpcformer.tasks import Task
@@ -90,7 +91,8 @@ class _Inner:
         self.recipe: DistillRecipe | GeneralRecipe = recipe
         self.teacher, self.student, self.data, self.special = teacher, student, data, special
         self.spans: Spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
-        self.narrow = narrow and recipe.softmax in ("2quad", "2quad-const")
+        self.row_shift = softmax_form(recipe.softmax).square_shift
+        self.narrow = narrow and self.row_shift is not None
 
     def alone(self, batch: Batch) -> torch.Tensor:
         """Nothing besides."""
@@ -125,7 +127,9 @@ class _Inner:
             return self.teacher(**inputs)
 
     def _narrow(self, loss: torch.Tensor, batch: Batch, ours: Any) -> torch.Tensor:
-        return loss + batch.tokens * row_loss(ours, batch["attention_mask"]) if self.narrow else loss
+        if not self.narrow or self.row_shift is None:
+            return loss
+        return loss + batch.tokens * row_loss(ours, batch["attention_mask"], self.row_shift)
 
     def _probabilities(self, theirs: Any, ours: Any, mask: torch.Tensor) -> torch.Tensor:
         keys = mask[:, None, None, :].float()

@@ -26,7 +26,7 @@ from torch import nn
 from distill.start.ridge import refit
 from distill.training.loop import Batch
 from distill.training.losses import ROW_MEANS
-from mpcformer.approximations import QUAD_SHIFT, quad, two_quad, two_quad_const
+from mpcformer.approximations.forms import ShiftedSquare
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import Context, Layer, Norm, ResidualOutput, SelfAttention
 
@@ -151,14 +151,14 @@ def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[_Text]) -> di
     _copy_layer(first, last, layer, texts)
     parts = _Parts.of(layer)
     attention = parts.attention
-    if attention.form in (two_quad, two_quad_const):
+    if attention.form.square_shift is not None:
         _centre_scores(layer, texts)
         _scale_scores(first, layer, texts)
     if attention.log_divisor is not None:
         _fit_divisor(layer, texts)
     refit(parts.attention_output.dense, _attention_pairs(first, layer, texts))
-    if layer.activation is quad:
-        _fit_units(layer, texts)
+    if layer.activation.square is not None:
+        _fit_units(layer, layer.activation.square, texts)
     refit(parts.output.dense, _output_pairs(sources, layer, texts))
     return _advance(sources, layer, texts)
 
@@ -255,6 +255,8 @@ def _scale_scores(source: Layer, layer: Layer, texts: list[_Text]) -> None:
 
 def _excess(attention: SelfAttention, texts: list[_Text]) -> torch.Tensor:
     """How far rows' means of (scale s + 5)^2 lie outside ROW_MEANS, as a logarithm: (scales, heads), 0 is inside."""
+    shift = attention.form.square_shift
+    assert shift is not None
     scales = torch.tensor(SCALES)[:, None]
     low = torch.full((len(SCALES), attention.n_heads), math.inf)
     high = torch.zeros(len(SCALES), attention.n_heads)
@@ -265,7 +267,7 @@ def _excess(attention: SelfAttention, texts: list[_Text]) -> torch.Tensor:
         first, second = ((text.keys * power).sum(-1) / n_keys for power in (scores, scores.square()))  # (B, A, L)
         first, second = (moment.transpose(1, 2)[text.real].t().cpu() for moment in (first, second))  # (A, T)
         for index, scale in enumerate(scales[:, 0].tolist()):
-            rows = scale * scale * second + 2 * QUAD_SHIFT * scale * first + QUAD_SHIFT**2
+            rows = scale * scale * second + 2 * shift * scale * first + shift**2
             low[index] = torch.minimum(low[index], rows.amin(1))
             high[index] = torch.maximum(high[index], rows.amax(1))
     least, most = ROW_MEANS
@@ -287,13 +289,13 @@ def _fit_divisor(layer: Layer, texts: list[_Text]) -> None:
     for text in texts:
         context = Context(text.keys, None, [])
         attention(text.student, context, "")
-        mean = (text.keys * (context.scores[0] + QUAD_SHIFT) ** 2).sum(-1) / text.keys.sum(-1)  # (B, A, L)
+        mean = attention.form(context.scores[0], text.keys)[1][..., 0]  # (B, A, L)
         total += float((mean * text.mask[:, None, :]).sum())
         count += float(text.mask.sum()) * mean.size(1)
     attention.log_divisor.fill_(math.log(total / count))
 
 
-def _fit_units(layer: Layer, texts: list[_Text]) -> None:
+def _fit_units(layer: Layer, square: ShiftedSquare, texts: list[_Text]) -> None:
     """Least squares of GELU by a h^2 + b h + c for each unit, written as Quad of other weights."""
     dense, after = _Parts.of(layer).inner, _Parts.of(layer).output.dense
     gram = torch.zeros(3, 3, dense.out_features, dtype=torch.float64, device=dense.weight.device)
@@ -313,11 +315,11 @@ def _fit_units(layer: Layer, texts: list[_Text]) -> None:
     a = torch.linalg.solve(matrix + small, vector)[:, 2].clamp(*CURVATURE)
     rest = torch.linalg.solve((matrix + small)[:, :2, :2], vector[:, :2] - a[:, None] * matrix[:, :2, 2])
     c, b = rest[:, 0], rest[:, 1]
-    # a h^2 + b h + c = (h' + 1)^2 / 8 + 3/8 + offset, with h' + 1 = root (h + b / 2a).
-    root = (8 * a).sqrt()
+    # For Quad, a h^2 + b h + c = (h' + 1)^2 / 8 + 3/8 + offset, where h' + 1 = root (h + b / 2a).
+    root = (a / square.factor).sqrt()
     dense.weight.mul_(root[:, None].to(dense.weight))
-    dense.bias.copy_(root * (dense.bias.double() + b / (2 * a)) - 1)
-    offset = c - b.square() / (4 * a) - 0.375
+    dense.bias.copy_(root * (dense.bias.double() + b / (2 * a)) - square.shift)
+    offset = c - b.square() / (4 * a) - square.offset
     after.bias.add_((after.weight.double() @ offset).to(after.bias))
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
-from parties.runs.html_report import FORMS
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 
 Kind = Literal["score", "agreement", "error", "seconds", "bytes", "rounds"]
 # What a row of results is of. Seeds are one number where a table does not list them; nothing else is.
@@ -112,4 +112,7 @@ class Row:
 
 def show(value: str | int | float) -> str:
     """A value of an axis for a reader."""
-    return f"{value:g}" if isinstance(value, float) else FORMS.get(str(value), str(value))
+    if isinstance(value, float):
+        return f"{value:g}"
+    form = GELU_FORMS.get(str(value)) or SOFTMAX_FORMS.get(str(value))
+    return form.title if form else str(value)

@@ -7,14 +7,19 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations import Request, validate
 from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
 from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.rows import LayerScales, softmax_functions
+from mpcformer.engines.lift.scales import activation
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.piecewise import Evaluation, Function, Piece, clamp, relu
 from mpcformer.ring.packing import WIDTHS
 from tests.protocols.test_protocols import dealer_bytes, integers, look_up, run, split
+
+GELU = activation(GELU_FORMS["gelu"])
 
 
 def evaluated(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
@@ -54,7 +59,7 @@ def steps(*degrees: int) -> Function:
         (steps(0), 3),
         (steps(2, 2, 2, 2, 2, 2, 2, 2), 3),
         (steps(0, 1, 2, 0, 1), 3),
-        (fp.GELU.function, 3),
+        (GELU.function, 3),
     ],
     ids=["relu", "clamp", "bit", "quadratics", "mixed", "gelu"],
 )
@@ -99,12 +104,12 @@ def test_the_borrows_polynomial() -> None:
 
 
 def test_gelu_is_as_near_as_stated() -> None:
-    from mpcformer.approximations.exact import GELU_ERROR, GELU_SCALE
+    from mpcformer.approximations.gelu_exact import GELU_ERROR, GELU_SCALE
 
-    function = fp.GELU.function
+    function = GELU.function
     assert function is not None
-    x = torch.arange(-20 << fp.GELU.scale, 20 << fp.GELU.scale, 3)
-    real = x.double() * 2.0**-fp.GELU.scale
+    x = torch.arange(-20 << GELU.scale, 20 << GELU.scale, 3)
+    real = x.double() * 2.0**-GELU.scale
     expected = 0.5 * real * (1 + torch.erf(real / math.sqrt(2)))
     assert float((twin(function, x).double() * 2.0**-GELU_SCALE - expected).abs().max()) < GELU_ERROR
 
@@ -131,12 +136,12 @@ def test_malformed_requests(op: str, bits: int, params: tuple[float, ...], messa
 def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
     """Reciprocals of row means at all lengths and clamps: near enough, and no mark."""
     shift = max(0, squarings - 8) + 2
-    layer = fp.Layer(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
+    layer = LayerScales(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
     unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)
     y = limit / 2**squarings
     ranges = [(0.875 * ((1 - y) ** 2 + 1) ** 4, 1.125 * ((1 + y) ** 2 + 1) ** 4)] + [(0.8, 1.2 * 2**log_keys)] * 2
     for function, (low, high), error in zip(
-        fp.softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
+        softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
     ):
         real = torch.logspace(math.log10(low), math.log10(high), 300, dtype=torch.float64)
         x = (real / unit).round().long()

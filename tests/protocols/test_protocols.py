@@ -15,6 +15,7 @@ from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift import norms
+from mpcformer.engines.lift.rows import LayerScales, row_function
 from mpcformer.errors import RangeError
 from mpcformer.protocols import guard, lifted, linear, matmul
 from mpcformer.protocols.lifted import Mask, Opened
@@ -192,14 +193,14 @@ def test_owner_known_weights(bits: int) -> None:
 
 def functions() -> list[tuple[str, Function, float, float, float]]:
     """name, tables, low, high, the argument's unit."""
-    layer = fp.Layer(0, 0, 0.05, None, None)  # type: ignore[arg-type]
-    wide = fp.Layer(0, 0, 0.003, None, None)  # type: ignore[arg-type]
+    layer = LayerScales(0, 0, 0.05, None, None)  # type: ignore[arg-type]
+    wide = LayerScales(0, 0, 0.003, None, None)  # type: ignore[arg-type]
     row = 2.0 ** -(28 + 5 + fp.KEY_FACTOR_BITS)
     bounds = {"narrow": (0.3, 2.0), "wide": (0.45, 2288.0)}
     found = {name: norms.norm(name, 384, 1e-12, {f"{name}.variance": bounds[name]}) for name in bounds}
     return [
-        ("reciprocal", fp.row_function(layer, 5), 0.05, 1.0, row),
-        ("reciprocal, wide", fp.row_function(wide, 5), 0.003, 1.0, row),
+        ("reciprocal", row_function(layer, 5), 0.05, 1.0, row),
+        ("reciprocal, wide", row_function(wide, 5), 0.003, 1.0, row),
         *(
             (f"rsqrt, {name}", norm.function, low / 1.5, high * 1.5, 2.0 ** (-2 * norm.scale) / 384)
             for (name, norm), (low, high) in zip(found.items(), bounds.values(), strict=True)
@@ -306,7 +307,7 @@ def test_the_guards_stated_cost() -> None:
 
 
 def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
-    layer = fp.Layer(0, 5, 0.05, None, None)  # type: ignore[arg-type]
-    assert fp.row_function(layer, 9).upper.spec.function == "reciprocal"
+    layer = LayerScales(0, 5, 0.05, None, None)  # type: ignore[arg-type]
+    assert row_function(layer, 9).upper.spec.function == "reciprocal"
     with pytest.raises(RangeError, match="1024 positions"):
-        fp.row_function(layer, 10)
+        row_function(layer, 10)

@@ -11,6 +11,7 @@ from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchSh
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, rehearse
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.bert import PrivateBert
+from mpcformer.engines.lift.scales import LiftScales, lift_scales
 from mpcformer.engines.lift.weights import OwnedWeights, masked_specs, owned_weights, weight_bits, weight_shapes
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
@@ -157,14 +158,14 @@ class MPCFormerEngine:
         return first
 
 
-def engine_constants(public: PublicModel) -> fp.Constants:
+def engine_constants(public: PublicModel) -> LiftScales:
     """The constants of a model.
 
     Raises:
         RangeError: ranges that the engine cannot carry.
     """
     config = public.config
-    return fp.constants(
+    return lift_scales(
         hidden_size=config.hidden_size,
         epsilon=config.layer_norm_eps,
         n_layers=config.num_hidden_layers,
