@@ -60,7 +60,7 @@ def logit_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> to
     return F.cross_entropy(ours.float(), theirs.float().softmax(-1))
 
 
-def row_loss(ours: Any, mask: torch.Tensor) -> torch.Tensor:
+def row_loss(ours: Any, mask: torch.Tensor, shift: float = QUAD_SHIFT) -> torch.Tensor:
     """Penalty for rows whose mean of (s + 5)^2 lies outside ROW_MEANS.
 
     It is the squared logarithm of the excess, averaged over rows and summed over layers. It keeps the calibrated ranges
@@ -69,13 +69,14 @@ def row_loss(ours: Any, mask: torch.Tensor) -> torch.Tensor:
     Args:
         ours: the student's output with attention_scores, (B, A, L, L) each.
         mask: (B, L).
+        shift: `square_shift` of the student's form of softmax: 5 in (s + 5)^2.
     """
     keys = mask[:, None, None, :].float()
     rows = mask[:, None, :].float()  # (B, 1, L)
     least, most = (math.log(bound) for bound in ROW_MEANS)
     loss = torch.zeros((), device=mask.device)
     for scores in ours.attention_scores:
-        mean = (keys * (scores.float() + QUAD_SHIFT) ** 2).sum(-1) / keys.sum(-1)  # (B, A, L)
+        mean = (keys * (scores.float() + shift) ** 2).sum(-1) / keys.sum(-1)  # (B, A, L)
         log = mean.clamp(min=1e-6).log()
         outside = F.relu(least - log).square() + F.relu(log - most).square()
         loss = loss + (outside * rows).sum() / (rows.sum() * scores.size(1))

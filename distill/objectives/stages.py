@@ -23,6 +23,7 @@ from distill.start.spans import Spans, layer_spans
 from distill.training.data import Batch, Data
 from distill.training.loop import Stage
 from distill.training.prepare import Prepared
+from mpcformer.approximations import softmax_form
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import SelfAttention
 from mpcformer.tasks import Task
@@ -97,7 +98,8 @@ class _InnerLosses:
         self.recipe: DistillRecipe | GeneralRecipe = recipe
         self.teacher, self.student, self.data, self.special_ids = teacher, student, data, special_ids
         self.spans: Spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
-        self.narrow = narrow and recipe.softmax in ("2quad", "2quad-const")
+        self.row_shift = softmax_form(recipe.softmax).square_shift
+        self.narrow = narrow and self.row_shift is not None
 
     def inside(self, batch: Batch) -> torch.Tensor:
         """Match hidden states, and what the recipe's `also1` names."""
@@ -134,7 +136,9 @@ class _InnerLosses:
             return self.teacher(**inputs)
 
     def _add_row_loss(self, loss: torch.Tensor, batch: Batch, ours: Any) -> torch.Tensor:
-        return loss + batch.tokens * row_loss(ours, batch["attention_mask"]) if self.narrow else loss
+        if not self.narrow or self.row_shift is None:
+            return loss
+        return loss + batch.tokens * row_loss(ours, batch["attention_mask"], self.row_shift)
 
     def _probabilities(self, theirs: Any, ours: Any, mask: torch.Tensor) -> torch.Tensor:
         """Compute both models' attention probabilities from their scores, and return the loss between them."""

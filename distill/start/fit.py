@@ -28,7 +28,6 @@ from distill.start.layer_trace import LayerParts, Text, trace
 from distill.start.ridge import refit
 from distill.start.spans import layer_spans
 from distill.training.data import Batch
-from mpcformer.approximations import quad, two_quad, two_quad_const
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import Context, Layer, Norm
 
@@ -88,14 +87,14 @@ def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[Text]) -> dic
     _copy_layer(first, last, layer, texts)
     parts = LayerParts.of(layer)
     attention = parts.attention
-    if attention.form in (two_quad, two_quad_const):
+    if attention.form.square_shift is not None:
         centre_scores(layer, texts)
         scale_scores(first, layer, texts)
     if attention.log_divisor is not None:
         fit_divisor(layer, texts)
     refit(parts.attention_output.dense, _attention_pairs(first, layer, texts))
-    if layer.activation is quad:
-        fit_units(layer, texts)
+    if layer.activation.square is not None:
+        fit_units(layer, layer.activation.square, texts)
     refit(parts.output.dense, _output_pairs(sources, layer, texts))
     return _advance(sources, layer, texts)
 

@@ -9,7 +9,6 @@ import torch
 
 from distill.start.layer_trace import LayerParts, Text
 from distill.start.moments import Moments
-from mpcformer.approximations import QUAD_SHIFT
 from mpcformer.modeling.model import Context, Layer, SelfAttention
 
 # A row's mean of (s + 5)^2 should lie in this interval: the tables of a private reciprocal grow with the ratio of its
@@ -60,6 +59,8 @@ def _distances(theirs: SelfAttention, ours: SelfAttention, texts: list[Text]) ->
 
 def _excess(attention: SelfAttention, texts: list[Text]) -> torch.Tensor:
     """Return how far row means of (scale s + 5)^2 leave ROW_MEANS, as a logarithm: (scales, heads), 0 if none does."""
+    shift = attention.form.square_shift
+    assert shift is not None
     low = torch.full((len(SCALES), attention.n_heads), math.inf)
     high = torch.zeros(len(SCALES), attention.n_heads)
     for text in texts:
@@ -70,7 +71,7 @@ def _excess(attention: SelfAttention, texts: list[Text]) -> torch.Tensor:
         first, second = (moment.transpose(1, 2)[text.real].t().cpu() for moment in (first, second))  # (A, T)
         # The scales are rounded to float32, in which `scale_scores` applies them.
         for index, scale in enumerate(torch.tensor(SCALES).tolist()):
-            rows = scale * scale * second + 2 * QUAD_SHIFT * scale * first + QUAD_SHIFT**2
+            rows = scale * scale * second + 2 * shift * scale * first + shift**2
             low[index] = torch.minimum(low[index], rows.amin(1))
             high[index] = torch.maximum(high[index], rows.amax(1))
     least, most = ROW_MEANS
@@ -97,7 +98,7 @@ def fit_divisor(layer: Layer, texts: list[Text]) -> None:
     for text in texts:
         context = Context(text.keys, None, [])
         attention(text.student, context, "")
-        mean = (text.keys * (context.scores[0] + QUAD_SHIFT) ** 2).sum(-1) / text.keys.sum(-1)  # (B, A, L)
+        mean = attention.form(context.scores[0], text.keys)[1][..., 0]  # (B, A, L)
         total += float((mean * text.mask[:, None, :]).sum())
         count += float(text.mask.sum()) * mean.size(1)
     attention.log_divisor.fill_(math.log(total / count))

@@ -5,6 +5,7 @@ from torch import nn
 
 from distill.start.layer_trace import LayerParts, Text, trace
 from distill.start.moments import Moments
+from mpcformer.approximations.forms import ShiftedSquare
 from mpcformer.modeling.model import Layer
 
 # The bounds of a unit's curvature. A nearly linear unit would need a huge shift, which fixed point cannot represent.
@@ -26,18 +27,18 @@ def strongest_units(source: Layer, texts: list[Text], count: int) -> torch.Tenso
     return strength.topk(count).indices.sort().values
 
 
-def fit_units(layer: Layer, texts: list[Text]) -> None:
+def fit_units(layer: Layer, square: ShiftedSquare, texts: list[Text]) -> None:
     """Approximate GeLU by a h^2 + b h + c for each unit, by least squares, and write this as Quad of other weights.
 
     The layer's first linear map takes the scale and the shift; the bias of the second takes the constant that is left.
     """
     dense, after = LayerParts.of(layer).inner, LayerParts.of(layer).output.dense
     a, b, c = _quadratics(layer, texts)
-    # a h^2 + b h + c = (h' + 1)^2 / 8 + 3/8 + offset, with h' + 1 = root (h + b / 2a).
-    root = (8 * a).sqrt()
+    # For Quad, a h^2 + b h + c = (h' + 1)^2 / 8 + 3/8 + offset, where h' + 1 = root (h + b / 2a).
+    root = (a / square.factor).sqrt()
     dense.weight.mul_(root[:, None].to(dense.weight))
-    dense.bias.copy_(root * (dense.bias.double() + b / (2 * a)) - 1)
-    offset = c - b.square() / (4 * a) - 0.375
+    dense.bias.copy_(root * (dense.bias.double() + b / (2 * a)) - square.shift)
+    offset = c - b.square() / (4 * a) - square.offset
     after.bias.add_((after.weight.double() @ offset).to(after.bias))
 
 

@@ -26,6 +26,5 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
     finally:
         model.observer = None
     limits = ranges.norm_limits(model.config.constant_norms)
-    heads, gelu = model.config.num_attention_heads, model.config.gelu
-    ranges.note_reach(model_bounds(heads, gelu, model.state_dict(), norm_limits=limits))
+    ranges.note_reach(model_bounds(model.config, model.state_dict(), norm_limits=limits))
     return ranges

@@ -14,8 +14,7 @@ from experiments.kinds.experiment import Measured, Workplace
 from experiments.spec.quantities import Row
 from experiments.spec.scales import FunctionsScale
 from experiments.spec.spec import FunctionsExperiment
-from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
-from mpcformer.approximations.exact import piecewise_gelu, score_bound, squared_softmax
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS, piecewise_gelu, score_bound, squared_softmax
 from mpcformer.errors import UserInputError
 
 PIECES, SQUARING, EXACT = "pieces", "squaring", "exact"

@@ -8,9 +8,11 @@ variance allows, which private engines see to.
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
+from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.configuration import norm_names
 
@@ -125,8 +127,7 @@ def score_bound(query: Linear, key: Linear, n_heads: int, length: float) -> floa
 
 
 def model_bounds(
-    n_heads: int,
-    gelu: str,
+    config: Any,
     state: Mapping[str, torch.Tensor],
     row_means: Sequence[float] | None = None,
     norm_limits: Mapping[str, float] | None = None,
@@ -134,12 +135,16 @@ def model_bounds(
     """Bounds of a BERT state dict.
 
     Args:
-        n_heads: of attention.
-        gelu: the form of GeLU.
+        config: the student's configuration.
         state: names and weights as transformers has them.
         row_means: 2quad-const, by layer: how large a row's mean of (s + 5)^2 may be; its weights add up to that / c.
         norm_limits: how large a row's variance may be at each constant LayerNorm.
+
+    Raises:
+        UserInputError: a form of the configuration is unknown.
     """
+    n_heads, activation = config.num_attention_heads, gelu_form(config.gelu)
+    softmax_form(config.softmax)
 
     def get(name: str) -> torch.Tensor:
         return state[name].double().cpu()
@@ -172,9 +177,7 @@ def model_bounds(
         inner_map = _after(before, linear(f"{source}.intermediate.dense"))
         inner = column_bound(*inner_map, before.length)
         length = spectral_norm(inner_map[0]) * before.length + float(inner_map[1].norm())
-        if gelu == "quad":  # (h + 1)^2 / 8 + 3/8, by column
-            root = math.sqrt(inner.size(0))
-            length = (float(inner.max()) + 1) * (length + root) / 8 + 0.375 * root
+        length = activation.longest(float(inner.max()), length, inner.size(0))
         output = _stream(linear(f"{source}.output.dense"), length, before)
         before = norm(f"{name}.output")
         layers.append(LayerBounds(scores, values, attended, inner, output))

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import AutoConfig, BertConfig
 
-from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.errors import UserInputError
 
 NORM_PARTS = ("attention", "output")
@@ -69,12 +69,9 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.gelu = gelu
-        self.softmax = softmax
+        self.gelu = gelu_form(gelu).name
+        self.softmax = softmax_form(softmax).name
         self.task = task
-        for option, value, known in (("gelu", gelu, GELU_FORMS), ("softmax", softmax, SOFTMAX_FORMS)):
-            if value not in known:
-                raise UserInputError(f"{option}: form {value!r} is unknown", f"choose one of: {', '.join(known)}")
         self.constant_norms = chosen_norms(constant_norms, self.num_hidden_layers)
         if self.hidden_act != "gelu":
             raise UserInputError(

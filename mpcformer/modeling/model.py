@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mpcformer.approximations import GELU_FORMS, QUAD_DIVISOR, SOFTMAX_FORMS, two_quad_const
+from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.modeling.configuration import MPCFormerConfig
 
 # (name, values, mask of the same shape saying which values belong to real tokens)
@@ -111,9 +111,9 @@ class SelfAttention(nn.Module):
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
         self.n_heads = config.num_attention_heads
-        self.form = SOFTMAX_FORMS[config.softmax]
-        learnt = self.form is two_quad_const
-        self.log_divisor = nn.Parameter(torch.tensor(math.log(QUAD_DIVISOR))) if learnt else None
+        self.form = softmax_form(config.softmax)
+        divisor = self.form.divisor
+        self.log_divisor = None if divisor is None else nn.Parameter(torch.tensor(math.log(divisor)))
         self.query = nn.Linear(config.hidden_size, config.attention_size)
         self.key = nn.Linear(config.hidden_size, config.attention_size)
         self.value = nn.Linear(config.hidden_size, config.attention_size)
@@ -133,10 +133,8 @@ class SelfAttention(nn.Module):
         return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
 
     def probabilities(self, scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """This layer's form of softmax over (B, A, L, L) scores, keys (B, 1, 1, L) of 0 and 1; see `SOFTMAX_FORMS`."""
-        if self.log_divisor is None:
-            return self.form(scores, keys)
-        return two_quad_const(scores, keys, self.log_divisor.exp())
+        """Return the weights and row means of scores (B, A, L, L) and keys (B, 1, 1, L), see `SoftmaxForm.__call__`."""
+        return self.form(scores, keys, None if self.log_divisor is None else self.log_divisor.exp())
 
 
 class ResidualOutput(nn.Module):
@@ -163,7 +161,7 @@ class Layer(nn.Module):
         self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": output})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = ResidualOutput(config, config.intermediate_size, f"{name}.output")
-        self.activation = GELU_FORMS[config.gelu]
+        self.activation = gelu_form(config.gelu)
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
         """(B, L, H) -> (B, L, H)."""

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mpcformer.approximations import gelu_form, softmax_form
 from parties.runs.published import SOURCE, PublishedScore, published_scores
 
 FILE_NAME = "report.html"
@@ -13,7 +14,6 @@ DASH = "\N{EN DASH}"
 MODELS = (("teacher", "Teacher", "plaintext"), ("student", "Student", "plaintext"), ("private", "Student", "private"))
 PHASES = (("setup", "Set-up"), ("offline", "Offline"), ("online", "Online"))
 PARTIES = ("data-owner", "model-owner", "dealer")
-FORMS = {"quad": "Quad", "relu": "ReLU", "gelu": "GeLU", "2quad": "2Quad", "2relu": "2ReLU", "softmax": "softmax"}
 METRICS = {"f1": "F1", "matthews": "Matthews correlation"} | {
     name: f"{name.title()} correlation" for name in ("pearson", "spearman")
 }
@@ -38,7 +38,8 @@ def render(values: dict[str, Any]) -> str:
         "seconds": _or_dash(seconds),
         "size": _or_dash(size),
         "count": _or_dash(lambda value: f"{value:,}"),
-        "form": lambda form: FORMS.get(form, form),
+        "gelu": lambda name: gelu_form(name).title,
+        "softmax": lambda name: softmax_form(name).title,
         "metric": metric_name,
         "name": lambda text: str(text)[:1].upper() + str(text)[1:].replace("-", " "),
     }
@@ -119,8 +120,7 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     deployed = f"{DASH} (each party's own configuration)"
     if student:
         model = f"BERT, {student['layers']} layers, hidden size {student['hidden']}"
-        forms = f"GeLU: {FORMS.get(student['gelu'], student['gelu'])}; "
-        forms += f"softmax: {FORMS.get(student['softmax'], student['softmax'])}"
+        forms = f"GeLU: {gelu_form(student['gelu']).title}; softmax: {softmax_form(student['softmax']).title}"
         digest = student["sha256"]
     else:
         model = forms = digest = f"{DASH} (the coordinator has no student)"

@@ -177,10 +177,10 @@ def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_
     from mpcformer.engines.crypten.constants import model_constants
 
     crypten = model_constants(
+        gelu="quad",
         softmax="2quad",
         n_layers=2,
         bounds=public.ranges.bounds,
-        row_epsilon=0.0,
         constant_norms=public.config.constant_norms,
     )
     with pytest.raises(RangeError, match="divided by its deviation reaches") as refused:

@@ -255,7 +255,7 @@ def test_approximations_on_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "as recorded" in done.output
     rows = {row["key"]["form"]: row["values"] for row in read_json(tmp_path / "out" / "results.json")["rows"]}
-    assert rows["pieces"]["max_error"] < 0.0023  # the bound that approximations/exact.py states
+    assert rows["pieces"]["max_error"] < 0.0023  # the bound that approximations/gelu_exact.py states
     assert rows["quad"]["max_error"] == pytest.approx(3.5)  # (x + 1)^2 / 8 + 3 / 8 at 6, and at -6
     assert rows["squaring"]["max_error"] < rows["2relu"]["max_error"] < rows["2quad"]["max_error"]
 

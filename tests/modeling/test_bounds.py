@@ -18,6 +18,7 @@ from mpcformer.engines.lift import norms
 from mpcformer.engines.lift.carried import carried_rooms
 from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.lift.overflow import check_overflow, rooms, value_shift
+from mpcformer.engines.lift.rows import layer_scales, row_bits
 from mpcformer.engines.lift.weights import owned_weights
 from mpcformer.errors import RangeError
 from mpcformer.modeling import load_student
@@ -79,7 +80,7 @@ def test_no_text_exceeds_a_models_bounds(
     config = student.config
     limits = load_public_model(folder).ranges.norm_limits(config.constant_norms)
     row_means = [100.0] * 2 if "const" in softmax else None
-    bounds = model_bounds(config.num_attention_heads, gelu, student.state_dict(), row_means, limits)
+    bounds = model_bounds(config, student.state_dict(), row_means, limits)
     largest: dict[str, float] = {}
 
     def observe(name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
@@ -246,7 +247,7 @@ def test_what_follows_a_constant_norm_stays_below_its_bounds(tmp_path: Path, dat
     folder = save_student(tmp_path / "student", data_dir, constant_norms=["all"])
     student, public = load_student(folder), load_public_model(folder)
     state, limits = student.state_dict(), public.ranges.norm_limits(student.config.constant_norms)
-    bounds = model_bounds(student.config.num_attention_heads, "quad", state, norm_limits=limits)
+    bounds = model_bounds(student.config, state, norm_limits=limits)
     layer = student.bert.layers[0]
     norm, inner = layer.attention["output"].LayerNorm, layer.intermediate["dense"]
     reached = _farthest(norm, inner, limits["layer.0.attention"])
@@ -283,13 +284,13 @@ def test_rows_without_division_fit_512_positions_or_are_refused(log_high: float,
     """The numerators' ring holds the context for the longest text, and no number of a row wraps around the guard."""
     bounds = {"x.row_mean": (0.0, 10**log_high), "x.score_reach": (-(10**log_reach), 10**log_reach)}
     try:
-        layer = fp._layer("x", [norms.Norm(13, 13, None)] * 2, bounds, "2quad-const")
+        layer = layer_scales("x", [norms.Norm(13, 13, None)] * 2, bounds, "2quad-const")
     except RangeError:
         assert log_high > 4 or log_reach > 4, "only what is very large may be refused"
         return
     assert 1.5 * 1.125 * 10**log_high <= layer.unit * (1 + 1e-9)
     for log_keys in (1, 7, 9):
-        bits = fp.row_bits(layer, log_keys)
+        bits = row_bits(layer, log_keys)
         highest = (2.0**8 + 5) ** 2 * 4.0**fp.SCORE_SCALE * 2.0 ** (log_keys + fp.KEY_FACTOR_BITS) * 9 / 8
         assert highest < 2.0**62
         assert 8 < bits < 61
@@ -313,13 +314,13 @@ def test_a_layer_norms_factor_is_fine_enough_or_refused(log_low: float, log_rati
 def test_what_a_normalised_row_cannot_see_takes_no_room(student: Path) -> None:
     """c 1 1^T added to the queries' and keys' weights changes neither the model nor its bounds."""
     model = load_student(student)
-    before = model_bounds(model.config.num_attention_heads, "quad", model.state_dict())
+    before = model_bounds(model.config, model.state_dict())
     state = dict(model.state_dict())
     gain = state["bert.embeddings.LayerNorm.weight"]
     for part in ("query", "key"):
         name = f"bert.encoder.layer.0.attention.self.{part}.weight"
         state[name] = state[name] + 1e3 / gain[None, :]
-    after = model_bounds(model.config.num_attention_heads, "quad", state)
+    after = model_bounds(model.config, state)
     assert after.layers[0].scores == pytest.approx(before.layers[0].scores, rel=0.01)
 
 

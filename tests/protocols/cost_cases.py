@@ -6,8 +6,9 @@ from typing import Any
 
 import torch
 
+from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations.row_lookup import BITS, GROUP_BUCKETS, LookupSpec
-from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.scales import activation
 from mpcformer.engines.lift.tables import table as tables_of
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
 from mpcformer.protocols.cost import ProtocolCost, opening
@@ -253,7 +254,7 @@ CASES = [
     looked_up("two tables with a guard", 0.003, True),
     pieces("relu", piecewise.relu(24)),
     pieces("clamp", piecewise.clamp(32, 1000)),
-    pieces("gelu", fp.GELU.function or piecewise.relu(8)),
+    pieces("gelu", activation(GELU_FORMS["gelu"]).function or piecewise.relu(8)),
     pieces("steps", STEPS),
     words(3),
     words(300),

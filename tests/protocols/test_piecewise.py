@@ -7,14 +7,17 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations import Request, validate
 from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
-from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.scales import activation
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction, clamp, relu
 from mpcformer.ring.packing import WIDTHS
 from tests.pair import dealer_bytes, integers, run_protocol, share
+
+GELU = activation(GELU_FORMS["gelu"])
 
 
 def evaluated(function: PiecewiseFunction, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
@@ -54,7 +57,7 @@ def steps(*degrees: int) -> PiecewiseFunction:
         (steps(0), 3),
         (steps(2, 2, 2, 2, 2, 2, 2, 2), 3),
         (steps(0, 1, 2, 0, 1), 3),
-        (fp.GELU.function, 3),
+        (GELU.function, 3),
     ],
     ids=["relu", "clamp", "bit", "quadratics", "mixed", "gelu"],
 )
@@ -99,12 +102,12 @@ def test_the_borrows_polynomial() -> None:
 
 
 def test_gelu_is_as_near_as_stated() -> None:
-    from mpcformer.approximations.exact import GELU_ERROR, GELU_SCALE
+    from mpcformer.approximations.gelu_exact import GELU_ERROR, GELU_SCALE
 
-    function = fp.GELU.function
+    function = GELU.function
     assert function is not None
-    x = torch.arange(-20 << fp.GELU.scale, 20 << fp.GELU.scale, 3)
-    real = x.double() * 2.0**-fp.GELU.scale
+    x = torch.arange(-20 << GELU.scale, 20 << GELU.scale, 3)
+    real = x.double() * 2.0**-GELU.scale
     expected = 0.5 * real * (1 + torch.erf(real / math.sqrt(2)))
     assert float((twin(function, x).double() * 2.0**-GELU_SCALE - expected).abs().max()) < GELU_ERROR
 

@@ -12,6 +12,7 @@ from mpcformer.correlations import Request
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift import norms
+from mpcformer.engines.lift.rows import LayerScales, row_function, softmax_functions
 from mpcformer.errors import RangeError
 from mpcformer.protocols import guard
 from mpcformer.protocols.party import Party
@@ -22,14 +23,14 @@ from tests.pair import dealer_bytes, integers, run_protocol, share
 
 def functions() -> list[tuple[str, TableFunction, float, float, float]]:
     """name, tables, low, high, the argument's unit."""
-    layer = fp.Layer(0, 0, 0.05, None, None)  # type: ignore[arg-type]
-    wide = fp.Layer(0, 0, 0.003, None, None)  # type: ignore[arg-type]
+    layer = LayerScales(0, 0, 0.05, None, None)  # type: ignore[arg-type]
+    wide = LayerScales(0, 0, 0.003, None, None)  # type: ignore[arg-type]
     row = 2.0 ** -(28 + 5 + fp.KEY_FACTOR_BITS)
     bounds = {"narrow": (0.3, 2.0), "wide": (0.45, 2288.0)}
     found = {name: norms.norm(name, 384, 1e-12, {f"{name}.variance": bounds[name]}) for name in bounds}
     return [
-        ("reciprocal", fp.row_function(layer, 5), 0.05, 1.0, row),
-        ("reciprocal, wide", fp.row_function(wide, 5), 0.003, 1.0, row),
+        ("reciprocal", row_function(layer, 5), 0.05, 1.0, row),
+        ("reciprocal, wide", row_function(wide, 5), 0.003, 1.0, row),
         *(
             (f"rsqrt, {name}", norm.function, low / 1.5, high * 1.5, 2.0 ** (-2 * norm.scale) / 384)
             for (name, norm), (low, high) in zip(found.items(), bounds.values(), strict=True)
@@ -115,10 +116,10 @@ def test_whatever_the_range_what_is_too_small_is_marked(log_ratio: float, log_lo
 
 
 def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
-    layer = fp.Layer(0, 5, 0.05, None, None)  # type: ignore[arg-type]
-    assert fp.row_function(layer, 9).upper.spec.function == "reciprocal"
+    layer = LayerScales(0, 5, 0.05, None, None)  # type: ignore[arg-type]
+    assert row_function(layer, 9).upper.spec.function == "reciprocal"
     with pytest.raises(RangeError, match="1024 positions"):
-        fp.row_function(layer, 10)
+        row_function(layer, 10)
 
 
 @pytest.mark.parametrize("log_keys", range(1, 10))
@@ -126,12 +127,12 @@ def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
 def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
     """Reciprocals of row means at all lengths and clamps: near enough, and no mark."""
     shift = max(0, squarings - 8) + 2
-    layer = fp.Layer(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
+    layer = LayerScales(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
     unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)
     y = limit / 2**squarings
     ranges = [(0.875 * ((1 - y) ** 2 + 1) ** 4, 1.125 * ((1 + y) ** 2 + 1) ** 4)] + [(0.8, 1.2 * 2**log_keys)] * 2
     for function, (low, high), error in zip(
-        fp.softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
+        softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
     ):
         real = torch.logspace(math.log10(low), math.log10(high), 300, dtype=torch.float64)
         x = (real / unit).round().long()

@@ -13,7 +13,8 @@ from typing import Any
 
 import torch
 
-from mpcformer.approximations import QUAD_SHIFT
+from mpcformer.approximations import gelu_form, softmax_form
+from mpcformer.approximations.forms import CRYPTEN, ScoreUnit
 from mpcformer.channel import Counters
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.compat import current
@@ -110,10 +111,7 @@ class CrypTenBert:
         return self._layer_norm(ops.wrap(x.share + outer.share), f"{name}.norm", constants.output_norm)
 
     def _activation(self, u: Any) -> Any:
-        form = self._config.gelu
-        if form == "quad":  # 0.125 u^2 + 0.25 u + 0.5 = (u + 1)^2 / 8 + 3/8
-            return ops.add_public(ops.square(ops.add_public(u, 1.0), shift=3), 0.375)
-        return ops.relu(u) if form == "relu" else ops.gelu(u)
+        return gelu_form(self._config.gelu).on(CRYPTEN)(ops, u)
 
     def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
         n_batch, n_positions, _ = x.share.shape
@@ -160,16 +158,8 @@ class CrypTenBert:
         return ops.multiply(context, inverse)
 
     def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
-        form = self._config.softmax
-        if form in ("2quad", "2quad-const"):
-            return ops.square(ops.add_public(scores, QUAD_SHIFT * 2.0**-constants.score_scale))
-        if form == "2relu":
-            return ops.relu(scores)
-        # Masked keys take the public lower bound, so that the maximum is over the others.
-        bounded = ops.times_integers(scores, keys)
-        bounded = ops.add_public(bounded, (keys - 1).double() * constants.score_bound)
-        largest = ops.maximum(bounded, dim=-1)
-        return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
+        unit = ScoreUnit(2.0**-constants.score_scale, constants.score_bound, keys)
+        return softmax_form(self._config.softmax).on(CRYPTEN)(ops, scores, unit)
 
     def _residual(self, mask: torch.Tensor) -> Any:
         """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative and

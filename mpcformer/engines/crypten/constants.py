@@ -8,12 +8,17 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
+from mpcformer.approximations import ConstantRows, ExponentialRows, SoftmaxForm, gelu_form, softmax_form
+from mpcformer.approximations.forms import CRYPTEN
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import SCORE_REACH
 
+# The reciprocal of the exact softmax's row, whose largest numerator is one: rows from 2^-10 to one have room.
+EXPONENTIAL_ROW = (0.5**10, 1.05)
+SCORE_MARGIN = 1.5
 # A value below 2^13 leaves 2^30 for sums of products at 16 fractional bits.
 MAX_ACTIVATION = 2.0**13
 
@@ -41,6 +46,7 @@ class LayerConstants:
         score_bound: softmax form only, the largest |score| expected.
         row: the reciprocal of the row sum divided by a power of two near the number of keys; None: not divided.
         row_offset: 2ReLU's epsilon, scaled; it counts once per key, as the numerators do.
+        row_unit: the mean of a row's numerators that is computed as 1.
     """
 
     score_scale: int
@@ -49,6 +55,7 @@ class LayerConstants:
     row_offset: float
     attention_norm: NormConstants
     output_norm: NormConstants
+    row_unit: float
 
 
 @dataclass(frozen=True)
@@ -65,20 +72,21 @@ class ModelConstants:
 
 
 def model_constants(
-    *, softmax: str, n_layers: int, bounds: CalibratedRanges, row_epsilon: float, constant_norms: Collection[str] = ()
+    *, gelu: str, softmax: str, n_layers: int, bounds: CalibratedRanges, constant_norms: Collection[str] = ()
 ) -> ModelConstants:
     """Derive the constants of a model.
 
     Args:
-        softmax: softmax, 2quad, 2quad-const or 2relu.
+        gelu, softmax: the forms.
         n_layers: encoder layers.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
-        row_epsilon: added to the mean of 2ReLU's row.
         constant_norms: names of LayerNorms that divide by a constant.
 
     Raises:
         RangeError: a range is missing, not finite, or outside what fixed point carries.
+        UserInputError: the engine does not compute a form.
     """
+    gelu_form(gelu).on(CRYPTEN)
     for name, (low, high) in bounds.items():
         if not name.endswith(SCORE_REACH) and not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
             raise RangeError(
@@ -86,7 +94,7 @@ def model_constants(
                 "the student diverged or its ranges.json is damaged: distil it again",
             )
     norms = {name: _norm(bounds, name, name in constant_norms) for name in norm_names(n_layers)}
-    layers = tuple(_layer(softmax, f"layer.{n}", bounds, row_epsilon, norms) for n in range(n_layers))
+    layers = tuple(_layer(softmax_form(softmax), f"layer.{n}", bounds, norms) for n in range(n_layers))
     low, high = calibrated(bounds, "pooler.tanh")
     tanh_bound = 2 * max(abs(low), abs(high), 1.0)
     return ModelConstants(norms["embeddings"], layers, tanh_bound)
@@ -104,29 +112,26 @@ def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormConstants:
 
 
 def _layer(
-    softmax: str, name: str, bounds: CalibratedRanges, row_epsilon: float, norms: Mapping[str, NormConstants]
+    form: SoftmaxForm, name: str, bounds: CalibratedRanges, norms: Mapping[str, NormConstants]
 ) -> LayerConstants:
-    score_scale, bound, offset, row = 0, 0.0, 0.0, None
-    if softmax == "softmax":
-        bound = 1.5 * max(abs(edge) for edge in calibrated(bounds, f"{name}.scores"))
-        row = reciprocal_plan(0.5**10, 1.05)
-    elif softmax == "2quad-const":
+    form.on(CRYPTEN)
+    rows, score_scale, bound, offset, row = form.rows, 0, 0.0, 0.0, None
+    degree = 1 if isinstance(rows, ExponentialRows) else rows.degree
+    if isinstance(rows, ExponentialRows):
+        bound = SCORE_MARGIN * max(abs(edge) for edge in calibrated(bounds, f"{name}.{rows.needs}"))
+        row = reciprocal_plan(*EXPONENTIAL_ROW)
+    elif isinstance(rows, ConstantRows):
         # Usual rows are far below the highest, and must not be far below one.
-        high = calibrated(bounds, f"{name}.row_mean")[1]
-        score_scale = even_shift(high / 64, high) // 2
+        high = calibrated(bounds, f"{name}.{rows.needs}")[1]
+        score_scale = even_shift(high / 64, high) // degree
     else:
-        low, high = widened(*calibrated(bounds, f"{name}.row_mean"))
-        if softmax == "2quad":
-            score_scale = even_shift(low, high) // 2
-            factor = 4.0**-score_scale
-        else:
-            low, high = low + row_epsilon, high + row_epsilon
-            score_scale = even_shift(low, high)
-            factor = 2.0**-score_scale
-            offset = row_epsilon * factor
-        low, high = low * factor, high * factor
+        low, high = widened(*calibrated(bounds, f"{name}.{rows.needs}"))
+        low, high = low + rows.epsilon, high + rows.epsilon
+        score_scale = even_shift(low, high) // degree
+        factor = 2.0 ** -(degree * score_scale)
+        offset = rows.epsilon * factor
         # The row sum is divided by a power of two between n and 2 n instead of by the number of keys n.
-        row = reciprocal_plan(low / 2, high)
+        row = reciprocal_plan(low * factor / 2, high * factor)
     return LayerConstants(
         score_scale=score_scale,
         score_bound=bound,
@@ -134,4 +139,5 @@ def _layer(
         row_offset=offset,
         attention_norm=norms[f"{name}.attention"],
         output_norm=norms[f"{name}.output"],
+        row_unit=2.0 ** (degree * score_scale),
     )

@@ -80,7 +80,7 @@ def parameter_values(config: Any, constants: ModelConstants, state: dict[str, to
         behind = 1.0
         if layer.row is None:
             log_divisor = float(state[f"{source}.attention.self.log_divisor"].double())
-            behind = 4.0**layer.score_scale * math.exp(min(MAX_LOG, -log_divisor))
+            behind = layer.row_unit * math.exp(min(MAX_LOG, -log_divisor))
             output = f"{source}.attention.output.dense"
             _check_size(f"{output} divided by c", state[f"{output}.weight"].double() * behind)
         linear(f"{name}.attention.output", f"{source}.attention.output.dense", behind)

@@ -8,9 +8,18 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcformer.approximations import QUAD_SHIFT
+from mpcformer.approximations import softmax_form
+from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.range_check import RangeCheck
+from mpcformer.engines.lift.rows import (
+    LayerScales,
+    row_bits,
+    row_function,
+    score_numerators,
+    softmax_base,
+    softmax_functions,
+)
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.protocols import lifted, matmul, piecewise
 from mpcformer.protocols.lifted import Mask, Opened
@@ -50,11 +59,11 @@ class PrivateAttention:
     def __init__(
         self, party: Party, softmax: str, mask: torch.Tensor, log_keys: int, check: RangeCheck, watch: Stopwatch
     ) -> None:
-        self._party, self._softmax, self._mask, self._log_keys = party, softmax, mask, log_keys
+        self._party, self._form, self._mask, self._log_keys = party, softmax_form(softmax), mask, log_keys
         self._check, self._watch = check, watch
         self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
-    def attend(self, heads: Heads, constants: fp.Layer) -> torch.Tensor:
+    def attend(self, heads: Heads, constants: LayerScales) -> torch.Tensor:
         """(B Q, A D) at ATTENDED_SCALE."""
         party, rank = self._party, self._party.rank
         scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
@@ -72,13 +81,13 @@ class PrivateAttention:
             return opened
 
         real = self._real(scores.size(2), scores.size(1))
-        if self._softmax == "softmax":
+        if constants.squarings:
             numerators = self._powers(scores, constants, open_scores, real) * self._key_factors
-            last_scale = fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE + self._log_keys + fp.KEY_FACTOR_BITS
+            last_scale = fp.mean_scale(fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE, self._log_keys)
             return self._multiplied_rows(numerators, last_scale, opened_value[0], heads, constants)
         numerators, rows = self._numerators(scores, constants, open_scores)
         if not constants.divided:
-            bits = fp.row_bits(constants, self._log_keys)
+            bits = row_bits(constants, self._log_keys)
             self._check.guard(bits, rows.reshape(-1), real)
             return self._multiplied_rows(numerators, bits, opened_value[0], heads, constants)
         return self._divided_rows(numerators, rows, opened_value[0], heads, constants, real)
@@ -99,19 +108,19 @@ class PrivateAttention:
     # ---- 2quad, 2relu: divide after the product with the values; 2quad-const: not at all -----------------------------
 
     def _numerators(
-        self, scores: torch.Tensor, constants: fp.Layer, open_scores: OpenScores
+        self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and what their rows sum to."""
         party = self._party
-        if self._softmax in ("2quad", "2quad-const"):
+        kind = score_numerators(self._form, constants.score_shift)
+        if isinstance(kind, SquaredScores):
             mask = Mask(
                 party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
             )
             c = open_scores(mask.half(scores, party.rank))
-            offset = round(QUAD_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
-            numerators = Opened(party, mask, c).square(offset) * self._key_factors
+            numerators = Opened(party, mask, c).square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
             return numerators, numerators.sum(-1)
-        evaluation = self._evaluation(piecewise.relu(fp.SCORE_BITS), scores)
+        evaluation = self._evaluation(kind, scores)
         positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
         numerators = positive * self._key_factors
         offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
@@ -123,14 +132,13 @@ class PrivateAttention:
         rows: torch.Tensor,
         opened_value: torch.Tensor,
         heads: Heads,
-        constants: fp.Layer,
+        constants: LayerScales,
         real: torch.Tensor,
     ) -> torch.Tensor:
         party, rank = self._party, self._party.rank
-        function = fp.row_function(constants, self._log_keys)
+        function = row_function(constants, self._log_keys)
         lookup = self._check.lookup(function, rows.numel())
-        up = 2 * fp.SCORE_SCALE + self._log_keys + fp.KEY_FACTOR_BITS + constants.row_exponent
-        masked = self._masked_numerators(numerators, up, heads)
+        masked = self._masked_numerators(numerators, row_bits(constants, self._log_keys), heads)
         opened, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
@@ -151,7 +159,7 @@ class PrivateAttention:
         return matmul.half(down, heads.context_masks[0], fp.NUMERATOR_BITS)
 
     def _context(
-        self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: fp.Layer
+        self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
         """(B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
         context = matmul.product(self._party, numerators, opened_value, heads.context_masks)
@@ -164,7 +172,7 @@ class PrivateAttention:
         return attended.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _multiplied_rows(
-        self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: fp.Layer
+        self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
         """Rows that are not divided any more: numerators at `scale`, times the values. 2 rounds."""
         party, rank = self._party, self._party.rank
@@ -176,15 +184,15 @@ class PrivateAttention:
         lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0]).value()
         return self._rows(shift(lifted_context, constants.context_scale - fp.ATTENDED_SCALE, rank))
 
-    # ---- softmax: `approximations.exact.squared_softmax`, divided before the product ---------------------------------
+    # ---- softmax: `approximations.squared_softmax`, divided before the product ---------------------------------------
 
     def _powers(
-        self, scores: torch.Tensor, constants: fp.Layer, open_scores: OpenScores, real: torch.Tensor
+        self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores, real: torch.Tensor
     ) -> torch.Tensor:
         """Numerators (B, A, Q, L) whose rows, times the keys' factors, have the mean one: at `last_scale`."""
-        first, middle, last = fp.softmax_functions(constants, self._log_keys)
+        first, middle, last = softmax_functions(constants, self._log_keys)
         rank, power = self._party.rank, fp.POWER_SCALE
-        base_scale, base = fp.softmax_base(constants)
+        base_scale, base = softmax_base(constants)
         evaluation = self._evaluation(base, scores)
         keys = self._mask[:, None, None, :]
         x = evaluation.evaluate(self._party, open_scores(evaluation.half(scores))) * keys

@@ -21,6 +21,7 @@ from mpcformer.engines.lift.maps import Map, Maps, Tensors
 from mpcformer.engines.lift.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import reveal
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
@@ -61,7 +62,7 @@ class PrivateBert:
         self,
         party: Party,
         config: Any,
-        constants: fp.Constants,
+        constants: LiftScales,
         mask: torch.Tensor,
         owned: OwnedWeights | None,
         masked: dict[str, torch.Tensor] | None,
@@ -268,7 +269,7 @@ class PrivateBert:
         party, activation = self._party, self._constants.activation
         if activation.function is None:
             inner = Opened(party, Mask(tensors, activation.bits, "square"), c)
-            result = inner.square(offset=1 << activation.scale)
+            result = inner.square(activation.offset)
         else:
             result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
         return shift(result, activation.result_shift, party.rank)

@@ -13,12 +13,13 @@ import torch
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.overflow import Room, check_room, ring_room, stream_room
+from mpcformer.engines.lift.scales import LiftScales, computed_length
 from mpcformer.modeling.bounds import Linear, column_bound, head_length, score_bound, spectral_norm
 
 Tensors = Mapping[str, torch.Tensor]
 
 
-def check_carried(config: Any, constants: fp.Constants, weights: Tensors, biases: Tensors) -> None:
+def check_carried(config: Any, constants: LiftScales, weights: Tensors, biases: Tensors) -> None:
     """Refuse a model some of whose values might leave their ring for some text, weights rounded as they are.
 
     Args:
@@ -32,7 +33,7 @@ def check_carried(config: Any, constants: fp.Constants, weights: Tensors, biases
         check_room(room)
 
 
-def carried_rooms(config: Any, constants: fp.Constants, weights: Tensors, biases: Tensors) -> Iterator[Room]:
+def carried_rooms(config: Any, constants: LiftScales, weights: Tensors, biases: Tensors) -> Iterator[Room]:
     """As `overflow.rooms`; values are taken as they are computed, perhaps smaller than they are."""
     hidden, n_heads, activation = config.hidden_size, config.num_attention_heads, constants.activation
 
@@ -72,8 +73,7 @@ def carried_rooms(config: Any, constants: fp.Constants, weights: Tensors, biases
         inner = weight[:, :-1], bias[:-1]
         largest, length = float(column_bound(*inner, rows).max()), _length(inner, rows)
         yield Room(f"{name}.activation", largest, ring_room(activation.bits, activation.scale))
-        if config.gelu == "quad":  # (h + 1)^2: the rest is in the map behind it
-            length = (largest + 1) * (length + math.sqrt(config.intermediate_size))
+        length = computed_length(activation, config.gelu, largest, length, config.intermediate_size)
         mean = weight[:, -1] * 2.0 ** (fp.INNER_WEIGHT_SCALE - fp.MEAN_SCALE)
         outer = linear(f"{name}.outer", activation.weight_scale, fp.OUTER_SCALE)
         norm = layer.output_norm

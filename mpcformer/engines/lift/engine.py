@@ -16,6 +16,7 @@ from mpcformer.engines.cost import Cost, dealer_bytes
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, rehearse
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.bert import PrivateBert
+from mpcformer.engines.lift.scales import LiftScales, lift_scales
 from mpcformer.engines.lift.weights import OwnedWeights, masked_specs, owned_weights, weight_bits, weight_shapes
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
@@ -175,14 +176,14 @@ class LiftEngine:
         return first
 
 
-def engine_constants(public: PublicModel) -> fp.Constants:
+def engine_constants(public: PublicModel) -> LiftScales:
     """The constants of a model.
 
     Raises:
         RangeError: ranges that the engine cannot carry.
     """
     config = public.config
-    return fp.constants(
+    return lift_scales(
         hidden_size=config.hidden_size,
         epsilon=config.layer_norm_eps,
         n_layers=config.num_hidden_layers,

@@ -14,6 +14,7 @@ import torch
 from mpcformer.correlations import Request, sketch
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
@@ -49,7 +50,7 @@ class Maps:
         self,
         rank: int,
         config: Any,
-        constants: fp.Constants,
+        constants: LiftScales,
         size: tuple[int, int],
         shapes: dict[str, tuple[int, ...]],
         one_hot: bool,

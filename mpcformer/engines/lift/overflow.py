@@ -17,6 +17,8 @@ import torch
 
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.rows import LayerScales
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import Bounds, check_constants, model_bounds
 
@@ -37,7 +39,7 @@ class Room:
     room: float
 
 
-def value_shift(layer: fp.Layer, values: torch.Tensor) -> int:
+def value_shift(layer: LayerScales, values: torch.Tensor) -> int:
     """How many bits smaller a layer's values are computed, from their bounds (H,): the output map makes up for it.
 
     Only the model owner knows, so it tells nobody anything.
@@ -46,7 +48,7 @@ def value_shift(layer: fp.Layer, values: torch.Tensor) -> int:
     return max(0, math.ceil(math.log2(largest / layer.value_room)))
 
 
-def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
+def rooms(constants: LiftScales, bounds: Bounds) -> Iterator[Room]:
     """Every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
     yield Room("embeddings", bounds.embeddings, stream_room(constants.embedding_norm))
     activation = constants.activation
@@ -61,7 +63,7 @@ def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
     yield Room("logits", bounds.logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
 
 
-def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, torch.Tensor]) -> Bounds:
+def check_overflow(config: Any, constants: LiftScales, state: Mapping[str, torch.Tensor]) -> Bounds:
     """Refuse a model some of whose values might leave their ring for some text.
 
     Returns:
@@ -75,7 +77,7 @@ def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, tor
     guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
     norms = constants.norms
     limits = {name: norms[name].limit for name in config.constant_norms}
-    bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None, limits)
+    bounds = model_bounds(config, state, guarded or None, limits)
     for room in rooms(constants, bounds):
         check_room(room)
     for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):

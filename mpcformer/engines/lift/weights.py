@@ -18,6 +18,7 @@ from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.carried import check_carried
 from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.overflow import check_overflow, value_shift
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import centred_columns, deviation, norm_source
 from mpcformer.ring.packing import packed_bytes
@@ -71,7 +72,7 @@ class OwnedWeights:
         return f"OwnedWeights(<{len(self.weights)} tensors hidden>)"
 
 
-def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.Tensor]) -> OwnedWeights:
+def owned_weights(config: Any, constants: LiftScales, state: dict[str, torch.Tensor]) -> OwnedWeights:
     """From a BERT state dict.
 
     Raises:
@@ -153,10 +154,9 @@ def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.T
         put(f"{name}.residual", gain / unit, fp.RESIDUAL_SCALE)
         weight = _centred(get(f"{source}.output.dense.weight").t()) / unit
         offset = _centred(get(f"{source}.output.dense.bias") + bias) / unit
-        if config.gelu == "quad":
-            # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
-            weight, offset = weight / 8, offset + 0.375 * weight.sum(0)
-        put(f"{name}.outer", weight, constants.activation.weight_scale, offset, fp.OUTER_SCALE)
+        activation = constants.activation
+        offset = offset + activation.addend * weight.sum(0)
+        put(f"{name}.outer", weight * activation.factor, constants.activation.weight_scale, offset, fp.OUTER_SCALE)
         gain, bias = norm(f"{name}.output", layer.output_norm)
 
     weight = get("bert.pooler.dense.weight").t()
