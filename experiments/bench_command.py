@@ -16,11 +16,10 @@ from typing import Any, get_args
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from rich.table import Table
 from transformers.utils import logging as hf_logging
 
 from distill.training.calibrate import calibrate
-from mpcformer.console import console, progress
+from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import ENGINES, BatchShape, PublicModel, create_engine, load_public_model
 from mpcformer.engines.stopwatch import OPERATIONS
 from mpcformer.errors import UserInputError
@@ -269,11 +268,8 @@ def _show(values: dict[str, Any]) -> None:
     head = f"{values['model']}: {values['layers']} layers, {values['gelu']} + {values['softmax']},"
     head += f" {values['batch_size']} x {values['seq_len']} tokens,"
     tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
-    grid = Table(title=f"{head} {tail}", title_justify="left")
-    grid.add_column("")
     engines = values["engines"]
-    for name in engines:
-        grid.add_column(name, justify="right")
+    grid = PlainTable(f"{head} {tail}", "quantity", *engines)
 
     def row(title: str, *cells: str) -> None:
         grid.add_row(title, *cells)

@@ -10,10 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from experiments.bench_command import BenchOptions, bench_model, check, job_of, random_sentences
-from mpcformer.console import console, progress
+from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import load_public_model
 from mpcformer.files import write_json
 from parties.roles.results import Results
@@ -91,9 +89,7 @@ def _compared(seconds: Seconds) -> dict[str, Any]:
 
 def _show(values: dict[str, Any]) -> None:
     head = f"{values['model']}: {values['layers']} layers, {values['batch_size']} x {values['seq_len']} tokens"
-    grid = Table(title=f"{head}; online seconds of a batch", title_justify="left")
-    for title in ("", TLS, PLAINTEXT, "ratio"):
-        grid.add_column(title, justify="right" if title else "left")
+    grid = PlainTable(f"{head}; online seconds of a batch", "engine, batch", f"{TLS} [s]", f"{PLAINTEXT} [s]", "ratio")
     for engine, found in values["engines"].items():
         for what, suffix in (("median", ""), ("fastest", "_fastest")):
             both = found[f"online_seconds{suffix}"]

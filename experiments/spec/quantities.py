@@ -63,7 +63,7 @@ class Quantity:
 QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score, plaintext", "score"),
     "private_score": Quantity("score, private", "score"),
-    "kept": Quantity("of the teacher's score", "score"),
+    "kept": Quantity("share of the teacher's score", "score"),
     "compared_score": Quantity("score, plaintext, same examples", "score"),
     "label_agreement": Quantity("label agreement", "agreement"),
     # On the training examples set aside, for choosing recipes by: the evaluation split is for nothing but scores.
