@@ -23,6 +23,7 @@ from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling.load import require_teacher
 from mpcformer.tasks import Encoded, carve_selection, encode, get_task, load_examples
 
 FILE_NAME = "general.json"
@@ -55,6 +56,7 @@ def distill_general(
     check_replaced(recipe.replaced)
     work = Workspace(out, recipe, resume=resume)
     source = resolve_checkpoint(recipe.model)
+    require_teacher(source, "--model")
     teacher = load_checkpoint(source)
     student = load_checkpoint(source, gelu=recipe.gelu, softmax=recipe.softmax)
     tokenizer = load_tokenizer(source)

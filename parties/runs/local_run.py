@@ -10,7 +10,7 @@ from mpcformer.engines.base import EMBEDDINGS, ENGINES, BatchShape, create_engin
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import check_new_folder, read_json, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.load import WEIGHTS, read_config, require_student, require_teacher
 from mpcformer.ring import gemm
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
 from parties.roles.journal import FILE_NAME as JOURNAL
@@ -43,6 +43,7 @@ def check(job: InferenceJob, out: Path, *, gelu: str | None = None, softmax: str
     student = load_student(job.student, gelu=gelu, softmax=softmax)
     models = {"--student": student}
     if job.teacher:
+        require_teacher(job.teacher)
         models["--teacher"] = load_checkpoint(job.teacher)
     for option, model in models.items():
         if model.num_labels != task.num_labels:
@@ -124,12 +125,14 @@ def teacher_of(student: Path) -> Path | None:
 
 
 def task_of(student: Path) -> str:
-    """The task a student was distilled for.
+    """Return the task that a student was distilled for.
 
     Raises:
-        UserInputError: its configuration names none.
+        UserInputError: the folder holds no student, or its configuration names no task.
     """
-    task = load_public_model(student).config.task
+    config = read_config(student)
+    require_student(student, config)
+    task = config.get("task")
     if not task:
         raise UserInputError(f"--task: {student}/config.json names no task", "give --task")
     return str(task)
