@@ -221,19 +221,16 @@ def _reports() -> bool:
 
 
 def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
-    from rich.table import Table
-
     from distill.ready import RUNS
-    from mpcformer.console import console
+    from mpcformer.console import PlainTable, console
 
     if not _reports():
         return
-    table = Table(title=f"{record['task']}: {out}", title_justify="left")
-    table.add_column("model")
-    table.add_column(f"score on {record['n_selection']} training sentences set aside", justify="right")
+    head = f"score on {record['n_selection']} training sentences set aside"
+    table = PlainTable(f"{record['task']}: {out}", "model", head)
     for name, score in scores.items():
         table.add_row(name, f"{score:.4f}")
     console.print(table)
     console.print(f"Trained on {record['n_training']} sentences. The task's own evaluation split was not looked at.")
     for engine, verdict in record.get("engines", {}).items():
-        console.print(f"engine {engine}: {'runs it' if verdict == RUNS else f'refuses it: {verdict}'}", highlight=False)
+        console.print(f"engine {engine}: {'runs it' if verdict == RUNS else f'refuses it: {verdict}'}", soft_wrap=True)

@@ -25,6 +25,7 @@ from distill.training.workspace import Workspace
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling.load import require_teacher
 from mpcformer.tasks import Encoded, carve_selection, encode, get_task, load_examples
 
 FILE_NAME = "general.json"
@@ -56,6 +57,7 @@ def distill_general(
     _check(recipe)
     work = Workspace(out, recipe, resume=resume)
     source = resolve_checkpoint(recipe.model)
+    require_teacher(source, "--model")
     teacher = load_checkpoint(source)
     student = load_checkpoint(source, gelu=recipe.gelu, softmax=recipe.softmax)
     tokenizer = load_tokenizer(source)

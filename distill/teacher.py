@@ -17,7 +17,7 @@ from distill.training.versions import versions
 from distill.training.workspace import Workspace
 from mpcformer.files import write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
-from mpcformer.modeling.load import read_config
+from mpcformer.modeling.load import read_config, require_teacher
 from mpcformer.tasks import Task, get_task
 
 
@@ -102,6 +102,7 @@ def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
     check_numbers(epochs=recipe.epochs, lr=recipe.learning_rate)
     check_precision(recipe.precision)
     source = resolve_checkpoint(recipe.model)
+    require_teacher(source, "--model")
     model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
     tokenizer = load_tokenizer(source)
     prepared = prepare(recipe, tokenizer, positions=model.config.max_position_embeddings)

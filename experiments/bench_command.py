@@ -2,10 +2,8 @@
 
 from typing import Any
 
-from rich.table import Table
-
 from experiments.measuring.engines import BenchOptions, measure
-from mpcformer.console import console
+from mpcformer.console import PlainTable, console
 from mpcformer.engines.registry import engine_names
 from mpcformer.engines.stopwatch import OPERATIONS
 
@@ -27,11 +25,8 @@ def show(values: dict[str, Any]) -> None:
     head = f"{values['model']}: {values['layers']} layers, {values['gelu']} + {values['softmax']},"
     head += f" {values['batch_size']} x {values['seq_len']} tokens,"
     tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
-    grid = Table(title=f"{head} {tail}", title_justify="left")
-    grid.add_column("")
     engines = values["engines"]
-    for name in engines:
-        grid.add_column(name, justify="right")
+    grid = PlainTable(f"{head} {tail}", "quantity", *engines)
 
     def row(title: str, *cells: str) -> None:
         grid.add_row(title, *cells)

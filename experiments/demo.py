@@ -54,7 +54,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
         if folder.is_dir() and any(folder.iterdir()):
             console.print(f"{what}: kept from {folder}")
             return False
-        console.rule(f"{what} [dim]({time.perf_counter() - start:.0f} s so far)", align="left")
+        console.rule(f"{what} ({time.perf_counter() - start:.0f} s so far)", align="left")
         return True
 
     if stage(teacher, "1/3 teacher: fine-tune a MiniLM"):

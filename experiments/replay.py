@@ -12,8 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table as Grid
-
 from distill.training.device import pick_device
 from distill.training.versions import versions
 from experiments import bench_command
@@ -29,7 +27,8 @@ from experiments.records.recorded import load_recorded
 from experiments.records.reuse import ReusedRows
 from experiments.render import page, tables
 from experiments.render.figures import draw
-from experiments.spec.quantities import Row
+from experiments.spec.outputs import TableSpec
+from experiments.spec.quantities import QUANTITIES, Axis, Row
 from experiments.spec.scales import MADE_UP, BenchScale, CountsScale, FunctionsScale, StudentsScale
 from experiments.spec.spec import (
     BenchExperiment,
@@ -43,7 +42,7 @@ from experiments.spec.spec import (
     models_of,
     scale_of,
 )
-from mpcformer.console import console
+from mpcformer.console import PlainTable, console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json, write_text
 from mpcformer.run_folder import RunFolder, write_manifest
@@ -51,6 +50,12 @@ from mpcformer.run_folder import RunFolder, write_manifest
 RESULTS, STATE = "results.json", "replay.json"
 # The format of results.json. Results of an older format are made anew from their finished steps.
 FORMAT = "3"
+# The names of these axes are too short to be headings.
+AXIS_TITLES: dict[Axis, str] = {
+    "gelu": "form of GeLU",
+    "softmax": "form of softmax",
+    "share": "share of the training data",
+}
 
 
 @dataclass(frozen=True)
@@ -219,11 +224,25 @@ def tables_of(spec: Experiment, values: dict[str, Any]) -> list[tables.Table]:
     ]
 
 
+def _title_and_headings(asked: TableSpec, table: tables.Table) -> list[str]:
+    """Return the title of a table on the terminal and its columns' headings, none of which leaves its meaning open."""
+    axes = [AXIS_TITLES.get(axis, axis) for axis in asked.rows]
+    others = table.head[table.n_axes :]
+    if asked.columns is None:
+        return [table.title, *axes, *others]
+    # The columns are points of an axis, and every cell is the same quantity: the title says which.
+    name = AXIS_TITLES.get(asked.columns, asked.columns)
+    title = f"{table.title}: {QUANTITIES[asked.values[0]].title}, by {name}"
+    return [title, *axes, *(f"{asked.columns} {head}" if _is_number(head) else head for head in others)]
+
+
+def _is_number(text: str) -> bool:
+    return text.replace(".", "", 1).isdigit()
+
+
 def _show(spec: Experiment, values: dict[str, Any]) -> None:
-    for table in tables_of(spec, values):
-        grid = Grid(title=table.title, title_justify="left")
-        for number, head in enumerate(table.head):
-            grid.add_column(head, justify="left" if number < table.n_axes else "right", overflow="fold")
+    for asked, table in zip(spec.tables, tables_of(spec, values), strict=True):
+        grid = PlainTable(*_title_and_headings(asked, table), n_left=table.n_axes)
         for number, line in enumerate(table.lines):
             grid.add_row(*line, end_section=number == len(table.lines) - table.n_published - 1)
         console.print(grid)

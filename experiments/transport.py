@@ -10,11 +10,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-
 from experiments.measuring.engines import BenchOptions, check, job_of
 from experiments.measuring.model import bench_model, random_sentences
-from mpcformer.console import console, progress
+from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import load_public_model
 from mpcformer.files import write_json
 from parties.roles.results import Results
@@ -92,9 +90,7 @@ def _compared(seconds: Seconds) -> dict[str, Any]:
 
 def _show(values: dict[str, Any]) -> None:
     head = f"{values['model']}: {values['layers']} layers, {values['batch_size']} x {values['seq_len']} tokens"
-    grid = Table(title=f"{head}; online seconds of a batch", title_justify="left")
-    for title in ("", TLS, PLAINTEXT, "ratio"):
-        grid.add_column(title, justify="right" if title else "left")
+    grid = PlainTable(f"{head}; online seconds of a batch", "engine, batch", f"{TLS} [s]", f"{PLAINTEXT} [s]", "ratio")
     for engine, found in values["engines"].items():
         for what, suffix in (("median", ""), ("fastest", "_fastest")):
             both = found[f"online_seconds{suffix}"]

@@ -5,13 +5,18 @@ import resource
 import signal
 import sys
 from importlib.metadata import entry_points
+from typing import Any
 
 import typer
-from rich.markup import escape
 
 from mpcformer import __version__
-from mpcformer.console import err_console
-from mpcformer.errors import MPCFormerError
+from mpcformer.console import err_console, show_error
+from mpcformer.errors import MPCFormerError, UserInputError
+
+PROGRAM = "mpcformer"
+INTERRUPTED = 130
+# typer holds a private copy of click; this is the base of all that it raises about a command's arguments.
+USAGE_ERROR: Any = typer.BadParameter.__base__
 
 ORDER = [
     "demo",
@@ -63,24 +68,35 @@ def build_app() -> typer.Typer:
     return app
 
 
-def printable(text: str) -> str:
-    """Text that may be another party's, as the terminal shall show it: no markup, no control characters."""
-    return escape("".join(char if char.isprintable() or char == "\n" else "?" for char in text))
-
-
 def main() -> None:
-    """Run the command line; every expected error ends in one message and its own exit status."""
+    """Run the command line. Every expected error ends in `error: WHAT`, `fix: REMEDY` and its own exit status."""
     # A core file would hold weights, text and shares; a terminated command cleans up as an interrupted one does.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
-        build_app()()
+        status = build_app()(prog_name=PROGRAM, standalone_mode=False)
     except MPCFormerError as error:
-        err_console.print(f"[bold red]error[/] {printable(error.what)}", soft_wrap=True)
-        if error.remedy:
-            err_console.print(f"  [bold]do[/] {printable(error.remedy)}", soft_wrap=True)
+        show_error(error.what, error.remedy)
         sys.exit(error.exit_code)
+    except USAGE_ERROR as error:
+        show_usage_error(error)
+        sys.exit(UserInputError.exit_code)
     except KeyboardInterrupt:
+        status = INTERRUPTED
+    if status == INTERRUPTED:
         err_console.print("interrupted")
-        sys.exit(130)
+    sys.exit(status)
+
+
+def show_usage_error(error: Any) -> None:
+    """Show what is wrong with the arguments, in the same form as every other error.
+
+    Args:
+        error: a typer usage error. A group of commands that got no argument raises one too, after showing its help.
+    """
+    context = error.ctx
+    if context is not None and type(error).__name__ == "NoArgsIsHelpError":
+        return
+    command = context.command_path if context is not None else PROGRAM
+    show_error(f"{command}: {error.format_message().rstrip('.')}", f"see {command} --help")

@@ -65,17 +65,14 @@ def doctor(
 
 
 def _show(title: str, findings: list[Finding], all_well: str) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from mpcformer.console import console
+    from mpcformer.console import PlainTable, console
 
-    table = Table(title=Text(title), title_justify="left")
-    for heading in ("check", "found", "to mend it"):
-        table.add_column(heading, overflow="fold")
+    table = PlainTable(title, "check", "found", "fix", n_left=3)
     for row in findings:
         style = "red" if row.status else "yellow" if row.remedy else ""
-        table.add_row(Text(_plain(row.check)), Text(_plain(row.found), style), Text(_plain(row.remedy)))
+        table.add_row(_plain(row.check), Text(_plain(row.found), style), _plain(row.remedy))
     console.print(table)
     failed = [row.status for row in findings if row.status]
     if failed:

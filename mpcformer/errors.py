@@ -1,6 +1,11 @@
-"""The errors a user can meet: what is wrong, the offending value, and what to do. One class per exit status."""
+"""The errors a user can meet: what is wrong, the offending value, and what to do. One class per exit status.
+
+The command line shows an error as `error: WHAT` and, on the next line, `fix: REMEDY`; a party logs the same.
+"""
 
 UNEXPECTED = 70
+# What a remedy's line begins with, on the terminal and in a party's log.
+FIX = "fix: "
 
 
 class MPCFormerError(Exception):
@@ -18,7 +23,7 @@ class MPCFormerError(Exception):
         self.what = what
         self.remedy = remedy
         self.told = told or what
-        super().__init__(f"{what}\n  -> {remedy}" if remedy else what)
+        super().__init__(f"{what}\n{FIX}{remedy}" if remedy else what)
 
 
 class UserInputError(MPCFormerError):

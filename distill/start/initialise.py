@@ -16,7 +16,7 @@ from distill.training.workspace import Workspace
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
-from mpcformer.modeling.load import read_config
+from mpcformer.modeling.load import read_config, require_teacher
 from mpcformer.tasks import Task
 
 Model = MPCFormerForSequenceClassification
@@ -47,6 +47,7 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
     Raises:
         UserInputError: a folder or an option is wrong.
     """
+    require_teacher(recipe.teacher)
     teacher = load_checkpoint(recipe.teacher, task=task.name)
     if teacher.num_labels != task.num_labels:
         raise UserInputError(

@@ -25,7 +25,7 @@ from mpcformer.modeling import (
     default_backbone,
     load_tokenizer,
 )
-from mpcformer.modeling.load import read_config
+from mpcformer.modeling.load import read_config, require_student
 from mpcformer.tasks import Encoded
 
 N_CALIBRATION = 8
@@ -47,8 +47,11 @@ def check_shape(model: str, seq_len: int, batch_size: int) -> None:
     for name, value, low in (("seq-len", seq_len, 4), ("batch-size", batch_size, 1)):
         if value < low:
             raise UserInputError(f"--{name}: {value} is below {low}", f"give {low} or more")
-    own = Path(model).is_dir() and model not in SHAPES
-    positions = read_config(Path(model)).get("max_position_embeddings", POSITIONS) if own else POSITIONS
+    positions = POSITIONS
+    if Path(model).is_dir() and model not in SHAPES:
+        config = read_config(Path(model))
+        require_student(Path(model), config)
+        positions = config.get("max_position_embeddings", POSITIONS)
     if seq_len > positions:
         raise UserInputError(f"--seq-len: {seq_len} exceeds {positions} positions", f"give at most {positions}")
 

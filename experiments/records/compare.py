@@ -4,13 +4,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.table import Table
 
 from experiments.spec.outputs import Tolerances
 from experiments.spec.quantities import QUANTITIES, Row
 from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
 from experiments.spec.spec import CountsExperiment, Experiment, models_of
-from mpcformer.console import console
+from mpcformer.console import PlainTable, console
 from mpcformer.errors import MPCFormerError, UserInputError
 
 Scale = StudentsScale | BenchScale | FunctionsScale | CountsScale
@@ -78,9 +77,7 @@ def check(recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances,
             f"as recorded in {path}: {len(recorded['rows'])} rows, {n_numbers} numbers, within the tolerances"
         )
         return
-    grid = Table(title=f"differs from {path}", title_justify="left")
-    for title in ("row", "number", "recorded", "this run"):
-        grid.add_column(title, overflow="fold")
+    grid = PlainTable(f"Differences from {path}", "row", "number", "recorded", "this run", n_left=2)
     for line in found:
         grid.add_row(*line)
     console.print(grid)

@@ -65,7 +65,7 @@ class Quantity:
 QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score, plaintext", "score"),
     "private_score": Quantity("score, private", "score"),
-    "score_share": Quantity("of the teacher's score", "score"),
+    "score_share": Quantity("share of the teacher's score", "score"),
     "compared_score": Quantity("score, plaintext, same examples", "score"),
     "label_agreement": Quantity("label agreement", "agreement"),
     # Recipes are chosen by this distance. It uses training examples set aside, because the evaluation split is used for

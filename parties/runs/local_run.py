@@ -9,7 +9,7 @@ from mpcformer.engines.registry import EMBEDDINGS, ENGINES, create_engine
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.load import WEIGHTS, read_config, require_student, require_teacher
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import encode, get_task, length_batches, load_examples
@@ -49,6 +49,7 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     student = load_student(options.student, gelu=gelu, softmax=softmax)
     models = {"--student": student}
     if options.teacher:
+        require_teacher(options.teacher)
         models["--teacher"] = load_checkpoint(options.teacher)
     for option, model in models.items():
         if model.num_labels != task.num_labels:
@@ -136,9 +137,11 @@ def task_of(student: Path) -> str:
     """Return the task that a student was distilled for.
 
     Raises:
-        UserInputError: the student's configuration names no task.
+        UserInputError: the folder holds no student, or its configuration names no task.
     """
-    task = load_public_model(student).config.task
+    config = read_config(student)
+    require_student(student, config)
+    task = config.get("task")
     if not task:
         raise UserInputError(f"--task: {student}/config.json names no task", "give --task")
     return str(task)

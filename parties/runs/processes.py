@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-from mpcformer.errors import PartyError
+from mpcformer.errors import FIX, PartyError
 from parties.roles.coordinator import Coordinator
 
 LEAVE_TIMEOUT_S = 8.0
@@ -60,10 +60,10 @@ class Processes:
             threading.Thread(target=wait, args=(name, process), daemon=True).start()
 
     def last_line(self, name: str) -> str:
-        """The end of a party's log; an error with its remedy, which stands on a line of its own."""
+        """Return the end of a party's log: its last line, or an error's line and its remedy's."""
         lines = (self._logs / f"{name}.log").read_text(errors="replace").strip().splitlines()
-        last = len(lines) - 2 if lines and lines[-1].startswith("  -> ") else len(lines) - 1
-        return "".join(lines[max(0, last) :])
+        last = len(lines) - 2 if lines and lines[-1].startswith(FIX) else len(lines) - 1
+        return "; ".join(lines[max(0, last) :])
 
     def stop(self, culprit: str | None = None) -> None:
         """Wait for all to leave; ask those that do not, then kill them, and a silent culprit soon."""

@@ -11,11 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 from safetensors.numpy import load_file
 
-from mpcformer.console import console
+from mpcformer.console import PlainTable, console
 from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
@@ -238,10 +237,7 @@ def table(values: dict[str, Any]) -> Group:
     head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; " if student else ""
     head += f"engine {values['engine']}"
     head += ", public embeddings" if values["embeddings"] == "public_table" else ""
-    grid = Table(title=head, title_justify="left")
-    grid.add_column("")
-    for title in titles:
-        grid.add_column(title, justify="right")
+    grid = PlainTable(head, "quantity", *titles)
     metrics = values["metrics"]
     for metric in metrics["private"]:
         grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))

@@ -24,4 +24,4 @@ def fixed_seed(insecure: Insecure | None) -> int | None:
 def warn(insecure: Insecure | None) -> None:
     """Print the warning on the terminal, if there is one."""
     if text(insecure):
-        err_console.print(f"[bold red]{text(insecure)}[/]", soft_wrap=True)
+        err_console.print(text(insecure), style="bold red", soft_wrap=True)

@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 from mpcformer import doctor
-from mpcformer.cli import build_app
+from mpcformer.cli import build_app, main
 from mpcformer.engines.crypten.compat import crypten
 
 COMMANDS = ["demo", "teacher", "distill", "infer", "doctor"]
@@ -39,9 +39,60 @@ def test_an_expected_error_is_two_lines_and_a_status(tmp_path: Path) -> None:
     result = run("infer", "--student", tmp_path)
     assert result.returncode == 2
     assert result.stdout == ""
-    assert "has no config.json" in result.stderr
-    assert "Traceback" not in result.stderr
-    assert len(result.stderr.strip().splitlines()) <= 3
+    assert f"{tmp_path} is not a checkpoint: config.json and model.safetensors missing" in result.stderr
+    what, remedy = result.stderr.splitlines()
+    assert what.startswith("error: ")
+    assert remedy.startswith("fix: ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["infer"], "error: mpcformer infer: Missing option '--student'"),
+        (["infer", "--limit", "x", "--student", "s"], "error: mpcformer infer: Invalid value for '--limit'"),
+        (["infer", "--bogus"], "error: mpcformer infer: No such option: --bogus"),
+        (["nosuch"], "error: mpcformer: No such command 'nosuch'"),
+        (["certs", "init"], "error: mpcformer certs init: Missing option '--party'"),
+    ],
+)
+def test_wrong_arguments_look_like_every_other_error(
+    arguments: list[str], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["mpcformer", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    what, remedy = said.err.splitlines()
+    assert what.startswith(message)
+    assert remedy.startswith("fix: see mpcformer ")
+
+
+def test_the_exit_status_of_a_command_is_the_programs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(doctor.PACKAGES, "nowhere-to-be-found", (None, "pip install nowhere"))
+    for arguments, status in ((["doctor"], 6), (["--version"], None), ([], 2)):
+        monkeypatch.setattr(sys, "argv", ["mpcformer", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert (end.value.code or None) == status
+    assert capsys.readouterr().err == ""
+
+
+def test_an_interrupt_is_said_and_has_its_status(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> list[doctor.Finding]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(doctor, "checks", interrupted)
+    monkeypatch.setattr(sys, "argv", ["mpcformer", "doctor"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 130
+    assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_a_wrong_task_names_the_right_ones(tmp_path: Path) -> None:

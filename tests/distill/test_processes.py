@@ -230,11 +230,11 @@ def test_what_is_said_reaches_all(tmp_path: Path) -> None:
     main, *others = together(tmp_path / "logs", talk, size=3)
     for rank, other in enumerate(others, 1):
         assert other[0] == main[0] == {"rank": 0, "half": 0.1}
-        assert other[1] == ["MPCFormerError", "this is wrong\n  -> do that", 2]
+        assert other[1] == ["MPCFormerError", "this is wrong\nfix: do that", 2]
         assert other[2][1].startswith("the main process failed")
         assert other[3] == main[3] == "the 3 processes were not given the same data"
         assert other[4] == rank
-    assert main[1] == ["UserInputError", "this is wrong\n  -> do that", 2]
+    assert main[1] == ["UserInputError", "this is wrong\nfix: do that", 2]
     assert main[2][:2] == ["OSError", "no space"]
 
 
