@@ -4,7 +4,6 @@ import re
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +11,9 @@ import torch
 from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from mpcformer.channel import memory_pair
+from mpcformer.engines import registry
+from mpcformer.engines.base import BatchShape, load_public_model
+from mpcformer.errors import UserInputError
 from mpcformer.ring.random import fresh_key
 from mpcformer.tasks import get_task
 from mpcformer.tasks.registry import TASKS
@@ -36,6 +38,20 @@ def example(path: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_examples_compile_and_fit_the_page(path: str) -> None:
     compile(EXAMPLES[path], path, "exec")
     assert max(map(len, EXAMPLES[path].splitlines())) <= 100
+
+
+def test_an_engine(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    example("mpcformer/engines/capped/engine.py", monkeypatch)
+    (name, entry), *more = example("mpcformer/engines/registry.py", monkeypatch).ENGINES.items()
+    assert not more
+    monkeypatch.setitem(registry.ENGINES, name, entry)
+    public = load_public_model(student)
+    engine = registry.create_engine(name, rank=1, public=public, channel=None, weights=None)
+    lift = registry.create_engine("lift", rank=1, public=public, channel=None, weights=None)
+    assert engine.name == name
+    assert engine.plan(BatchShape(2, 8)) == lift.plan(BatchShape(2, 8))
+    with pytest.raises(UserInputError, match="a batch of 8192 tokens exceeds the engine's 4096"):
+        engine.plan(BatchShape(512, 16))
 
 
 def test_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,10 +80,8 @@ def test_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_form(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    registry: Any = pytest.importorskip("mpcformer.engines.registry")
+    pytest.importorskip("mpcformer.approximations.forms")
     from mpcformer.approximations import GELU_FORMS
-    from mpcformer.engines.base import load_public_model
-    from mpcformer.errors import UserInputError
     from tests.engines.test_engine import batch_of, run_private
 
     leaky = example("mpcformer/approximations/gelu_leaky.py", monkeypatch).LEAKY
@@ -77,7 +91,7 @@ def test_a_form(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch)
     _, logits, *_ = run_private(folder, inputs, engine="lift")
     assert float(np.abs(logits.numpy() - expected).max()) < 0.003
     with pytest.raises(UserInputError, match="engine crypten does not compute the form 'leaky'"):
-        registry.create_engine("crypten", party=1, public=load_public_model(folder), channel=None, weights=None)
+        registry.create_engine("crypten", rank=1, public=load_public_model(folder), channel=None, weights=None)
 
 
 def test_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
