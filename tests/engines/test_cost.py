@@ -159,7 +159,7 @@ def test_the_estimate_is_the_sum_of_the_protocols(
     tmp_path: Path, data_dir: Path, changes: dict[str, Any], embeddings: str
 ) -> None:
     public = load_public_model(save_student(tmp_path / "student", data_dir, **changes), embeddings)
-    for shape in (BatchShape(1, 5), BatchShape(3, 16)):
-        summed, estimate = Pass(public, shape).total(), estimate_batch("lift", public, shape)
-        for name in vars(estimate):
-            assert getattr(summed, name) == getattr(estimate, name), name
+    shape = BatchShape(3, 16)
+    summed, estimate = Pass(public, shape).total(), estimate_batch("lift", public, shape)
+    for name in vars(estimate):
+        assert getattr(summed, name) == getattr(estimate, name), name
