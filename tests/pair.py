@@ -2,12 +2,15 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpcformer.channel import Counters, MemoryChannel, memory_pair
 from mpcformer.correlations import (
+    CorrelationStore,
     Dealt,
     Request,
     correction_specs,
@@ -17,10 +20,15 @@ from mpcformer.correlations import (
     unpacked,
     weight_mask_key,
 )
+from mpcformer.engines.base import BatchInputs, PublicModel, load_public_model
 from mpcformer.engines.crypten import compat as compat
 from mpcformer.engines.crypten import ops as ops
+from mpcformer.engines.plaintext import predict
+from mpcformer.engines.registry import create_engine
+from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.protocols.party import Party
 from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
 
 
 class InlineDealer:
@@ -133,3 +141,75 @@ def shared(values: torch.Tensor, owner: int = 1) -> Any:
     """Share `values`, which the owner with the rank `owner` knows; inside `run_pair`."""
     mine = compat.current().rank == owner
     return ops.Shared(tensor=values if mine else None, size=values.shape, src=owner)
+
+
+def run_private(
+    folder: Path,
+    inputs: BatchInputs,
+    *,
+    engine: str = "crypten",
+    public: PublicModel | None = None,
+    n_batches: int = 1,
+    ends: tuple[MemoryChannel, MemoryChannel] | None = None,
+) -> list[Any]:
+    """Run the same private batch once or several times, with all correlations dealt before.
+
+    Args:
+        folder: the student.
+        inputs: the batch, as the data owner knows it.
+        engine: the name of the engine.
+        public: what both owners know of the model, if not what the folder says.
+        n_batches: how often the batch runs in the one session.
+        ends: the owners' channels, if a test looks at them.
+
+    Returns:
+        The model owner's and the data owner's result of the last batch, the plan by segments, and what the data owner's
+        channel counted in the online part of the last batch.
+    """
+    public = public or load_public_model(folder)
+    weights, ends = load_student(folder).state_dict(), ends or memory_pair(20)
+    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    engines = [
+        create_engine(
+            engine,
+            rank=rank,
+            public=public,
+            channel=ends[rank],
+            weights=None if rank else weights,
+            session_id=session_id,
+        )
+        for rank in (0, 1)
+    ]
+    stores = [CorrelationStore(rank=rank, seed=seeds[rank], session_id=session_id) for rank in (0, 1)]
+    plan = engines[1].plan(inputs.shape)
+    requests = [request for segment in plan for request in segment]
+    weight_key = weight_mask_key(seeds[0], session_id)
+    for operation, request in enumerate(requests * n_batches):
+        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
+        stores[0].put(operation, request, deal(request, *keys, weight_key))
+    online = [Counters(), Counters()]
+
+    def owner(rank: int) -> torch.Tensor | None:
+        engines[rank].setup(stores[rank])
+        mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask)
+        for _ in range(n_batches):
+            engines[rank].start(mine, stores[rank])
+            for segment in range(len(plan)):
+                engines[rank].offline(segment)
+            before = ends[rank].counters.copy()
+            results = [engines[rank].online(segment) for segment in range(len(plan))]
+            online[rank] = ends[rank].counters.minus(before)
+        return results[-1]
+
+    results = in_two_threads(owner)
+    assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
+    return [*results, plan, online[1]]
+
+
+def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:
+    """Return the evaluation split as one batch, and the plaintext student's logits."""
+    tokenizer = load_tokenizer(folder)
+    encoded = encode(tokenizer, load_examples(get_task(task), EVAL, data_dir=data), positions=32)
+    padded = pad_batch(encoded, tokenizer.pad_token_id)
+    logits, _ = predict(load_student(folder), encoded, pad_id=tokenizer.pad_token_id, batch_size=len(encoded))
+    return BatchInputs(padded["attention_mask"], padded["input_ids"], padded["token_type_ids"]), logits

@@ -8,13 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from mpcformer.channel import MemoryChannel, Spec
-from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
-from mpcformer.engines.base import BatchInputs, load_public_model
-from mpcformer.engines.registry import ENGINES, create_engine
-from mpcformer.modeling import load_student
-from mpcformer.ring.random import fresh_key
-from tests.pair import in_two_threads
+from mpcformer.channel import MemoryChannel, Spec, memory_pair
+from mpcformer.engines.base import BatchInputs
+from mpcformer.engines.registry import ENGINES
+from tests.pair import run_private
 from tests.tiny import save_student
 
 N_RUNS = {"lift": 30, "crypten": 10}
@@ -34,44 +31,16 @@ def views(
         seen.setdefault(id(self), []).append(b"".join(t.contiguous().numpy().tobytes() for t in tensors))
         return tensors
 
-    public, weights = load_public_model(folder), load_student(folder).state_dict()
-    from mpcformer.channel import memory_pair
-
-    ends = memory_pair(20)
-    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
-    engines = [
-        create_engine(
-            engine, rank=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
-        )
-        for p in (0, 1)
-    ]
-    stores = [CorrelationStore(rank=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     ids = torch.tensor([[2, token, token, token, 3, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
-    inputs = BatchInputs(mask, ids, torch.zeros_like(ids))
-    plan = engines[1].plan(inputs.shape)
-    requests = [request for segment in plan for request in segment]
-    weight_key = weight_mask_key(seeds[0], session_id)
-    for operation, request in enumerate(requests * n_batches):
-        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
-        stores[0].put(operation, request, deal(request, *keys, weight_key))
-
-    def owner(party: int) -> None:
-        engines[party].setup(stores[party])
-        for _ in range(n_batches):
-            engines[party].start(inputs if party else BatchInputs(mask), stores[party])
-            for segment in range(len(plan)):
-                engines[party].offline(segment)
-            for segment in range(len(plan)):
-                engines[party].online(segment)
-
+    inputs = BatchInputs(torch.tensor([[1, 1, 1, 1, 1, 0]]), ids, torch.zeros_like(ids))
+    ends = memory_pair(20)
     with monkeypatch.context() as patch:
         patch.setattr(MemoryChannel, "receive", record)
-        in_two_threads(owner)
+        _, logits, *_ = run_private(folder, inputs, engine=engine, n_batches=n_batches, ends=ends)
     at_model_owner, at_data_owner = seen[id(ends[0])], seen[id(ends[1])]
     if engine == "lift":
         # Rounded shares of logits have 19 bits and are sign-extended to 24, so the third byte contains repeated bits.
-        last, n_logits = at_data_owner[-1], weights["classifier.bias"].numel()
+        last, n_logits = at_data_owner[-1], logits.numel()
         at_data_owner[-1] = last[:8] + b"".join(last[8 + 3 * n : 10 + 3 * n] for n in range(n_logits))
     return at_model_owner, at_data_owner
 

@@ -17,7 +17,7 @@ from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_student
 from mpcformer.modeling.ranges import VARIANCE_REACH
-from tests.engines.test_engine import batch_of, run_private
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 LOG_DEVIATION = "bert.encoder.layer.1.attention.output.LayerNorm.log_deviation"

@@ -9,7 +9,7 @@ import pytest
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.engines.registry import ENGINES, estimate_batch
 from mpcformer.modeling import MPCFormerConfig
-from tests.engines.test_engine import batch_of, run_private
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 NARROW = {"num_attention_heads": 2, "head_size": 8, "intermediate_size": 24}
