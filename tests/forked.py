@@ -1,7 +1,7 @@
-"""The parties of a simulation, forked from a process that has the imports done: a second instead of ten for a run.
+"""The parties of a simulation, forked from a process that has its imports done: a run takes one second, not ten.
 
-What they run is the same, `python -m parties --config FILE`; the command of test_end_to_end.py and the deployment
-tests start them as users do.
+They run the same program, `python -m parties --config FILE`. The tests of the command line in test_end_to_end.py and
+the deployment tests start it as users do.
 """
 
 import multiprocessing
@@ -58,7 +58,7 @@ class ForkedProcesses(Processes):
 
 
 def run(log: Path, arguments: tuple[str, ...]) -> None:
-    """What the forked process does: python -m ARGUMENTS, its output into the log."""
+    """Run python -m ARGUMENTS in the forked process, with its output in the log."""
     redirect(log)
     sys.argv = list(arguments)
     try:
@@ -70,7 +70,7 @@ def run(log: Path, arguments: tuple[str, ...]) -> None:
 
 
 def redirect(log: Path) -> None:
-    """Output and errors into a file, and no interrupts from the terminal."""
+    """Write output and errors to a file, and ignore interrupts from the terminal."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -79,7 +79,7 @@ def redirect(log: Path) -> None:
 
 
 def leave(status: int) -> None:
-    """End without what the forking process would do at its end."""
+    """End the process without the clean-up that belongs to the forking process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

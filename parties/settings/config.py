@@ -109,7 +109,7 @@ class Common(Strict):
 
     @property
     def credentials(self) -> Credentials:
-        """What this party shows to prove who it is."""
+        """The credentials with which this party proves who it is."""
         return self.tls or Plaintext(id=self.id)
 
     def addresses(self) -> list[str]:
@@ -223,7 +223,7 @@ class DataOwnerConfig(PartyCommon):
 
 
 class JobConfig(Strict):
-    """What the parties shall compute; the keys are those of `mpcformer infer`."""
+    """The job that the parties shall compute; the keys are those of `mpcformer infer`."""
 
     task: str
     split: str = "eval"
