@@ -1,4 +1,4 @@
-"""What the process that others are forked from has imported: all that is slow. It opens no channel to anybody."""
+"""The slow imports of the process from which the tests fork parties. That process opens no channel."""
 
 import parties.__main__
 import parties.roles.data_owner

@@ -1,4 +1,4 @@
-"""Which party is to blame when a session breaks.
+"""Decides which party is to blame when a session breaks.
 
 A party that reports its own failure counts most, then a party whose process ended, then one that vanished or fell
 silent, then one that others accuse.

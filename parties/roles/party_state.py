@@ -1,4 +1,4 @@
-"""What the coordinator knows of one party of its job."""
+"""The state of one party of a job, as the coordinator knows it."""
 
 import queue
 from collections.abc import Iterator

@@ -1,1 +1,1 @@
-"""What is fixed before a party starts: configuration, logs, metrics, public files, the threat model."""
+"""The settings that a party has before it starts: configuration, logs, metrics, public files, the threat model."""

@@ -111,7 +111,7 @@ class Common(Strict):
 
     @property
     def credentials(self) -> Credentials:
-        """What this party shows to prove who it is."""
+        """The credentials with which this party proves who it is."""
         return self.tls or Plaintext(id=self.id)
 
     def addresses(self) -> list[str]:

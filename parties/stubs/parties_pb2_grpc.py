@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PeerStub:
-    """Model owner serves, data owner calls: the one stream on which masked values travel between the two owners.
+    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class PeerStub:
 
 
 class PeerServicer:
-    """Model owner serves, data owner calls: the one stream on which masked values travel between the two owners.
+    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
     """
 
     def Exchange(self, request_iterator, context):
@@ -69,7 +69,7 @@ def add_PeerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Peer:
-    """Model owner serves, data owner calls: the one stream on which masked values travel between the two owners.
+    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
     """
 
     @staticmethod
@@ -127,14 +127,14 @@ class DealerServicer:
     """
 
     def OpenSession(self, request_iterator, context):
-        """Each owner, once a session: its own secret seed.
+        """Gives each owner its own secret seed, once a session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Deal(self, request_iterator, context):
-        """Model owner only: corrections for a plan, in order. An operation index is dealt once.
+        """Streams the corrections for a plan to the model owner, in order. Each operation index is dealt once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -221,8 +221,8 @@ class Dealer:
 
 
 class PartyStub:
-    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
-    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """The dealer and the model owner serve session after session. A coordinator opens one stream for each session. Its first
+    command is the job; the party answers with Hello and Ready, or refuses the call.
     """
 
     def __init__(self, channel):
@@ -244,8 +244,8 @@ class PartyStub:
 
 
 class PartyServicer:
-    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
-    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """The dealer and the model owner serve session after session. A coordinator opens one stream for each session. Its first
+    command is the job; the party answers with Hello and Ready, or refuses the call.
     """
 
     def Serve(self, request_iterator, context):
@@ -255,7 +255,7 @@ class PartyServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Diagnose(self, request_iterator, context):
-        """Before there is a session: who answers here, and would it serve the caller?
+        """Says, without a session, who answers here and whether it would serve the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -283,8 +283,8 @@ def add_PartyServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Party:
-    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
-    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """The dealer and the model owner serve session after session. A coordinator opens one stream for each session. Its first
+    command is the job; the party answers with Hello and Ready, or refuses the call.
     """
 
     @staticmethod
@@ -343,7 +343,7 @@ class Party:
 
 
 class CoordinatorStub:
-    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
+    """A data owner listens nowhere: it calls the coordinator to get its job. The coordinator sees no share.
     """
 
     def __init__(self, channel):
@@ -365,7 +365,7 @@ class CoordinatorStub:
 
 
 class CoordinatorServicer:
-    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
+    """A data owner listens nowhere: it calls the coordinator to get its job. The coordinator sees no share.
     """
 
     def Join(self, request_iterator, context):
@@ -402,7 +402,7 @@ def add_CoordinatorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Coordinator:
-    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
+    """A data owner listens nowhere: it calls the coordinator to get its job. The coordinator sees no share.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""A party that dies or stops answering is named, and all others end within 20 s. Real processes, amid a job."""
+"""A party that dies or stops answering during a job is named, and all others end within 20 s."""
 
 import json
 import os
@@ -25,7 +25,7 @@ STARTUP_LIMIT_S = 90.0
 
 
 def job_for(student: Path, data_dir: Path) -> LocalRunOptions:
-    # One sentence a batch: the job is long enough to be hit in its middle.
+    # With one sentence per batch the job is long enough to be hit in its middle.
     return LocalRunOptions(student=student, teacher=None, job=JobDescription("sst2", batch_size=1), data_dir=data_dir)
 
 
@@ -62,7 +62,7 @@ def test_a_party_that_fails_is_named_and_ends_the_others(
             assert process.returncode > 0, f"{name} ended well, or had to be killed"
 
 
-@pytest.mark.slow  # the fault matrix strikes the coordinator of `coordinate`; this is the one of `infer`
+@pytest.mark.slow  # The fault matrix strikes the coordinator of `coordinate`; this test strikes that of `infer`.
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 def test_parties_end_when_the_coordinator_is_gone(
     student: Path, data_dir: Path, tmp_path: Path, how: signal.Signals
@@ -87,7 +87,7 @@ def test_parties_end_when_the_coordinator_is_gone(
 
 
 def running(process: psutil.Process) -> bool:
-    """Whether it does anything: a stopped parent leaves its ended children as zombies."""
+    """Return whether a process is running; the ended children of a stopped parent are zombies."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -95,7 +95,7 @@ def running(process: psutil.Process) -> bool:
 
 
 def wait_for_work(process: subprocess.Popen[bytes], logs: Path) -> list[psutil.Process]:
-    """The party processes, once the dealer deals."""
+    """Wait until the dealer deals; return the processes of the parties."""
     deadline = time.monotonic() + STARTUP_LIMIT_S
     while time.monotonic() < deadline:
         log = logs / "dealer.log"
@@ -106,7 +106,7 @@ def wait_for_work(process: subprocess.Popen[bytes], logs: Path) -> list[psutil.P
 
 
 def test_a_party_that_cannot_start_is_named(student: Path, data_dir: Path, tmp_path: Path) -> None:
-    """The model owner's weights are damaged between the check and its start."""
+    """The model owner's weights are damaged after they were checked and before it starts."""
     broken = tmp_path / "student"
     broken.mkdir()
     for name in ("config.json", "ranges.json", "tokenizer.json", "tokenizer_config.json"):
@@ -137,7 +137,7 @@ def test_owners_that_disagree_on_the_model_stop_and_say_on_what(
 
 
 def test_nothing_is_left_running_or_on_disk(student: Path, data_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    context.Process(target=int).start()  # from now on the process that forks is among the children
+    context.Process(target=int).start()  # From now on the process that forks is one of the children.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "logs").mkdir()
     threads = {thread.name for thread in threading.enumerate()}

@@ -1,4 +1,4 @@
-"""Configurations: written and read back alike, every wrong key said at once, insecurity on one machine only."""
+"""Configurations are read back as they were written, report all wrong keys at once, and keep insecurity local."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""Parties started one by one from the shipped example files, as docs/deployment.md says; here on one machine."""
+"""Parties started one by one from the example files, as docs/deployment.md describes it, but on one machine."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def command(*arguments: object) -> list[str]:
 
 @pytest.fixture
 def site(student: Path, data_dir: Path, tmp_path: Path) -> Path:
-    """The examples with this machine's addresses, certificates, the public model and the data."""
+    """Return a folder with the examples, adapted to this machine, and certificates, public model and data."""
     ports = {port: free_port() for port in ("7000", "7001", "7002")}
     for source in EXAMPLES.glob("*.toml"):
         text = source.read_text()
@@ -53,7 +53,7 @@ def start(site: Path, *names: str) -> dict[str, "subprocess.Popen[str]"]:
 
 
 def test_parties_started_one_by_one_run_a_job(site: Path) -> None:
-    parties = start(site, *PARTIES)  # before the coordinator: the order does not matter
+    parties = start(site, *PARTIES)  # The parties start before the coordinator: the order does not matter.
     arguments = command("coordinate", "--config", site / "coordinator.toml", "--out", site / "run")
     coordinator = subprocess.run(arguments, capture_output=True, text=True, timeout=120, check=False)
     for service in ("dealer", "model-owner"):

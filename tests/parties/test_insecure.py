@@ -1,4 +1,4 @@
-"""INSECURE is agreed on: a party whose file differs from the coordinator's is refused, a run resumed otherwise too."""
+"""Parties whose insecure settings differ from the coordinator's are refused; so is resuming a run with other ones."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who may call whom: every bad handshake is refused, keys are private, names are checked on both sides."""
+"""Every bad handshake is refused, keys are private, and both sides check the other's name."""
 
 import stat
 from collections.abc import Callable, Iterator
@@ -35,14 +35,14 @@ def service() -> DealerService:
 
 @pytest.fixture
 def order(service: DealerService) -> Iterator[Callable[[bytes], None]]:
-    """Orders a session, as a coordinator does."""
+    """Return a function that orders a session, as a coordinator does."""
     with ExitStack() as sessions:
         yield lambda session: sessions.enter_context(service.session(session, "model-owner", "data-owner"))
 
 
 @pytest.fixture
 def dealer(files: dict[str, TlsFiles], service: DealerService, order: Callable[[bytes], None]) -> Iterator[str]:
-    """A running dealer's address; the session b"s" * 16 is ordered."""
+    """Return the address of a running dealer at which the session b"s" * 16 is ordered."""
     order(b"s" * 16)
     server, address = start_server(
         lambda s: rpc.add_DealerServicer_to_server(service, s), "127.0.0.1:0", files["dealer"]

@@ -1,4 +1,4 @@
-"""One differing field stops the owners, and is named; nothing else is."""
+"""A field that differs stops the owners; the error names that field and no other."""
 
 import threading
 from pathlib import Path
@@ -30,7 +30,7 @@ def job() -> pb.Job:
 
 
 def both(mine: dict[str, str], theirs: dict[str, str]) -> list[bytes | ProtocolError]:
-    """What each owner comes to."""
+    """Return the result of each owner."""
     results: list[bytes | ProtocolError] = [b"", b""]
 
     def run(rank: int, channel: object, listed: dict[str, str]) -> None:
