@@ -1,4 +1,7 @@
-"""The demo: teacher, student, private inference, on sentences that install from PyPI. Finished parts are kept."""
+"""The demo: train a teacher, distil a student and infer privately, on sentences from a PyPI package.
+
+A second call keeps the parts that are finished.
+"""
 
 import time
 from dataclasses import dataclass
@@ -21,14 +24,21 @@ from parties.settings.job import JobDescription
 TASK = "movie-sentiment"
 # Chosen on the part of the training set that is set aside.
 TEACHER = {"epochs": 2, "max_length": 64}
-# Less leaves too few to choose epochs by.
+# With fewer sentences too few are left to choose epochs by.
 MIN_TRAINING = 100
 STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
 
 
 @dataclass(frozen=True)
 class DemoOptions:
-    """How much of it: training sentences, private examples, sentences a batch; and its folder."""
+    """The size of the demo and its folder.
+
+    Args:
+        out: the folder of all parts.
+        examples: the number of unseen sentences that are inferred privately.
+        train_limit: the number of training sentences.
+        batch_size: the number of sentences that share every round.
+    """
 
     out: Path
     examples: int
@@ -37,10 +47,10 @@ class DemoOptions:
 
 
 def run(options: DemoOptions) -> dict[str, Any]:
-    """Make what is missing below `options.out`, run privately, leave results.json at its top.
+    """Make the parts that are missing in `options.out`, run privately, and put results.json at the top of the folder.
 
     Raises:
-        MPCFormerError: what went wrong and where.
+        MPCFormerError: an option is wrong, or a part failed.
     """
     out, start = options.out, time.perf_counter()
     _check(options)
@@ -50,7 +60,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
     teacher, student = out / "teacher", out / "student"
 
     def stage(folder: Path, what: str) -> bool:
-        """Whether to make it; says what happens."""
+        """Print whether a part is kept or made, and return whether it must be made."""
         if folder.is_dir() and any(folder.iterdir()):
             console.print(f"{what}: kept from {folder}")
             return False
@@ -78,7 +88,7 @@ def run(options: DemoOptions) -> dict[str, Any]:
 
 
 def _check(options: DemoOptions) -> None:
-    """Refuse wrong numbers, and to go on with models that were made of another number of sentences."""
+    """Refuse wrong numbers, and a folder whose models were trained on another number of sentences."""
     for name, low in (("examples", 1), ("train_limit", MIN_TRAINING), ("batch_size", 1)):
         if (value := getattr(options, name)) < low:
             raise UserInputError(f"--{name.replace('_', '-')}: {value} is below {low}", f"give {low} or more")
@@ -90,13 +100,13 @@ def _check(options: DemoOptions) -> None:
             made = _recipe(folder)
             if made is not None and made.get("limit") != options.train_limit:
                 raise UserInputError(
-                    f"--train-limit: {options.train_limit}, but {folder} is of {made.get('limit')} sentences",
+                    f"--train-limit: {options.train_limit}, but {folder} was made with {made.get('limit')} sentences",
                     f"give --train-limit {made.get('limit')}, another --out, or remove {out}",
                 )
 
 
 def _recipe(folder: Path) -> dict[str, Any] | None:
-    """Of a model that is there, or half there."""
+    """Return the recipe of a finished or interrupted training in `folder`, or None if there is none."""
     for name in ("teacher.json", "distillation.json"):
         if (folder / name).is_file():
             return dict(read_json(folder / name)["recipe"])

@@ -96,7 +96,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     settings = scale.model_dump(mode="json")
     target = save.target(options.record, name, options.scale, settings) if options.record else None
     if options.keep and not isinstance(spec, StudentsExperiment):
-        raise UserInputError(f"--keep: {name} trains nothing, and takes little time to do again", "leave --keep out")
+        raise UserInputError(f"--keep: {name} trains nothing, so --keep saves little time", "leave --keep out")
     workplace = Workplace(
         out=options.out or Path("runs") / "replay" / f"{name}-{options.scale}",
         data_dir=options.data_dir,
@@ -148,17 +148,17 @@ def _work(spec: Experiment, scale: Any, workplace: Workplace) -> Students | Benc
 
 
 def _check_folder(out: Path, asked: dict[str, str]) -> None:
-    """A new folder, or one that an earlier replay of the same experiment and scale left.
+    """Refuse an output folder that contains anything but an earlier replay of the same experiment and scale.
 
     Raises:
-        UserInputError: something else is there.
+        UserInputError: the folder is a file, or contains something else.
     """
     if out.exists() and not out.is_dir():
         raise UserInputError(f"--out: {out} is a file", "choose another folder")
     if out.is_dir() and any(out.iterdir()):
         before = read_json(out / STATE) if (out / STATE).is_file() else {}
         if any(before.get(key) != asked[key] for key in ("experiment", "scale")):
-            what = f"holds {before['experiment']} at scale {before['scale']}" if before else "is not a replay's"
+            what = f"holds {before['experiment']} at scale {before['scale']}" if before else "is not from a replay"
             raise UserInputError(f"--out: {out} {what}", f"choose another folder or remove it: rm -r {out}")
 
 

@@ -111,7 +111,7 @@ def _threads(machines: Sequence[dict[str, float]], jobs: int, gpu: bool) -> int:
     if not cores:
         raise UserInputError(
             f"--pool ray: none of {len(machines)} machines has {'a GPU, as this one does, and ' if gpu else ''}a core",
-            f"start machines of this one's kind{', or hide its GPU: CUDA_VISIBLE_DEVICES=' if gpu else ''}",
+            f"start machines like this one{', or hide its GPU: CUDA_VISIBLE_DEVICES=' if gpu else ''}",
         )
     return max(1, min(sum(cores) // jobs, *cores))
 
@@ -142,4 +142,4 @@ def _failure(error: Any, call: Call) -> MPCFormerError:
     if isinstance(cause, MPCFormerError):
         return cause
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return MPCFormerError(f"--pool ray: {call.label}: {last}", "call the same line again: it goes on from checkpoints")
+    return MPCFormerError(f"--pool ray: {call.label}: {last}", "run the same command again; it continues")

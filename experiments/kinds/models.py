@@ -203,7 +203,7 @@ class ModelCache:
             while not self.path(training).is_dir():
                 if time.monotonic() > end:
                     raise MPCFormerError(
-                        f"--models: {self.path(training)} was made elsewhere and is not here",
+                        f"--models: {self.path(training)} was made on another machine and is missing here",
                         "check that all machines mount the same folder there",
                     )
                 time.sleep(1)
@@ -225,7 +225,7 @@ def make_elsewhere(training: Training, cache: Path, facts: dict[str, Any], sign:
     host = socket.gethostname()
     shared = "all machines must see --models, --out, --data-dir and the same environment under the same paths"
     if not sign.is_file():
-        raise UserInputError(f"--models: machine {host} does not see {cache} as the asking one does", shared)
+        raise UserInputError(f"--models: machine {host} does not see the replay's files in {cache}", shared)
     for place in training.places.values():
         if not place.is_dir():
             raise UserInputError(f"--pool ray: machine {host} has no folder {place}", shared)

@@ -22,8 +22,8 @@ def load_recorded(path: Path, experiment: str, scale: str, *, option: str = "--c
     if not isinstance(values, dict) or not {"experiment", "scale", "rows"} <= set(values):
         raise UserInputError(f"{option}: {path} holds no results of an experiment", "give a results.json of a replay")
     if (values["experiment"], values["scale"]) != (experiment, scale):
+        belongs = f"{path} belongs to {values['experiment']} at scale {values['scale']}"
         raise UserInputError(
-            f"{option}: {path} is of {values['experiment']} at scale {values['scale']}, not {experiment} at {scale}",
-            "give a record of this experiment and scale",
+            f"{option}: {belongs}, not {experiment} at {scale}", "give a record of this experiment and scale"
         )
     return dict(values)

@@ -40,7 +40,7 @@ class ReusedRows:
         rows = [Row.from_json(row) for row in load_recorded(path, experiment, scale, option="--keep")["rows"]]
         if not any(row.origin for row in rows):
             raise UserInputError(
-                f"--keep: no row of {path} says which model it is of",
+                f"--keep: no row of {path} says which model it belongs to",
                 "give a results.json that this version made of an experiment with students",
             )
         return cls(rows)

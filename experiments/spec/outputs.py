@@ -85,7 +85,7 @@ class TableSpec(Strict):
         if self.columns and len(self.values) != 1:
             raise ValueError("a table with columns shows one value")
         if self.published and self.columns != "task":
-            raise ValueError("published figures stand in a table whose columns are tasks")
+            raise ValueError("published figures need a table whose columns are tasks")
         return self
 
     @property

@@ -115,7 +115,7 @@ class TeacherTraining(Strict):
             if "learning_rate" in self.model_fields_set:
                 raise ValueError("give learning_rate or learning_rates, not both")
             if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
-                raise ValueError(f"learning_rates: {list(self.learning_rates)} is no list of different rates")
+                raise ValueError(f"learning_rates: {list(self.learning_rates)} is not a list of different rates")
         return self
 
     @model_serializer(mode="wrap")
@@ -240,11 +240,11 @@ class StudentsScale(TaskSettings):
             if (after := own.teacher.after) is None:
                 continue
             if after not in self.tasks or self.of(after).teacher.after:
-                remedy = f"choose another of tasks ({', '.join(self.tasks)}) whose own starts from the backbone"
-                raise ValueError(f"teacher.after: {after!r} of {task} is no start for it; {remedy}")
+                remedy = f"choose another of tasks ({', '.join(self.tasks)}) whose teacher starts from the backbone"
+                raise ValueError(f"teacher.after: the teacher of {task} cannot start from {after!r}; {remedy}")
             if missing := set(own.seeds) - set(self.of(after).seeds):
                 raise ValueError(
-                    f"teacher.after: {task} has seeds {sorted(missing)}, which {after} has not; add them there"
+                    f"teacher.after: {task} has seeds {sorted(missing)}, which {after} lacks; add them there"
                 )
         return self
 

@@ -36,7 +36,7 @@ class _Experiment(Strict):
             f"scale.{name} is unknown; choose one of: {', '.join(SCALES)}" for name in set(self.scale) - set(SCALES)
         ]
         for names in ([t.name for t in self.tables], [f.name for f in self.figures]):
-            problems += [f"{name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+            problems += [f"{name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         for scale_name, scale in self.scale.items():
             varied = {axis for axis, n in self.axes(scale).items() if n > 1} - {"seed"}
             for output in (*self.tables, *self.figures):
@@ -75,7 +75,7 @@ class StudentsExperiment(_Experiment):
                 if getattr(model, key) and len(getattr(scale, key)) > 1
             ]
             problems += [
-                f"scale.{name}.tasks: {task} has no published recipe, which model {published[0]!r} is made by"
+                f"scale.{name}.tasks: {task} has no published recipe, but model {published[0]!r} needs one"
                 for task in scale.tasks
                 if published and task not in PAPER_EPOCHS
             ]
@@ -124,7 +124,7 @@ class CountsExperiment(_Experiment):
 
 def _names_problems(names: list[str], chosen: Mapping[str, Mapping[str, tuple[str, ...] | None]]) -> list[str]:
     """Return what is wrong with the names of models: repeated names, and unknown names in the lists of a scale."""
-    problems = [f"models: {name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+    problems = [f"models: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
     return problems + [
         f"scale.{scale}.{key}: model {model!r} is unknown"
         for scale, lists in chosen.items()

@@ -155,7 +155,7 @@ def test_a_failure_of_rays_own_is_told_by_its_last_line(ray: MadeUpRay) -> None:
     def work(number: int, threads: int) -> None:
         raise RayError("Traceback\n  in a worker\nThe worker died: out of memory\n")
 
-    with pytest.raises(MPCFormerError, match=r"call 0: The worker died: out of memory\n.*same line again"):
+    with pytest.raises(MPCFormerError, match=r"call 0: The worker died: out of memory\n.*same command again"):
         cluster.run(work, calls(1), jobs=1, address=None, gpu=False)
     with pytest.raises(MPCFormerError, match="call 0: of many lines"):
         cluster.run(lambda *_: 1 / 0, calls(1), jobs=1, address=None, gpu=False)  # type: ignore[arg-type, return-value]
@@ -231,7 +231,7 @@ def test_a_folder_that_does_not_show_what_was_made_is_named(
 ) -> None:
     monkeypatch.setattr(models, "make_elsewhere", lambda *_: None)
     monkeypatch.setattr(models, "SHARED_S", 0.0)
-    with pytest.raises(MPCFormerError, match=f"models/{training.name} was made elsewhere and is not here"):
+    with pytest.raises(MPCFormerError, match=f"models/{training.name} was made on another machine and is missing here"):
         ModelCache(Path("models"), pool="ray").provide([training])
 
 
@@ -248,7 +248,7 @@ def test_a_machine_that_sees_or_would_make_something_else_makes_nothing(
         assert host in caught.value.what
         assert [path.name for path in cache.iterdir()] in ([], [".sign"])
 
-    refused(whole, f"machine {host} does not see {cache} as the asking one does")
+    refused(whole, f"machine {host} does not see the replay's files in {cache}")
     sign.touch()
     elsewhere = replace(whole.recipe, data_dir=tmp_path / "nowhere")
     refused(replace(whole, recipe=elsewhere), f"has no folder {tmp_path / 'nowhere'}")

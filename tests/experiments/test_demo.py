@@ -50,7 +50,7 @@ def test_wrong_numbers_and_models_of_other_numbers_are_refused(folder: Path, tmp
         with pytest.raises(UserInputError, match=message):
             run(DemoOptions(**options))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserInputError, match=r"--train-limit: 200, but .*teacher is of 150 sentences"):
+    with pytest.raises(UserInputError, match=r"--train-limit: 200, but .*teacher was made with 150 sentences"):
         run(DemoOptions(out=folder, examples=2, train_limit=200, batch_size=4))
 
 

@@ -205,7 +205,7 @@ def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None
         run(ReplayOptions("approximations", scale="smoke", out=folder, models=shop / "models"))
     (shop / "other").mkdir()
     (shop / "other" / "precious").touch()
-    with pytest.raises(UserInputError, match="is not a replay's"):
+    with pytest.raises(UserInputError, match="is not from a replay"):
         run(glue(shop, "other"))
 
 

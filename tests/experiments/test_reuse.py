@@ -73,7 +73,7 @@ def test_a_record_without_reusable_rows_is_refused(folder: Path, shop: Path, tmp
     out = {"out": tmp_path / "out"}
     with pytest.raises(UserInputError, match=r"--keep: no row of .*record\.json says which model"):
         run(replace(glue(shop, keep=tmp_path / "record.json"), **out))
-    with pytest.raises(UserInputError, match=r"--keep: .* is of glue at scale smoke, not pareto"):
+    with pytest.raises(UserInputError, match=r"--keep: .* belongs to glue at scale smoke, not pareto"):
         run(replace(glue(shop, keep=folder / "results.json"), experiment="pareto", **out))
     with pytest.raises(UserInputError, match="--keep: counts trains nothing"):
         run(replace(glue(shop, keep=folder / "results.json"), experiment="counts", **out))
