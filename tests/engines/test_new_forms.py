@@ -39,7 +39,8 @@ from mpcformer.approximations.forms import (
 from mpcformer.engines.base import ENGINES, MODEL_OWNER, PublicModel, create_engine, load_public_model
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, load_student
-from mpcformer.modeling.bounds import model_bounds
+from mpcformer.modeling.bounds import worst_case
+from mpcformer.modeling.weights import bert_weights
 from parties.runs.html_report import _facts
 from tests.engines.test_engine import batch_of, run_private
 from tests.tiny import save_student
@@ -192,8 +193,9 @@ def test_an_unknown_form_raises_everywhere(student: Path, kind: str) -> None:
     for engine in ENGINES:
         with pytest.raises(UserInputError, match=unknown):
             create_engine(engine, party=1, public=public, channel=None, weights=None)
+    weights = bert_weights(model.state_dict(), load_student(student).config)
     with pytest.raises(UserInputError, match=unknown):
-        model_bounds(model.config, model.state_dict())
+        worst_case(model.config, weights)
     with pytest.raises(UserInputError, match=unknown):
         _facts(values_with({"gelu": "quad", "softmax": "2quad"} | {kind: "cubic"}))
 
