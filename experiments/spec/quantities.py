@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.engines.registry import ALIASES
 
 Kind = Literal["score", "agreement", "error", "seconds", "bytes", "rounds"]
 # What a row of results is of. Seeds are one number where a table does not list them; nothing else is.
@@ -101,8 +102,11 @@ class Row:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Row":
-        """A row of a results.json."""
-        return cls(dict(value["key"]), dict(value["values"]), dict(value.get("origin", {})))
+        """Read a row of a results.json; an engine that was recorded by a former name gets its present one."""
+        key = dict(value["key"])
+        if key.get("engine") in ALIASES:
+            key["engine"] = ALIASES[key["engine"]]
+        return cls(key, dict(value["values"]), dict(value.get("origin", {})))
 
     @property
     def name(self) -> str:

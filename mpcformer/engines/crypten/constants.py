@@ -10,7 +10,8 @@ from dataclasses import asdict, dataclass
 
 from mpcformer.approximations import ConstantRows, ExponentialRows, SoftmaxForm, gelu_form, softmax_form
 from mpcformer.approximations.forms import CRYPTEN
-from mpcformer.engines.crypten.newton import NewtonPlan, even_shift, reciprocal_plan, rsqrt_plan, widened
+from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
+from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import SCORE_REACH
@@ -20,8 +21,6 @@ EXPONENTIAL_ROW = (0.5**10, 1.05)
 SCORE_MARGIN = 1.5
 # A value below 2^13 leaves 2^30 for sums of products at 16 fractional bits.
 MAX_ACTIVATION = 2.0**13
-
-Bounds = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class NewtonScales:
 
 
 def model_constants(
-    *, gelu: str, softmax: str, n_layers: int, bounds: Bounds, constant_norms: Collection[str] = ()
+    *, gelu: str, softmax: str, n_layers: int, bounds: CalibratedRanges, constant_norms: Collection[str] = ()
 ) -> NewtonScales:
     """Derive the constants of a model.
 
@@ -101,18 +100,7 @@ def model_constants(
     return NewtonScales(norms["embeddings"], layers, tanh_bound)
 
 
-def calibrated(bounds: Bounds, name: str) -> tuple[float, float]:
-    """The range of that name.
-
-    Raises:
-        RangeError: there is none.
-    """
-    if name not in bounds:
-        raise RangeError(f"calibrated range {name} is missing from ranges.json", "distil the student again")
-    return bounds[name]
-
-
-def _norm(bounds: Bounds, name: str, constant: bool) -> NormScales:
+def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormScales:
     low, high = widened(*calibrated(bounds, f"{name}.variance"))
     if constant:
         if not high > 0:
@@ -123,7 +111,7 @@ def _norm(bounds: Bounds, name: str, constant: bool) -> NormScales:
     return NormScales(shift, rsqrt_plan(low * factor, high * factor))
 
 
-def _layer(form: SoftmaxForm, name: str, bounds: Bounds, norms: Mapping[str, NormScales]) -> LayerScales:
+def _layer(form: SoftmaxForm, name: str, bounds: CalibratedRanges, norms: Mapping[str, NormScales]) -> LayerScales:
     form.on(CRYPTEN)
     rows, score_scale, bound, offset, row = form.rows, 0, 0.0, 0.0, None
     degree = 1 if isinstance(rows, ExponentialRows) else rows.degree

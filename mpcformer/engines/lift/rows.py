@@ -18,8 +18,7 @@ from mpcformer.approximations import (
 )
 from mpcformer.approximations.forms import LIFT, RepeatedSquaring, SlopedScores, SquaredScores
 from mpcformer.approximations.softmax_exact import SCORE_MARGIN
-from mpcformer.engines.crypten.constants import Bounds, calibrated
-from mpcformer.engines.crypten.newton import even_shift, widened
+from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.tables import table
@@ -91,7 +90,7 @@ class LayerScales:
         return float(2.0 ** (self.degree * self.score_shift + self.row_exponent))
 
 
-def layer_scales(name: str, norms: list[Norm], bounds: Bounds, softmax: str) -> LayerScales:
+def layer_scales(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax: str) -> LayerScales:
     """Derive the scales of a layer.
 
     Args:
@@ -135,7 +134,7 @@ def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | pie
     return piecewise.Function(fp.SCORE_BITS, tuple(pieces))
 
 
-def _divided(name: str, norms: list[Norm], bounds: Bounds, rows: DividedRows) -> LayerScales:
+def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows) -> LayerScales:
     low, high = widened(*calibrated(bounds, f"{name}.{rows.needs}"))
     low, high = low + rows.epsilon, high + rows.epsilon
     score_shift = max(0, even_shift(low, high) // rows.degree, _score_room(name, bounds))
@@ -158,7 +157,7 @@ def _divided(name: str, norms: list[Norm], bounds: Bounds, rows: DividedRows) ->
     )
 
 
-def _constant(name: str, norms: list[Norm], bounds: Bounds, rows: ConstantRows) -> LayerScales:
+def _constant(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: ConstantRows) -> LayerScales:
     """Shift scores no further than their reach and the numerators' ring ask for: no table wants them near one."""
     low, high = calibrated(bounds, f"{name}.{rows.needs}")
     if high <= 0:
@@ -176,7 +175,7 @@ def _constant(name: str, norms: list[Norm], bounds: Bounds, rows: ConstantRows) 
     return LayerScales(score_shift, exponent, 0.0, norms[0], norms[1], divided=False, degree=rows.degree)
 
 
-def _exponential(name: str, norms: list[Norm], bounds: Bounds) -> LayerScales:
+def _exponential(name: str, norms: list[Norm], bounds: CalibratedRanges) -> LayerScales:
     bound = score_bound(*calibrated(bounds, f"{name}.{ExponentialRows.needs}"))
     n = squarings(bound)
     if n > fp.SCORE_BITS - 2 - fp.SCORE_SCALE:
@@ -189,7 +188,7 @@ def _exponential(name: str, norms: list[Norm], bounds: Bounds) -> LayerScales:
     return LayerScales(score_shift, 0, 0.0, norms[0], norms[1], squarings=n, score_limit=limit)
 
 
-def _score_room(name: str, bounds: Bounds) -> int:
+def _score_room(name: str, bounds: CalibratedRanges) -> int:
     """Return the shift at which scores fit for any text, if the ranges tell how far they reach."""
     _, reach = bounds.get(f"{name}.{SCORE_REACH}", (0.0, 1.0))
     shift = max(0, math.ceil(math.log2(reach)) - (fp.SCORE_BITS - 2 - fp.SCORE_SCALE))

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from mpcformer.approximations import gelu_form
 from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, ShiftedSquare
 from mpcformer.correlations.table import MAX_LOG_BINS
-from mpcformer.engines.crypten.constants import Bounds
+from mpcformer.engines.calibrated import CalibratedRanges
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import Norm, model_norms
 from mpcformer.engines.lift.rows import LayerScales, layer_scales
@@ -73,7 +73,7 @@ def lift_scales(
     hidden_size: int,
     epsilon: float,
     n_layers: int,
-    bounds: Bounds,
+    bounds: CalibratedRanges,
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Collection[str] = (),
