@@ -6,7 +6,7 @@ import torch
 
 from mpcformer.engines.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.bounds import norm_source
+from mpcformer.modeling.weights import norm_source
 from mpcformer.tasks import Encoded
 
 BATCH_SIZE, MAX_SENTENCES = 32, 256

@@ -101,18 +101,19 @@ def _fit_layer(sources: Sequence[Layer], layer: Layer, texts: list[Text]) -> dic
 
 def _copy_layer(first: Layer, last: Layer, layer: Layer, texts: list[Text]) -> None:
     """Copy the weights of `first`, only its strongest units if the student has fewer, and the final norm of `last`."""
-    n_units, n_theirs = (LayerParts.of(one).inner.out_features for one in (layer, first))
-    state = first.state_dict()
+    ours, theirs, final = (LayerParts.of(one) for one in (layer, first, last))
+    n_units, n_theirs = ours.inner.out_features, theirs.inner.out_features
     if n_units > n_theirs:
         raise ValueError(f"{n_units} intermediate units, the teacher has {n_theirs}")
-    if n_units < n_theirs:
-        kept = strongest_units(first, texts, n_units)
-        for name in ("intermediate.dense.weight", "intermediate.dense.bias"):
-            state[name] = state[name][kept]
-        state["output.dense.weight"] = state["output.dense.weight"][:, kept]
-    for name, value in last.output.LayerNorm.state_dict().items():
-        state[f"output.LayerNorm.{name}"] = value
-    layer.load_state_dict(state, strict=False)
+    kept = strongest_units(first, texts, n_units) if n_units < n_theirs else torch.arange(n_units)
+    # A student's constants have no counterpart in the teacher.
+    ours.attention.load_state_dict(theirs.attention.state_dict(), strict=False)
+    ours.attention_output.load_state_dict(theirs.attention_output.state_dict(), strict=False)
+    ours.inner.weight.copy_(theirs.inner.weight[kept])
+    ours.inner.bias.copy_(theirs.inner.bias[kept])
+    ours.output.dense.weight.copy_(theirs.output.dense.weight[:, kept])
+    ours.output.dense.bias.copy_(theirs.output.dense.bias)
+    ours.output.LayerNorm.load_state_dict(final.output.LayerNorm.state_dict(), strict=False)
 
 
 def _attention_pairs(source: Layer, layer: Layer, texts: list[Text]) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

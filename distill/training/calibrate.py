@@ -4,7 +4,8 @@ import torch
 
 from mpcformer.engines.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges
-from mpcformer.modeling.bounds import model_bounds
+from mpcformer.modeling.bounds import worst_case
+from mpcformer.modeling.weights import bert_weights
 from mpcformer.tasks import Encoded
 
 BATCH_SIZE = 32
@@ -26,5 +27,6 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
     finally:
         model.observer = None
     limits = ranges.norm_limits(model.config.constant_norms)
-    ranges.note_reach(model_bounds(model.config, model.state_dict(), norm_limits=limits))
+    weights = bert_weights(model.state_dict(), model.config)
+    ranges.note_reach(worst_case(model.config, weights, norm_limits=limits))
     return ranges

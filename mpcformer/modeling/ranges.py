@@ -16,7 +16,7 @@ import torch
 
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json, write_json
-from mpcformer.modeling.bounds import Bounds
+from mpcformer.modeling.bounds import WorstCase
 
 FILE_NAME = "ranges.json"
 SCORE_REACH = "score_reach"
@@ -46,7 +46,7 @@ class Ranges:
             before = self.bounds.get(name, (math.inf, -math.inf))
             self.bounds[name] = (min(before[0], low), max(before[1], high))
 
-    def note_reach(self, bounds: Bounds) -> None:
+    def note_reach(self, bounds: WorstCase) -> None:
         """How far each layer's scores reach, with REACH_SLACK, rounded up so that it tells little of the weights."""
         for n, layer in enumerate(bounds.layers):
             reach = 2.0 ** math.ceil(math.log2(max(1.0, REACH_SLACK * layer.scores)))

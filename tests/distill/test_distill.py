@@ -35,8 +35,8 @@ from mpcformer.modeling import (
     load_student,
     load_tokenizer,
 )
-from mpcformer.modeling.bounds import norm_source
 from mpcformer.modeling.ranges import Ranges
+from mpcformer.modeling.weights import norm_source
 from mpcformer.tasks import carve_selection, encode, get_task, load_examples
 from tests.tiny import TRAINING, save_bert, save_parquet
 

@@ -17,6 +17,7 @@ from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_student
 from mpcformer.modeling.ranges import VARIANCE_REACH
+from mpcformer.modeling.weights import bert_weights
 from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
@@ -170,10 +171,10 @@ def test_padding_may_be_as_long_as_it_likes(tmp_path: Path, data_dir: Path) -> N
 def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_dir: Path, log: float) -> None:
     public, state = student(tmp_path, data_dir)
     constants = engine_constants(public)
-    check_overflow(public.config, constants, state)
+    check_overflow(public.config, constants, bert_weights(state, public.config))
     state[LOG_DEVIATION] = torch.tensor(log)
     with pytest.raises(RangeError, match=r"layer\.1\.activation may reach"):
-        check_overflow(public.config, constants, state)
+        check_overflow(public.config, constants, bert_weights(state, public.config))
     from mpcformer.engines.crypten.constants import model_constants
 
     crypten = model_constants(

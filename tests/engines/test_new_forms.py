@@ -36,10 +36,12 @@ from mpcformer.approximations.forms import (
     no_longer,
     normalised,
 )
-from mpcformer.engines.base import ENGINES, MODEL_OWNER, PublicModel, create_engine, load_public_model
+from mpcformer.engines.base import MODEL_OWNER, load_public_model
+from mpcformer.engines.registry import DEFAULT_ENGINE, create_engine, engine_names
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, load_student
-from mpcformer.modeling.bounds import model_bounds
+from mpcformer.modeling.bounds import worst_case
+from mpcformer.modeling.weights import bert_weights
 from parties.runs.html_report import _facts
 from tests.engines.test_engine import batch_of, run_private
 from tests.tiny import save_student
@@ -116,7 +118,7 @@ def test_both_engines_compute_what_the_plaintext_student_does(
 ) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)
-    for engine in ENGINES:
+    for engine in engine_names():
         _, logits, *_ = run_private(folder, inputs, engine=engine)
         assert float(np.abs(logits.numpy() - expected).max()) < 0.003, engine
 
@@ -132,7 +134,7 @@ def test_the_new_forms_are_no_others(tmp_path: Path, data_dir: Path) -> None:
         assert float(np.abs(logits[0] - other).max()) > 0.01
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", engine_names())
 @pytest.mark.parametrize("form", [LEAKY, ABSOLUTE], ids=["gelu", "softmax"])
 def test_an_engine_refuses_a_form_that_it_does_not_compute(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, engine: str, form: GeluForm | SoftmaxForm
@@ -143,10 +145,8 @@ def test_an_engine_refuses_a_form_that_it_does_not_compute(
     folder = save_student(tmp_path / "student", data_dir, **{form.kind: form.name})
     public, student = load_public_model(folder), load_student(folder)
     for rank, weights in enumerate([student.state_dict(), None]):
-        with pytest.raises(
-            UserInputError, match=rf"^{form.kind}: engine {key} does not compute the form '{form.name}'"
-        ):
-            create_engine(engine, party=rank, public=public, channel=None, weights=weights)
+        with pytest.raises(UserInputError, match=f"^{form.kind}: engine {key} does not compute the form '{form.name}'"):
+            create_engine(engine, rank=rank, public=public, channel=None, weights=weights)
     said = engines(student.config, public.ranges, student.state_dict(), 16)
     assert [name for name, text in said.items() if text != "runs"] == [engine], "the model card says so"
 
@@ -170,7 +170,7 @@ def test_the_default_engine_refuses_what_does_not_fit_together(
     public = load_public_model(student)
     setattr(public.config, refused, changed.name)
     with pytest.raises(UserInputError, match=f"{refused}: engine lift does not compute the form '{changed.name}'"):
-        create_engine(ENGINES[0], party=1, public=public, channel=None, weights=None)
+        create_engine(DEFAULT_ENGINE, rank=1, public=public, channel=None, weights=None)
 
 
 def test_numerators_that_would_leave_the_ring_or_be_negative_are_no_form() -> None:
@@ -189,11 +189,12 @@ def test_an_unknown_form_raises_everywhere(student: Path, kind: str) -> None:
     public, model = load_public_model(student), load_student(student)
     setattr(public.config, kind, "cubic")
     setattr(model.config, kind, "cubic")
-    for engine in ENGINES:
+    for engine in engine_names():
         with pytest.raises(UserInputError, match=unknown):
-            create_engine(engine, party=1, public=public, channel=None, weights=None)
+            create_engine(engine, rank=1, public=public, channel=None, weights=None)
+    weights = bert_weights(model.state_dict(), load_student(student).config)
     with pytest.raises(UserInputError, match=unknown):
-        model_bounds(model.config, model.state_dict())
+        worst_case(model.config, weights)
     with pytest.raises(UserInputError, match=unknown):
         _facts(values_with({"gelu": "quad", "softmax": "2quad"} | {kind: "cubic"}))
 
@@ -220,15 +221,10 @@ def test_the_overflow_proof_takes_a_forms_own_bound(
 ) -> None:
     """A form that says its result may be long is refused where the next ring has no room for it."""
     folder = save_student(tmp_path / "student", data_dir, gelu="leaky")
-    public, weights = load_public_model(folder), load_student(folder).state_dict()
-    create_engine(ENGINES[0], party=MODEL_OWNER, public=public, channel=None, weights=weights)
+    owner: dict[str, Any] = {"rank": MODEL_OWNER, "public": load_public_model(folder), "channel": None}
+    owner["weights"] = load_student(folder).state_dict()
+    create_engine(DEFAULT_ENGINE, **owner)
     long = replace(LEAKY, longest=lambda largest, length, n: 1e6 * length)
     monkeypatch.setitem(GELU_FORMS, LEAKY.name, long)
     with pytest.raises(RangeError, match=r"layer\.0\.output may reach"):
-        create_engine(
-            ENGINES[0],
-            party=MODEL_OWNER,
-            public=PublicModel(public.config, public.ranges),
-            channel=None,
-            weights=weights,
-        )
+        create_engine(DEFAULT_ENGINE, **owner)

@@ -18,7 +18,7 @@ from mpcformer.approximations.forms import CRYPTEN, ScoreUnit
 from mpcformer.channel import Counters
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.compat import current
-from mpcformer.engines.crypten.constants import LayerConstants, ModelConstants, NormConstants
+from mpcformer.engines.crypten.constants import LayerScales, NewtonScales, NormScales
 from mpcformer.engines.crypten.newton import NewtonPlan
 from mpcformer.engines.crypten.parameters import ParameterShapes
 from mpcformer.engines.stopwatch import Stopwatch
@@ -36,7 +36,7 @@ class CrypTenBert:
         counters: of the channel to the other owner.
     """
 
-    def __init__(self, parameters: dict[str, Any], config: Any, constants: ModelConstants, counters: Counters) -> None:
+    def __init__(self, parameters: dict[str, Any], config: Any, constants: NewtonScales, counters: Counters) -> None:
         self._p = parameters
         self._config = config
         self._constants = constants
@@ -81,7 +81,7 @@ class CrypTenBert:
         product = ops.matmul(flat, weight).share + self._p[f"{name}.bias"].share
         return ops.wrap(product.view(*x.share.shape[:-1], -1))
 
-    def _layer_norm(self, x: Any, name: str, constants: NormConstants) -> Any:
+    def _layer_norm(self, x: Any, name: str, constants: NormScales) -> Any:
         width = x.share.size(-1)
         mean = ops.times_public(ops.wrap(x.share.sum(-1, keepdim=True)), 1.0 / width)
         centred = ops.wrap(x.share - mean.share)
@@ -98,7 +98,7 @@ class CrypTenBert:
         self.watch.lap("norm")
         return result
 
-    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
         attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
         self.watch.lap("linear")
         x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
@@ -113,7 +113,7 @@ class CrypTenBert:
     def _activation(self, u: Any) -> Any:
         return gelu_form(self._config.gelu).on(CRYPTEN)(ops, u)
 
-    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
         n_batch, n_positions, _ = x.share.shape
 
         def heads(part: str) -> torch.Tensor:
@@ -146,7 +146,7 @@ class CrypTenBert:
         numerators: Any,
         mask: torch.Tensor,
         common: int,
-        constants: LayerConstants,
+        constants: LayerScales,
         plan: NewtonPlan,
     ) -> Any:
         """context (B, A, L, D) times the reciprocal of its rows' sums."""
@@ -157,7 +157,7 @@ class CrypTenBert:
         self._reciprocal_pairs.append((row, inverse))
         return ops.multiply(context, inverse)
 
-    def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
+    def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerScales) -> Any:
         unit = ScoreUnit(2.0**-constants.score_scale, constants.score_bound, keys)
         return softmax_form(self._config.softmax).on(CRYPTEN)(ops, scores, unit)
 

@@ -24,7 +24,7 @@ MAX_ACTIVATION = 2.0**13
 
 
 @dataclass(frozen=True)
-class NormConstants:
+class NormScales:
     """LayerNorm: the variance is scaled by 2^-shift (even), then inverted.
 
     Args:
@@ -38,7 +38,7 @@ class NormConstants:
 
 
 @dataclass(frozen=True)
-class LayerConstants:
+class LayerScales:
     """One encoder layer.
 
     Args:
@@ -53,17 +53,17 @@ class LayerConstants:
     score_bound: float
     row: NewtonPlan | None
     row_offset: float
-    attention_norm: NormConstants
-    output_norm: NormConstants
+    attention_norm: NormScales
+    output_norm: NormScales
     row_unit: float
 
 
 @dataclass(frozen=True)
-class ModelConstants:
+class NewtonScales:
     """Everything public that is no shape."""
 
-    embedding_norm: NormConstants
-    layers: tuple[LayerConstants, ...]
+    embedding_norm: NormScales
+    layers: tuple[LayerScales, ...]
     tanh_bound: float
 
     def digest(self) -> str:
@@ -73,7 +73,7 @@ class ModelConstants:
 
 def model_constants(
     *, gelu: str, softmax: str, n_layers: int, bounds: CalibratedRanges, constant_norms: Collection[str] = ()
-) -> ModelConstants:
+) -> NewtonScales:
     """Derive the constants of a model.
 
     Args:
@@ -97,23 +97,21 @@ def model_constants(
     layers = tuple(_layer(softmax_form(softmax), f"layer.{n}", bounds, norms) for n in range(n_layers))
     low, high = calibrated(bounds, "pooler.tanh")
     tanh_bound = 2 * max(abs(low), abs(high), 1.0)
-    return ModelConstants(norms["embeddings"], layers, tanh_bound)
+    return NewtonScales(norms["embeddings"], layers, tanh_bound)
 
 
-def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormConstants:
+def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormScales:
     low, high = widened(*calibrated(bounds, f"{name}.variance"))
     if constant:
         if not high > 0:
             raise RangeError(f"calibrated range {name}.variance is not positive", "distil the student again")
-        return NormConstants(0, None, high)
+        return NormScales(0, None, high)
     shift = even_shift(low, high)
     factor = 2.0**-shift
-    return NormConstants(shift, rsqrt_plan(low * factor, high * factor))
+    return NormScales(shift, rsqrt_plan(low * factor, high * factor))
 
 
-def _layer(
-    form: SoftmaxForm, name: str, bounds: CalibratedRanges, norms: Mapping[str, NormConstants]
-) -> LayerConstants:
+def _layer(form: SoftmaxForm, name: str, bounds: CalibratedRanges, norms: Mapping[str, NormScales]) -> LayerScales:
     form.on(CRYPTEN)
     rows, score_scale, bound, offset, row = form.rows, 0, 0.0, 0.0, None
     degree = 1 if isinstance(rows, ExponentialRows) else rows.degree
@@ -132,7 +130,7 @@ def _layer(
         offset = rows.epsilon * factor
         # The row sum is divided by a power of two between n and 2 n instead of by the number of keys n.
         row = reciprocal_plan(low * factor / 2, high * factor)
-    return LayerConstants(
+    return LayerScales(
         score_scale=score_scale,
         score_bound=bound,
         row=row,
