@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mpcformer.engines.base import DEFAULT_ENGINE
+from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.ring.random import fixed_keys
 from parties.roles.coordinator import Coordinator

@@ -6,6 +6,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
+from mpcformer.errors import UserInputError
+
 PROTOCOL_VERSION = 2
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
@@ -222,6 +225,16 @@ class DataOwnerConfig(PartyCommon):
     digest_key: Path | None = None
 
 
+def _engine(name: str) -> str:
+    try:
+        return resolve(name)
+    except UserInputError as error:
+        raise ValueError(f"{error.what}; {error.remedy}") from None
+
+
+EngineName = Annotated[str, AfterValidator(_engine)]
+
+
 class JobConfig(Strict):
     """What the parties shall compute; as the options of `mpcformer infer`."""
 
@@ -230,7 +243,7 @@ class JobConfig(Strict):
     limit: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=16, ge=1)
     max_length: int | None = Field(default=None, ge=8)
-    engine: Literal["mpcformer", "crypten"] = "mpcformer"
+    engine: EngineName = DEFAULT_ENGINE
     embeddings: Literal["private_table", "public_table"] = "private_table"
 
 

@@ -48,7 +48,7 @@ def job(engine: str) -> JobConfig:
 def simulated(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    def run(engine: str = "mpcformer", insecure: Insecure | None = FIXED) -> Outcome:
+    def run(engine: str = "lift", insecure: Insecure | None = FIXED) -> Outcome:
         asked = job(engine).model_dump()
         folder = tmp_path / f"simulated-{len(list(tmp_path.iterdir()))}"
         local_run.run(InferenceJob(student, None, data_dir=data_dir, insecure=insecure, **asked), folder)
@@ -61,7 +61,7 @@ def simulated(
 @pytest.fixture
 def separately(student: Path, data_dir: Path, tmp_path: Path) -> Callable[..., list[Outcome]]:
     def run(
-        hosts: separate.Hosts, engine: str = "mpcformer", insecure: Insecure | None = FIXED, n_jobs: int = 1
+        hosts: separate.Hosts, engine: str = "lift", insecure: Insecure | None = FIXED, n_jobs: int = 1
     ) -> list[Outcome]:
         folder = tmp_path / f"separate-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()
