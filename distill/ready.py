@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 import torch
 
-from mpcformer.engines.base import ENGINES, MODEL_OWNER, BatchShape, PublicModel, create_engine
+from mpcformer.engines.base import MODEL_OWNER, BatchShape, PublicModel
+from mpcformer.engines.registry import ENGINES, create_engine
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.ranges import Ranges
@@ -25,7 +26,7 @@ def engines(
     for name in ENGINES:
         try:
             public = PublicModel(config, ranges)
-            engine = create_engine(name, party=MODEL_OWNER, public=public, channel=None, weights=weights)
+            engine = create_engine(name, rank=MODEL_OWNER, public=public, channel=None, weights=weights)
             engine.plan(BatchShape(1, max_length))
             found[name] = RUNS
         except (RangeError, UserInputError) as error:

@@ -21,7 +21,8 @@ from transformers.utils import logging as hf_logging
 
 from distill.training.calibrate import calibrate
 from mpcformer.console import console, progress
-from mpcformer.engines.base import ENGINES, BatchShape, PublicModel, create_engine, load_public_model
+from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
+from mpcformer.engines.registry import ENGINES, create_engine, engine_names
 from mpcformer.engines.stopwatch import OPERATIONS
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
@@ -59,7 +60,7 @@ class BenchOptions:
     layers: int | None = None
     seq_len: int = 128
     batch_size: int = 1
-    engines: tuple[str, ...] = ("mpcformer", "crypten")
+    engines: tuple[str, ...] = engine_names()
     network: NetworkProfile | None = None
     gelu: str = "quad"
     softmax: str = "2quad"
@@ -81,7 +82,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     with made as student, tempfile.TemporaryDirectory() as work:
         public = load_public_model(student)
         for engine in options.engines:
-            create_engine(engine, party=1, public=public, channel=None, weights=None)
+            create_engine(engine, rank=1, public=public, channel=None, weights=None)
         data = Path(work) / "data"
         random_sentences(data, options.batch_size, options.seq_len)
         runs: dict[str, list[Results]] = {engine: [] for engine in options.engines}
@@ -213,7 +214,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
     median = statistics.median
     engines: dict[str, Any] = {}
     for engine, results in runs.items():
-        plan = create_engine(engine, party=1, public=public, channel=None, weights=None).plan(
+        plan = create_engine(engine, rank=1, public=public, channel=None, weights=None).plan(
             BatchShape(options.batch_size, options.seq_len)
         )
         engines[engine] = {
@@ -246,8 +247,8 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "repeat": options.repeat,
         "engines": engines,
     }
-    if {"mpcformer", "crypten"} <= set(runs):
-        pairs = list(zip(runs["mpcformer"], runs["crypten"], strict=True))
+    if set(engine_names()[:2]) <= set(runs):
+        pairs = list(zip(*(runs[name] for name in engine_names()[:2]), strict=True))
         values["ratio"] = {
             "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
             "online_to_whole": median(_online(a) / (_online(b) + _offline(b)) for a, b in pairs),
@@ -295,7 +296,7 @@ def _show(values: dict[str, Any]) -> None:
     if "ratio" in values:
         ratio = values["ratio"]
         console.print(
-            f"mpcformer / crypten, pair by pair: online 1/{1 / ratio['online_seconds']:.1f},"
+            f"{' / '.join(engine_names()[:2])}, pair by pair: online 1/{1 / ratio['online_seconds']:.1f},"
             f" online against online + offline 1/{1 / ratio['online_to_whole']:.1f},"
             f" online + offline 1/{1 / ratio['total_seconds']:.1f}"
         )

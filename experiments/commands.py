@@ -5,9 +5,10 @@ from typing import Annotated, Any
 
 import typer
 
-ENGINES = ("mpcformer", "crypten")
+from mpcformer.engines.registry import DEFAULT_ENGINE, engine_names, resolve
+
 SHIPPED = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.toml")))
-ENGINE = "mpcformer or crypten; give it again for the other; default: both."
+ENGINE = f"{' or '.join(engine_names())}; give it again for another; default: all."
 LAYERS = "Encoder layers of a named model; default: all."
 GELU = "Form of a named model: quad (the default), relu or gelu."
 SOFTMAX = "Form of a named model: 2quad (the default), 2quad-const, 2relu or softmax."
@@ -46,7 +47,8 @@ def bench(
     transport: Annotated[
         bool,
         typer.Option(
-            "--transport", help="Compare mutual TLS with plaintext, not engines; --engine is then mpcformer by default."
+            "--transport",
+            help="Compare mutual TLS with plaintext, not engines; the default engine only, unless --engine is given.",
         ),
     ] = False,
     json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
@@ -61,7 +63,7 @@ def bench(
         layers=layers,
         seq_len=seq_len,
         batch_size=batch_size,
-        engines=tuple(engine or (ENGINES[:1] if transport else ENGINES)),
+        engines=_engines(engine, (DEFAULT_ENGINE,) if transport else engine_names()),
         network=network_profile(network),
         **_forms(model, gelu=gelu, softmax=softmax),
         repeat=repeat,
@@ -95,10 +97,15 @@ def estimate(
         layers,
         seq_len,
         batch_size,
-        tuple(engine or ENGINES),
+        _engines(engine, engine_names()),
         links,
         **_forms(model, gelu=gelu, softmax=softmax, constant_norms=constant_norms),
     )
+
+
+def _engines(given: list[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the engines that were asked for, each by its present name."""
+    return tuple(resolve(name) for name in given) if given else default
 
 
 def _forms(model: str, **given: str | None) -> dict[str, Any]:

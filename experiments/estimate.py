@@ -5,7 +5,8 @@ from rich.table import Table
 from experiments.bench_command import bench_model, check_engines, check_shape
 from mpcformer.console import console
 from mpcformer.engines.base import BatchShape, load_public_model
-from mpcformer.engines.cost import Cost, estimate_batch
+from mpcformer.engines.cost import Cost
+from mpcformer.engines.registry import estimate_batch
 from mpcformer.modeling.configuration import split_norms
 from parties.runs.network import NetworkProfile
 

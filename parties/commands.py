@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from mpcformer.engines.registry import DEFAULT_ENGINE, ENGINES, resolve
+
+ENGINE = "; ".join(f"{name}: {entry.about}" for name, entry in ENGINES.items()) + "."
+
 
 def infer(
     student: Annotated[Path, typer.Option(help="Folder of a distilled student.")],
@@ -25,7 +29,7 @@ def infer(
     max_length: Annotated[
         int | None, typer.Option(help="Cut texts to so many tokens; default: refuse too long ones.")
     ] = None,
-    engine: Annotated[str, typer.Option(help="mpcformer, or crypten, the reference.")] = "mpcformer",
+    engine: Annotated[str, typer.Option(help=ENGINE)] = DEFAULT_ENGINE,
     embeddings: Annotated[
         str, typer.Option(help="private_table, or public_table: tells the tables to the data owner.")
     ] = "private_table",
@@ -63,7 +67,7 @@ def infer(
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
-        engine=engine,
+        engine=resolve(engine),
         embeddings=embeddings,
     )
     options = LocalRunOptions(

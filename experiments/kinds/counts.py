@@ -7,7 +7,7 @@ from experiments.spec.scales import CountedSpec, CountsScale
 from experiments.spec.spec import CountsExperiment
 from mpcformer.console import console
 from mpcformer.engines.base import BatchShape, load_public_model
-from mpcformer.engines.cost import estimate_batch
+from mpcformer.engines.registry import estimate_batch
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig
 

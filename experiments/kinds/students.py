@@ -18,6 +18,7 @@ from experiments.spec.scales import MADE_UP, StudentsScale
 from experiments.spec.spec import StudentsExperiment, digest
 from mpcformer.console import console
 from mpcformer.engines.plaintext import predict
+from mpcformer.engines.registry import recorded_name
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
@@ -148,7 +149,7 @@ class Students:
     def _keys(self, variant: Variant) -> Iterator[tuple[dict[str, Any], str]]:
         """Of a student's rows, and how each is measured."""
         for engine, network in itertools.product(self.scale.engines, self.scale.networks):
-            how = {"engine": engine, "network": network} if self._is_private(variant) else {}
+            how = {"engine": recorded_name(engine), "network": network} if self._is_private(variant) else {}
             yield variant.key() | {"engine": engine, "network": network}, self._how(variant.task, **how)
 
     def _is_private(self, variant: Variant) -> bool:

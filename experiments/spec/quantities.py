@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
+from mpcformer.engines.registry import ALIASES
 from parties.runs.html_report import FORMS
 
 Kind = Literal["score", "agreement", "error", "seconds", "bytes", "rounds"]
@@ -101,8 +102,11 @@ class Row:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Row":
-        """A row of a results.json."""
-        return cls(dict(value["key"]), dict(value["values"]), dict(value.get("origin", {})))
+        """Read a row of a results.json; an engine that was recorded by a former name gets its present one."""
+        key = dict(value["key"])
+        if key.get("engine") in ALIASES:
+            key["engine"] = ALIASES[key["engine"]]
+        return cls(key, dict(value["values"]), dict(value.get("origin", {})))
 
     @property
     def name(self) -> str:

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
+    BeforeValidator,
     Field,
     SerializerFunctionWrapHandler,
     field_serializer,
@@ -17,7 +18,7 @@ from experiments.bench_command import SHAPES
 from experiments.spec.outputs import Strict, one_of
 from experiments.spec.quantities import Axis
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
-from mpcformer.engines.base import ENGINES
+from mpcformer.engines.registry import ALIASES, DEFAULT_ENGINE, engine_names
 from mpcformer.errors import MPCFormerError
 from mpcformer.tasks import TASKS
 from parties.runs.network import network_profile
@@ -48,7 +49,7 @@ def _is_empty(value: Mapping[str, Any] | tuple[Any, ...]) -> bool:
 TaskName = Annotated[str, _known(tuple(TASKS), "task")]
 Gelu = Annotated[str, _known(tuple(GELU_FORMS), "form of GeLU")]
 Softmax = Annotated[str, _known(tuple(SOFTMAX_FORMS), "form of softmax")]
-Engine = Annotated[str, _known(tuple(ENGINES), "engine")]
+Engine = Annotated[str, BeforeValidator(lambda name: ALIASES.get(name, name)), _known(engine_names(), "engine")]
 Network = Annotated[str, AfterValidator(_network)]
 Share = Annotated[float, Field(gt=0, le=1)]
 Positive = Annotated[int, Field(ge=1)]
@@ -216,7 +217,7 @@ class StudentsScale(TaskSettings):
     gelu: tuple[Gelu, ...] = Field(default=("quad",), min_length=1)
     softmax: tuple[Softmax, ...] = Field(default=("2quad",), min_length=1)
     shares: tuple[Share, ...] = Field(default=(1.0,), min_length=1)
-    engines: tuple[Engine, ...] = Field(default=("mpcformer",), min_length=1)
+    engines: tuple[Engine, ...] = Field(default=(DEFAULT_ENGINE,), min_length=1)
     networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
     models: tuple[str, ...] | None = Field(default=None, exclude_if=_is_none)
     private: tuple[str, ...] | None = None
@@ -275,7 +276,7 @@ class BenchScale(Strict):
     model: str = "minilm"
     seq_len: int = Field(default=128, ge=4, le=512)
     batch_size: Positive = 1
-    engines: tuple[Engine, ...] = Field(default=("mpcformer", "crypten"), min_length=1)
+    engines: tuple[Engine, ...] = Field(default=engine_names(), min_length=1)
     networks: tuple[Network, ...] = Field(default=("none",), min_length=1)
     gelu: Gelu = "quad"
     softmax: Softmax = "2quad"
@@ -334,7 +335,7 @@ class CountsScale(Strict):
     models: tuple[str, ...] | None = None
     seq_len: int = Field(default=128, ge=4, le=512)
     batch_size: Positive = 1
-    engines: tuple[Engine, ...] = Field(default=("mpcformer", "crypten"), min_length=1)
+    engines: tuple[Engine, ...] = Field(default=engine_names(), min_length=1)
 
     def axes(self) -> dict[Axis, int]:
         """How many points each axis has, models apart."""

@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from mpcformer.engines.base import DATA_OWNER, BatchInputs, create_engine, load_public_model
+from mpcformer.engines.base import DATA_OWNER, BatchInputs, load_public_model
+from mpcformer.engines.registry import create_engine
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
@@ -66,7 +67,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     membership.watch(job.model_owner, channel.waited_s)
     session = OwnerSession(party=DATA_OWNER, config=config, job=job, channel=channel, membership=membership)
     engine = create_engine(
-        job.engine, party=DATA_OWNER, public=public, channel=channel, weights=None, session_id=job.session_id
+        job.engine, rank=DATA_OWNER, public=public, channel=channel, weights=None, session_id=job.session_id
     )
     channel.send([torch.tensor([len(shapes)])])
     channel.send([torch.tensor(shapes, dtype=torch.int64).view(-1, 2)])

@@ -10,7 +10,8 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.engines.base import MODEL_OWNER, BatchInputs, create_engine, load_public_model
+from mpcformer.engines.base import MODEL_OWNER, BatchInputs, load_public_model
+from mpcformer.engines.registry import create_engine
 from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student
@@ -121,7 +122,7 @@ class ModelOwner:
                 )
                 engine = create_engine(
                     job.engine,
-                    party=MODEL_OWNER,
+                    rank=MODEL_OWNER,
                     public=public,
                     channel=channel,
                     weights=self._weights,

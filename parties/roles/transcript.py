@@ -12,7 +12,6 @@ import torch
 from mpcformer import __version__
 from mpcformer.channel import Channel, Spec
 from mpcformer.engines.base import Engine, PublicModel
-from mpcformer.engines.crypten.compat import FRAC_BITS
 from mpcformer.errors import ProtocolError
 from parties.settings.config import PROTOCOL_VERSION, Insecure
 from parties.settings.insecure import text as insecure_text
@@ -46,7 +45,6 @@ def fields(
         "protocol version": str(PROTOCOL_VERSION),
         "release": __version__,
         "session": bytes(job.session_id).hex(),
-        "ring": f"Z_2^64, {FRAC_BITS} fraction bits",
         "student": student,
         "constants of the engine": engine.fingerprint(),
         "batch plan": json.dumps(batches),

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mpcformer.console import console
-from mpcformer.engines.base import EMBEDDINGS, ENGINES, BatchShape, create_engine, load_public_model
+from mpcformer.engines.base import BatchShape, load_public_model
+from mpcformer.engines.registry import EMBEDDINGS, ENGINES, create_engine
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
@@ -61,7 +62,7 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     longest = length_batches([len(row.input_ids) for row in encoded], job.batch_size)[0]
     # Planning also checks that the engine can run the student's forms and ranges.
     public = load_public_model(options.student, job.embeddings)
-    engine = create_engine(job.engine, party=1, public=public, channel=None, weights=None)
+    engine = create_engine(job.engine, rank=1, public=public, channel=None, weights=None)
     engine.plan(BatchShape(len(longest), max(len(encoded[i].input_ids) for i in longest)))
 
 

@@ -1,38 +1,27 @@
 """The description of a job, which configurations, options, messages and reports share."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, ConfigDict, Field
 
+from mpcformer.engines.registry import DEFAULT_ENGINE, EMBEDDINGS, resolve
+from mpcformer.errors import UserInputError
 from mpcformer.tasks import EVAL
 from parties.stubs import parties_pb2 as pb
 
-# The engines are imported inside functions because they load transformers, which a dealer does not need.
+
+def _engine(name: str) -> str:
+    """Return the present name of an engine; its former name is accepted too."""
+    try:
+        return resolve(name)
+    except UserInputError as error:
+        raise ValueError(f"{error.what}; {error.remedy}") from None
 
 
-def _default_engine() -> str:
-    from mpcformer.engines.base import DEFAULT_ENGINE
-
-    return DEFAULT_ENGINE
-
-
-def _known_engine(name: str) -> str:
-    from mpcformer.engines.base import ENGINES
-
-    return _one_of(ENGINES, name)
-
-
-def _known_embeddings(name: str) -> str:
-    from mpcformer.engines.base import EMBEDDINGS
-
-    return _one_of(EMBEDDINGS, name)
-
-
-def _one_of(known: Sequence[str], name: str) -> str:
-    if name not in known:
-        raise ValueError(f"{name!r} is unknown; choose one of: {', '.join(known)}")
+def _embeddings(name: str) -> str:
+    if name not in EMBEDDINGS:
+        raise ValueError(f"{name!r} is unknown; choose one of: {', '.join(EMBEDDINGS)}")
     return name
 
 
@@ -60,8 +49,8 @@ class JobDescription:
     limit: Annotated[int | None, Field(ge=1)] = None
     batch_size: Annotated[int, Field(ge=1)] = 16
     max_length: Annotated[int | None, Field(ge=8)] = None
-    engine: Annotated[str, AfterValidator(_known_engine)] = field(default_factory=_default_engine)
-    embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
+    engine: Annotated[str, AfterValidator(_engine)] = DEFAULT_ENGINE
+    embeddings: Annotated[str, AfterValidator(_embeddings)] = "private_table"
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, for journals and manifests."""

@@ -10,13 +10,14 @@ from scipy import stats
 
 from mpcformer.channel import MemoryChannel, Spec
 from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
-from mpcformer.engines.base import ENGINES, BatchInputs, create_engine, load_public_model
+from mpcformer.engines.base import BatchInputs, load_public_model
+from mpcformer.engines.registry import ENGINES, create_engine
 from mpcformer.modeling import load_student
 from mpcformer.ring.random import fresh_key
 from tests.pair import in_two_threads
 from tests.tiny import save_student
 
-N_RUNS = {"mpcformer": 30, "crypten": 10}
+N_RUNS = {"lift": 30, "crypten": 10}
 ERROR = 1e-4
 View = list[bytes]
 
@@ -40,7 +41,7 @@ def views(
     seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
     engines = [
         create_engine(
-            engine, party=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
+            engine, rank=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
         )
         for p in (0, 1)
     ]
@@ -68,7 +69,7 @@ def views(
         patch.setattr(MemoryChannel, "receive", record)
         in_two_threads(owner)
     at_model_owner, at_data_owner = seen[id(ends[0])], seen[id(ends[1])]
-    if engine == "mpcformer":
+    if engine == "lift":
         # Rounded shares of logits have 19 bits, sign-extended to 24: the third byte repeats a bit of them.
         last, n_logits = at_data_owner[-1], weights["classifier.bias"].numel()
         at_data_owner[-1] = last[:8] + b"".join(last[8 + 3 * n : 10 + 3 * n] for n in range(n_logits))
@@ -114,13 +115,13 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
 def test_views_of_other_students(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]
 ) -> None:
-    check_views(save_student(tmp_path / "other", data_dir, **changes), "mpcformer", 12, monkeypatch)
+    check_views(save_student(tmp_path / "other", data_dir, **changes), "lift", 12, monkeypatch)
 
 
 def check_views(folder: Path, engine: str, n_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {token: [views(folder, token, engine, monkeypatch) for _ in range(n_runs)] for token in (5, 11)}
     # CrypTen opens single bits as whole words: alike for all inputs, but not uniform in every byte.
-    uniform = engine == "mpcformer"
+    uniform = engine == "lift"
     for party in (0, 1):
         found = p_values([run[party] for run in runs[5]], [run[party] for run in runs[11]], uniform=uniform)
         assert min(found) > ERROR / len(found), "Bonferroni: one message in ten thousand suites may fail by chance"
@@ -130,7 +131,7 @@ def check_views(folder: Path, engine: str, n_runs: int, monkeypatch: pytest.Monk
 
 def test_the_statistics_would_notice_a_missing_mask(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The same test on messages of which one is not masked."""
-    runs = {token: [views(student, token, "mpcformer", monkeypatch)[0] for _ in range(10)] for token in (5, 11)}
+    runs = {token: [views(student, token, "lift", monkeypatch)[0] for _ in range(10)] for token in (5, 11)}
     for token, group in runs.items():
         for run in group:
             run[7] = bytes([token]) * len(run[7])
@@ -140,6 +141,6 @@ def test_the_statistics_would_notice_a_missing_mask(student: Path, monkeypatch: 
 
 def test_the_same_text_twice_in_a_session_looks_new(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The masks of the weights stay for a session; nothing else does. A known text tells nothing of the next one."""
-    for view in views(student, 5, "mpcformer", monkeypatch, n_batches=3):
+    for view in views(student, 5, "lift", monkeypatch, n_batches=3):
         long = [message for message in view if len(message) >= 8]
         assert len(set(long)) == len(long)

@@ -85,13 +85,13 @@ def test_a_student_is_tried_with_both_engines_when_it_is_made(
         return ranges
 
     recipe = recipe_for(teacher, data_dir, epochs1=1, epochs2=0)
-    assert distill_student(recipe, tmp_path / "narrow")["engines"] == {"mpcformer": RUNS, "crypten": RUNS}
+    assert distill_student(recipe, tmp_path / "narrow")["engines"] == {"lift": RUNS, "crypten": RUNS}
     calibrate = distill.student.calibrate
     monkeypatch.setattr(distill.student, "calibrate", stretched)
     verdicts = distill_student(recipe, tmp_path / "wide")["engines"]
-    assert "layer.0.row_mean spans" in verdicts["mpcformer"]
+    assert "layer.0.row_mean spans" in verdicts["lift"]
     card = (tmp_path / "wide" / "README.md").read_text()
-    assert f"Engine `mpcformer` refuses it: {verdicts['mpcformer']}." in card
+    assert f"Engine `lift` refuses it: {verdicts['lift']}." in card
     assert "refuses it" not in (tmp_path / "narrow" / "README.md").read_text()
 
 

@@ -84,7 +84,7 @@ def test_the_hub_reads_a_card(tmp_path: Path, task: str) -> None:
         "n_selection": 1,
         "selection_score": {"teacher": 0.75, "student": 0.5},
         "versions": {},
-        "engines": {"mpcformer": "runs", "crypten": "runs"},
+        "engines": {"lift": "runs", "crypten": "runs"},
     }
     recipe = DistillRecipe(teacher=tmp_path, task=task)
     ranges = Ranges({"logits": (-1.0, 1.0)}, 1)

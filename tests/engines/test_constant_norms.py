@@ -8,20 +8,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mpcformer.engines.base import (
-    ENGINES,
-    MODEL_OWNER,
-    BatchInputs,
-    BatchShape,
-    PublicModel,
-    create_engine,
-    load_public_model,
-)
-from mpcformer.engines.cost import estimate_batch
+from mpcformer.engines.base import MODEL_OWNER, BatchInputs, BatchShape, PublicModel, load_public_model
 from mpcformer.engines.crypten.parameters import parameter_values
 from mpcformer.engines.lift import norms
 from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.lift.overflow import check_overflow
+from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_student
 from mpcformer.modeling.ranges import VARIANCE_REACH
@@ -60,7 +52,7 @@ def test_private_logits_equal_the_plaintext_students(
     inputs, expected = batch_of(folder, data_dir)
     for engine in ENGINES:
         _, logits, _, counted = run_private(folder, inputs, engine=engine)
-        if engine == "mpcformer":
+        if engine == "lift":
             cost = estimate_batch(engine, load_public_model(folder), inputs.shape)
             stated = cost.rounds, cost.bytes_to_data_owner, cost.bytes_to_model_owner
             assert (counted.rounds, counted.bytes_received, counted.bytes_sent) == stated
@@ -88,14 +80,12 @@ def test_public_tables_before_a_constant_norm(tmp_path: Path, data_dir: Path) ->
     folder = save_student(tmp_path / "student", data_dir, constant_norms=["embeddings"])
     inputs, expected = batch_of(folder, data_dir)
     public = load_public_model(folder, "public_table")
-    _, logits, *_ = run_private(folder, inputs, engine="mpcformer", public=public)
+    _, logits, *_ = run_private(folder, inputs, engine="lift", public=public)
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
     low, high = public.ranges.bounds["embeddings.variance"]
     moved = Ranges(public.ranges.bounds | {"embeddings.variance": (low / 10, high / 10)}, 1)
     with pytest.raises(RangeError, match="left the range calibrated"):
-        run_private(
-            folder, inputs, engine="mpcformer", public=PublicModel(public.config, moved, embeddings="public_table")
-        )
+        run_private(folder, inputs, engine="lift", public=PublicModel(public.config, moved, embeddings="public_table"))
 
 
 def test_rounds_and_dealer_bytes_of_a_batch(tmp_path: Path, data_dir: Path) -> None:
@@ -106,7 +96,7 @@ def test_rounds_and_dealer_bytes_of_a_batch(tmp_path: Path, data_dir: Path) -> N
             tmp_path / (constant or "none"), data_dir, softmax="2quad-const", constant_norms=[constant][: len(constant)]
         )
         costs[constant] = {engine: estimate_batch(engine, load_public_model(folder), shape) for engine in ENGINES}
-    rounds = {name: cost["mpcformer"].rounds for name, cost in costs.items()}
+    rounds = {name: cost["lift"].rounds for name, cost in costs.items()}
     assert rounds == {"": 42, "attention": 38, "output": 38, "all": 32}
     rounds = {name: cost["crypten"].rounds for name, cost in costs.items()}
     assert rounds["all"] < rounds["attention"] < rounds[""]
@@ -206,7 +196,7 @@ def test_weights_and_configuration_must_agree_on_the_norms(tmp_path: Path, data_
     for engine in ENGINES:
         with pytest.raises(UserInputError, match=rf"LayerNorm {named} is .* constant_norms, but the weights have"):
             create_engine(
-                engine, party=MODEL_OWNER, public=PublicModel(config, public.ranges), channel=None, weights=state
+                engine, rank=MODEL_OWNER, public=PublicModel(config, public.ranges), channel=None, weights=state
             )
 
 

@@ -11,20 +11,13 @@ from safetensors.torch import load_file, save_file
 
 from mpcformer.channel import Counters, memory_pair
 from mpcformer.correlations import CorrelationStore, Request, deal, row_lookup, session_key, weight_mask_key
-from mpcformer.engines.base import (
-    ENGINES,
-    BatchInputs,
-    BatchShape,
-    PublicModel,
-    create_engine,
-    load_public_model,
-)
-from mpcformer.engines.cost import estimate_batch
+from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel, load_public_model
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.bert import CrypTenBert
 from mpcformer.engines.crypten.engine import RESIDUAL_LIMIT
 from mpcformer.engines.crypten.newton import rsqrt_plan
 from mpcformer.engines.plaintext import predict
+from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
 from mpcformer.modeling import Ranges, load_student, load_tokenizer
 from mpcformer.ring.random import fresh_key
@@ -47,7 +40,7 @@ def run_private(
     seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
     engines = [
         create_engine(
-            engine, party=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
+            engine, rank=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
         )
         for p in (0, 1)
     ]
@@ -95,7 +88,7 @@ def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: P
     for engine in ENGINES:
         nobody, logits, _, counted = run_private(folder, inputs, engine=engine)
         assert nobody is None
-        if engine == "mpcformer":
+        if engine == "lift":
             cost = estimate_batch(engine, load_public_model(folder), inputs.shape)
             stated = cost.rounds, cost.bytes_to_data_owner, cost.bytes_to_model_owner
             assert (counted.rounds, counted.bytes_received, counted.bytes_sent) == stated
@@ -127,8 +120,8 @@ def test_public_embedding_tables(student: Path, data_dir: Path) -> None:
     """The data owner looks up and normalises by itself: the same logits, no embedding message, fewer rounds."""
     inputs, expected = batch_of(student, data_dir)
     public = load_public_model(student, "public_table")
-    *_, private_plan, private_cost = run_private(student, inputs, engine="mpcformer")
-    _, logits, plan, cost = run_private(student, inputs, engine="mpcformer", public=public)
+    *_, private_plan, private_cost = run_private(student, inputs, engine="lift")
+    _, logits, plan, cost = run_private(student, inputs, engine="lift", public=public)
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
     assert cost.rounds == private_cost.rounds - 4
     assert sum(map(len, plan)) < sum(map(len, private_plan))
@@ -163,9 +156,9 @@ def test_scores_beyond_their_clamp_are_reported(tmp_path: Path, data_dir: Path) 
         moved = PublicModel(public.config, Ranges(public.ranges.bounds | reach | wide | extra, 1))
         if refused:
             with pytest.raises(RangeError, match="left the range calibrated"):
-                run_private(folder, inputs, engine="mpcformer", public=moved)
+                run_private(folder, inputs, engine="lift", public=moved)
         else:
-            run_private(folder, inputs, engine="mpcformer", public=moved)
+            run_private(folder, inputs, engine="lift", public=moved)
 
 
 STRANGE = ("one word", "unknown words", "random words", "all different")
@@ -193,7 +186,7 @@ def test_strange_texts_are_computed_right_or_refused(tmp_path: Path, data_dir: P
         with torch.no_grad():
             expected = student(inputs.input_ids, inputs.attention_mask).logits
         try:
-            _, logits, *_ = run_private(folder, inputs, engine="mpcformer")
+            _, logits, *_ = run_private(folder, inputs, engine="lift")
         except RangeError:
             outcomes.append((name, "refused"))
             continue
@@ -214,7 +207,7 @@ def test_padding_weighs_nothing_however_large_it_is(data_dir: Path, tmp_path: Pa
     inputs = BatchInputs((ids > 0).long(), ids, torch.zeros_like(ids))
     with torch.no_grad():
         expected = load_student(folder)(ids, inputs.attention_mask).logits
-    _, logits, *_ = run_private(folder, inputs, engine="mpcformer")
+    _, logits, *_ = run_private(folder, inputs, engine="lift")
     assert float((logits - expected).abs().max()) < 0.002
 
 
@@ -229,9 +222,9 @@ def test_rows_that_are_not_divided_are_guarded(tmp_path: Path, data_dir: Path) -
         moved = PublicModel(public.config, Ranges(public.ranges.bounds | {name: (low * factor, high * factor)}, 1))
         if refused:
             with pytest.raises(RangeError, match="left the range calibrated"):
-                run_private(folder, inputs, engine="mpcformer", public=moved)
+                run_private(folder, inputs, engine="lift", public=moved)
         else:
-            _, logits, *_ = run_private(folder, inputs, engine="mpcformer", public=moved)
+            _, logits, *_ = run_private(folder, inputs, engine="lift", public=moved)
             assert float(np.abs(logits.numpy() - expected).max()) < 0.002
 
 
@@ -246,15 +239,15 @@ def test_values_that_are_computed_smaller(data_dir: Path, tmp_path: Path, softma
         state[f"bert.encoder.layer.{n}.attention.output.dense.weight"] /= 40.0
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     inputs, expected = batch_of(folder, data_dir)
-    _, logits, *_ = run_private(folder, inputs, engine="mpcformer")
+    _, logits, *_ = run_private(folder, inputs, engine="lift")
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
 
 
 @pytest.mark.parametrize("engine", ENGINES)
 def test_plans_depend_on_shape_alone_and_agree(student: Path, engine: str) -> None:
     public, weights = load_public_model(student), load_student(student).state_dict()
-    data_owner = create_engine(engine, party=1, public=public, channel=None, weights=None)
-    model_owner = create_engine(engine, party=0, public=public, channel=None, weights=weights)
+    data_owner = create_engine(engine, rank=1, public=public, channel=None, weights=None)
+    model_owner = create_engine(engine, rank=0, public=public, channel=None, weights=weights)
     shape = BatchShape(3, 7)
     assert data_owner.plan(shape) == model_owner.plan(shape) != data_owner.plan(BatchShape(3, 8))
     assert data_owner.fingerprint() == model_owner.fingerprint()
@@ -262,7 +255,7 @@ def test_plans_depend_on_shape_alone_and_agree(student: Path, engine: str) -> No
 
 @pytest.mark.parametrize("name", ENGINES)
 def test_rounds_do_not_grow_with_the_batch(student: Path, name: str) -> None:
-    engine = create_engine(name, party=1, public=load_public_model(student), channel=None, weights=None)
+    engine = create_engine(name, rank=1, public=load_public_model(student), channel=None, weights=None)
 
     def kinds(plan: list[list[Request]]) -> list[str]:
         return [request.kind for segment in plan for request in segment]
@@ -301,23 +294,23 @@ def test_ranges_that_cannot_be_computed(
         changed[name] = bounds
     with pytest.raises(RangeError, match=message):
         create_engine(
-            "crypten", party=1, public=PublicModel(public.config, Ranges(changed, 1)), channel=None, weights=None
+            "crypten", rank=1, public=PublicModel(public.config, Ranges(changed, 1)), channel=None, weights=None
         )
 
 
 def test_refusals(student: Path, tmp_path: Path) -> None:
     public = load_public_model(student)
     with pytest.raises(UserInputError, match="engine 'spdz' is unknown"):
-        create_engine("spdz", party=1, public=public, channel=None, weights=None)
+        create_engine("spdz", rank=1, public=public, channel=None, weights=None)
     with pytest.raises(UserInputError, match="private tables only"):
-        create_engine("crypten", party=1, public=replace(public, embeddings="public_table"), channel=None, weights=None)
+        create_engine("crypten", rank=1, public=replace(public, embeddings="public_table"), channel=None, weights=None)
     with pytest.raises(UserInputError, match="embeddings 'none' are unknown"):
-        create_engine("mpcformer", party=1, public=replace(public, embeddings="none"), channel=None, weights=None)
+        create_engine("lift", rank=1, public=replace(public, embeddings="none"), channel=None, weights=None)
     with pytest.raises(ProtocolError, match="session_id is empty"):
-        create_engine("mpcformer", party=1, public=public, channel=memory_pair(20)[1], weights=None)
+        create_engine("lift", rank=1, public=public, channel=memory_pair(20)[1], weights=None)
     with pytest.raises(ProtocolError, match="needs the weights"):
-        create_engine("crypten", party=0, public=public, channel=None, weights=None)
-    engine = create_engine("crypten", party=1, public=public, channel=None, weights=None)
+        create_engine("crypten", rank=0, public=public, channel=None, weights=None)
+    engine = create_engine("crypten", rank=1, public=public, channel=None, weights=None)
     inputs = BatchInputs(torch.ones(1, 2, dtype=torch.long))
     store = CorrelationStore(party=1, seed=fresh_key(), session_id=fresh_key())
     with pytest.raises(ProtocolError, match="before setup"):
@@ -371,15 +364,15 @@ def test_words_of_a_large_vocabulary_are_looked_up_by_buckets(tmp_path: Path, ta
     folder = save_student(tmp_path / "student", data, task=task, vocab_size=7000)
     inputs, expected = batch_of(folder, data, task)
     assert inputs.shape.batch_size * inputs.shape.seq_len > row_lookup.MAX_ROWS, "more than one part"
-    _, logits, plan, cost = run_private(folder, inputs, engine="mpcformer", n_batches=2)
+    _, logits, plan, cost = run_private(folder, inputs, engine="lift", n_batches=2)
     assert [request.kind for segment in plan for request in segment].count("row_lookup") == 1
     assert float(np.abs(logits.numpy() - expected).max()) < 0.002
-    stated = estimate_batch("mpcformer", load_public_model(folder), inputs.shape)
+    stated = estimate_batch("lift", load_public_model(folder), inputs.shape)
     assert (cost.rounds, cost.bytes_sent) == (stated.rounds, stated.bytes_to_model_owner)
     assert cost.bytes_received == stated.bytes_to_data_owner
 
     small = save_student(tmp_path / "small", data, task=task)
-    *_, plan, small_cost = run_private(small, inputs, engine="mpcformer")
+    *_, plan, small_cost = run_private(small, inputs, engine="lift")
     assert "row_lookup" not in [request.kind for segment in plan for request in segment]
     assert cost.rounds == small_cost.rounds
     one_hot = inputs.attention_mask.numel() * 7002 * 4

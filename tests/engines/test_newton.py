@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mpcformer.engines.crypten.newton import TARGET_ERROR, even_shift, reciprocal_plan, rsqrt_plan, widened
+from mpcformer.engines.calibrated import even_shift, widened
+from mpcformer.engines.crypten.newton import TARGET_ERROR, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
 
 ranges = st.tuples(st.floats(0.02, 5.0), st.floats(1.05, 60.0)).map(lambda t: (t[0], t[0] * t[1]))

@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mpcformer.engines.base import ENGINES, BatchShape, PublicModel, load_public_model
-from mpcformer.engines.cost import estimate_batch
+from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
+from mpcformer.engines.registry import ENGINES, estimate_batch
 from mpcformer.modeling import MPCFormerConfig
 from tests.engines.test_engine import batch_of, run_private
 from tests.tiny import save_student
@@ -34,7 +34,7 @@ def test_private_logits_equal_the_plaintext_students(
     for engine in ENGINES:
         _, logits, _, counted = run_private(folder, inputs, engine=engine)
         assert float(np.abs(logits.numpy() - expected).max()) < (0.01 if softmax == "softmax" else 0.002)
-        if engine == "mpcformer":
+        if engine == "lift":
             cost = estimate_batch(engine, load_public_model(folder), inputs.shape)
             stated = cost.rounds, cost.bytes_to_data_owner, cost.bytes_to_model_owner
             assert (counted.rounds, counted.bytes_received, counted.bytes_sent) == stated

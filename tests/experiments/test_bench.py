@@ -21,7 +21,7 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
     values = read_json(file)
     assert {"model", "layers", "seq_len", "batch_size", "engines", "ratio"} <= set(values)
     assert set(values["ratio"]) == {"online_seconds", "online_to_whole", "total_seconds"}
-    costs = estimate.run(str(student), None, 8, 2, ("mpcformer", "crypten"), PROFILES["lan"])
+    costs = estimate.run(str(student), None, 8, 2, ("lift", "crypten"), PROFILES["lan"])
     for name, measured in values["engines"].items():
         cost = costs[name]
         assert measured["rounds"] == pytest.approx(cost.rounds, rel=0.1)
@@ -31,7 +31,7 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
         assert set(measured["breakdown"]) == set(OPERATIONS)
         assert 0 < sum(measured["breakdown"].values()) <= 1.05 * measured["online_seconds"]
         assert all(size > 50e6 for size in measured["peak_rss_bytes"].values()), measured["peak_rss_bytes"]
-    assert costs["mpcformer"].network_seconds(0.04, 1e6) > costs["mpcformer"].network_seconds(0.0, 1e6) > 0
+    assert costs["lift"].network_seconds(0.04, 1e6) > costs["lift"].network_seconds(0.0, 1e6) > 0
 
 
 @pytest.mark.slow
@@ -42,8 +42,8 @@ def test_what_tls_costs(student: Path, tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "INSECURE" in result.stderr
     values = read_json(file)
-    assert set(values["engines"]) == {"mpcformer"}
-    found = values["engines"]["mpcformer"]
+    assert set(values["engines"]) == {"lift"}
+    found = values["engines"]["lift"]
     assert set(found["online_seconds"]) == {"mutual TLS", "plaintext"}
     assert found["ratio"] == found["online_seconds"]["mutual TLS"] / found["online_seconds"]["plaintext"] > 0
 

@@ -8,7 +8,7 @@ import pytest
 from experiments import estimate
 from experiments.replay import ReplayOptions, run
 from experiments.spec.spec import find
-from mpcformer.engines.base import ENGINES
+from mpcformer.engines.registry import ENGINES
 from mpcformer.errors import UserInputError
 
 RECORD = find("counts").parent / "results" / "counts-smoke.json"

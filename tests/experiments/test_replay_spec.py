@@ -84,7 +84,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("glue", 'kind = "students"', 'kind = "pupils"', "pupils"),
         ("forms", 'rows = ["task", "gelu", "softmax"]', 'rows = ["task", "gelu"]', "forms: scale.smoke varies softmax"),
         ("networks", '"5,200"', '"5,0"', "'5,0' is no network"),
-        ("networks", 'engines = ["mpcformer"]', 'engines = ["spdz"]', "engine 'spdz' is unknown"),
+        ("networks", 'engines = ["lift"]', 'engines = ["spdz"]', "engine 'spdz' is unknown"),
         ("glue", "[scale.cpu]", "[scale.smoke.by_task.sst3]\n[scale.cpu]", r"by_task.sst3.*'sst3' is unknown"),
         (
             "glue",

@@ -93,7 +93,7 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4, replaced = 0.1 }
 
     monkeypatch.setattr(local_run, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
-        other._infer({"task": "stsb", "engine": "mpcformer", "network": "none"}, some, some, Found())
+        other._infer({"task": "stsb", "engine": "lift", "network": "none"}, some, some, Found())
     assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
 
 

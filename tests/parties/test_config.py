@@ -125,7 +125,7 @@ def test_addresses_and_the_coordinators_file(tmp_path: Path) -> None:
     assert isinstance(config, CoordinatorConfig)
     assert config.tls is not None
     assert config.tls.key == tmp_path / "certs/coordinator.key"
-    assert (config.job.engine, config.job.split) == ("mpcformer", "eval")
+    assert (config.job.engine, config.job.split) == ("lift", "eval")
 
 
 COORDINATOR = """

@@ -78,7 +78,7 @@ def test_results_have_the_promised_shape(finished: Path, student: Path) -> None:
 def test_bytes_and_rounds_on_the_wire_are_what_the_dry_run_says(finished: Path, student: Path) -> None:
     """What an engine counts without running is what the wire carried; the frames add little."""
     from mpcformer.engines.base import BatchShape
-    from mpcformer.engines.cost import estimate_batch
+    from mpcformer.engines.registry import estimate_batch
     from mpcformer.modeling import load_tokenizer
     from mpcformer.tasks import EVAL, encode, get_task, length_batches, load_examples
 
@@ -87,7 +87,7 @@ def test_bytes_and_rounds_on_the_wire_are_what_the_dry_run_says(finished: Path, 
     encoded = encode(load_tokenizer(student), load_examples(get_task("sst2"), EVAL, data_dir=data), positions=32)
     lengths = [len(row.input_ids) for row in encoded]
     costs = [
-        estimate_batch("mpcformer", load_public_model(student), BatchShape(len(batch), max(lengths[i] for i in batch)))
+        estimate_batch("lift", load_public_model(student), BatchShape(len(batch), max(lengths[i] for i in batch)))
         for batch in length_batches(lengths, 5)
     ]
     online, offline = values["online"], values["offline"]
@@ -130,9 +130,9 @@ def test_the_data_owner_is_given_no_weight(student: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("task", "softmax", "gelu", "engine", "shape"),
     [
-        ("stsb", "2quad", "quad", "mpcformer", {}),
+        ("stsb", "2quad", "quad", "lift", {}),
         ("mrpc", "2relu", "relu", "crypten", {}),
-        ("mrpc", "2quad-const", "quad", "mpcformer", {"constant_norms": ["all"], "head_size": 5}),
+        ("mrpc", "2quad-const", "quad", "lift", {"constant_norms": ["all"], "head_size": 5}),
     ],
 )
 def test_regression_pairs_and_other_forms(

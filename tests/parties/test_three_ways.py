@@ -49,7 +49,7 @@ def job(engine: str) -> JobDescription:
 def simulated(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
-    def run(engine: str = "mpcformer", insecure: Insecure | None = FIXED) -> Outcome:
+    def run(engine: str = "lift", insecure: Insecure | None = FIXED) -> Outcome:
         folder = tmp_path / f"simulated-{len(list(tmp_path.iterdir()))}"
         local_run.run(LocalRunOptions(student, None, job(engine), data_dir, insecure=insecure), folder)
         logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log") if path.stem != "plaintext"}
@@ -61,7 +61,7 @@ def simulated(
 @pytest.fixture
 def separately(student: Path, data_dir: Path, tmp_path: Path) -> Callable[..., list[Outcome]]:
     def run(
-        hosts: separate.Hosts, engine: str = "mpcformer", insecure: Insecure | None = FIXED, n_jobs: int = 1
+        hosts: separate.Hosts, engine: str = "lift", insecure: Insecure | None = FIXED, n_jobs: int = 1
     ) -> list[Outcome]:
         folder = tmp_path / f"separate-{len(list(tmp_path.iterdir()))}"
         folder.mkdir()

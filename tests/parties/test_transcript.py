@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from mpcformer.channel import memory_pair
-from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, create_engine, load_public_model
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, load_public_model
+from mpcformer.engines.registry import create_engine
 from mpcformer.errors import ProtocolError
 from parties.roles import transcript
 from parties.stubs import parties_pb2 as pb
@@ -20,7 +21,7 @@ def job() -> pb.Job:
         dealer="d",
         model_owner="m",
         data_owner="o",
-        engine="mpcformer",
+        engine="lift",
         embeddings="private_table",
         task="sst2",
         split="eval",
@@ -51,7 +52,7 @@ def both(mine: dict[str, str], theirs: dict[str, str]) -> list[bytes | ProtocolE
 @pytest.fixture(scope="module")
 def fields(student: Path) -> dict[str, str]:
     public = load_public_model(student)
-    engine = create_engine("mpcformer", party=DATA_OWNER, public=public, channel=None, weights=None)
+    engine = create_engine("lift", rank=DATA_OWNER, public=public, channel=None, weights=None)
     return transcript.fields(job(), engine, public, "ab" * 32, BATCHES)
 
 
@@ -64,7 +65,7 @@ def test_agreement(fields: dict[str, str]) -> None:
 
 
 def test_every_field_counts_and_is_named(fields: dict[str, str]) -> None:
-    promised = {"protocol version", "release", "session", "ring", "student", "constants of the engine", "batch plan"}
+    promised = {"protocol version", "release", "session", "student", "constants of the engine", "batch plan"}
     promised |= {"job.task", "job.engine", "job.dealer", "job.first_batch", "model.ranges", "model.hidden_size"}
     assert promised <= set(fields)
     for name in fields:
@@ -78,7 +79,7 @@ def test_owners_derive_the_same(student: Path, fields: dict[str, str]) -> None:
 
     public = load_public_model(student)
     weights = load_student(student).state_dict()
-    engine = create_engine("mpcformer", party=MODEL_OWNER, public=public, channel=None, weights=weights)
+    engine = create_engine("lift", rank=MODEL_OWNER, public=public, channel=None, weights=weights)
     assert transcript.fields(job(), engine, public, "ab" * 32, BATCHES) == fields
     changed = job()
     changed.limit = 3

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 
+from mpcformer.approximations import QUAD_SHIFT
 from mpcformer.channel import Counters
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.compat import current
-from mpcformer.engines.crypten.constants import QUAD_SOFTMAX_SHIFT, LayerConstants, ModelConstants, NormConstants
+from mpcformer.engines.crypten.constants import LayerConstants, ModelConstants, NormConstants
 from mpcformer.engines.crypten.newton import NewtonPlan
 from mpcformer.engines.crypten.parameters import ParameterShapes
 from mpcformer.engines.stopwatch import Stopwatch
@@ -161,7 +162,7 @@ class CrypTenBert:
     def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
         form = self._config.softmax
         if form in ("2quad", "2quad-const"):
-            return ops.square(ops.add_public(scores, QUAD_SOFTMAX_SHIFT * 2.0**-constants.score_scale))
+            return ops.square(ops.add_public(scores, QUAD_SHIFT * 2.0**-constants.score_scale))
         if form == "2relu":
             return ops.relu(scores)
         # Masked keys take the public lower bound, so that the maximum is over the others.

@@ -8,16 +8,14 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
-from mpcformer.engines.crypten.newton import NewtonPlan, even_shift, reciprocal_plan, rsqrt_plan, widened
+from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
+from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import SCORE_REACH
 
-QUAD_SOFTMAX_SHIFT = 5.0
 # A value below 2^13 leaves 2^30 for sums of products at 16 fractional bits.
 MAX_ACTIVATION = 2.0**13
-
-Bounds = Mapping[str, tuple[float, float]]
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class ModelConstants:
 
 
 def model_constants(
-    *, softmax: str, n_layers: int, bounds: Bounds, row_epsilon: float, constant_norms: Collection[str] = ()
+    *, softmax: str, n_layers: int, bounds: CalibratedRanges, row_epsilon: float, constant_norms: Collection[str] = ()
 ) -> ModelConstants:
     """Derive the constants of a model.
 
@@ -94,18 +92,7 @@ def model_constants(
     return ModelConstants(norms["embeddings"], layers, tanh_bound)
 
 
-def calibrated(bounds: Bounds, name: str) -> tuple[float, float]:
-    """The range of that name.
-
-    Raises:
-        RangeError: there is none.
-    """
-    if name not in bounds:
-        raise RangeError(f"calibrated range {name} is missing from ranges.json", "distil the student again")
-    return bounds[name]
-
-
-def _norm(bounds: Bounds, name: str, constant: bool) -> NormConstants:
+def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormConstants:
     low, high = widened(*calibrated(bounds, f"{name}.variance"))
     if constant:
         if not high > 0:
@@ -117,7 +104,7 @@ def _norm(bounds: Bounds, name: str, constant: bool) -> NormConstants:
 
 
 def _layer(
-    softmax: str, name: str, bounds: Bounds, row_epsilon: float, norms: Mapping[str, NormConstants]
+    softmax: str, name: str, bounds: CalibratedRanges, row_epsilon: float, norms: Mapping[str, NormConstants]
 ) -> LayerConstants:
     score_scale, bound, offset, row = 0, 0.0, 0.0, None
     if softmax == "softmax":

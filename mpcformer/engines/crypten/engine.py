@@ -1,5 +1,6 @@
 """The reference engine `crypten`: MPCFormer's approach on CrypTen's generic protocols, with the numerics made right."""
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,14 +10,16 @@ from mpcformer.approximations import TWO_RELU_EPSILON
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.cost import Cost, dealer_bytes
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.bert import CrypTenBert, shared_parameters
-from mpcformer.engines.crypten.compat import PartyState, active
+from mpcformer.engines.crypten.compat import FRAC_BITS, PartyState, active
 from mpcformer.engines.crypten.constants import model_constants
 from mpcformer.engines.crypten.parameters import parameter_shapes, parameter_values
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
-from mpcformer.errors import ProtocolError, RangeError
-from mpcformer.ring.random import derive_key, fresh_key
+from mpcformer.engines.registry import DEFAULT_ENGINE
+from mpcformer.errors import ProtocolError, RangeError, UserInputError
+from mpcformer.ring.random import KEY_BYTES, derive_key, fresh_key
 
 # One row with |x y - 1| > 0.18 trips the check; the rounding of a million good rows together does not.
 RESIDUAL_LIMIT = 2.0**-10
@@ -28,9 +31,19 @@ class CrypTenEngine:
     name = "crypten"
 
     def __init__(
-        self, *, party: int, public: PublicModel, channel: Channel | None, weights: Mapping[str, torch.Tensor] | None
+        self,
+        *,
+        rank: int,
+        public: PublicModel,
+        channel: Channel | None,
+        weights: Mapping[str, torch.Tensor] | None,
+        session_id: bytes = b"",
     ) -> None:
-        self._party = party
+        if public.embeddings != "private_table":
+            raise UserInputError(
+                "engine crypten has private tables only", f"leave --embeddings out, or use {DEFAULT_ENGINE}"
+            )
+        self._rank = rank
         self._config = public.config
         self._channel = channel
         self._constants = model_constants(
@@ -41,7 +54,7 @@ class CrypTenEngine:
             constant_norms=public.config.constant_norms,
         )
         self._values: dict[str, torch.Tensor] | None = None
-        if party == MODEL_OWNER:
+        if rank == MODEL_OWNER:
             if weights is None:
                 raise ProtocolError("the model owner's engine needs the weights")
             self._values = parameter_values(self._config, self._constants, dict(weights))
@@ -50,8 +63,23 @@ class CrypTenEngine:
         self._inputs: BatchInputs | None = None
 
     def fingerprint(self) -> str:
-        """Hex digest of the derived constants."""
-        return self._constants.digest()
+        """Return a hex digest of the ring and of the derived constants."""
+        ring = f"Z_2^64, {FRAC_BITS} fraction bits"
+        return hashlib.sha256(f"{ring}\0{self._constants.digest()}".encode()).hexdigest()
+
+    def cost(self, shape: BatchShape) -> Cost:
+        """Count the forward pass on meta tensors. All openings are two-way, so one owner's messages are the rounds."""
+        channel = SilentChannel()
+        requests = self.dry_run(shape, channel)
+        online = channel.counters
+        return Cost(
+            rounds=online.rounds,
+            bytes_to_data_owner=online.bytes_received,
+            bytes_to_model_owner=online.bytes_sent,
+            offline_bytes_to_model_owner=0,
+            dealer_bytes=dealer_bytes(requests),
+            setup_bytes=KEY_BYTES,
+        )
 
     def setup(self, store: CorrelationStore) -> None:
         """Agree on the zero-sharing key (half from each owner, unknown to the dealer) and share the parameters."""
@@ -61,9 +89,9 @@ class CrypTenEngine:
         spec = Spec(torch.uint8, (len(mine),))
         self._channel.send([torch.frombuffer(bytearray(mine), dtype=torch.uint8)])
         theirs = bytes(self._channel.receive([spec])[0].tolist())
-        halves = [mine, theirs] if self._party == MODEL_OWNER else [theirs, mine]
+        halves = [mine, theirs] if self._rank == MODEL_OWNER else [theirs, mine]
         zero_key = derive_key(halves[0], "zero sharing", halves[1])
-        self._state = PartyState(rank=self._party, channel=self._channel, store=store, zero_key=zero_key)
+        self._state = PartyState(rank=self._rank, channel=self._channel, store=store, zero_key=zero_key)
         with active(self._state):
             self._bert = self._build(self._values, self._channel)
         self._values = None
@@ -117,7 +145,7 @@ class CrypTenEngine:
         return shape.batch_size * shape.seq_len, self._config.vocab_size + self._config.type_vocab_size
 
     def _one_hot(self, inputs: BatchInputs) -> torch.Tensor | None:
-        if self._party == MODEL_OWNER:
+        if self._rank == MODEL_OWNER:
             return None
         if inputs.input_ids is None:
             raise ProtocolError("the data owner's batch has no token ids")

@@ -7,10 +7,10 @@ between the two owners would tear their shares apart.
 import math
 from dataclasses import dataclass
 
+from mpcformer.engines.calibrated import check_positive
 from mpcformer.errors import RangeError
 
 TARGET_ERROR = 2.0**-15
-MARGIN = 1.5
 MAX_ITERATIONS = 14
 
 
@@ -41,7 +41,7 @@ def reciprocal_plan(low: float, high: float) -> NewtonPlan:
     Raises:
         RangeError: the range is empty, not positive, or too wide.
     """
-    _check("reciprocal", low, high)
+    check_positive("reciprocal", low, high)
     c1 = 8 / (low * low + 6 * low * high + high * high)
     c0 = c1 * (low + high)
     error = 1 - low * (c0 - c1 * low)
@@ -60,7 +60,7 @@ def rsqrt_plan(low: float, high: float) -> NewtonPlan:
     Raises:
         RangeError: the range is empty, not positive, or too wide.
     """
-    _check("inverse square root", low, high)
+    check_positive("inverse square root", low, high)
     slope = (1 / math.sqrt(low) - 1 / math.sqrt(high)) / (high - low)
     at_zero = 1 / math.sqrt(low) + slope * low
     largest = 2 * at_zero / 3 * math.sqrt(at_zero / (3 * slope))
@@ -69,33 +69,6 @@ def rsqrt_plan(low: float, high: float) -> NewtonPlan:
     while 1 - t > TARGET_ERROR:
         t, steps = t * (3 - t * t) / 2, steps + 1
     return _checked("inverse square root", NewtonPlan(low, high, at_zero * scale, slope * scale, steps))
-
-
-def widened(low: float, high: float) -> tuple[float, float]:
-    """The calibrated range with the safety margin on both sides; a single point is widened too."""
-    return low / MARGIN, high * MARGIN
-
-
-def even_shift(low: float, high: float) -> int:
-    """The even s that brings sqrt(low high) 2^-s nearest to 1: scaling by 2^-s then keeps fixed point accurate.
-
-    Raises:
-        RangeError: the range is empty or not positive.
-    """
-    _check("scaled value", low, high)
-    middle, shift = low * high, 0
-    while middle >= 4:
-        middle, shift = middle / 16, shift + 2
-    while middle < 0.25:
-        middle, shift = middle * 16, shift - 2
-    return shift
-
-
-def _check(name: str, low: float, high: float) -> None:
-    if not (0 < low < high < math.inf):
-        raise RangeError(
-            f"the calibrated range of a {name}, {low}..{high}, is not positive", "distil the student again"
-        )
 
 
 def _checked(name: str, plan: NewtonPlan) -> NewtonPlan:

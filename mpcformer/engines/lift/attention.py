@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcformer.engines.crypten.constants import QUAD_SOFTMAX_SHIFT
+from mpcformer.approximations import QUAD_SHIFT
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.stopwatch import Stopwatch
@@ -108,7 +108,7 @@ class PrivateAttention:
                 party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
             )
             c = open_scores(mask.half(scores, party.rank))
-            offset = round(QUAD_SOFTMAX_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
+            offset = round(QUAD_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
             numerators = Opened(party, mask, c).square(offset) * self._key_factors
             return numerators, numerators.sum(-1)
         evaluation = self._evaluation(piecewise.relu(fp.SCORE_BITS), scores)

@@ -1,4 +1,7 @@
-"""The engine `mpcformer`: protocols made for this model. The weights are masked once a session, not once an input."""
+"""The engine `lift`, the default: the weights are masked once a session, and openings are lifted from small rings.
+
+The name comes from the lifted openings (`mpcformer.protocols.lifted`) that the pass is built of.
+"""
 
 from collections.abc import Mapping
 
@@ -8,6 +11,7 @@ from mpcformer.channel import Channel, Counters, Spec
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.correlations.row_lookup import salt_of
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.cost import Cost, dealer_bytes
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, rehearse
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.bert import PrivateBert
@@ -20,25 +24,25 @@ from mpcformer.ring.packing import pack, packed_bytes, unpack
 TABLE_BITS = 32
 
 
-class MPCFormerEngine:
+class LiftEngine:
     """One owner's side. See `Engine` for the methods."""
 
-    name = "mpcformer"
+    name = "lift"
 
     def __init__(
         self,
         *,
-        party: int,
+        rank: int,
         public: PublicModel,
         channel: Channel | None,
         weights: Mapping[str, torch.Tensor] | None,
         session_id: bytes = b"",
     ) -> None:
         config = public.config
-        self._party, self._public, self._config, self._channel = party, public, config, channel
+        self._rank, self._public, self._config, self._channel = rank, public, config, channel
         self._constants = engine_constants(public)
         self._owned: OwnedWeights | None = None
-        if party == MODEL_OWNER:
+        if rank == MODEL_OWNER:
             if weights is None:
                 raise ProtocolError("the model owner's engine needs the weights")
             self._owned = owned_weights(config, self._constants, dict(weights))
@@ -53,8 +57,21 @@ class MPCFormerEngine:
         self._first_operation = 0
 
     def fingerprint(self) -> str:
-        """Hex digest of the derived constants."""
+        """Return a hex digest of the derived constants."""
         return self._constants.digest()
+
+    def cost(self, shape: BatchShape) -> Cost:
+        """Count the pass of both owners on meta tensors."""
+        ahead, online = (rehearsal(self._public, shape, phase) for phase in ("offline", "online"))
+        counted = online[DATA_OWNER]
+        return Cost(
+            rounds=counted.rounds,
+            bytes_to_data_owner=counted.bytes_received,
+            bytes_to_model_owner=counted.bytes_sent,
+            offline_bytes_to_model_owner=ahead[MODEL_OWNER].bytes_received,
+            dealer_bytes=dealer_bytes(request for segment in self.plan(shape) for request in segment),
+            setup_bytes=setup_bytes(self._public),
+        )
 
     def setup(self, store: CorrelationStore) -> None:
         """The model owner sends every weight once, masked."""
@@ -102,7 +119,7 @@ class MPCFormerEngine:
         """Begin a batch."""
         if self._channel is None:
             raise ProtocolError("an engine without a channel can only plan")
-        party = Party(self._party, self._channel, store)
+        party = Party(self._rank, self._channel, store)
         self._bert = PrivateBert(
             party,
             self._config,
@@ -127,7 +144,7 @@ class MPCFormerEngine:
         """A segment of the pass."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
-        first = self._first(self._inputs) if segment == 0 and self._party == DATA_OWNER else None
+        first = self._first(self._inputs) if segment == 0 and self._rank == DATA_OWNER else None
         return self._bert.online(segment, first)
 
     def breakdown(self) -> dict[str, float]:

@@ -14,8 +14,7 @@ from dataclasses import asdict, dataclass
 from mpcformer.approximations import TWO_RELU_EPSILON, exact
 from mpcformer.correlations.suite import GUARD_BITS
 from mpcformer.correlations.table import MAX_LOG_BINS
-from mpcformer.engines.crypten.constants import Bounds, calibrated
-from mpcformer.engines.crypten.newton import even_shift, widened
+from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.lift.norms import Norm, model_norms
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
@@ -167,7 +166,7 @@ def constants(
     hidden_size: int,
     epsilon: float,
     n_layers: int,
-    bounds: Bounds,
+    bounds: CalibratedRanges,
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Collection[str] = (),
@@ -234,7 +233,7 @@ def _check_numerators(layer: Layer, log_keys: int) -> None:
         )
 
 
-def _layer(name: str, norms: list[Norm], bounds: Bounds, softmax: str) -> Layer:
+def _layer(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax: str) -> Layer:
     if softmax == "softmax":
         return _softmax_layer(name, norms, bounds)
     if softmax == "2quad-const":
@@ -262,7 +261,7 @@ def _layer(name: str, norms: list[Norm], bounds: Bounds, softmax: str) -> Layer:
     )
 
 
-def _const_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
+def _const_layer(name: str, norms: list[Norm], bounds: CalibratedRanges) -> Layer:
     """Scores are shifted no further than their reach and the numerators' ring ask for: no table wants them near one."""
     low, high = calibrated(bounds, f"{name}.row_mean")
     if high <= 0:
@@ -280,7 +279,7 @@ def _const_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
     return Layer(score_shift, exponent, 0.0, norms[0], norms[1], divided=False)
 
 
-def _softmax_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
+def _softmax_layer(name: str, norms: list[Norm], bounds: CalibratedRanges) -> Layer:
     bound = exact.score_bound(*calibrated(bounds, f"{name}.scores"))
     n = exact.squarings(bound)
     if n > SCORE_BITS - 2 - SCORE_SCALE:
@@ -293,7 +292,7 @@ def _softmax_layer(name: str, norms: list[Norm], bounds: Bounds) -> Layer:
     return Layer(score_shift, 0, 0.0, norms[0], norms[1], squarings=n, score_limit=limit)
 
 
-def _score_room(name: str, bounds: Bounds) -> int:
+def _score_room(name: str, bounds: CalibratedRanges) -> int:
     """The shift at which scores fit for any text, if the ranges tell how far they reach."""
     _, reach = bounds.get(f"{name}.{SCORE_REACH}", (0.0, 1.0))
     shift = max(0, math.ceil(math.log2(reach)) - (SCORE_BITS - 2 - SCORE_SCALE))

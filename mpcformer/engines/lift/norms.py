@@ -9,8 +9,7 @@ import math
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from mpcformer.engines.crypten.constants import Bounds, calibrated
-from mpcformer.engines.crypten.newton import widened
+from mpcformer.engines.calibrated import CalibratedRanges, calibrated, widened
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
@@ -56,7 +55,7 @@ class Norm:
 
 
 def model_norms(
-    n_layers: int, constant: Collection[str], hidden_size: int, epsilon: float, bounds: Bounds
+    n_layers: int, constant: Collection[str], hidden_size: int, epsilon: float, bounds: CalibratedRanges
 ) -> dict[str, Norm]:
     """Every LayerNorm by name.
 
@@ -72,7 +71,7 @@ def model_norms(
     }
 
 
-def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: bool = False) -> Norm:
+def norm(name: str, hidden_size: int, epsilon: float, bounds: CalibratedRanges, roomy: bool = False) -> Norm:
     """A LayerNorm that divides by each row's deviation.
 
     Args:
@@ -105,7 +104,7 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: Bounds, roomy: boo
     return Norm(scale, factor_scale, function, unit)
 
 
-def constant_norm(name: str, hidden_size: int, bounds: Bounds) -> Norm:
+def constant_norm(name: str, hidden_size: int, bounds: CalibratedRanges) -> Norm:
     """A LayerNorm that divides by a constant.
 
     Raises:
@@ -120,7 +119,7 @@ def constant_norm(name: str, hidden_size: int, bounds: Bounds) -> Norm:
     return Norm(scale, 0, None, unit, 2 * scale + log_length, limit)
 
 
-def _variance(name: str, bounds: Bounds) -> tuple[float, float]:
+def _variance(name: str, bounds: CalibratedRanges) -> tuple[float, float]:
     low, high = widened(*calibrated(bounds, f"{name}.variance"))
     if not 0 < low < high:
         raise RangeError(
