@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mpcformer.engines.base import DEFAULT_ENGINE
+from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
 from parties.roles.transcript import JOB_FIELDS
 from parties.runs.network import PROFILES
