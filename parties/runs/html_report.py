@@ -138,9 +138,9 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("Embeddings", values["embeddings"]),
         ("Network", f"{network['profile']}{link}; {network['transport']}"),
         ("Device", values.get("device", deployed)),
-        ("Threads of each party", str(values.get("threads_per_party", deployed))),
-        ("Seed of the training", f"{DASH} (not on record)" if seeds["training"] is None else str(seeds["training"])),
-        ("Seeds of the protocol", seeds["protocol"]),
+        ("Threads per party", str(values.get("threads_per_party", deployed))),
+        ("Training seed", f"{DASH} (not recorded)" if seeds["training"] is None else str(seeds["training"])),
+        ("Protocol seeds", seeds["protocol"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in values["versions"].items())),
     ]
 

@@ -232,7 +232,7 @@ def show(values: dict[str, Any], out: Path) -> None:
     console.print(table(values))
     named = ", ".join(name for name in ("results.json", "predictions.parquet", "logs/") if (out / name).exists())
     console.print(f"Everything is in {out} ({named}).", soft_wrap=True, markup=False)
-    console.print(f"To look at: {out / html_report.FILE_NAME}", soft_wrap=True, markup=False)
+    console.print(f"Report: {out / html_report.FILE_NAME}", soft_wrap=True, markup=False)
 
 
 def table(values: dict[str, Any]) -> Group:
@@ -261,19 +261,19 @@ def table(values: dict[str, Any]) -> Group:
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]
     agreed = (
-        f"private = plaintext student on {values['label_agreement']:.2%} of predictions;"
+        f"private and plaintext student agree on {values['label_agreement']:.2%} of predictions;"
         f" largest logit error {values['max_abs_logit_error']:.5f}"
         if student
         else "the coordinator has no student to compare with"
     )
     lines = [
         agreed,
-        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB an example both ways,"
-        f" {online['rounds_per_batch']} rounds a batch of {values['batch_size']}",
-        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB an example from the dealer;"
+        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB per example in both directions,"
+        f" {online['rounds_per_batch']} rounds per batch of {values['batch_size']}",
+        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB per example from the dealer;"
         f" set-up {values['setup']['seconds']:.1f} s",
         f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
-        f"leaks {values['threat_model']['leaks']}",
+        f"leaks: {values['threat_model']['leaks']}",
     ]
     if "insecure" in values:
         lines.insert(0, values["insecure"])
