@@ -1,4 +1,4 @@
-"""Parties as separate processes with files of their own: on this host, or each in a network namespace of its own."""
+"""Run the parties as separate processes with their own files, on this host or each in its own network namespace."""
 
 import os
 import subprocess
@@ -33,11 +33,11 @@ RUN_S, END_S = 240, 40
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where each party is.
+    """The places of the parties.
 
     Args:
-        addresses: HOST:PORT by id, of those that listen.
-        prefixes: what goes before a party's command line, by id.
+        addresses: the address HOST:PORT of each party that listens, by id.
+        prefixes: the start of a party's command line, by id.
     """
 
     addresses: dict[str, str]
@@ -52,8 +52,8 @@ class Run:
     """What a run left.
 
     Args:
-        folder: of the coordinator.
-        said: everything that each party's process wrote; of the coordinator, to stderr alone.
+        folder: the folder of the coordinator.
+        said: everything that each party's process wrote, by id; what the coordinator wrote to stdout is left out.
     """
 
     folder: Path
@@ -66,9 +66,10 @@ def this_host() -> Hosts:
 
 @contextmanager
 def namespaces() -> Iterator[Hosts]:
-    """Each party in a network namespace of its own, on one bridge, which is in a fifth: nothing of this host's changes.
+    """Yield a network namespace for each party, connected by a bridge in a fifth one.
 
-    The addresses are RFC 2544's, kept for tests. All is removed again, whatever happens.
+    The network of this host does not change. The addresses are those that RFC 2544 reserves for tests. All namespaces
+    are removed at the end, whatever happens.
     """
     if os.geteuid() != 0:
         pytest.skip("network namespaces are root's to make")
@@ -102,11 +103,15 @@ def run(
     insecure: Insecure | None,
     n_jobs: int = 1,
 ) -> list[Run]:
-    """Write the files, start the services, run one job after the other, end everybody.
+    """Write the configurations, start the services, run one job after the other, and end all parties.
 
     Args:
-        folder: an empty one.
-        student, data: the owners' own.
+        folder: an empty folder.
+        hosts: the places of the parties.
+        student, data: the folders of the model owner and of the data owner.
+        job: the job of every run.
+        insecure: the settings of all parties for tests.
+        n_jobs: the number of runs.
     """
     _write_files(folder, hosts, student, data, job, insecure)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}

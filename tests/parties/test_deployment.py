@@ -1,4 +1,4 @@
-"""Parties started one by one from the shipped example files, as docs/deployment.md says; here on one machine."""
+"""Parties run from the shipped example files, started one by one as docs/deployment.md says, but on one machine."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def command(*arguments: object) -> list[str]:
 
 @pytest.fixture
 def site(student: Path, data_dir: Path, tmp_path: Path) -> Path:
-    """The examples with this machine's addresses, certificates, the public model and the data."""
+    """Return a folder with the example files for this machine, certificates, the public model and the data."""
     ports = {port: free_port() for port in ("7000", "7001", "7002")}
     for source in EXAMPLES.glob("*.toml"):
         text = source.read_text()

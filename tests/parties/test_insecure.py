@@ -1,4 +1,4 @@
-"""INSECURE is agreed on: a party whose file differs from the coordinator's is refused, a run resumed otherwise too."""
+"""All parties of a run must have the same insecure settings, and a resumed run must keep them."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Finished batches are on disk; a run goes on from the last whole one, with the same job, data and student only."""
+"""Finished batches are on disk, and a run continues from the last one if job, data and student are the same."""
 
 import errno
 import json
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
 
 
 def test_other_data_or_another_student_is_noticed(student: Path, data_dir: Path, tmp_path: Path) -> None:
-    """The coordinator between organisations has neither: the owners tell it."""
+    """A coordinator between organisations has neither data nor student: the owners notice a change."""
     logs = tmp_path / "logs"
     logs.mkdir()
     job = job_for(student, data_dir, batch_size=6)

@@ -1,4 +1,4 @@
-"""Without TLS, for measurements on one machine: it works, says so everywhere, and does not mix with TLS."""
+"""Runs without TLS, for measurements on one machine, work, say so everywhere, and do not mix with TLS."""
 
 import json
 from collections.abc import Iterator
