@@ -59,7 +59,7 @@ class Journal:
         if found != head:
             different = [key for key in head["job"] if not found or found["job"].get(key) != head["job"][key]]
             raise UserInputError(
-                f"--resume: {self._path} is of another job: {', '.join(different) or 'it is damaged'}",
+                f"--resume: {self._path} belongs to another job: {', '.join(different) or 'it is damaged'}",
                 "give the same options, or start without --resume",
             )
         if torn:

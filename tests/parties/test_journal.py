@@ -60,10 +60,10 @@ def test_another_jobs_journal_or_none(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match=f"{FILE_NAME} does not exist"):
         Journal(path, JOB, resume=True)
     Journal(path, JOB).close()
-    with pytest.raises(UserInputError, match="is of another job: limit"):
+    with pytest.raises(UserInputError, match="belongs to another job: limit"):
         Journal(path, JOB | {"limit": 3}, resume=True)
     path.write_text("")
-    with pytest.raises(UserInputError, match="is of another job"):
+    with pytest.raises(UserInputError, match="belongs to another job"):
         Journal(path, JOB, resume=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -116,8 +116,8 @@ def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
     monkeypatch.undo()
 
     for changed, message in (
-        ({"batch_size": 3}, "is of another job: batch_size"),
-        ({"limit": 7}, "is of another job: limit"),
+        ({"batch_size": 3}, "belongs to another job: batch_size"),
+        ({"limit": 7}, "belongs to another job: limit"),
     ):
         with pytest.raises(UserInputError, match=message):
             local_run.run(job_for(student, data_dir, **({"batch_size": 4} | changed)), out, resume=True)
