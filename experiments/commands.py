@@ -55,7 +55,8 @@ def bench(
 ) -> None:
     """Measure engines against each other: seconds, bytes, rounds, memory."""
     from experiments import transport as transports
-    from experiments.bench_command import BenchOptions, run
+    from experiments.bench_command import run
+    from experiments.measuring.engines import BenchOptions
     from parties.runs.network import network_profile
 
     options = BenchOptions(
@@ -110,7 +111,7 @@ def _engines(given: list[str] | None, default: tuple[str, ...]) -> tuple[str, ..
 
 def _forms(model: str, **given: str | None) -> dict[str, Any]:
     """The forms that were given, of a named model: a folder's student has its own."""
-    from experiments.bench_command import SHAPES
+    from experiments.spec.shapes import SHAPES
     from mpcformer.errors import UserInputError
 
     forms = {name: value for name, value in given.items() if value is not None}

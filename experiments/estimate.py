@@ -2,7 +2,7 @@
 
 from rich.table import Table
 
-from experiments.bench_command import bench_model, check_engines, check_shape
+from experiments.measuring.model import bench_model, check_engines, check_shape
 from mpcformer.console import console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.cost import Cost

@@ -91,7 +91,7 @@ def party(
     once: Annotated[bool, typer.Option("--once", help="A service ends after one session, with its status.")] = False,
 ) -> None:
     """Run one party: a data owner does its job and ends, dealer and model owner serve until SIGTERM."""
-    from parties.__main__ import run_and_exit
+    from parties.roles.start_party import run_and_exit
 
     run_and_exit(config, once=once)
 

@@ -5,6 +5,7 @@ import parties.roles.data_owner
 import parties.roles.dealer
 import parties.roles.model_owner
 import parties.roles.service
+import parties.roles.start_party
 import parties.runs.deployed_run
 import parties.runs.plaintext
 

@@ -1,4 +1,7 @@
-"""A tiny model and made-up sentences, for a scale that shows within a minute that everything runs. Deterministic."""
+"""Make a tiny model and made-up sentences, for a scale that shows within a minute that everything runs.
+
+Both are deterministic.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Task
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-# Words of each class, in label order; a regression's labels are the ends of its range.
+# The words that tell the classes apart, in label order. The labels of a regression are the ends of its range.
 TELLING = (
     ["dull", "cold", "grim", "tired", "faint", "harsh"],
     ["fine", "bright", "warm", "lovely", "keen", "calm"],
@@ -29,7 +32,7 @@ N_PLAIN, N_TELLING = (2, 8), (2, 4)
 
 
 def write_model(folder: Path) -> Path:
-    """A random BERT of 2 layers with a tokenizer of whole words; kept if it is there."""
+    """Write a random BERT of 2 layers with a tokenizer of whole words, unless the folder exists; return the folder."""
     if folder.is_dir():
         return folder
     hf_logging.disable_progress_bar()
@@ -50,10 +53,10 @@ def write_model(folder: Path) -> Path:
 
 
 def write_data(folder: Path, task: Task) -> Path:
-    """`folder/TASK` with the task's splits of made-up texts, different ones each; kept if it is there.
+    """Write the task's splits with made-up texts to `folder/TASK`, unless that folder exists. The splits differ.
 
     Returns:
-        `folder`, for --data-dir.
+        `folder`, which can be given as --data-dir.
     """
     target = folder / task.name
     if not target.is_dir():

@@ -82,7 +82,7 @@ def look(visit: Visit) -> tuple[list[Finding], pb.DiagnoseReply | None]:
         stub = rpc.CoordinatorStub(channel) if visit.peer_role == "coordinator" else rpc.PartyStub(channel)
         began = time.time()
         try:
-            reply: pb.DiagnoseReply = stub.Diagnose(pb.DiagnoseRequest(), timeout=STEP_S)
+            reply: pb.DiagnoseReply = stub.Diagnose(iter([pb.DiagnoseRequest()]), timeout=STEP_S)
         except grpc.RpcError as error:
             return [*rows, _no_answer(visit, error)], None
         middle = (began + time.time()) / 2

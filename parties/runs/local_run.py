@@ -43,7 +43,7 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
         raise UserInputError(f"--threads: {options.threads} is below 1", "give a positive number")
     if not options.deadline_s > 0:
         raise UserInputError(f"--deadline-s: {options.deadline_s} is not positive", "give seconds above 0")
-    gemm.use(options.device)
+    gemm.check_device(options.device)
     task = get_task(job.task)
     check_ports(options.port)
     student = load_student(options.student, gelu=gelu, softmax=softmax)

@@ -1,1 +1,1 @@
-"""What a party is told before it starts: configuration, logs, metrics, public files, the threat model."""
+"""What is fixed before a party starts: configuration, logs, metrics, public files, the threat model."""

@@ -11,15 +11,14 @@ from mpcformer.tasks import EVAL
 from parties.stubs import parties_pb2 as pb
 
 
-def _engine(name: str) -> str:
-    """Return the present name of an engine; its former name is accepted too."""
+def _known_engine(name: str) -> str:
     try:
         return resolve(name)
     except UserInputError as error:
         raise ValueError(f"{error.what}; {error.remedy}") from None
 
 
-def _embeddings(name: str) -> str:
+def _known_embeddings(name: str) -> str:
     if name not in EMBEDDINGS:
         raise ValueError(f"{name!r} is unknown; choose one of: {', '.join(EMBEDDINGS)}")
     return name
@@ -49,8 +48,8 @@ class JobDescription:
     limit: Annotated[int | None, Field(ge=1)] = None
     batch_size: Annotated[int, Field(ge=1)] = 16
     max_length: Annotated[int | None, Field(ge=8)] = None
-    engine: Annotated[str, AfterValidator(_engine)] = DEFAULT_ENGINE
-    embeddings: Annotated[str, AfterValidator(_embeddings)] = "private_table"
+    engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
+    embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, for journals and manifests."""

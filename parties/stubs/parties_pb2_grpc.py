@@ -110,12 +110,12 @@ class DealerStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.OpenSession = channel.unary_unary(
+        self.OpenSession = channel.stream_unary(
                 '/mpcformer.v1.Dealer/OpenSession',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.OpenSessionRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.OpenSessionReply.FromString,
                 _registered_method=True)
-        self.Deal = channel.unary_stream(
+        self.Deal = channel.stream_stream(
                 '/mpcformer.v1.Dealer/Deal',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DealRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.Frame.FromString,
@@ -126,14 +126,14 @@ class DealerServicer:
     """The dealer makes correlated randomness. It sees no input and no weight.
     """
 
-    def OpenSession(self, request, context):
+    def OpenSession(self, request_iterator, context):
         """Each owner, once a session: its own secret seed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Deal(self, request, context):
+    def Deal(self, request_iterator, context):
         """Model owner only: corrections for a plan, in order. An operation index is dealt once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -143,12 +143,12 @@ class DealerServicer:
 
 def add_DealerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'OpenSession': grpc.unary_unary_rpc_method_handler(
+            'OpenSession': grpc.stream_unary_rpc_method_handler(
                     servicer.OpenSession,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.OpenSessionRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.OpenSessionReply.SerializeToString,
             ),
-            'Deal': grpc.unary_stream_rpc_method_handler(
+            'Deal': grpc.stream_stream_rpc_method_handler(
                     servicer.Deal,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DealRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.Frame.SerializeToString,
@@ -166,7 +166,7 @@ class Dealer:
     """
 
     @staticmethod
-    def OpenSession(request,
+    def OpenSession(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -176,8 +176,8 @@ class Dealer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/mpcformer.v1.Dealer/OpenSession',
             parties_dot_stubs_dot_parties__pb2.OpenSessionRequest.SerializeToString,
@@ -193,7 +193,7 @@ class Dealer:
             _registered_method=True)
 
     @staticmethod
-    def Deal(request,
+    def Deal(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -203,8 +203,8 @@ class Dealer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/mpcformer.v1.Dealer/Deal',
             parties_dot_stubs_dot_parties__pb2.DealRequest.SerializeToString,
@@ -236,7 +236,7 @@ class PartyStub:
                 request_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
                 _registered_method=True)
-        self.Diagnose = channel.unary_unary(
+        self.Diagnose = channel.stream_unary(
                 '/mpcformer.v1.Party/Diagnose',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
@@ -254,7 +254,7 @@ class PartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Diagnose(self, request, context):
+    def Diagnose(self, request_iterator, context):
         """Before there is a session: who answers here, and would it serve the caller?
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -269,7 +269,7 @@ def add_PartyServicer_to_server(servicer, server):
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
             ),
-            'Diagnose': grpc.unary_unary_rpc_method_handler(
+            'Diagnose': grpc.stream_unary_rpc_method_handler(
                     servicer.Diagnose,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.SerializeToString,
@@ -315,7 +315,7 @@ class Party:
             _registered_method=True)
 
     @staticmethod
-    def Diagnose(request,
+    def Diagnose(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -325,8 +325,8 @@ class Party:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/mpcformer.v1.Party/Diagnose',
             parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
@@ -357,7 +357,7 @@ class CoordinatorStub:
                 request_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
                 _registered_method=True)
-        self.Diagnose = channel.unary_unary(
+        self.Diagnose = channel.stream_unary(
                 '/mpcformer.v1.Coordinator/Diagnose',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
@@ -374,7 +374,7 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Diagnose(self, request, context):
+    def Diagnose(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -388,7 +388,7 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
             ),
-            'Diagnose': grpc.unary_unary_rpc_method_handler(
+            'Diagnose': grpc.stream_unary_rpc_method_handler(
                     servicer.Diagnose,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.SerializeToString,
@@ -433,7 +433,7 @@ class Coordinator:
             _registered_method=True)
 
     @staticmethod
-    def Diagnose(request,
+    def Diagnose(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -443,8 +443,8 @@ class Coordinator:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/mpcformer.v1.Coordinator/Diagnose',
             parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,

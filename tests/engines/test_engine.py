@@ -44,7 +44,7 @@ def run_private(
         )
         for p in (0, 1)
     ]
-    stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
+    stores = [CorrelationStore(rank=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     plan = engines[1].plan(inputs.shape)
     requests = [request for segment in plan for request in segment]
     weight_key = weight_mask_key(seeds[0], session_id)
@@ -312,7 +312,7 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
         create_engine("crypten", rank=0, public=public, channel=None, weights=None)
     engine = create_engine("crypten", rank=1, public=public, channel=None, weights=None)
     inputs = BatchInputs(torch.ones(1, 2, dtype=torch.long))
-    store = CorrelationStore(party=1, seed=fresh_key(), session_id=fresh_key())
+    store = CorrelationStore(rank=1, seed=fresh_key(), session_id=fresh_key())
     with pytest.raises(ProtocolError, match="before setup"):
         engine.start(inputs, store)
     with pytest.raises(ProtocolError, match="can only plan"):

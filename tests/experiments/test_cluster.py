@@ -1,6 +1,6 @@
-"""Trainings on other machines, with a made-up Ray: how many at a time, what each gets, what is refused and how.
+"""Test trainings on other machines with a made-up Ray: numbers of calls and cores, and the errors.
 
-`test_replay.py` has the test with the real one.
+`test_replay.py` has a test with the real Ray.
 """
 
 import socket
@@ -25,7 +25,7 @@ from tests.ports import free_port
 
 
 class RayError(Exception):
-    """As Ray's: `cause` is what was raised there."""
+    """An error like Ray's own; `cause` is the exception that the call raised."""
 
     def __init__(self, text: str, cause: Exception | None = None) -> None:
         super().__init__(text)
@@ -33,7 +33,7 @@ class RayError(Exception):
 
 
 class MadeUpRay:
-    """A cluster that does the youngest task first, when somebody waits; `at` is called before each."""
+    """A cluster that runs the newest task first, when somebody waits for a task. `at` is called before each task."""
 
     exceptions = SimpleNamespace(RayError=RayError)
 
@@ -114,11 +114,11 @@ def test_so_many_at_a_time_and_all_are_done(ray: MadeUpRay, capsys: pytest.Captu
     ("machines", "jobs", "gpu", "threads"),
     [
         ([{"CPU": 16.0}, {"CPU": 16.0}], 2, False, 16),
-        ([{"CPU": 16.0}, {"CPU": 16.0}], 1, False, 16),  # a call is on one machine
-        ([{"CPU": 16.0}, {"CPU": 4.0}], 2, False, 4),  # whichever machine it is
+        ([{"CPU": 16.0}, {"CPU": 16.0}], 1, False, 16),  # a call runs on one machine
+        ([{"CPU": 16.0}, {"CPU": 4.0}], 2, False, 4),  # the call must fit on either machine
         ([{"CPU": 2.0}], 5, False, 1),
         ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 2.0}], 8, True, 8),
-        ([{}, {"CPU": 8.0}], 2, False, 4),  # a head that only heads
+        ([{}, {"CPU": 8.0}], 2, False, 4),  # a head node without cores
     ],
 )
 def test_cores_of_a_call(ray: MadeUpRay, machines: Any, jobs: int, gpu: bool, threads: int) -> None:
@@ -201,7 +201,7 @@ def test_wrong_options(tmp_path: Path, options: dict[str, str], message: str) ->
 
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
-    """A teacher of made-up data, by relative paths."""
+    """The training of a teacher on made-up data, with relative paths."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     base, data, task = write_model(Path("base")), write_data(Path("data"), get_task("sst2")), get_task("sst2")

@@ -1,4 +1,4 @@
-"""The demo itself, small: real MiniLM, real sentences, real processes; a second call keeps what is whole."""
+"""Test a small demo with the real MiniLM, real sentences and real processes. A second call keeps finished parts."""
 
 import json
 from pathlib import Path

@@ -1,11 +1,12 @@
-"""An experiment's TOML: the shipped ones are whole, a wrong one is refused before work starts, all errors at once."""
+"""Test the TOML of experiments: shipped files are complete; wrong files are refused with all errors before work."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.compare import check_settings, differences, load_recorded
+from experiments.records.compare import check_settings, differences
+from experiments.records.recorded import load_recorded
 from experiments.replay import ReplayOptions, run
 from experiments.spec.outputs import Tolerance, Tolerances
 from experiments.spec.quantities import AXES, QUANTITIES, Row
@@ -29,7 +30,7 @@ NAMES = [
 
 
 def wrong(tmp_path: Path, name: str, *changes: tuple[str, str]) -> Path:
-    """A shipped experiment with some words replaced."""
+    """Write a shipped experiment with some words replaced, and return the file."""
     text = find(name).read_text()
     for old, new in changes:
         assert old in text
@@ -161,7 +162,7 @@ student = { learning_rate2 = 2e-3 }
     assert (own.teacher.epochs, own.teacher.learning_rate) == (2, 3e-3)
     assert (own.student.epochs1, own.student.learning_rate2, own.student.paper_share) == (6, 2e-3, 0.1)
     assert scale.axes() == {**plain.axes(), "seed": 2}
-    # a dump names what was given, and nothing where nothing was: older records and kept steps stay what they are
+    # A dump contains only the settings that were given, so that older records and finished steps stay valid.
     assert "by_task" not in plain.model_dump(mode="json")
     assert scale.model_dump(mode="json")["by_task"] == {
         "stsb": {"eval_limit": 8, "seeds": [3, 4], "teacher": {"epochs": 2}, "student": {"learning_rate2": 2e-3}}
@@ -259,7 +260,7 @@ def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
     scale = scale_of(spec, scale_name)
     recorded = load_recorded(path, name, scale_name)
     check_settings(recorded, spec, scale, path)
-    # check_settings lets what an older version left out have its default; a committed record leaves nothing out
+    # check_settings fills in defaults for settings that an older version lacked; a committed record must have them all.
     assert recorded["models"] == models_of(spec)
     assert recorded["examples"] or spec.kind != "students"
     rows = [Row.from_json(row) for row in recorded["rows"]]
@@ -272,7 +273,7 @@ def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
 
 
 def record_of(name: str, scale: str) -> dict[str, Any]:
-    """A record of a shipped experiment as it is now, without rows."""
+    """Return a record without rows of a shipped experiment as it is now."""
     spec = load(find(name))
     settings = scale_of(spec, scale).model_dump(mode="json")
     return {"experiment": name, "scale": scale, "rows": [], "settings": settings, "models": models_of(spec)}
@@ -311,7 +312,7 @@ def test_a_record_of_other_settings_is_refused_before_work(
 def test_a_record_of_another_version(tmp_path: Path) -> None:
     spec, recorded = load(find("glue")), record_of("glue", "smoke")
     scale, path = scale_of(spec, "smoke"), tmp_path / "record.json"
-    del recorded["settings"]["device"], recorded["models"]  # as if these came later
+    del recorded["settings"]["device"], recorded["models"]  # as if these had been introduced later
     check_settings(recorded, spec, scale, path)
     recorded["settings"]["speed"] = 3
     with pytest.raises(UserInputError, match="keys that this version does not know"):

@@ -41,7 +41,7 @@ POINTS: dict[str, tuple[str, int]] = {
     "dealing": ("parties.roles.dealer.deal", 60),
     "hello dealer": ("parties.roles.service.SessionHost.add_to", 1),
     "hello model-owner": ("parties.roles.service.SessionHost.add_to", 1),
-    "hello data-owner": ("parties.__main__._take_part", 1),
+    "hello data-owner": ("parties.roles.start_party._take_part", 1),
     "hello coordinator": ("parties.roles.coordinator.start_server", 1),
 }
 
@@ -104,9 +104,9 @@ def _child(log: Path, gate: Gate | None, main: Callable[..., int], *arguments: A
 
 
 def _party(path: Path, once: bool) -> int:
-    from parties.__main__ import main
+    from parties.roles.start_party import run_party
 
-    return main(path, once=once)
+    return run_party(path, once=once)
 
 
 def _coordinate(path: Path, out: Path, resume: bool) -> int:

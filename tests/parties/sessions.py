@@ -12,12 +12,13 @@ from mpcformer.channel import Spec
 from mpcformer.correlations import Request, correction_specs, deal, session_key
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
-from parties.roles.dealer import DealerService, to_wire
+from parties.roles.dealer import DealerService
 from parties.runs.network import NetworkProfile, Relay, Side
 from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import tls
+from parties.wire.callers import require_caller
+from parties.wire.correlation_requests import to_wire
 from parties.wire.frames import from_frames, open_channel, start_server
 from parties.wire.peer_channel import PeerChannel
 from tests.faults.injector import Fault, attacked
@@ -80,7 +81,7 @@ class PeerService(rpc.PeerServicer):
         self._channel = channel
 
     def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
-        tls.require_caller(context, "data-owner")
+        require_caller(context, "data-owner")
         self._channel.attach(request_iterator, context.cancel)
         yield from self._channel.outgoing()
 
@@ -95,8 +96,8 @@ def owners_session(
     """
     outcome, session = Outcome(), fresh_key()
     channels = {
-        "model-owner": PeerChannel(me="model-owner", peer="data-owner", session_id=session),
-        "data-owner": PeerChannel(me="data-owner", peer="model-owner", session_id=session),
+        "model-owner": PeerChannel(party_id="model-owner", peer_id="data-owner", session_id=session),
+        "data-owner": PeerChannel(party_id="data-owner", peer_id="model-owner", session_id=session),
     }
     service = PeerService(channels["model-owner"])
     server, address = start_server(
@@ -165,10 +166,10 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
         seeds = {}
         for me, link in links.items():
             request = pb.OpenSessionRequest(session_id=session)
-            reply = rpc.DealerStub(link).OpenSession(request, timeout=DEADLINE_S, wait_for_ready=True)
+            reply = rpc.DealerStub(link).OpenSession(iter([request]), timeout=DEADLINE_S, wait_for_ready=True)
             seeds[me] = bytes(reply.seed)
         deal_request = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in PLAN])
-        frames = rpc.DealerStub(links["model-owner"]).Deal(deal_request, timeout=DEADLINE_S)
+        frames = rpc.DealerStub(links["model-owner"]).Deal(iter([deal_request]), timeout=DEADLINE_S)
         for operation, item in enumerate(PLAN):
             labels = {"session_id": session, "sender": "dealer", "operation": operation}
             received, _ = from_frames(frames, correction_specs(item), **labels)

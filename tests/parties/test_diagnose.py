@@ -305,7 +305,7 @@ def test_own_key(site: Site) -> None:
     only(rows, "key", "dealer.key is not the key of")
     assert rows["listening, peers"].remedy
     key.write_bytes(b"nonsense")
-    only(site.diagnose(dealer), "certificate files", "is no private key in PEM")
+    only(site.diagnose(dealer), "certificate files", "is not a private key in PEM format")
     key.unlink()
     only(site.diagnose(dealer), "certificate files", "No such file")
     key.write_bytes(mine)

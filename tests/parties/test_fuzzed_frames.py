@@ -200,7 +200,7 @@ GARBAGE = {
 def test_what_is_no_frame_ends_the_stream_typed(name: str, liar: str, files: dict[str, TlsFiles]) -> None:
     """Either owner may be the one that sends it."""
     honest = {"model-owner": "data-owner", "data-owner": "model-owner"}[liar]
-    channel = PeerChannel(me=honest, peer=liar, session_id=b"s" * 16)
+    channel = PeerChannel(party_id=honest, peer_id=liar, session_id=b"s" * 16)
     big = [("grpc.max_send_message_length", 1 << 24)]
 
     def add(server: grpc.Server) -> None:

@@ -15,11 +15,12 @@ from mpcformer.correlations import Request, correction_specs, deal, validate
 from mpcformer.correlations.kinds import KINDS
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
-from parties.roles.dealer import DealerService, from_wire, to_wire
+from parties.roles.dealer import DealerService
 from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import tls
+from parties.wire.correlation_requests import from_wire, to_wire
 from parties.wire.frames import open_channel, start_server
 from tests.parties.test_fuzzed_frames import garble
 
@@ -204,7 +205,7 @@ def test_fuzzed_calls_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
     generator, refused, n_dealt = random.Random(0), set(), 0
     session, first = SESSION, 0
     for stub in stubs:
-        stub.OpenSession(pb.OpenSessionRequest(session_id=session), timeout=5)
+        stub.OpenSession(iter([pb.OpenSessionRequest(session_id=session)]), timeout=5)
     for index in range(N_CALLS):
         plan = [fuzzed(index + N_REQUESTS)] * generator.choice((0, 1, 1, 1, 2))
         requests = [from_wire(item) for item in plan]
@@ -216,7 +217,7 @@ def test_fuzzed_calls_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
         if index % 11 == 0:
             message.session_id = generator.randbytes(generator.choice((0, 16, 17)))
         try:
-            n_frames = len(list(stubs[0].Deal(message, timeout=5)))
+            n_frames = len(list(stubs[0].Deal(iter([message]), timeout=5)))
             assert n_frames == len(plan), "small ones take a frame each"
             first += len(plan)
             n_dealt += 1
@@ -233,6 +234,6 @@ def test_fuzzed_sessions_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
         length = generator.choice((0, 1, 15, 16, 16, 16, 17, 4096))
         request = pb.OpenSessionRequest(session_id=generator.randbytes(length))
         with pytest.raises(grpc.RpcError, match="no such session") as caught:
-            stubs[0].OpenSession(request, timeout=5)
+            stubs[0].OpenSession(iter([request]), timeout=5)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    assert len(stubs[0].OpenSession(pb.OpenSessionRequest(session_id=SESSION), timeout=5).seed) == 16
+    assert len(stubs[0].OpenSession(iter([pb.OpenSessionRequest(session_id=SESSION)]), timeout=5).seed) == 16

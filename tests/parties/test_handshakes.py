@@ -87,12 +87,12 @@ class Ended:
 
 def call(server_files: TlsFiles, caller_files: TlsFiles, wait: bool) -> Ended:
     """The data owner calls the model owner, who greets; as in production, but with a short deadline."""
-    serving = Served(me="model-owner", peer="data-owner", session_id=b"s" * 16)
+    serving = Served(party_id="model-owner", peer_id="data-owner", session_id=b"s" * 16)
     serving.send([GREETING])
     server, address = start_server(
         lambda s: rpc.add_PeerServicer_to_server(PeerService(serving), s), "127.0.0.1:0", server_files
     )
-    channel = PeerChannel(me="data-owner", peer="model-owner", session_id=b"s" * 16)
+    channel = PeerChannel(party_id="data-owner", peer_id="model-owner", session_id=b"s" * 16)
     link = open_channel(address, "model-owner", caller_files)
     timeout = DEADLINE_S if wait else LIMIT_S
     stream = rpc.PeerStub(link).Exchange(channel.outgoing(), wait_for_ready=wait, timeout=timeout)

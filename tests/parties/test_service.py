@@ -14,13 +14,13 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mpcformer.errors import PartyError, RangeError
-from parties.__main__ import _take_part
 from parties.roles.coordinator import Coordinator
 from parties.roles.dealer import Dealer
 from parties.roles.journal import Journal
 from parties.roles.membership import Membership
 from parties.roles.results import Results
 from parties.roles.service import SessionHost
+from parties.roles.start_party import _take_part
 from parties.settings import metrics
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, PeerAddress, TlsFiles
 from parties.settings.job import JobDescription
@@ -134,7 +134,7 @@ def test_only_whom_the_configuration_names(service: Service) -> None:
 
 def ask_for_seed(service: Service, number: bytes, owner: str) -> bytes:
     with open_channel(service.address, "dealer", service.files[owner]) as channel:
-        reply = rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=number), timeout=5)
+        reply = rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=number)]), timeout=5)
         return bytes(reply.seed)
 
 
@@ -185,7 +185,7 @@ def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Servi
         (pb.Command(finish=pb.Finish()), "dismissed this party before its part was done"),
         (pb.Command(job=pb.Job()), "gave a second job"),
     ):
-        membership = Membership(config, role="model-owner", coordinator="coordinator")
+        membership = Membership(config, role="model-owner", coordinator_id="coordinator")
         commands: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
         membership.listen(iter(commands.get, None))
         commands.put(pb.Command(job=pb.Job(task="sst2")))
@@ -199,7 +199,7 @@ def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Servi
 
 def test_figures_of_the_weights_stay_with_their_owner(service: Service) -> None:
     """A model is refused by name; how large its values are is for the owner's own log."""
-    membership = Membership(service.config, role="model-owner", coordinator="coordinator")
+    membership = Membership(service.config, role="model-owner", coordinator_id="coordinator")
     error = RangeError("layer.0.output may reach 2.3e+05", "distil again", told="layer.0.output may reach too far")
     membership.abort(error)
     failure = next(event for event in membership.events() if event.HasField("failure")).failure

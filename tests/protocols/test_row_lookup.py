@@ -20,8 +20,8 @@ from mpcformer.correlations.row_lookup import (
     MAX_WORDS,
     N_BUCKETS,
     N_GROUPS,
+    LookupSpec,
     Places,
-    Size,
 )
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
@@ -29,7 +29,7 @@ from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
 from mpcformer.ring.packing import packed_bytes, unpack
 from mpcformer.ring.random import Stream, fresh_key
-from tests.protocols.test_protocols import dealer_bytes, run
+from tests.pair import dealer_bytes, run_protocol
 
 WIDTH, N_TYPES, SALT = 8, 2, 123_456_789
 
@@ -43,7 +43,7 @@ def looked_up(
 ) -> tuple[torch.Tensor, list[Counters], list[Request], dict[str, torch.Tensor]]:
     """Rows (n, H) modulo 2^32, what was counted and asked for, and the messages of both owners."""
     request = row_lookup.request("words", words.numel(), N_TYPES, tuple(table.shape), SALT)
-    size, messages = Size.of(request), {}
+    spec, messages = LookupSpec.of(request), {}
 
     def received(party: Party, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
         message = party.receive([(shape, BITS) for shape in shapes])
@@ -57,16 +57,16 @@ def looked_up(
         if party.rank == 1:
             asked = row_lookup.Asked(request, tensors)
             party.send(asked.halves(words, types))
-            messages["answers"], *_ = received(party, size.answers)
+            messages["answers"], *_ = received(party, spec.answers)
             return asked.share(words, messages["answers"], masked)
-        messages["questions"], messages["choices"] = received(party, size.questions, size.choices)
+        messages["questions"], messages["choices"] = received(party, spec.questions, spec.choices)
         answers, share = row_lookup.model_owner_answer(
-            request, messages["questions"], messages["choices"], table - masked, table[size.n_words :], tensors
+            request, messages["questions"], messages["choices"], table - masked, table[spec.n_words :], tensors
         )
         party.send([(answers, BITS)])
         return share
 
-    results, counters, requests = run(owner)
+    results, counters, requests = run_protocol(owner)
     return (results[0] + results[1]).to(torch.int32), counters, requests, messages
 
 
@@ -173,7 +173,7 @@ def test_masks_are_used_once() -> None:
     request = row_lookup.request("words", 2, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
     asked, words = row_lookup.Asked(request, _masks(request)), torch.tensor([0, 1])
     with pytest.raises(ProtocolError, match="not asked"):
-        asked.share(words, torch.zeros(Size.of(request).answers), torch.zeros(1002, WIDTH))
+        asked.share(words, torch.zeros(LookupSpec.of(request).answers), torch.zeros(1002, WIDTH))
     asked.halves(words, words)
     with pytest.raises(ProtocolError, match="used once"):
         asked.halves(words, words)
@@ -198,7 +198,7 @@ def test_unused_buckets_are_asked_too() -> None:
         masks = _masks(request)
         asked = row_lookup.Asked(request, [tensor.clone() for tensor in masks])
         (questions, _), (choices, _) = asked.halves(torch.tensor(words), torch.tensor([0, 1, 0, 1, 0, 1]))
-        assert questions.shape == Size.of(request).questions
+        assert questions.shape == LookupSpec.of(request).questions
         plain = questions + masks[0]
         assert int(plain.sum()) == len(set(words))
         assert set(plain.reshape(-1).tolist()) == {0, 1}

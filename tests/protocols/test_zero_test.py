@@ -7,19 +7,19 @@ from mpcformer.correlations import Request, validate
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import zero_test
 from mpcformer.protocols.party import Party
-from tests.protocols.test_protocols import dealer_bytes, run, split
+from tests.pair import dealer_bytes, run_protocol, share
 
 
 def outcome(x: int) -> tuple[int, int, int, int]:
     """The opened verdict; rounds, bytes one way, dealer bytes."""
-    shares = split(torch.tensor([x]))
+    shares = share(torch.tensor([x]))
 
     def owner(party: Party) -> torch.Tensor:
         tensors = party.take(zero_test.request())
         c = party.open([(shares[party.rank] + tensors[0], 64)])[0]
         return party.open([(zero_test.verdict(tensors, c), 64)])[0]
 
-    results, counters, requests = run(owner)
+    results, counters, requests = run_protocol(owner)
     assert torch.equal(*results)
     return int(results[0]), counters[0].rounds, counters[0].bytes_sent, dealer_bytes(requests)
 

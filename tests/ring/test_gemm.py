@@ -43,10 +43,13 @@ def test_short_weights_take_one_limb() -> None:
 
 def test_a_device_is_checked_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserInputError, match="--device: 'tpu' is unknown"):
-        gemm.use("tpu")
+        gemm.check_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserInputError, match="no CUDA device"):
+        gemm.check_device("cuda")
+    with pytest.raises(UserInputError, match="no CUDA device"):
         gemm.use("cuda")
+    gemm.check_device("cpu")
     gemm.use("cpu")
 
 

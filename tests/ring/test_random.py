@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mpcformer.ring.random import KEY_BYTES, Stream, derive_key, fixed_keys, fresh_key, keys_of
+from mpcformer.ring.random import KEY_BYTES, Stream, derive_key, fixed_keys, fresh_key, scoped_keys
 
 NIST_KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")  # SP 800-38A, appendix F
 
@@ -69,16 +69,16 @@ def test_fixed_keys_of_something_do_not_depend_on_what_came_before() -> None:
         with fixed_keys(7, "dealer"):
             for _ in range(before):
                 fresh_key()
-            with keys_of("session", b"1"):
+            with scoped_keys("session", b"1"):
                 first = [fresh_key(), fresh_key()]
-            with keys_of("session", b"2"):
+            with scoped_keys("session", b"2"):
                 return [*first, fresh_key()]
 
     assert drawn(0) == drawn(5)
     assert len(set(drawn(0))) == 3
-    with keys_of("session", b"1"):
+    with scoped_keys("session", b"1"):
         fresh = fresh_key()
-    with keys_of("session", b"1"):
+    with scoped_keys("session", b"1"):
         assert fresh_key() != fresh, "where nothing is fixed keys are fresh"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from mpcformer.approximations import TWO_RELU_EPSILON, exact
-from mpcformer.correlations.suite import GUARD_BITS
+from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.lift.norms import Norm, model_norms
@@ -22,7 +22,7 @@ from mpcformer.modeling.configuration import NORM_PARTS
 from mpcformer.modeling.ranges import SCORE_REACH
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
 # Weights: as many fraction bits as the rings after them leave room for. QUERY: queries and keys.
 QUERY_WEIGHT_SCALE, VALUE_WEIGHT_SCALE, OUTPUT_WEIGHT_SCALE, INNER_WEIGHT_SCALE = 15, 19, 16, 18
@@ -47,7 +47,7 @@ ACTIVATED_BITS, OUTER_SCALE = 48, 29
 # The pooler's sum is clamped, then looked up: tanh is 1 to 1.2e-5 beyond.
 TANH_SCALE, TANH_BITS, TANH_REACH, TANH_TABLE_REACH = 16, 32, 6.0, 6.1
 POOLED_SCALE, LOGIT_BITS = 14, 64
-LOGIT_TOTAL_SCALE = POOLED_SCALE + GUARD_BITS + LOGIT_WEIGHT_SCALE
+LOGIT_TOTAL_SCALE = POOLED_SCALE + FACTOR_EXTRA_BITS + LOGIT_WEIGHT_SCALE
 EMBEDDING_BITS = 32
 # Softmax: the base and its square, and a row of mean one; the reciprocals that follow its squarings.
 BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
@@ -77,7 +77,7 @@ class Activation:
     bits: int
     result_shift: int
     weight_scale: int
-    function: piecewise.Function | None
+    function: piecewise.PiecewiseFunction | None
 
 
 QUAD = Activation(scale=13, bits=32, result_shift=16, weight_scale=19, function=None)
@@ -88,7 +88,7 @@ GELU = Activation(
     bits=24,
     result_shift=16,
     weight_scale=16,
-    function=piecewise.Function(24, tuple(map(Piece, _EDGES, exact.GELU_COEFFICIENTS))),
+    function=piecewise.PiecewiseFunction(24, tuple(map(Piece, _EDGES, exact.GELU_COEFFICIENTS))),
 )
 ACTIVATIONS = {"quad": QUAD, "relu": RELU, "gelu": GELU}
 
@@ -145,8 +145,8 @@ class Constants:
     embedding_norm: Norm
     layers: tuple[Layer, ...]
     activation: Activation
-    tanh_clamp: piecewise.Function
-    tanh: Function
+    tanh_clamp: piecewise.PiecewiseFunction
+    tanh: TableFunction
 
     @property
     def norms(self) -> dict[str, Norm]:
@@ -213,7 +213,7 @@ def row_bits(layer: Layer, log_keys: int) -> int:
     return 2 * SCORE_SCALE + log_keys + KEY_FACTOR_BITS + layer.row_exponent
 
 
-def row_function(layer: Layer, log_keys: int) -> Function:
+def row_function(layer: Layer, log_keys: int) -> TableFunction:
     """1 / row for rows of at most 2^log_keys keys: the sum, at scale 2 SCORE_SCALE, times key_factor(n).
 
     Raises:
@@ -304,7 +304,7 @@ def _score_room(name: str, bounds: CalibratedRanges) -> int:
     return shift
 
 
-def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, Function]:
+def softmax_functions(layer: Layer, log_keys: int) -> tuple[TableFunction, TableFunction, TableFunction]:
     """1 / mean of a row: of fourth powers of the base, of squares, and of the last squares, which is exact.
 
     The argument is the sum of the numbers at 2 POWER_SCALE times key_factor(n). A clamped row cannot leave the range.
@@ -315,7 +315,7 @@ def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, 
     low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
     squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
 
-    def reciprocal(low: float, high: float, scale: int, width: float) -> Function:
+    def reciprocal(low: float, high: float, scale: int, width: float) -> TableFunction:
         return table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
 
     return (
@@ -325,13 +325,15 @@ def softmax_functions(layer: Layer, log_keys: int) -> tuple[Function, Function, 
     )
 
 
-def softmax_base(layer: Layer) -> tuple[int, piecewise.Function]:
+def softmax_base(layer: Layer) -> tuple[int, piecewise.PiecewiseFunction]:
     """Its scale, and (1 + y)^2 + 1 of the clamped y = score / 2^n, of a score at SCORE_SCALE."""
     scale = SCORE_SCALE - layer.score_shift + layer.squarings
     limit, one = layer.score_limit, 1 << scale
     low, high = ((one + end) ** 2 + one**2 for end in (-limit, limit))
     inside = Piece((-limit, limit), (2 * one**2, 2 * one, 1))
-    return 2 * scale, piecewise.Function(SCORE_BITS, (inside, Piece((limit,), (high,)), Piece((-limit,), (-low,))), low)
+    return 2 * scale, piecewise.PiecewiseFunction(
+        SCORE_BITS, (inside, Piece((limit,), (high,)), Piece((-limit,), (-low,))), low
+    )
 
 
 def square_scale(log_keys: int) -> int:
