@@ -103,15 +103,14 @@ def coordinate(
 ) -> None:
     """Run one job between parties that their owners started, and report it."""
     from mpcformer.errors import UserInputError
-    from parties.runs import deployed_run as session
-    from parties.runs import report
+    from parties.runs import deployed_run, report
     from parties.settings.config_file import load_coordinator
 
     settings = load_coordinator(config)
     if resume and out is None:
         raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report.show(session.run(settings, folder, resume=resume), folder)
+    report.show(deployed_run.run(settings, folder, resume=resume), folder)
 
 
 certs = typer.Typer(no_args_is_help=True, help="Certificates: make an authority and all of them, or renew some.")

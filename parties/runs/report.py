@@ -1,4 +1,4 @@
-"""What a run leaves: results.json, predictions.parquet, report.html, logs, manifest.json last; the terminal's table."""
+"""Write the results of a run to its folder, and print the table that the terminal shows."""
 
 import statistics
 from collections.abc import Iterable, Mapping
@@ -31,7 +31,7 @@ from parties.settings.job import JobDescription
 from parties.settings.threat_model import threat_model
 from parties.stubs import parties_pb2 as pb
 
-# Two regression outputs agree when they differ by less than 1% of STS-B's scale.
+# Two outputs of a regression agree when they differ by less than 1% of the range of STS-B's scores, 0 to 5.
 REGRESSION_TOLERANCE = 0.05
 OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
@@ -117,17 +117,17 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
 
 
 def transport(insecure: Insecure | None) -> str:
-    """What carried the frames."""
+    """Return the name of the transport between the parties."""
     return "gRPC without TLS" if insecure and insecure.plaintext else "gRPC over mutual TLS"
 
 
 def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
-    """(N, C), as the data owner reported them."""
+    """Return the logits (N, C) that the data owner reported."""
     return np.asarray(predictions.logits, dtype=np.float32).reshape(-1, predictions.n_outputs)
 
 
 def twin_logits(plaintext: Path) -> dict[str, NDArray[np.float32]]:
-    """(N, C) by model name."""
+    """Return the plaintext logits (N, C) by model name."""
     return {path.stem: load_file(path)["logits"] for path in sorted(plaintext.glob("*.safetensors"))}
 
 
@@ -138,14 +138,14 @@ def write(
     results: Results,
     twins: dict[str, NDArray[np.float32]],
 ) -> None:
-    """Write results.json, predictions.parquet, report.html and last the manifest: a folder with one is whole.
+    """Write results.json, predictions.parquet, report.html and, last, manifest.json.
 
     Args:
-        out: an existing folder.
-        facts: the job, for the manifest.
-        values: results.json.
+        out: the folder, which exists.
+        facts: what was asked for, as JSON values, for the manifest.
+        values: the value of results.json.
         results: what the parties reported.
-        twins: plaintext logits (N, C) by model.
+        twins: the plaintext logits (N, C) by model name.
     """
     _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
     write_json(out / "results.json", values)
@@ -186,7 +186,7 @@ def _online(results: Results) -> dict[str, Any]:
 
 
 def breakdown(results: Results, role: Role = "data-owner") -> dict[str, float]:
-    """Online seconds at an owner by operation, waiting included."""
+    """Return the online seconds of an owner by operation, including the time it waited."""
     return _summed(batch.breakdown for batch in results.batches[role])
 
 
@@ -222,14 +222,20 @@ def _setup(results: Results) -> dict[str, Any]:
 
 
 def show(values: dict[str, Any], out: Path) -> None:
-    """The table: teacher, plaintext student and private student side by side; where to read more comes last."""
+    """Print the table, then where to read more.
+
+    Args:
+        values: the value of results.json.
+        out: the folder of the run. A coordinator's folder has no logs: each party keeps its own.
+    """
     console.print(table(values))
-    console.print(f"Everything is in {out} (results.json, predictions.parquet, logs/).", soft_wrap=True)
-    console.print(f"To look at: {out / html_report.FILE_NAME}", soft_wrap=True)
+    named = ", ".join(name for name in ("results.json", "predictions.parquet", "logs/") if (out / name).exists())
+    console.print(f"Everything is in {out} ({named}).", soft_wrap=True, markup=False)
+    console.print(f"Report: {out / html_report.FILE_NAME}", soft_wrap=True, markup=False)
 
 
 def table(values: dict[str, Any]) -> Group:
-    """The same numbers as results.json, for people."""
+    """Return the numbers of results.json as a table: teacher, plaintext student and private student side by side."""
     columns = ("teacher", "student", "private")
     titles = ("teacher\n(plaintext)", "student\n(plaintext)", "student\n(private)")
     student = values["student"]
@@ -251,19 +257,19 @@ def table(values: dict[str, Any]) -> Group:
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]
     agreed = (
-        f"private = plaintext student on {values['label_agreement']:.2%} of predictions;"
+        f"private and plaintext student agree on {values['label_agreement']:.2%} of predictions;"
         f" largest logit error {values['max_abs_logit_error']:.5f}"
         if student
         else "the coordinator has no student to compare with"
     )
     lines = [
         agreed,
-        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB an example both ways,"
-        f" {online['rounds_per_batch']} rounds a batch of {values['batch_size']}",
-        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB an example from the dealer;"
+        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB per example in both directions,"
+        f" {online['rounds_per_batch']} rounds per batch of {values['batch_size']}",
+        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB per example from the dealer;"
         f" set-up {values['setup']['seconds']:.1f} s",
         f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
-        f"leaks {values['threat_model']['leaks']}",
+        f"leaks: {values['threat_model']['leaks']}",
     ]
     if "insecure" in values:
         lines.insert(0, values["insecure"])

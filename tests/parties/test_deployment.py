@@ -71,6 +71,17 @@ def test_parties_started_one_by_one_run_a_job(site: Path) -> None:
     assert not (site / "run.partial").exists()
     assert all(f"transcript {values['transcript'][:16]}" in said[owner] for owner in ("model-owner", "data-owner"))
     assert "private" in coordinator.stdout
+    assert_names_only_what_is_there(site / "run", coordinator.stdout)
+
+
+def assert_names_only_what_is_there(folder: Path, said: str) -> None:
+    """Check that the terminal, the report and the manifest name exactly the files that a coordinator's run left."""
+    present = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    assert present == {"results.json", "predictions.parquet", "report.html", "journal.jsonl", "manifest.json"}
+    assert f"Everything is in {folder} (results.json, predictions.parquet)." in said.splitlines()
+    assert set(json.loads((folder / "manifest.json").read_text())["sha256"]) == present - {"manifest.json"}
+    named = set(re.findall(r"[\w-]+\.(?:json|jsonl|parquet|html|log)\b|logs/", (folder / "report.html").read_text()))
+    assert named == {"results.json", "predictions.parquet", "manifest.json"}
 
 
 def test_a_party_with_another_authoritys_certificate_is_kept_out(site: Path) -> None:

@@ -1,4 +1,4 @@
-"""Real processes, real gRPC, real CrypTen: a tiny student's private evaluation, and what its folder holds."""
+"""A tiny student runs privately between real processes over gRPC, and the run's folder contains what it should."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_results_have_the_promised_shape(finished: Path, student: Path) -> None:
 
 
 def test_bytes_and_rounds_on_the_wire_are_what_the_dry_run_says(finished: Path, student: Path) -> None:
-    """What an engine counts without running is what the wire carried; the frames add little."""
+    """What an engine counts without running is what the channels carry, apart from a little for the frames."""
     from mpcformer.engines.base import BatchShape
     from mpcformer.engines.registry import estimate_batch
     from mpcformer.modeling import load_tokenizer

@@ -60,5 +60,5 @@ def test_a_run_is_resumed_as_it_began(
 ) -> None:
     Journal(tmp_path / "run.partial" / FILE_NAME, JOB.to_json() | {"insecure": text(before)})
     config.insecure = now
-    with pytest.raises(UserInputError, match="is of another job: insecure"):
+    with pytest.raises(UserInputError, match="belongs to another job: insecure"):
         deployed_run.run(config, tmp_path / "run", resume=True)

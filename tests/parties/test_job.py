@@ -38,7 +38,7 @@ def test_a_file_gives_it_with_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('engine = "spdz"', r"job\.engine: 'spdz' is unknown; choose one of: .*crypten"),
+        ('engine = "spdz"', r"job\.engine: engine 'spdz' is unknown; choose one of: .*crypten"),
         ('embeddings = "none"', r"job\.embeddings: 'none' is unknown"),
         ("limit = 0", r"job\.limit: .*greater than or equal to 1"),
         ("max_length = 7", r"job\.max_length: .*greater than or equal to 8"),

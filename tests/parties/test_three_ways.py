@@ -1,6 +1,6 @@
-"""The same job by a simulation, by separate processes, in separate networks: the same logits, bit for bit.
+"""A job gives the same logits, bit for bit, in a simulation, in separate processes and in separate networks.
 
-That holds where all keys follow from a number; and whatever such a run writes says INSECURE.
+This holds if all keys follow from a number. Everything that such a run writes says INSECURE.
 """
 
 import json
@@ -21,13 +21,13 @@ from tests.parties import separate
 FIXED = Insecure(fixed_seed=7)
 TOLERANCE = 0.01
 slow = pytest.mark.slow
-# Many processes, on machines that are shared.
+# These tests start many processes and may run on shared machines.
 pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run's logits and labels by example, and all that it wrote, by where."""
+    """The logits and labels of a run by example, and the texts that it wrote by their place."""
 
     logits: dict[int, list[float]]
     labels: dict[int, int]
