@@ -19,6 +19,7 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from distill.training.calibrate import calibrate
+from experiments.spec.shapes import SHAPES as SHAPES
 from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.engines.registry import ENGINES, create_engine, engine_names
@@ -40,11 +41,6 @@ from parties.runs.report import breakdown
 from parties.runs.simulation import InferenceJob, simulate
 from parties.settings.config import Role
 
-SHAPES = {
-    "bert-base": {"num_hidden_layers": 12, "hidden_size": 768, "num_attention_heads": 12, "intermediate_size": 3072},
-    "bert-large": {"num_hidden_layers": 24, "hidden_size": 1024, "num_attention_heads": 16, "intermediate_size": 4096},
-    "minilm": {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1536},
-}
 N_CALIBRATION = 8
 POSITIONS = 512
 TASK = "sst2"

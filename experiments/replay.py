@@ -61,7 +61,7 @@ class ReplayOptions:
     """What to replay; see `mpcformer replay --help`."""
 
     experiment: str
-    scale: str = "cpu"
+    scale: str = "smoke"
     out: Path | None = None
     data_dir: Path | None = None
     models: Path = Path("runs/models")

@@ -27,7 +27,7 @@ from distill.teacher import train_teacher
 from distill.training.loop import autocast, pick_device
 from distill.training.workspace import as_json
 from distill.versions import versions
-from experiments.kinds import cluster
+from experiments.kinds import POOLS, cluster
 from experiments.spec.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
@@ -39,7 +39,6 @@ Recipe = TeacherRecipe | GeneralRecipe | DistillRecipe
 
 FORMAT = {"teacher": 3, "general": 1, "student": 5}
 CHECKPOINT_MINUTES = 5.0
-POOLS = ("local", "ray")
 # How long a shared folder may take to show what another machine put there: NFS keeps what it knew for up to a minute.
 SHARED_S = 90.0
 # Where things lie says nothing about what they are: digests stand in for these.

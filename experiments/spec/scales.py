@@ -14,9 +14,9 @@ from pydantic import (
 )
 
 from distill.recipe import ALSO, CHOICES
-from experiments.bench_command import SHAPES
 from experiments.spec.outputs import Strict, one_of
 from experiments.spec.quantities import Axis
+from experiments.spec.shapes import SHAPES
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 from mpcformer.engines.registry import ALIASES, DEFAULT_ENGINE, engine_names
 from mpcformer.errors import MPCFormerError
