@@ -5,7 +5,16 @@ from pathlib import Path
 from typing import Any
 
 from mpcformer.errors import UserInputError
-from mpcformer.modeling import default_backbone
+
+
+def default_backbone() -> Path:
+    """Return the folder of the BERT that a training starts from unless another is given.
+
+    It loads transformers, for which a command's help should not wait.
+    """
+    from mpcformer import modeling
+
+    return modeling.default_backbone()
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,7 @@ def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, An
     return {key: value for key, value in asdict(recipe).items() if value not in (None, ())}
 
 
+PRECISIONS = ("auto", "fp32", "bf16")
 CHOICES = {
     "start": ("fitted", "teacher", "random", "general"),
     "objective": ("distil", "labels"),

@@ -63,7 +63,7 @@ class ReplayOptions:
     """What to replay; `mpcformer replay --help` describes each option."""
 
     experiment: str
-    scale: str = "cpu"
+    scale: str = "smoke"
     out: Path | None = None
     data_dir: Path | None = None
     models: Path = Path("runs/models")

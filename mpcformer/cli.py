@@ -1,4 +1,4 @@
-"""The `mpcformer` command. Thin: packages register each command, a function or a group of them, as an entry point."""
+"""The `mpcformer` command. Packages register their commands as entry points: a function, or a group of functions."""
 
 import os
 import resource
@@ -12,27 +12,21 @@ import typer
 from mpcformer import __version__
 from mpcformer.console import err_console, show_error
 from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.options import Command
 
 PROGRAM = "mpcformer"
 INTERRUPTED = 130
 # typer holds a private copy of click; this is the base of all that it raises about a command's arguments.
 USAGE_ERROR: Any = typer.BadParameter.__base__
 
-ORDER = [
-    "demo",
-    "teacher",
-    "distill-general",
-    "distill",
-    "infer",
-    "export",
-    "certs",
-    "party",
-    "coordinate",
-    "bench",
-    "estimate",
-    "replay",
-    "doctor",
-]
+# The order of the commands in the help, by heading.
+COMMANDS = {
+    "First steps": ["demo", "doctor"],
+    "Make a model": ["teacher", "distill-general", "distill"],
+    "Run privately": ["infer", "export", "certs", "party", "coordinate"],
+    "Measure": ["bench", "estimate", "replay"],
+}
+OTHER = "Other commands"
 
 
 def _print_version(value: bool) -> None:
@@ -42,9 +36,8 @@ def _print_version(value: bool) -> None:
 
 
 def build_app() -> typer.Typer:
-    """Collect the commands of group `mpcformer.commands`, in a fixed order."""
+    """Return the program with all commands of the entry point group `mpcformer.commands`, in a fixed order."""
     app = typer.Typer(
-        add_completion=False,
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode="rich",
@@ -54,17 +47,18 @@ def build_app() -> typer.Typer:
     @app.callback()
     def _root(
         version: bool = typer.Option(
-            False, "--version", callback=_print_version, is_eager=True, help="Print the version."
+            False, "--version", callback=_print_version, is_eager=True, metavar="", help="Print the version."
         ),
     ) -> None: ...
 
     found = {point.name: point for point in entry_points(group="mpcformer.commands")}
-    for name in [*[n for n in ORDER if n in found], *sorted(set(found) - set(ORDER))]:
-        command = found[name].load()
+    known = {name: heading for heading, names in COMMANDS.items() for name in names}
+    for name in [*(name for name in known if name in found), *sorted(set(found) - set(known))]:
+        command, heading = found[name].load(), known.get(name, OTHER)
         if isinstance(command, typer.Typer):
-            app.add_typer(command, name=name)
+            app.add_typer(command, name=name, rich_help_panel=heading)
         else:
-            app.command(name)(command)
+            app.command(name, cls=Command, rich_help_panel=heading)(command)
     return app
 
 

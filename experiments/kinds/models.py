@@ -27,7 +27,7 @@ from distill.teacher import train_teacher
 from distill.training.device import autocast, pick_device
 from distill.training.versions import versions
 from distill.training.workspace import as_json, interrupted_recipe
-from experiments.kinds import cluster
+from experiments.kinds import POOLS, cluster
 from experiments.spec.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
@@ -40,7 +40,6 @@ Recipe = TeacherRecipe | GeneralRecipe | DistillRecipe
 
 FORMAT = {"teacher": 3, "general": 1, "student": 5}
 CHECKPOINT_MINUTES = 5.0
-POOLS = ("local", "ray")
 # The longest time until a shared folder shows a file from another machine. NFS clients cache folders up to a minute.
 SHARED_S = 90.0
 # The keys of a recipe that are paths. The hash contains digests of the contents instead.

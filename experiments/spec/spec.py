@@ -13,13 +13,13 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from distill.recipe import PAPER_EPOCHS
+from experiments.spec import SCALES
 from experiments.spec.outputs import FigureSpec, Strict, TableSpec, Tolerances
 from experiments.spec.quantities import Axis
 from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
 from mpcformer.errors import UserInputError
 
 SHIPPED = Path(__file__).parent.parent
-SCALES = ("smoke", "cpu", "full")
 
 
 class _Experiment(Strict):

@@ -1,18 +1,15 @@
 """The documents against the code: links lead somewhere, command lines parse, the site is whole and loads nothing."""
 
 import re
-import shlex
 from pathlib import Path
-from typing import Any
 
 import pytest
-import typer.main
 import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from mpcformer.cli import build_app
 from scripts.docs_hooks import IMAGE, LINK, PAGES, labelled, rewrite
+from tests.command_lines import parse
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PAGES_IN_DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -35,23 +32,6 @@ def slug(heading: str) -> str:
 
 def anchors(path: Path) -> set[str]:
     return {slug(line.lstrip("#")) for line in path.read_text().splitlines() if re.match(r"#{1,6} ", line)}
-
-
-def parse(line: str) -> None:
-    """Raises where a command or an option does not exist, or an option lacks its value."""
-    command: Any = typer.main.get_command(build_app())
-    context: Any = command.context_class(command, info_name="mpcformer")
-    words = shlex.split(line, comments=True)[1:]
-    while words:
-        _, rest, _ = command.make_parser(context).parse_args(list(words))
-        if not hasattr(command, "commands"):
-            assert not rest, f"{rest[0]!r} belongs to no option"
-            return
-        if not rest:
-            return
-        assert rest[0] in command.commands, f"there is no command {rest[0]!r}"
-        command, words = command.commands[rest[0]], rest[1:]
-        context = command.context_class(command, info_name=rest[0], parent=context)
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)

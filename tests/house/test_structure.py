@@ -20,7 +20,7 @@ MAY_IMPORT = {
 }
 ROOMS = {
     "mpcformer": "errors console files run_folder channel ring correlations protocols approximations modeling tasks"
-    " engines doctor cli __main__",
+    " engines options doctor cli __main__",
     "mpcformer/engines": "calibrated cost base registry dry_run stopwatch plaintext lift crypten",
     "distill": "recipe versions training start objectives model_card ready teacher grid student general commands",
     "parties": "stubs settings wire roles runs diagnosis __main__ commands",
