@@ -32,7 +32,7 @@ OpenScores = Callable[[Half], torch.Tensor]
 
 @dataclass
 class Heads:
-    """What the map for queries, keys and values left: opened numbers, and the correlations to use them with.
+    """The result of the map for queries, keys and values: opened numbers, and the correlations to use them with.
 
     Args:
         query, key: opened, (B, A, Q, D) and (B, A, L, D).
@@ -110,7 +110,7 @@ class PrivateAttention:
         tensors = self._party.take(function.request(tuple(x.shape)))
         return piecewise.Evaluation(function, tensors, self._party.rank)
 
-    # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ----------
+    # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ---------
 
     def _numerators(
         self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores

@@ -5,8 +5,8 @@ its half of that opening is computed and sent before (`offline`). The online par
 masked input, one product at the model owner, and one message back. Between two openings all is local. Rows that are
 looked up in a large table (words.py) are the exception: there the data owner's half goes online, and last.
 
-Letters in the shapes beside the code: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
-A heads, D head size, H hidden, I intermediate, C classes.
+Letters in the shapes beside the code: B sentences, L positions, Q query positions (1 in the last layer, after which
+only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 import math

@@ -32,7 +32,7 @@ class RangeCheck:
         return value
 
     def guard(self, bits: int, argument: torch.Tensor, real: torch.Tensor) -> None:
-        """Remember shares of numbers that must stay below 2^(bits + 1); the guard looks at them after the last layer."""
+        """Remember shares of numbers that must stay below 2^(bits + 1), for the guard after the last layer."""
         self._guarded.append((argument, bits, real))
 
     def count(self, outside: torch.Tensor) -> None:
