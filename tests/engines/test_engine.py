@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 from mpcformer.channel import Counters, memory_pair
 from mpcformer.correlations import CorrelationStore, Request, deal, row_lookup, session_key, weight_mask_key
 from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel, load_public_model
@@ -79,8 +80,8 @@ def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs,
     return BatchInputs(padded["attention_mask"], padded["input_ids"], padded["token_type_ids"]), logits
 
 
-@pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
-@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "2relu", "softmax"])
+@pytest.mark.parametrize("gelu", GELU_FORMS)
+@pytest.mark.parametrize("softmax", SOFTMAX_FORMS)
 def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)

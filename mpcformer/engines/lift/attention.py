@@ -119,17 +119,19 @@ class PrivateAttention:
         party = self._party
         kind = score_numerators(self._form, constants.score_shift)
         if isinstance(kind, SquaredScores):
-            mask = Mask(
-                party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
-            )
-            c = open_scores(mask.half(scores, party.rank))
-            numerators = Opened(party, mask, c).square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
-            return numerators, numerators.sum(-1)
-        evaluation = self._evaluation(kind, scores)
-        positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
-        numerators = positive * self._key_factors
-        offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
-        return numerators, numerators.sum(-1) + party.only(0, self._key_factors.sum(-1) * offset)
+            tensors = party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS))
+            mask = Mask(tensors, fp.SCORE_BITS, "square")
+            opened = Opened(party, mask, open_scores(mask.half(scores, party.rank)))
+            numerators = opened.square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
+        else:
+            evaluation = self._evaluation(kind, scores)
+            positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
+            numerators = positive * self._key_factors
+        rows = numerators.sum(-1)
+        if constants.row_offset:
+            offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
+            rows = rows + party.only(0, self._key_factors.sum(-1) * offset)
+        return numerators, rows
 
     def _divided_rows(
         self,
