@@ -1,4 +1,4 @@
-"""What a form of GeLU or of softmax states: its plaintext function, its private realisations, and what is proven of it.
+"""The statement of a form of GeLU or of softmax: its plaintext function, its private realisations, and its bounds.
 
 Each form is one file of this folder and one entry of `registry`. The private half of a form is either data that an
 engine interprets or a function of the engine's own operations, which the engine passes in. Plaintext training
@@ -23,7 +23,7 @@ Probabilities = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Form:
-    """What forms of GeLU and of softmax have in common.
+    """The part that forms of GeLU and of softmax have in common.
 
     Args:
         name: the name in config.json and on the command line.
@@ -217,7 +217,7 @@ class RepeatedSquaring:
 
 @dataclass(frozen=True)
 class ScoreUnit:
-    """How engine `crypten` holds scores when it computes their numerators.
+    """The unit in which engine `crypten` holds scores when it computes their numerators.
 
     Args:
         one: the number that stands for 1.

@@ -1,4 +1,4 @@
-"""Stand-ins on meta tensors: an engine's own forward pass tells its plan and its cost without running."""
+"""Stand-ins on meta tensors, with which an engine's own forward pass tells its plan and its cost without running."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -10,20 +10,20 @@ from mpcformer.correlations import Dealt, Request, sketch
 
 
 class PlanRecorder:
-    """A correlation store that remembers what is asked for; shapes only come back."""
+    """A correlation store that records what is asked for, and gives back tensors without values."""
 
-    def __init__(self, party: int) -> None:
+    def __init__(self, rank: int) -> None:
         self.plan: list[Request] = []
-        self._party = party
+        self._rank = rank
 
     def take(self, request: Request) -> Dealt:
         """Note the request."""
         self.plan.append(request)
-        return sketch(request, self._party)
+        return sketch(request, self._rank)
 
     def preview(self, operation: int, request: Request) -> Dealt:
-        """The shapes of what will be asked for."""
-        return sketch(request, self._party)
+        """Return what will be asked for, without values."""
+        return sketch(request, self._rank)
 
     def skip(self, request: Request) -> None:
         """Note the request."""
@@ -31,7 +31,7 @@ class PlanRecorder:
 
 
 class SilentChannel:
-    """For a plan: whatever is awaited has arrived. Counts messages and bytes; each message received is a round."""
+    """A channel for plans, on which every awaited message has arrived. It counts each message received as a round."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -50,17 +50,17 @@ class SilentChannel:
 
 
 def rehearse(owner: Callable[[int, Channel], None]) -> list[Counters]:
-    """owner(party, channel) for both owners, joined in memory; what each one's channel counted."""
+    """Run owner(rank, channel) for both owners, joined in memory, and return what each one's channel counted."""
     ends = memory_pair()
     errors: list[BaseException] = []
 
-    def run(party: int) -> None:
+    def run(rank: int) -> None:
         try:
-            owner(party, ends[party])
+            owner(rank, ends[rank])
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(party,), daemon=True) for party in (0, 1)]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -1,8 +1,8 @@
-"""How large a model's inner values can be for any text whatever: bounds that follow from its weights alone.
+"""Bounds of a model's inner values for any text whatever, which follow from its weights alone.
 
 A row that LayerNorm has normalised has length sqrt(H), so Cauchy and Schwarz bound every linear map of it, and the
 spectral norm every bilinear one. A constant LayerNorm does not normalise: its rows are as long as a limit of their
-variance allows, which private engines see to.
+variance allows, and private engines enforce that limit.
 """
 
 import math
@@ -20,15 +20,15 @@ Linear = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class LayerWorstCase:
-    """Largest sizes in one encoder layer.
+    """The largest sizes of the values in one encoder layer.
 
     Args:
-        scores: a number.
-        values: (A D,), by column; A heads of size D.
-        attended: length of the row that the first LayerNorm sees, if attention's weights add up to at most one, or to
-            what `worst_case` is told.
-        inner: (I,), of GeLU's argument.
-        output: length of the row that the second LayerNorm sees.
+        scores: the largest |score|.
+        values: the largest |value| of each column, (A D,) for A heads of size D.
+        attended: the length of the row that the first LayerNorm sees, if attention's weights add up to at most one, or
+            to what `worst_case` is told.
+        inner: the largest |argument| of GeLU by column, (I,).
+        output: the length of the row that the second LayerNorm sees.
     """
 
     scores: float
@@ -40,7 +40,14 @@ class LayerWorstCase:
 
 @dataclass(frozen=True)
 class WorstCase:
-    """Largest sizes in a model: length of the embeddings' row, by layer, pooler's argument, and logits."""
+    """The largest sizes of the values in a model.
+
+    Args:
+        embeddings: the length of the embeddings' row.
+        layers: the values of each encoder layer.
+        pooler: the largest |argument| of the pooler's tanh.
+        logits: the largest |logit|.
+    """
 
     embeddings: float
     layers: list[LayerWorstCase]
@@ -50,7 +57,7 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class NormBounds:
-    """A LayerNorm: gain and bias (H,), and how long the rows are that they are applied to."""
+    """A LayerNorm's gain and bias (H,), and the largest length of the rows to which they are applied."""
 
     gain: torch.Tensor
     bias: torch.Tensor
@@ -58,37 +65,37 @@ class NormBounds:
 
 
 def column_bound(weight: torch.Tensor, bias: torch.Tensor, length: float) -> torch.Tensor:
-    """Largest |n weight + bias| of each column, over all rows n of `length`; weight (H, out), bias (out,)."""
+    """Return the largest |n weight + bias| of each column over all rows n of `length`; weight (H, out), bias (out,)."""
     reach: torch.Tensor = weight.norm(dim=0) * length + bias.abs()
     return reach
 
 
 def centred_columns(weight: torch.Tensor) -> torch.Tensor:
-    """(in, out) without the part that a row orthogonal to 1 does not see."""
+    """Return a weight (in, out) without the part that a row orthogonal to 1 does not see."""
     return weight - weight.mean(0, keepdim=True)
 
 
 def spectral_norm(weight: torch.Tensor) -> float:
-    """Largest |x weight| / |x|; from the smaller Gram matrix, which takes a tenth of a decomposition's time."""
+    """Return the largest |x weight| / |x|, from the smaller Gram matrix: a tenth of the time of a decomposition."""
     gram = weight @ weight.t() if weight.size(0) < weight.size(1) else weight.t() @ weight
     return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(gram)[-1])))
 
 
 def head_length(values: Linear, n_heads: int, length: float) -> float:
-    """Largest length of a row (A D,) whose heads are averages, by any weights, of the values of rows of `length`."""
+    """Return the largest length of a row (A D,) whose heads average, by any weights, the values of rows of `length`."""
     weight, bias = values
     parts = zip(weight.chunk(n_heads, dim=1), bias.chunk(n_heads), strict=True)
     return math.hypot(*(spectral_norm(part) * length + float(offset.norm()) for part, offset in parts))
 
 
 def score_bound(query: Linear, key: Linear, n_heads: int, length: float) -> float:
-    """Largest |score| of any head, for weights (H, A D) and biases (A D,) that take rows of `length`."""
+    """Return the largest |score| of any head, for weights (H, A D) and biases (A D,) that take rows of `length`."""
     size = query[0].size(1) // n_heads
     largest = 0.0
     for head in range(n_heads):
         part = slice(head * size, (head + 1) * size)
         (q, q_bias), (k, k_bias) = ((weight[:, part], bias[part]) for weight, bias in (query, key))
-        # |q k^T| is that of the small factors of their QR decompositions.
+        # The norm of q k^T is that of the small factors of the QR decompositions.
         product = spectral_norm(torch.linalg.qr(q).R @ torch.linalg.qr(k).R.t()) * length**2
         mixed = float((q @ k_bias).norm() + (k @ q_bias).norm()) * length
         largest = max(largest, (product + mixed + abs(float(q_bias @ k_bias))) / math.sqrt(size))

@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 from mpcformer.channel import memory_pair
 from mpcformer.correlations import CorrelationStore, Request, row_lookup
 from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel, load_public_model
@@ -23,8 +24,8 @@ from tests.pair import batch_of, run_pair, run_private, shared
 from tests.tiny import save_parquet, save_student
 
 
-@pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
-@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "2relu", "softmax"])
+@pytest.mark.parametrize("gelu", GELU_FORMS)
+@pytest.mark.parametrize("softmax", SOFTMAX_FORMS)
 def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)

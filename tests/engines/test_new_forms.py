@@ -101,17 +101,37 @@ THREE_CONST = SoftmaxForm(
     },
 )
 
+# Squares with an offset, which no form of the project has.
+OFFSET_SQUARES = SoftmaxForm(
+    name="4quad-offset",
+    title="4Quad with an offset",
+    description="(s_j + 4)^2 / (sum_j (s_j + 4)^2 + 6 n)",
+    function=lambda scores, mask: normalised(mask * (scores + 4) ** 2, mask, 6.0),
+    rows=DividedRows(degree=2, epsilon=6.0),
+    private={
+        LIFT: SquaredScores(4.0),
+        CRYPTEN: lambda ops, scores, unit: ops.square(ops.add_public(scores, 4.0 * unit.one)),
+    },
+)
+
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(GELU_FORMS, LEAKY.name, LEAKY)
-    for form in (ABSOLUTE, THREE_CONST):
+    for form in (ABSOLUTE, THREE_CONST, OFFSET_SQUARES):
         monkeypatch.setitem(SOFTMAX_FORMS, form.name, form)
 
 
 @pytest.mark.usefixtures("registered")
 @pytest.mark.parametrize(
-    ("gelu", "softmax"), [("leaky", "2quad"), ("quad", "absolute"), ("leaky", "absolute"), ("relu", "3quad-const")]
+    ("gelu", "softmax"),
+    [
+        ("leaky", "2quad"),
+        ("quad", "absolute"),
+        ("leaky", "absolute"),
+        ("relu", "3quad-const"),
+        ("quad", "4quad-offset"),
+    ],
 )
 def test_both_engines_compute_what_the_plaintext_student_does(
     tmp_path: Path, data_dir: Path, gelu: str, softmax: str

@@ -1,6 +1,6 @@
-"""The public constants of a private BERT: how far each private value is scaled, and how each Newton iteration starts.
+"""The public numbers of a private BERT: how far each private value is scaled, and how each Newton iteration starts.
 
-All follow from the configuration and the calibrated ranges, which both owners know, by exactly rounded arithmetic.
+They follow from the configuration and the calibrated ranges, which both owners know, by exactly rounded arithmetic.
 """
 
 import hashlib
@@ -25,11 +25,12 @@ MAX_ACTIVATION = 2.0**13
 
 @dataclass(frozen=True)
 class NormScales:
-    """LayerNorm: the variance is scaled by 2^-shift (even), then inverted.
+    """The public numbers of a LayerNorm, whose variance is scaled by 2^-shift and then inverted.
 
     Args:
-        plan: of the inversion; None: a constant norm, which has none.
-        limit: a constant norm's largest variance.
+        shift: an even number.
+        plan: the Newton iteration of the inverse root; None for a constant norm, which needs none.
+        limit: the largest variance of a constant norm.
     """
 
     shift: int
@@ -39,13 +40,15 @@ class NormScales:
 
 @dataclass(frozen=True)
 class LayerScales:
-    """One encoder layer.
+    """The public numbers of one encoder layer.
 
     Args:
-        score_scale: the scores are computed 2^-score_scale times their size.
-        score_bound: softmax form only, the largest |score| expected.
-        row: the reciprocal of the row sum divided by a power of two near the number of keys; None: not divided.
-        row_offset: 2ReLU's epsilon, scaled; it counts once per key, as the numerators do.
+        score_scale: scores are computed 2^-score_scale times their size.
+        score_bound: the largest |score| that is expected, for the exact softmax only.
+        row: the Newton iteration for the reciprocal of the row sum, which is divided by a power of two near the number
+            of keys; None for rows that are not divided.
+        row_offset: what is added to a row's mean, scaled as numerators are; it counts once a key, as they do.
+        attention_norm, output_norm: the two LayerNorms.
         row_unit: the mean of a row's numerators that is computed as 1.
     """
 
@@ -60,27 +63,27 @@ class LayerScales:
 
 @dataclass(frozen=True)
 class NewtonScales:
-    """Everything public that is no shape."""
+    """Everything public that the private computation needs besides shapes."""
 
     embedding_norm: NormScales
     layers: tuple[LayerScales, ...]
     tanh_bound: float
 
     def digest(self) -> str:
-        """Hex SHA-256: owners whose constants differ must not start."""
+        """Return the hex SHA-256 of all numbers: owners whose numbers differ must not start."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def model_constants(
     *, gelu: str, softmax: str, n_layers: int, bounds: CalibratedRanges, constant_norms: Collection[str] = ()
 ) -> NewtonScales:
-    """Derive the constants of a model.
+    """Derive the public numbers of a model.
 
     Args:
         gelu, softmax: the forms.
-        n_layers: encoder layers.
+        n_layers: the number of encoder layers.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
-        constant_norms: names of LayerNorms that divide by a constant.
+        constant_norms: names of the LayerNorms that divide by a constant.
 
     Raises:
         RangeError: a range is missing, not finite, or outside what fixed point carries.

@@ -1,6 +1,6 @@
 """Attention on shares, in each form of softmax: from the opened queries, keys and values to the attended rows.
 
-Shapes at the line: B sentences, L positions, Q query positions, A heads, D head size.
+Letters in the shapes beside the code: B sentences, L positions, Q query positions, A heads, D head size.
 """
 
 from collections.abc import Callable
@@ -26,15 +26,20 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, shift
 from mpcformer.protocols.table import TableFunction
 
-# An opening of the scores together with the values' masked factor: both opened.
+# Opens the scores, together with the values' masked factor, and returns the opened scores.
 OpenScores = Callable[[Half], torch.Tensor]
 
 
 @dataclass
 class Heads:
-    """What the map for queries, keys and values left: opened numbers, and the correlations to use them with.
+    """The result of the map for queries, keys and values: opened numbers, and the correlations to use them with.
 
-    query, key: opened (B, A, Q, D), (B, A, L, D). value: opened (B, A, D, L).
+    Args:
+        query, key: opened, (B, A, Q, D) and (B, A, L, D).
+        value: opened, (B, A, D, L).
+        query_masks: the correlation of the queries' product with the keys.
+        value_mask: the lifted mask of the values.
+        context_masks: the correlation of the numerators' product with the values.
     """
 
     query: torch.Tensor
@@ -50,10 +55,10 @@ class PrivateAttention:
 
     Args:
         party: this owner.
-        softmax: 2quad, 2quad-const, 2relu or softmax.
-        mask: public int64 (B, L).
+        softmax: the form of softmax.
+        mask: public int64 (B, L), 1 at real tokens.
         log_keys: log2 of the longest row, rounded up.
-        check, watch: the pass's own.
+        check, watch: the range check and the stopwatch of the whole pass.
     """
 
     def __init__(
@@ -64,7 +69,7 @@ class PrivateAttention:
         self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
     def attend(self, heads: Heads, constants: LayerScales) -> torch.Tensor:
-        """(B Q, A D) at ATTENDED_SCALE."""
+        """Return the attended rows (B Q, A D) at ATTENDED_SCALE, of a layer with these scales."""
         party, rank = self._party, self._party.rank
         scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
         scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
@@ -93,7 +98,7 @@ class PrivateAttention:
         return self._divided_rows(numerators, rows, opened_value[0], heads, constants, real)
 
     def _sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
-        """factor(number of keys, log_keys) of each sentence: (B, 1, 1, 1), public."""
+        """Return the public factor(number of keys, log_keys) of each sentence, (B, 1, 1, 1)."""
         if self._mask.device.type == "meta":
             return self._mask[:, None, None, :1]
         return torch.tensor([factor(n, self._log_keys) for n in self._mask.sum(1).tolist()])[:, None, None, None]
@@ -105,26 +110,28 @@ class PrivateAttention:
         tensors = self._party.take(function.request(tuple(x.shape)))
         return piecewise.Evaluation(function, tensors, self._party.rank)
 
-    # ---- 2quad, 2relu: divide after the product with the values; 2quad-const: not at all -----------------------------
+    # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ---------
 
     def _numerators(
         self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and what their rows sum to."""
+        """Return numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and the sums of their rows."""
         party = self._party
         kind = score_numerators(self._form, constants.score_shift)
         if isinstance(kind, SquaredScores):
-            mask = Mask(
-                party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
-            )
-            c = open_scores(mask.half(scores, party.rank))
-            numerators = Opened(party, mask, c).square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
-            return numerators, numerators.sum(-1)
-        evaluation = self._evaluation(kind, scores)
-        positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
-        numerators = positive * self._key_factors
-        offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
-        return numerators, numerators.sum(-1) + party.only(0, self._key_factors.sum(-1) * offset)
+            tensors = party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS))
+            mask = Mask(tensors, fp.SCORE_BITS, "square")
+            opened = Opened(party, mask, open_scores(mask.half(scores, party.rank)))
+            numerators = opened.square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
+        else:
+            evaluation = self._evaluation(kind, scores)
+            positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
+            numerators = positive * self._key_factors
+        rows = numerators.sum(-1)
+        if constants.row_offset:
+            offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
+            rows = rows + party.only(0, self._key_factors.sum(-1) * offset)
+        return numerators, rows
 
     def _divided_rows(
         self,
@@ -154,14 +161,14 @@ class PrivateAttention:
         return self._rows(divided)
 
     def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads) -> Half:
-        # A shift may make one of zero: padding is masked once more.
+        # A shift may turn zero into one, so padding is masked once more.
         down = shift(numerators, scale - fp.NUMERATOR_SCALE, self._party.rank) * self._mask[:, None, None, :]
         return matmul.half(down, heads.context_masks[0], fp.NUMERATOR_BITS)
 
     def _context(
         self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
-        """(B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
+        """Return the product with the values, (B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
         context = matmul.product(self._party, numerators, opened_value, heads.context_masks)
         context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - constants.context_scale, self._party.rank)
         self._watch.lap("attention")
@@ -174,7 +181,7 @@ class PrivateAttention:
     def _multiplied_rows(
         self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
-        """Rows that are not divided any more: numerators at `scale`, times the values. 2 rounds."""
+        """Multiply numerators at `scale`, which are not divided any more, by the values. 2 rounds."""
         party, rank = self._party, self._party.rank
         opened = party.open([self._masked_numerators(numerators, scale, heads)])[0]
         self._watch.lap("softmax")
@@ -189,14 +196,14 @@ class PrivateAttention:
     def _powers(
         self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores, real: torch.Tensor
     ) -> torch.Tensor:
-        """Numerators (B, A, Q, L) whose rows, times the keys' factors, have the mean one: at `last_scale`."""
+        """Return numerators (B, A, Q, L) whose rows, times the keys' factors, have the mean one at `last_scale`."""
         first, middle, last = softmax_functions(constants, self._log_keys)
         rank, power = self._party.rank, fp.POWER_SCALE
         base_scale, base = softmax_base(constants)
         evaluation = self._evaluation(base, scores)
         keys = self._mask[:, None, None, :]
         x = evaluation.evaluate(self._party, open_scores(evaluation.half(scores))) * keys
-        # The first piece is the clamp's inside.
+        # The first piece counts inside the clamp.
         outside = self._party.only(0, torch.ones_like(x)) - evaluation.bit(self._party, 0)
         self._check.count(outside * keys * real.view(*x.shape[:-1], 1))
         x = self._square(shift(x, base_scale - fp.BASE_SCALE, rank))
@@ -212,14 +219,14 @@ class PrivateAttention:
         return x
 
     def _square(self, x: torch.Tensor) -> torch.Tensor:
-        """[x^2] over Z_2^64, of x in Z_2^POWER_BITS. 1 round."""
+        """Return shares of x^2 over Z_2^64, of x in Z_2^POWER_BITS. 1 round."""
         party = self._party
         tensors = party.take(lifted.request("square", tuple(x.shape), fp.POWER_BITS))
         mask = Mask(tensors, fp.POWER_BITS, "square")
         return Opened(party, mask, party.open([mask.half(x, party.rank)])[0]).square()
 
     def _divide(self, x: torch.Tensor, scale: int, function: TableFunction, real: torch.Tensor) -> torch.Tensor:
-        """x, at 2 POWER_SCALE, brought to `scale` and times the function of its rows' means. 2 or 3 rounds."""
+        """Bring x from 2 POWER_SCALE to `scale`, and multiply it by the function of its rows' means. 2 or 3 rounds."""
         party, rank = self._party, self._party.rank
         rows = (x * self._key_factors).sum(-1)
         lookup = self._check.lookup(function, rows.numel())

@@ -1,12 +1,12 @@
-"""BERT on shares with owner-known weights: one batch's pass through the `mpcformer` suite, both owners in one text.
+"""BERT on shares whose weights one owner knows: one batch's pass, both owners in one text.
 
 Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
-its half of that opening is computed and sent before (`offline`); the online part of a map is one message with the
-masked input, one product at the model owner, and one message back. Between two openings all is local. Rows looked up in
-a large table (private_words.py) are the exception: there the data owner's half goes online, and last.
+its half of that opening is computed and sent before (`offline`). The online part of a map is one message with the
+masked input, one product at the model owner, and one message back. Between two openings all is local. Rows that are
+looked up in a large table (words.py) are the exception: there the data owner's half goes online, and last.
 
-Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
-A heads, D head size, H hidden, I intermediate, C classes.
+Letters in the shapes beside the code: B sentences, L positions, Q query positions (1 in the last layer, after which
+only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 import math
@@ -36,7 +36,13 @@ from mpcformer.ring.packing import packed_bytes, unpack
 
 @dataclass
 class Known:
-    """The data owner's half of an opening, sent ahead; and there, -A of the map, to be added to its input."""
+    """The data owner's half of an opening, which was sent ahead.
+
+    Args:
+        message: the half, packed.
+        shapes: shape and bits of each number in it.
+        minus_mask: at the data owner, -A of the map, to which the map's input is added.
+    """
 
     message: torch.Tensor
     shapes: list[HalfShape]
@@ -44,18 +50,17 @@ class Known:
 
 
 class PrivateBert:
-    """One batch.
+    """The private pass of one batch.
 
     Args:
         party: this owner.
-        config, constants: public.
-        batch_size, seq_len: B and L.
-        mask: public int64 (B, L).
-        owned: the model owner's weights, else None.
-        masked: F of every weight at the data owner, else None.
-        embeddings: private_table, or public_table: then the data owner normalises the first rows itself.
-        salt: of the places of words in this session, see mpcformer/correlations/row_lookup.py.
-        table_mask: the private table's, at the model owner.
+        config, constants: the public configuration and scales.
+        mask: public int64 (B, L), 1 at real tokens.
+        owned: the weights at the model owner, else None.
+        masked: the masked weights at the data owner, else None.
+        embeddings: private_table or public_table; with public tables the data owner normalises the first rows itself.
+        salt: decides the places of words in this session, see mpcformer/correlations/row_lookup.py.
+        table_mask: the mask of the private table at the model owner, else None.
     """
 
     def __init__(
@@ -94,7 +99,12 @@ class PrivateBert:
     # ---- offline ----------------------------------------------------------------------------------------------------
 
     def offline(self, segment: int, starts: dict[str, int]) -> None:
-        """The data owner's halves of the segment's openings, sent ahead. `starts`: operation index of each map."""
+        """Send the data owner's halves of a segment's openings ahead.
+
+        Args:
+            segment: its number.
+            starts: the index of each map's first operation in the plan.
+        """
         if segment == 0 and self._words is not None:
             self._words.offline(starts["embeddings"])
         for name in self.maps.of_segment(segment):
@@ -113,9 +123,14 @@ class PrivateBert:
                 self._known[name] = Known(self._party.receive(shapes), shapes)
 
     def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations.
+        """Compute a map of the shared x (rows, in) and the opening after it.
 
-        For the embeddings x is, at the data owner, the columns (rows, 2) that hold a one.
+        Args:
+            name: the map's.
+            x: this owner's share. For the embeddings, at the data owner, the columns (rows, 2) that hold a one.
+
+        Returns:
+            What was opened, and the correlations to use it with.
         """
         item, party, bits = self.maps[name], self._party, weight_bits(name)
         request = linear.request(item.weights, item.rows, self._shapes, bits)
@@ -146,7 +161,7 @@ class PrivateBert:
         return add_halves(halves, split(known_half, shapes_of(halves))), following
 
     def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """What `_apply` does for the embeddings, of a large table; the data owner's half goes last."""
+        """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
         item, party = self.maps["embeddings"], self._party
         words.take()
         shapes, following = self.maps.shapes_of_halves(item), [party.take(request) for request in item.following]
@@ -163,7 +178,7 @@ class PrivateBert:
         return add_halves(halves, split(party.receive(shapes), shapes)), following
 
     def _rehearsed(self, item: Map) -> Known:
-        """For an estimate: what the offline part would have left."""
+        """Return what the offline part would have left, on meta tensors, for an estimate."""
         if self._mask.device.type != "meta":
             raise ProtocolError("a map is used online before its offline part")
         shapes = self.maps.shapes_of_halves(item)
@@ -177,15 +192,18 @@ class PrivateBert:
         return [self._owned.weights[name] for name in names]
 
     def online(self, segment: int, first: torch.Tensor | None) -> torch.Tensor | None:
-        """A segment of the pass; the last one's result is float32 (B, C) logits at the data owner.
+        """Run a segment of the pass.
 
         Args:
             segment: its number.
-            first: at the data owner in the first segment: (B L, 2), the columns of the words' and the token types'
-                ones; with public tables (B L, H), the normalised rows at INPUT_SCALE.
+            first: in the first segment at the data owner, the columns (B L, 2) at which the one-hot rows of words and
+                token types have their ones; with public tables, the normalised rows (B L, H) at INPUT_SCALE.
+
+        Returns:
+            float32 (B, C) logits at the data owner after the last segment, else None.
 
         Raises:
-            RangeError: after the last segment, if anything left its range.
+            RangeError: something left its range; only the last segment tells.
         """
         self.watch.start()
         if segment == 0 and self._embeddings == "public_table":
@@ -217,7 +235,7 @@ class PrivateBert:
         return logits
 
     def _check_first(self, rows: torch.Tensor | None) -> None:
-        """The data owner's own rows after a constant LayerNorm: it sees by itself which are too long, and counts."""
+        """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""
         norm = self._constants.embedding_norm
         if norm.function is None and rows is not None:
             squares = (rows.double() * 2.0 ** (norm.scale - fp.INPUT_SCALE)).square().sum(-1)
@@ -227,7 +245,7 @@ class PrivateBert:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
 
     def _normalise(self, norm: Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
-        """LayerNorm without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
+        """Return the LayerNorm, without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
         party = self._party
         mask = Mask(tensors, STREAM_BITS, norm.op)
         opened = Opened(party, mask, c)
@@ -265,7 +283,7 @@ class PrivateBert:
         self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
 
     def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """GeLU's form of the opened first map (rows, I), as the second map takes it."""
+        """Return the form of GeLU of the opened first map (rows, I), as the second map takes it."""
         party, activation = self._party, self._constants.activation
         if activation.function is None:
             inner = Opened(party, Mask(tensors, activation.bits, "square"), c)

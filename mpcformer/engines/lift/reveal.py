@@ -1,4 +1,4 @@
-"""The end of a private batch: was all in range, and if so the logits, to the data owner alone."""
+"""The end of a private batch: if all was in range, the data owner alone learns the logits."""
 
 from collections.abc import Mapping
 
@@ -11,7 +11,7 @@ from mpcformer.protocols import linear, zero_test
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, split
 from mpcformer.ring.random import Stream, fresh_key
 
-# Logits are told to 2^-10: finer digits would tell the rounding of the shares, and with it the weights' influence.
+# Logits are told to 2^-10: finer digits would tell how shares were rounded, and with it something of the weights.
 LOGIT_SCALE, LOGIT_WIRE_BITS = 10, 24
 LOW_BITS = fp.LOGIT_TOTAL_SCALE - LOGIT_SCALE
 ONE_WORD: HalfShape = ((1,), zero_test.WORD)
@@ -25,23 +25,23 @@ def reveal(
     owned: OwnedWeights | None,
     masked: Mapping[str, torch.Tensor] | None,
 ) -> torch.Tensor | None:
-    """The classifier's map, between the two rounds that tell whether the marks add up to zero.
+    """Compute the classifier's map, between the two rounds that tell whether the marks add up to zero.
 
-    The model owner rounds its share of the logits to LOGIT_SCALE at random and sends what is left: the digits below are
-    equations in its weights.
+    The model owner rounds its share of the logits to LOGIT_SCALE at random and sends what is left, because the digits
+    below are equations in its weights.
 
     Args:
         party: this owner.
-        pooled: share of the pooled row, (B, H) at POOLED_SCALE + FACTOR_EXTRA_BITS.
-        mark: share of the marks' sum, (1,).
-        weight_shape: the classifier's, (H, C).
-        owned, masked: the model owner's weights, or the data owner's masked ones.
+        pooled: this owner's share of the pooled row, (B, H) at POOLED_SCALE + FACTOR_EXTRA_BITS.
+        mark: this owner's share of the sum of all marks, (1,).
+        weight_shape: (H, C) of the classifier.
+        owned, masked: the weights at the model owner, the masked weights at the data owner.
 
     Returns:
         float32 (B, C) at the data owner, else None.
 
     Raises:
-        RangeError: the sum is not zero; no logit was told.
+        RangeError: the sum is not zero; no logit was told to anybody.
     """
     request = linear.request(["classifier"], pooled.size(0), {"classifier": weight_shape}, fp.LOGIT_BITS)
     test, tensors = party.take(zero_test.request()), party.take(request)

@@ -1,4 +1,4 @@
-"""The rows of a batch's words from the model owner's private table, at both owners; private_bert.py opens them."""
+"""The rows of a batch's words from the model owner's private table, at both owners; bert.py opens them."""
 
 from collections.abc import Sequence
 
@@ -15,15 +15,15 @@ NAME = "embeddings"
 
 
 class PrivateWords:
-    """One batch's lookup; unlike a linear map, its result is not known to the data owner ahead.
+    """The lookup of one batch. Unlike the result of a linear map, the data owner does not know its share ahead.
 
     Args:
         party: this owner.
-        request: the correlation's.
-        owned: the model owner's weights, else None.
-        mask: the table's, at the model owner; else None.
-        masked: F of every weight at the data owner, else None.
-        is_plan: on meta tensors.
+        request: the request for the lookup's correlation.
+        owned: the weights at the model owner, else None.
+        mask: the mask of the table at the model owner, else None.
+        masked: the masked weights at the data owner, else None.
+        is_plan: whether this is a dry run on meta tensors.
     """
 
     def __init__(
@@ -41,14 +41,14 @@ class PrivateWords:
         self._asked: row_lookup.Asked | None = None
 
     def offline(self, operation: int) -> None:
-        """The data owner expands its masks, and both find out the session's places."""
+        """Expand the data owner's masks; both owners find out the places of this session."""
         if not self._is_plan:
             _ = self._spec.places
         if self._party.rank == DATA_OWNER:
             self._asked = row_lookup.Asked(self._request, self._party.store.preview(operation, self._request).shares)
 
     def take(self) -> None:
-        """Use up the correlation. The data owner has done its part of it `offline`."""
+        """Use up the correlation, of which the data owner has done its part `offline`."""
         if self._party.rank == DATA_OWNER:
             if self._asked is None and self._is_plan:
                 self._asked = row_lookup.Asked(self._request, sketch(self._request, DATA_OWNER).shares)
@@ -57,14 +57,14 @@ class PrivateWords:
             self._tensors = self._party.take(self._request)
 
     def ask(self, columns: torch.Tensor, following: Sequence[HalfShape]) -> tuple[torch.Tensor, list[Half]]:
-        """At the data owner: the question and the answer.
+        """Ask for the rows, at the data owner, and receive the answer.
 
         Args:
-            columns: (B L, 2), where the words' and the types' ones are in one-hot rows.
-            following: shapes of the halves that come with the answer.
+            columns: (B L, 2), the columns at which one-hot rows of words and types have their ones.
+            following: shape and bits of the halves that come with the answer.
 
         Returns:
-            Its share of the rows, (B L, H), and those halves.
+            The data owner's share of the rows, (B L, H), and those halves.
         """
         if self._asked is None or self._masked is None:
             raise ProtocolError("words are asked for before their offline part")
@@ -76,7 +76,7 @@ class PrivateWords:
         return asked.share(words, answers, self._masked[NAME]), halves
 
     def answer(self) -> tuple[Half, torch.Tensor]:
-        """At the model owner: the answers, to be sent, and its share of the rows, (B L, H)."""
+        """Answer, at the model owner: return the answers, which are to be sent, and its share of the rows, (B L, H)."""
         spec = self._spec
         tensors, self._tensors = self._tensors, []
         shapes: list[HalfShape] = [(spec.questions, BITS), (spec.choices, BITS)]
