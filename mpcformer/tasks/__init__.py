@@ -1,4 +1,4 @@
-"""Tasks: registry, loaders, metrics, batches."""
+"""The tasks: their registry, how their examples are loaded and batched, and their metrics."""
 
 from mpcformer.tasks.batching import Encoded, encode, length_batches, pad_batch, shuffled_length_batches
 from mpcformer.tasks.load import EVAL, Examples, carve_selection, load_examples

@@ -121,6 +121,6 @@ def test_gelu_is_as_near_as_stated() -> None:
         ("square", 20, (1.0, 2.0), "20"),
     ],
 )
-def test_malformed_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
+def test_malformed_piecewise_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         validate(Request("piecewise", ((3,),), op=op, bits=bits, params=params))
