@@ -37,7 +37,7 @@ class Spec:
 
 @dataclass
 class Counters:
-    """What went over a channel.
+    """Counts of the messages that went over a channel.
 
     Attributes:
         bytes_sent, bytes_received: the bytes of all messages.
