@@ -1,4 +1,4 @@
-"""What every kind of correlation provides: how it is checked, drawn, corrected and laid out.
+"""The base class of all kinds of correlation.
 
 A kind works in three places. `draw` expands one owner's key into that owner's random shares; it runs at the owner
 itself and at the dealer, which holds both keys. `correct` runs at the dealer only: from both draws it computes what

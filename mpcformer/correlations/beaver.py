@@ -20,7 +20,7 @@ SIGN_SHIFT = 63
 
 @dataclass(frozen=True)
 class TripleSpec:
-    """What an additive triple is asked for.
+    """An additive triple.
 
     Args:
         product: "mul" (elementwise, with broadcasting) or "matmul".

@@ -1,4 +1,4 @@
-"""What the dealer makes to open a value in a small ring and go on in the large one; see `protocols.lifted`."""
+"""The correlation for opening a value in a small ring and going on in the large one; see `protocols.lifted`."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from mpcformer.ring.random import Stream
 
 # The fraction bits that a row's factor carries beyond its scale until it is multiplied.
 FACTOR_EXTRA_BITS = 24
-# What a lifted mask may be used for besides the lift: see `Lifted`.
+# The uses of a lifted mask besides the lift; `Lifted` explains them.
 USES = ("plain", "square", "length", "norm", "scale")
 
 

@@ -1,4 +1,4 @@
-"""What the dealer makes for linear maps with weights of the model owner; see `protocols.linear`."""
+"""The correlation for linear maps with weights of the model owner; see `protocols.linear`."""
 
 from dataclasses import dataclass
 

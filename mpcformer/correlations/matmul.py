@@ -1,4 +1,4 @@
-"""What the dealer makes for the product of two shared matrices; see `protocols.matmul`."""
+"""The correlation for the product of two shared matrices; see `protocols.matmul`."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""What the dealer makes for comparisons and piecewise polynomials of an opened value; see `protocols.piecewise`.
+"""The correlation for comparisons and piecewise polynomials of an opened value; see `protocols.piecewise`.
 
 A comparison of the opened c with a threshold needs one borrow: whether a public d is below the low bits of the mask r.
 Both are cut into CHUNKS chunks of CHUNK_BITS bits. For each chunk of r the dealer shares one word whose bit i tells

@@ -1,4 +1,4 @@
-"""What a protocol asks the dealer for, and how its randomness is keyed.
+"""Requests to the dealer, and the keys of the randomness that answers them.
 
 A plan is a list of requests. Both owners derive the same plan from public data alone, and the position of a request in
 it is its operation index. Each (session, operation, request) has its own AES-128-CTR key for each owner, and is used

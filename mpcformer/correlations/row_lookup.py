@@ -1,4 +1,4 @@
-"""Where each row of a private table may be asked for, and what the dealer makes for it; see `protocols.row_lookup`.
+"""The places of a private table's rows, and the correlation for looking them up; see `protocols.row_lookup`.
 
 Taking n rows out of V by n one-hot vectors of length V costs n V ring elements. A batch code needs 3 V for all of up
 to 256 rows, and 432 n more to put the answers in order. Every row lies in three of 432 public buckets, one in each of

@@ -1,4 +1,4 @@
-"""What the dealer makes to tell whether one shared number of Z_2^64 is zero; see `protocols.zero_test`."""
+"""The correlation for a test whether one shared number of Z_2^64 is zero; see `protocols.zero_test`."""
 
 import torch
 

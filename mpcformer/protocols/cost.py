@@ -1,4 +1,4 @@
-"""What a protocol costs, as code: each protocol has a function `cost` that returns a `ProtocolCost` for given shapes.
+"""The cost of protocols as code: each protocol has a function `cost` that returns a `ProtocolCost` for given shapes.
 
 A cost is the list of the protocol's messages, not only their number, because rounds do not add up. Protocols that run
 side by side share messages, and an owner that need not wait for an answer can go on. `a + b` is the cost of b after a,
@@ -36,7 +36,7 @@ class Step:
 
 @dataclass(frozen=True)
 class ProtocolCost:
-    """What a protocol costs. Bytes are those of the tensors, without frames and TLS.
+    """The cost of a protocol. Bytes are those of the tensors, without frames and TLS.
 
     Args:
         steps: the messages of the online phase.

@@ -20,7 +20,7 @@ HalfShape = tuple[Sequence[int], int]
 
 
 class Store(Protocol):
-    """Where correlations come from; see `CorrelationStore`."""
+    """A source of correlations, such as `CorrelationStore`."""
 
     def take(self, request: Request) -> Dealt:
         """Return the next operation's correlation."""
@@ -34,7 +34,7 @@ class Store(Protocol):
 
 @dataclass
 class Party:
-    """What a protocol runs on.
+    """The owner that runs a protocol, with all that the protocol needs from it.
 
     Args:
         rank: MODEL_OWNER or DATA_OWNER.

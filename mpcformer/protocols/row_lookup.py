@@ -77,7 +77,7 @@ def place(words: torch.Tensor, where: Places) -> tuple[torch.Tensor, torch.Tenso
     bucket = torch.from_numpy(maximum_bipartite_matching(graph, perm_type="column")).long()
     if bool((bucket < 0).any()):
         raise ProtocolError(
-            "the words of a batch find no places for a private lookup, which has a chance of 2^-40",
+            "the words of a batch find no places for a private lookup, which happens with probability 2^-40",
             "run it again: a new session has other places",
         )
     column = where.column[bucket // GROUP_BUCKETS, different]

@@ -14,7 +14,7 @@ from mpcformer.protocols.party import Half, Party, shift
 
 @dataclass(frozen=True)
 class Argument:
-    """How a shared number becomes the 24-bit argument of a table: v = (x multiplier >> shift) - base."""
+    """The conversion of a shared number x to the 24-bit argument of a table: v = (x multiplier >> shift) - base."""
 
     spec: TableSpec
     multiplier: int

@@ -1,4 +1,4 @@
-"""Correlations: the shares multiply out, party 1 needs nothing, each is used once, and nothing malformed is dealt."""
+"""Shares of correlations multiply out, rank 1 needs no message, each is used once, nothing malformed is dealt."""
 
 import pytest
 import torch
@@ -68,7 +68,7 @@ def test_binary_triple_and_bit_pair() -> None:
     assert set((word_0 + word_1).tolist()) == {0, 1}
 
 
-def test_party_one_learns_nothing_from_the_dealer_and_sessions_differ() -> None:
+def test_rank_one_gets_nothing_from_the_dealer_and_sessions_differ() -> None:
     request = Request("square_pair", ((8,),))
     sessions, requests = (b"a" * 16, b"b" * 16), (request, Request("square_pair", ((9,),)))
     keys = {session_key(KEY_0, session, op, r) for session in sessions for op in range(10) for r in requests}
@@ -120,7 +120,7 @@ def test_the_masks_of_weights_serve_one_model() -> None:
 
 
 def test_the_same_index_for_another_request_is_other_randomness() -> None:
-    """A model owner that asks for a bit pair where the data owner uses a mask learns nothing of the mask."""
+    """A model owner that asks for a bit pair where the data owner uses a mask learns nothing about the mask."""
     mask = Request("lifted", ((64,),), op="plain", bits=32)
     drawn = [CorrelationStore(rank=1, seed=KEY_1, session_id=b"s" * 16).take(r).shares[0] for r in (mask, BITS)]
     assert not torch.equal(drawn[0] & 1, drawn[1] & 1)

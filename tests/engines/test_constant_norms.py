@@ -46,7 +46,7 @@ def as_learnt(folder: Path) -> Path:
         ("gelu", "softmax", ["all"]),
     ],
 )
-def test_private_logits_equal_the_plaintext_students(
+def test_students_with_constant_norms_give_the_plaintext_logits(
     tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str]
 ) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant)

@@ -1,4 +1,4 @@
-"""The default engine's estimate, which counts its own pass, is the sum of what the protocols of a pass cost."""
+"""Estimates equal the sum of what the protocols of a pass cost, and what the owners of a real run send."""
 
 import math
 from dataclasses import dataclass, field
@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mpcformer.channel import memory_pair
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift import reveal
@@ -17,6 +18,7 @@ from mpcformer.engines.registry import estimate_batch
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
 from mpcformer.protocols.cost import ProtocolCost, Step, dealt, message, opening
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, half_bytes
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 NOTHING, PAUSE = ProtocolCost(), ProtocolCost((Step(),))
@@ -163,3 +165,19 @@ def test_the_estimate_is_the_sum_of_the_protocols(
     summed, estimate = Pass(public, shape).total(), estimate_batch("lift", public, shape)
     for name in vars(estimate):
         assert getattr(summed, name) == getattr(estimate, name), name
+
+
+@pytest.mark.parametrize(
+    ("engine", "embeddings"), [("lift", "private_table"), ("lift", "public_table"), ("crypten", "private_table")]
+)
+def test_owners_send_what_is_estimated(student: Path, data_dir: Path, engine: str, embeddings: str) -> None:
+    """The bytes of set-up, offline part and online part are compared with what the channels of a real run counted."""
+    public, n_batches, ends = load_public_model(student, embeddings), 2, memory_pair(20)
+    inputs, _ = batch_of(student, data_dir)
+    run_private(student, inputs, engine=engine, public=public, n_batches=n_batches, ends=ends)
+    cost = estimate_batch(engine, public, inputs.shape)
+    # The reference engine's owners both send a key at set-up.
+    setup_bytes_to_model_owner = cost.setup_bytes if engine == "crypten" else 0
+    offline_and_online = cost.offline_bytes_to_model_owner + cost.bytes_to_model_owner
+    assert ends[0].counters.bytes_received == setup_bytes_to_model_owner + n_batches * offline_and_online
+    assert ends[1].counters.bytes_received == cost.setup_bytes + n_batches * cost.bytes_to_data_owner

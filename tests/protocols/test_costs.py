@@ -85,7 +85,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
 
 @dataclass
 class Phase:
-    """What one owner's channel counted in one phase."""
+    """The counts of one owner's channel in one phase."""
 
     counters: Counters
     payload: int

@@ -28,7 +28,7 @@ def test_matrix_product(bits: int) -> None:
 
 @pytest.mark.parametrize("bits", [32, 56])
 def test_owner_known_weights(bits: int) -> None:
-    """A matrix and a diagonal of one input; the data owner's shares do not depend on the input."""
+    """A matrix and a diagonal multiply the same input; the data owner's shares do not depend on the input."""
     x = integers(4, 6, bits=30)
     weights = {"w": integers(6, 5, bits=18), "g": integers(6, bits=18)}
     if bits == 32:

@@ -1,4 +1,4 @@
-"""Comparisons and piecewise polynomials against their plaintext twins; what they cost."""
+"""Comparisons and piecewise polynomials give what their plaintext twins give, at the stated cost."""
 
 import math
 
@@ -21,7 +21,7 @@ GELU = activation(GELU_FORMS["gelu"])
 
 
 def evaluated(function: PiecewiseFunction, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
-    """The function's result; rounds, bytes one way, correlations."""
+    """Return the function's result, the rounds, the bytes in one direction, and the correlations."""
     shares = share(x, function.bits)
 
     def owner(party: Party) -> torch.Tensor:
@@ -34,7 +34,7 @@ def evaluated(function: PiecewiseFunction, x: torch.Tensor) -> tuple[torch.Tenso
 
 
 def twin(function: PiecewiseFunction, x: torch.Tensor, early: int = 0) -> torch.Tensor:
-    """In the clear; with `early`, thresholds that much lower."""
+    """Evaluate the function in the clear, with every threshold lowered by `early`."""
     total = torch.full_like(x, function.constant)
     for piece in function.pieces:
         counts = sum(((x >= t - early).long() for t in piece.thresholds), torch.zeros_like(x)) % 2
@@ -43,7 +43,7 @@ def twin(function: PiecewiseFunction, x: torch.Tensor, early: int = 0) -> torch.
 
 
 def steps(*degrees: int) -> PiecewiseFunction:
-    """Pieces of the given degrees that begin at spread thresholds."""
+    """Make a function of pieces with these degrees, which begin at thresholds far apart."""
     thresholds = (-3000, -1000, -1, 0, 1, 7, 1000, 2000)
     pieces = [Piece((t,), (t + 3, 5, 2)[: d + 1]) for t, d in zip(thresholds, degrees, strict=False)]
     return PiecewiseFunction(24, tuple(pieces), 17)
@@ -90,7 +90,7 @@ def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, 
 
 
 def test_the_borrows_polynomial() -> None:
-    """All inputs under all masks: the selected products of masks add up to the borrow of the unmasked inputs."""
+    """For all inputs under all masks, the selected products of masks add up to the borrow of the unmasked inputs."""
     selected, constant = selectors()
     products = mask_products()
     opened, masks = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
@@ -124,6 +124,6 @@ def test_gelu_is_as_near_as_stated() -> None:
         ("square", 20, (1.0, 2.0), "20"),
     ],
 )
-def test_malformed_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
+def test_malformed_piecewise_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         validate(Request("piecewise", ((3,),), op=op, bits=bits, params=params))

@@ -1,4 +1,4 @@
-"""Looked-up rows against plain indexing; what is sent, and that nothing in it depends on the words."""
+"""Looked-up rows equal plain indexing, at the stated cost, and no message depends on the words."""
 
 import math
 from typing import Any
@@ -41,7 +41,7 @@ def number(*shape: int, below: int) -> torch.Tensor:
 def looked_up(
     table: torch.Tensor, words: torch.Tensor, types: torch.Tensor
 ) -> tuple[torch.Tensor, list[Counters], list[Request], dict[str, torch.Tensor]]:
-    """Rows (n, H) modulo 2^32, what was counted and asked for, and the messages of both owners."""
+    """Return the rows (n, H) modulo 2^32, what was counted and asked for, and the messages of both owners."""
     request = row_lookup.request("words", words.numel(), N_TYPES, tuple(table.shape), SALT)
     spec, messages = LookupSpec.of(request), {}
 
@@ -77,7 +77,7 @@ def a_table(n_words: int) -> torch.Tensor:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 600), st.data())
 def test_rows_are_exact(n_words: int, n_rows: int, data: Any) -> None:
-    """Whatever the table's size, few words or many, alike or not, in one part or several."""
+    """Rows are exact for tables of any size and for any number of words, repeated or not, in one part or several."""
     different = data.draw(st.integers(1, n_words))
     table, words = a_table(n_words), number(n_rows, below=different)
     types = number(n_rows, below=N_TYPES)
@@ -118,7 +118,7 @@ def test_a_lookup_is_chosen_where_it_sends_less() -> None:
 
 @pytest.mark.parametrize("n_words", [1, 143, 144, 1000, 30522, MAX_WORDS])
 def test_places(n_words: int) -> None:
-    """Each word lies once in each group, the buckets are alike in size, and no four words have the same three."""
+    """Each word lies once in each group, buckets have nearly the same size, and no four words share three buckets."""
     where = correlation.places(n_words, SALT)
     group = torch.arange(N_GROUPS)[:, None].expand(-1, n_words)
     assert torch.equal(where.bucket // GROUP_BUCKETS, group)
@@ -180,7 +180,7 @@ def test_masks_are_used_once() -> None:
 
 
 def test_messages_are_masked_on_all_bits() -> None:
-    """Of an all-zero table and one repeated word: every bit of every message is a fair coin, and new each time."""
+    """With a table of zeros and one repeated word, every bit of every message is a fair coin, and new each time."""
     table, words = torch.zeros(1000 + N_TYPES, WIDTH, dtype=torch.int32), torch.full((40,), 3)
     runs = [looked_up(table, words, words - 3)[3] for _ in range(2)]
     for name in ("questions", "choices", "answers"):
@@ -192,7 +192,7 @@ def test_messages_are_masked_on_all_bits() -> None:
 
 
 def test_unused_buckets_are_asked_too() -> None:
-    """The number of different words does not show: without its mask every bucket's vector holds a one or nothing."""
+    """The number of different words does not show, because a vector is sent for every bucket."""
     request = row_lookup.request("words", 6, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
     for words in ([5, 5, 5, 5, 5, 5], [1, 2, 3, 4, 5, 6]):
         masks = _masks(request)

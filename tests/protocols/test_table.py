@@ -1,4 +1,4 @@
-"""Tables and the range guard: values as near as stated, and a mark for every number out of range."""
+"""Tables are as exact as stated, and tables and range guard mark every number out of range."""
 
 import math
 
@@ -22,7 +22,7 @@ from tests.pair import dealer_bytes, integers, run_protocol, share
 
 
 def functions() -> list[tuple[str, TableFunction, float, float, float]]:
-    """name, tables, low, high, the argument's unit."""
+    """Return for each function its name, its tables, the ends of its range, and the unit of its argument."""
     layer = LayerScales(0, 0, 0.05, None, None)  # type: ignore[arg-type]
     wide = LayerScales(0, 0, 0.003, None, None)  # type: ignore[arg-type]
     row = 2.0 ** -(28 + 5 + fp.KEY_FACTOR_BITS)
@@ -39,7 +39,7 @@ def functions() -> list[tuple[str, TableFunction, float, float, float]]:
 
 
 def stated_error(function: TableFunction) -> float:
-    """The bound of correlations/table.py, for the bin that straddles a table's low end, plus 11 bits of place."""
+    """Compute the bound of correlations/table.py for the bin at the low end, plus the error of 11-bit positions."""
     found = []
     for argument in (function.upper, function.lower):
         if argument is not None:
@@ -86,14 +86,14 @@ def test_tables(name: str, function: TableFunction, low: float, high: float, uni
 def test_every_number_out_of_range_is_marked(
     name: str, function: TableFunction, low: float, high: float, unit: float
 ) -> None:
-    """Each row alone: a little above, far above, where the tables wrap, and a thousand times above."""
+    """Each row is tested alone: a little above the range, far above, where tables wrap, and a thousand times above."""
     top = 2.0 ** (function.guard_bits + 1) * unit
     above = torch.cat([torch.linspace(1.17 * high, 0.999 * top, 500), torch.tensor([1.2 * high])]).double()
     _, mark, _, _ = look_up(function, (above / unit).long())
     assert int((mark == 0).sum()) == 0
     beyond = torch.tensor([top, 1.5 * top, 2.0 * top + 0.5 * high, 1000.3 * top, 2.0**61 * unit]) / unit
     assert all(marked(function, int(x)) for x in beyond.tolist())
-    # Below the range lies less than one bin of slack, whose width is at most half of the low end; then marks.
+    # Less than one bin below the range is not marked; a bin is at most half of the low end wide.
     below = torch.cat([torch.linspace(0, 0.45 * low, 400), torch.tensor([0.0, unit])]).double() / unit
     _, mark, _, _ = look_up(function, below.long())
     assert int((mark == 0).sum()) == 0
@@ -125,7 +125,7 @@ def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
 @pytest.mark.parametrize("log_keys", range(1, 10))
 @pytest.mark.parametrize(("squarings", "limit"), [(3, 4.0), (4, 16.0), (6, 54.7), (8, 256.0)])
 def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
-    """Reciprocals of row means at all lengths and clamps: near enough, and no mark."""
+    """Reciprocals of row means are exact enough and set no mark, for all lengths and clamps."""
     shift = max(0, squarings - 8) + 2
     layer = LayerScales(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
     unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)

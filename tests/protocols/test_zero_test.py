@@ -1,4 +1,4 @@
-"""One bit of a number: is it zero."""
+"""The zero test tells whether a number is zero, and nothing else of it."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from tests.pair import dealer_bytes, run_protocol, share
 
 
 def outcome(x: int) -> tuple[int, int, int, int]:
-    """The opened verdict; rounds, bytes one way, dealer bytes."""
+    """Return the opened verdict, the rounds, the bytes in one direction, and the dealer's bytes."""
     shares = share(torch.tensor([x]))
 
     def owner(party: Party) -> torch.Tensor:
@@ -29,7 +29,7 @@ def test_what_is_not_zero_gives_a_fresh_number_that_tells_nothing_of_it(x: int) 
     opened = [outcome(x)[0] for _ in range(60)]
     assert 0 not in opened
     assert len(set(opened)) == 60
-    # Were the number's trailing zeros to show, they would show in all of them.
+    # If the trailing zeros of the number showed, all results would have them.
     trailing = [(value & -value).bit_length() - 1 for value in opened]
     assert min(trailing) == 0
     assert max(trailing) > 0

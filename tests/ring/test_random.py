@@ -1,4 +1,4 @@
-"""The one CSPRNG: standard vectors, independence of labels, and no state shared by accident."""
+"""The only source of randomness meets standard vectors, separates labels, and shares no state by accident."""
 
 import threading
 
@@ -46,8 +46,8 @@ def test_fresh_keys_differ_and_bad_keys_are_refused() -> None:
         Stream(bytes(15))
 
 
-def fixed(seed: int | None, party: str) -> list[bytes]:
-    with fixed_keys(seed, party):
+def fixed(seed: int | None, party_id: str) -> list[bytes]:
+    with fixed_keys(seed, party_id):
         return [fresh_key() for _ in range(3)]
 
 
@@ -64,7 +64,7 @@ def test_fixed_keys_follow_from_seed_and_party_and_end_with_their_block() -> Non
     assert fresh_key() not in fixed(7, "dealer")
 
 
-def test_fixed_keys_of_something_do_not_depend_on_what_came_before() -> None:
+def test_scoped_keys_do_not_depend_on_what_was_drawn_before() -> None:
     def drawn(before: int) -> list[bytes]:
         with fixed_keys(7, "dealer"):
             for _ in range(before):
