@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from mpcformer.approximations import SOFTMAX_FORMS
+from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file
 from parties.runs import local_run, report
 from parties.runs.html_report import DASH, bar_chart, render, seconds, size
@@ -134,7 +136,7 @@ def test_nothing_is_loaded_and_nothing_runs(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [("task",), ("engine",), ("insecure",), ("student", "gelu"), ("threat_model", "leaks")]
+    "path", [("task",), ("engine",), ("insecure",), ("student", "sha256"), ("threat_model", "leaks")]
 )
 def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...]) -> None:
     inner = values
@@ -145,6 +147,19 @@ def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...]) -> None:
     html = render(values)
     assert "<script" not in html
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in html
+
+
+@pytest.mark.parametrize("kind", ["gelu", "softmax"])
+def test_an_unknown_form_is_refused(values: dict[str, Any], kind: str) -> None:
+    values["student"][kind] = '<script>alert("x")</script>'
+    with pytest.raises(UserInputError, match=r"script.* is unknown"):
+        render(values)
+
+
+@pytest.mark.parametrize("name", SOFTMAX_FORMS)
+def test_every_form_has_a_title(values: dict[str, Any], name: str) -> None:
+    values["student"]["softmax"] = name
+    assert f"GeLU: Quad; softmax: {SOFTMAX_FORMS[name].title}" in text_of(render(values))
 
 
 def test_a_dash_and_why_where_the_coordinator_knows_nothing(of_coordinator: dict[str, Any]) -> None:
