@@ -22,7 +22,7 @@ from parties.runs.simulation import LocalRunOptions
 from parties.settings.job import JobDescription
 
 TASK = "movie-sentiment"
-# Chosen on the part of the training set that is set aside.
+# These settings were chosen on the part of the training set that is set aside.
 TEACHER = {"epochs": 2, "max_length": 64}
 # With fewer sentences too few are left to choose epochs by.
 MIN_TRAINING = 100

@@ -60,7 +60,7 @@ AXIS_TITLES: dict[Axis, str] = {
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What to replay; `mpcformer replay --help` describes each option."""
+    """The options of a replay; `mpcformer replay --help` describes each of them."""
 
     experiment: str
     scale: str = "smoke"

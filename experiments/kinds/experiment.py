@@ -1,4 +1,4 @@
-"""What every kind of experiment receives and returns."""
+"""The input and the results that all kinds of experiment share."""
 
 import shutil
 from dataclasses import dataclass, field

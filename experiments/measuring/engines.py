@@ -27,7 +27,7 @@ from parties.settings.job import JobDescription
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """What to measure; `mpcformer bench --help` describes each option."""
+    """The options of a measurement; `mpcformer bench --help` describes each of them."""
 
     model: str = "bert-base"
     layers: int | None = None

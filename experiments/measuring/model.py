@@ -1,4 +1,4 @@
-"""What is measured: a student's folder or random weights of a named shape, and sentences of a fixed length.
+"""Provide a model to measure, from a student's folder or with random weights, and sentences of a fixed length.
 
 The computation does not depend on the values of the weights. The sizes of the tables depend on the calibrated ranges,
 which may be wider for a trained student than for random weights.

@@ -96,7 +96,7 @@ class ModelSpec(Strict):
 
 
 class TeacherTraining(Strict):
-    """How a scale trains its teachers; `TeacherRecipe` explains the other settings.
+    """The settings by which a scale trains its teachers; `TeacherRecipe` explains those that are not listed here.
 
     Args:
         learning_rates: several rates in place of learning_rate. A teacher is trained at each rate; the one with the
@@ -126,7 +126,7 @@ class TeacherTraining(Strict):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """All learning rates to be tried."""
+        """The learning rates to be tried."""
         return self.learning_rates or (self.learning_rate,)
 
     def changed(self, by: Self) -> Self:
@@ -138,7 +138,7 @@ class TeacherTraining(Strict):
 
 
 class StudentTraining(Strict):
-    """How a scale distils its students.
+    """The settings by which a scale distils its students.
 
     Args:
         epochs1, learning_rate1, epochs2, learning_rate2: the epochs and rates of the two stages of our recipe.
@@ -162,7 +162,7 @@ class StudentTraining(Strict):
 
 
 class GeneralTraining(Strict):
-    """How a scale makes the general student, from which models with start "general" begin; see `GeneralRecipe`.
+    """The settings of the general student, from which models with start "general" begin; see `GeneralRecipe`.
 
     There is one general student for all tasks and seeds. It is distilled from the backbone.
 
