@@ -55,7 +55,6 @@ def test_an_engine(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mpcformer.correlations.base")
     from mpcformer.correlations.kinds import KINDS
     from mpcformer.protocols.party import Party
 
@@ -80,7 +79,6 @@ def test_a_protocol(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_form(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("mpcformer.approximations.forms")
     from mpcformer.approximations import GELU_FORMS
     from tests.engines.test_engine import batch_of, run_private
 

@@ -43,7 +43,7 @@ from mpcformer.modeling import MPCFormerConfig, load_student
 from mpcformer.modeling.bounds import worst_case
 from mpcformer.modeling.weights import bert_weights
 from parties.runs.html_report import _facts
-from tests.engines.test_engine import batch_of, run_private
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 LOWEST = 1 - 2**30
@@ -228,7 +228,7 @@ def values_with(forms: dict[str, str]) -> dict[str, Any]:
 
 def test_plaintext_training_loads_no_engine() -> None:
     """The private halves of the forms are data and functions of what an engine hands in."""
-    code = "import sys, mpcformer.modeling.model, distill.start.fit, distill.objectives.objectives; print(*sys.modules)"
+    code = "import sys, mpcformer.modeling.model, distill.start.fit, distill.objectives.stages; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "mpcformer.approximations.registry" in loaded
     assert "crypten" not in loaded
