@@ -3,18 +3,23 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mpcformer.approximations import GELU_FORMS
+from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file
 from parties.runs import local_run, report
 from parties.runs.html_report import DASH, bar_chart, render, seconds, size
 from parties.runs.published import PUBLISHED, published_scores
 from tests.browser import check_page
 from tests.parties.test_end_to_end import job_for
+
+SCRIPT = '<script>alert("x")</script>'
 
 
 @pytest.fixture(scope="module")
@@ -134,15 +139,24 @@ def test_nothing_is_loaded_and_nothing_runs(run: Path) -> None:
 @pytest.mark.parametrize(
     "path", [("task",), ("engine",), ("insecure",), ("student", "gelu"), ("threat_model", "leaks")]
 )
-def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...]) -> None:
+def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A report prints the title of a form that is registered, and refuses any other.
+    monkeypatch.setitem(GELU_FORMS, SCRIPT, replace(GELU_FORMS["quad"], name=SCRIPT, title=SCRIPT))
     inner = values
     for key in path[:-1]:
         inner = inner[key]
-    inner[path[-1]] = '<script>alert("x")</script>'
+    inner[path[-1]] = SCRIPT
     values["online"]["breakdown_seconds"]["<script>"] = 1.0
     html = render(values)
     assert "<script" not in html
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in html
+
+
+@pytest.mark.parametrize("kind", ["gelu", "softmax"])
+def test_an_unknown_form_is_refused(values: dict[str, Any], kind: str) -> None:
+    values["student"][kind] = "cubic"
+    with pytest.raises(UserInputError, match=f"{kind}: form 'cubic' is unknown"):
+        render(values)
 
 
 def test_a_dash_and_why_where_the_coordinator_knows_nothing(of_coordinator: dict[str, Any]) -> None:
