@@ -1,47 +1,92 @@
 """The commands `mpcformer teacher`, `mpcformer distill-general` and `mpcformer distill`."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
-
+from mpcformer import options
 from mpcformer.errors import UserInputError
+from mpcformer.options import INPUT, OUTPUT, TRAINING, choice, flag, option
 
-# torch and transformers are imported inside the commands: help must not wait for them.
+# torch and transformers are imported inside the commands, because help must not wait for them.
 
-Out = Annotated[Path, typer.Option(help="New folder for the result.")]
-DataDir = Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub (the demo task: PyPI).")]
-Limit = Annotated[int | None, typer.Option(help="Training sentences to use; default: all.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint of the same run.")]
-Minutes = Annotated[float, typer.Option(min=0, help="Minutes between checkpoints.")]
-Precision = Annotated[str, typer.Option(help="auto, fp32 or bf16; auto: bf16 where the hardware has it.")]
-BatchSize = Annotated[int, typer.Option(help="Sentences a step.")]
-MaxLength = Annotated[int, typer.Option(help="Longer texts are cut to this many tokens.")]
-Gelu = Annotated[str, typer.Option(help="quad, relu or gelu.")]
-Softmax = Annotated[str, typer.Option(help="2quad, 2quad-const, 2relu or softmax.")]
-Replaced = Annotated[float, typer.Option(help="In half the texts, the share of tokens replaced by others; 0: none.")]
-TensorBoard = Annotated[Path | None, typer.Option(help="Write TensorBoard events here.")]
+
+def _precisions() -> Iterable[str]:
+    from distill.recipe import PRECISIONS
+
+    return PRECISIONS
+
+
+def _objectives() -> Iterable[str]:
+    from distill.recipe import CHOICES
+
+    return CHOICES["objective"]
+
+
+def _starts() -> list[str]:
+    """Return the words that --from takes; a general student is given by its folder instead."""
+    from distill.recipe import CHOICES
+
+    return [word for word in CHOICES["start"] if word != "general"]
+
+
+def _known_start(given: str) -> str:
+    """Return the value of --from.
+
+    Raises:
+        UserInputError: it is neither one of the words nor a folder.
+    """
+    if given not in _starts() and not Path(given).is_dir():
+        raise UserInputError(
+            f"--from: {given!r} is unknown, and no folder",
+            f"choose one of: {', '.join(_starts())}, or a general student's folder",
+        )
+    return given
+
+
+RECIPES = ("fitted", "paper")
+ONE_TASK = "One of {}."
+
+Out = Annotated[Path, option(group=OUTPUT, about="New folder for the result.")]
+DataDir = Annotated[Path | None, option(group=INPUT, about="Folder of parquet files; default: download.")]
+Limit = Annotated[int | None, option(group=INPUT, about="Training sentences to use; default: all.")]
+MaxLength = Annotated[int, option(group=INPUT, about="Cut texts to this many tokens.")]
+Backbone = Annotated[str | None, option(group=INPUT, about="Folder or hub id of a BERT; default: a 6-layer MiniLM.")]
+Gelu = Annotated[str, options.gelu(TRAINING, "One of {}.")]
+Softmax = Annotated[str, options.softmax(TRAINING, "One of {}.")]
+Replaced = Annotated[float, option(group=TRAINING, about="Share of tokens replaced, in half of the texts.")]
+BatchSize = Annotated[int, option(group=TRAINING, about="Sentences in a training step.")]
+Seed = Annotated[int, option(group=TRAINING, about="Determines everything that is drawn at random.")]
+Precision = Annotated[str, choice("--precision", _precisions, group=TRAINING, about="One of {}.")]
+Resume = Annotated[bool, flag("--resume", group=OUTPUT, about="Go on from the last checkpoint of the same run.")]
+Minutes = Annotated[float, option(group=OUTPUT, about="Minutes between checkpoints.")]
+TensorBoard = Annotated[Path | None, option(group=OUTPUT, about="Write TensorBoard events to this folder.")]
 
 
 def teacher(
-    task: Annotated[str, typer.Option(help="movie-sentiment, a GLUE task, or imdb.")],
-    out: Out,
-    model: Annotated[str | None, typer.Option(help="Folder or hub id of a BERT; default: a 6-layer MiniLM.")] = None,
+    *,
+    task: Annotated[str, options.task(ONE_TASK)],
+    model: Backbone = None,
     data_dir: DataDir = None,
     limit: Limit = None,
-    epochs: Annotated[int, typer.Option(help="Passes over the training set.")] = 3,
+    max_length: MaxLength = 128,
+    epochs: Annotated[int, option(group=TRAINING, about="Passes over the training set.")] = 3,
     lr: Annotated[
-        list[float] | None, typer.Option(help="Peak learning rate, by default 5e-5; given again: the best is kept.")
+        list[float] | None,
+        option(group=TRAINING, about="Peak learning rate; default: 5e-5. Give it again: the best is kept."),
     ] = None,
     batch_size: BatchSize = 32,
-    max_length: MaxLength = 128,
-    seed: Annotated[int, typer.Option(help="Decides batches, dropout and the new head.")] = 0,
+    seed: Seed = 0,
     precision: Precision = "auto",
     resume: Resume = False,
     checkpoint_minutes: Minutes = 5.0,
     tensorboard: TensorBoard = None,
+    out: Out,
 ) -> None:
-    """Fine-tune a teacher on a task."""
+    """Fine-tune a teacher on a task.
+
+    Example: mpcformer teacher --task sst2 --data-dir data --out runs/teacher
+    """
     from distill.grid import train_teachers
     from distill.recipe import TeacherRecipe
     from mpcformer.modeling import default_backbone
@@ -66,31 +111,31 @@ def teacher(
 
 
 def distill_general(
+    *,
     task: Annotated[
-        list[str],
-        typer.Option(help="On whose training texts: movie-sentiment, a GLUE task, or imdb; give it for each."),
+        list[str], options.task("Learn from this task's texts; give the option again for others. One of {}.")
     ],
-    out: Out,
-    model: Annotated[
-        str | None,
-        typer.Option(help="What teachers start from: folder or hub id of a BERT; default: a 6-layer MiniLM."),
-    ] = None,
+    model: Backbone = None,
+    data_dir: DataDir = None,
+    limit: Annotated[int | None, option(group=INPUT, about="Training sentences of each task; default: all.")] = None,
+    max_length: MaxLength = 128,
     gelu: Gelu = "quad",
     softmax: Softmax = "2quad",
-    data_dir: DataDir = None,
-    limit: Annotated[int | None, typer.Option(help="Training sentences of each task to use; default: all.")] = None,
-    epochs: Annotated[int, typer.Option(help="Passes over all texts.")] = 3,
-    lr: Annotated[float, typer.Option(help="Peak learning rate.")] = 3e-4,
+    epochs: Annotated[int, option(group=TRAINING, about="Passes over all texts.")] = 3,
+    lr: Annotated[float, option(group=TRAINING, about="Peak learning rate.")] = 3e-4,
     replaced: Replaced = 0.25,
     batch_size: BatchSize = 32,
-    max_length: MaxLength = 128,
-    seed: Annotated[int, typer.Option(help="Decides the batches.")] = 0,
+    seed: Seed = 0,
     precision: Precision = "auto",
     resume: Resume = False,
     checkpoint_minutes: Minutes = 5.0,
     tensorboard: TensorBoard = None,
+    out: Out,
 ) -> None:
-    """Distil a general student, which students of all tasks can start from."""
+    """Distil a general student, which the students of all tasks can start from.
+
+    Example: mpcformer distill-general --task qnli --task sst2 --out runs/general
+    """
     from distill.general import distill_general as make
     from distill.recipe import GeneralRecipe
     from mpcformer.console import console
@@ -120,49 +165,53 @@ def distill_general(
 
 
 def distill(
-    teacher: Annotated[Path, typer.Option(help="Folder of a fine-tuned BERT.")],
-    task: Annotated[str, typer.Option(help="The teacher's: movie-sentiment, a GLUE task, or imdb.")],
-    out: Out,
+    *,
+    teacher: Annotated[Path, option(group=INPUT, about="Folder of a fine-tuned BERT.")],
+    task: Annotated[str, options.task("The teacher's task. One of {}.")],
+    data_dir: DataDir = None,
+    limit: Limit = None,
+    max_length: MaxLength = 128,
     gelu: Gelu = "quad",
     softmax: Softmax = "2quad",
     constant_norms: Annotated[
-        str, typer.Option(help="LayerNorms with a learnt constant: attention, output, all, or names; comma-separated.")
+        str, option(group=TRAINING, about="LayerNorms with a learnt constant: attention, output or all.")
     ] = "",
-    data_dir: DataDir = None,
-    limit: Limit = None,
-    recipe: Annotated[str, typer.Option(help="fitted (the options below) or paper (the published ones).")] = "fitted",
-    epochs1: Annotated[int, typer.Option(help="Stage 1, hidden states, attention and logits: passes.")] = 4,
-    lr1: Annotated[float, typer.Option(help="Stage 1: peak learning rate.")] = 1e-4,
-    epochs2: Annotated[int, typer.Option(help="Stage 2, logits: passes.")] = 2,
-    lr2: Annotated[float, typer.Option(help="Stage 2: peak learning rate.")] = 3e-5,
-    replaced: Replaced = 0.25,
-    batch_size: BatchSize = 32,
-    max_length: MaxLength = 128,
+    layers: Annotated[int | None, option(group=TRAINING, about="Encoder layers; default: the teacher's.")] = None,
+    intermediate: Annotated[
+        int | None, option(group=TRAINING, about="Feed-forward units; default: the teacher's.")
+    ] = None,
     start: Annotated[
         str,
-        typer.Option(
-            "--from", help="Start from: fitted (to the teacher), teacher, random, or a general student's folder."
-        ),
+        choice("--from", _starts, group=TRAINING, about="{}, or a general student's folder.", check=_known_start),
     ] = "fitted",
-    layers: Annotated[int | None, typer.Option(help="Encoder layers; default: the teacher's.")] = None,
-    intermediate: Annotated[
-        int | None, typer.Option(help="Intermediate (feed-forward) units; default: the teacher's.")
-    ] = None,
-    objective: Annotated[str, typer.Option(help="distil, or labels: the baseline that learns from labels alone.")] = (
-        "distil"
-    ),
-    seed: Annotated[int, typer.Option(help="Decides the batches, and random weights.")] = 0,
+    recipe: Annotated[
+        str, choice("--recipe", lambda: RECIPES, group=TRAINING, about="One of {} (as published).")
+    ] = "fitted",
+    epochs1: Annotated[int, option(group=TRAINING, about="Passes of stage 1, on what is inside the model.")] = 4,
+    lr1: Annotated[float, option(group=TRAINING, about="Peak learning rate of stage 1.")] = 1e-4,
+    epochs2: Annotated[int, option(group=TRAINING, about="Passes of stage 2, on the logits.")] = 2,
+    lr2: Annotated[float, option(group=TRAINING, about="Peak learning rate of stage 2.")] = 3e-5,
+    replaced: Replaced = 0.25,
+    objective: Annotated[
+        str, choice("--objective", _objectives, group=TRAINING, about="One of {} (without distilling).")
+    ] = "distil",
+    batch_size: BatchSize = 32,
+    seed: Seed = 0,
     precision: Precision = "auto",
     resume: Resume = False,
     checkpoint_minutes: Minutes = 5.0,
     tensorboard: TensorBoard = None,
+    out: Out,
 ) -> None:
-    """Distil an MPC-friendly student from a teacher."""
+    """Distil an MPC-friendly student from a teacher.
+
+    Example: mpcformer distill --teacher runs/teacher --task sst2 --data-dir data --out runs/student
+    """
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from mpcformer.modeling.configuration import split_norms
 
-    options: dict[str, Any] = {
+    chosen: dict[str, Any] = {
         "epochs1": epochs1,
         "learning_rate1": lr1,
         "epochs2": epochs2,
@@ -171,13 +220,11 @@ def distill(
         "replaced": replaced,
         "objective": objective,
     }
-    options |= _start(start)
+    chosen |= {"start": start} if start in _starts() else {"start": "general", "general": Path(start)}
     if recipe == "paper":
-        options |= paper_recipe(task)
-    elif recipe != "fitted":
-        raise UserInputError(f"--recipe: {recipe!r} is unknown", "choose one of: fitted, paper")
+        chosen |= paper_recipe(task)
     if objective == "labels":
-        options |= LABELS_ALONE
+        chosen |= LABELS_ALONE
     made = DistillRecipe(
         teacher=teacher,
         task=task,
@@ -191,28 +238,14 @@ def distill(
         precision=precision,
         layers=layers,
         intermediate=intermediate,
-        **options,
+        **chosen,
     )
     record = distill_student(made, out, resume=resume, checkpoint_minutes=checkpoint_minutes, tensorboard=tensorboard)
     _report(out, record, record["selection_score"])
 
 
-def _start(given: str) -> dict[str, Any]:
-    """Of a recipe, what `--from` says: a word, or a general student's folder."""
-    from distill.recipe import CHOICES
-
-    words = [word for word in CHOICES["start"] if word != "general"]
-    if given in words:
-        return {"start": given}
-    if not Path(given).is_dir():
-        raise UserInputError(
-            f"--from: {given!r} is unknown, and no folder", f"choose one of: {', '.join(words)}, or a general student's"
-        )
-    return {"start": "general", "general": Path(given)}
-
-
 def _reports() -> bool:
-    """Leave the other processes; whether this one, as the main one, says what was made."""
+    """Leave the group of processes, and return whether this is the main one, which reports what was made."""
     from distill.training.processes import current, leave
 
     is_main = current().is_main
@@ -221,19 +254,17 @@ def _reports() -> bool:
 
 
 def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None:
-    from rich.table import Table
-
+    """Show the scores of what was made, and which engines can run it."""
     from distill.ready import RUNS
-    from mpcformer.console import console
+    from mpcformer.console import PlainTable, console
 
     if not _reports():
         return
-    table = Table(title=f"{record['task']}: {out}", title_justify="left")
-    table.add_column("model")
-    table.add_column(f"score on {record['n_selection']} training sentences set aside", justify="right")
+    head = f"score on {record['n_selection']} training sentences set aside"
+    table = PlainTable(f"{record['task']}: {out}", "model", head)
     for name, score in scores.items():
         table.add_row(name, f"{score:.4f}")
     console.print(table)
     console.print(f"Trained on {record['n_training']} sentences. The task's own evaluation split was not looked at.")
     for engine, verdict in record.get("engines", {}).items():
-        console.print(f"engine {engine}: {'runs it' if verdict == RUNS else f'refuses it: {verdict}'}", highlight=False)
+        console.print(f"engine {engine}: {'runs it' if verdict == RUNS else f'refuses it: {verdict}'}", soft_wrap=True)

@@ -5,24 +5,53 @@ from typing import Annotated, Any
 
 import typer
 
-from mpcformer.engines.registry import DEFAULT_ENGINE, engine_names, resolve
+from experiments.kinds import POOLS
+from experiments.spec import SCALES
+from experiments.spec.shapes import SHAPES
+from mpcformer import options
+from mpcformer.engines.registry import DEFAULT_ENGINE, engine_names
+from mpcformer.errors import UserInputError
+from mpcformer.options import INPUT, MACHINE, OUTPUT, PRIVACY, choice, flag, option
+from parties.commands import Device, Network, Threads
 
-SHIPPED = ", ".join(sorted(path.stem for path in Path(__file__).parent.glob("*.toml")))
-ENGINE = f"{' or '.join(engine_names())}; give it again for another; default: all."
-LAYERS = "Encoder layers of a named model; default: all."
-GELU = "Form of a named model: quad (the default), relu or gelu."
-SOFTMAX = "Form of a named model: 2quad (the default), 2quad-const, 2relu or softmax."
-CONSTANT_NORMS = "LayerNorms of a named model with a learnt constant: attention, output, all, or names."
-NETWORK = "Links between the parties: none, lan (0.5,1000), wan (40,100), or RTT_MS,MBIT."
+SHIPPED = sorted(path.stem for path in Path(__file__).parent.glob("*.toml"))
+
+
+def _known_model(given: str) -> str:
+    """Return the value of --model.
+
+    Raises:
+        UserInputError: it is neither a named shape nor a folder.
+    """
+    if given not in SHAPES and not Path(given).is_dir():
+        raise UserInputError(f"--model: {given!r} is unknown", f"give a folder, or one of: {', '.join(SHAPES)}")
+    return given
+
+
+Model = Annotated[
+    str,
+    choice(
+        "--model", lambda: SHAPES, group=INPUT, about="{}, all with random weights; or a folder.", check=_known_model
+    ),
+]
+Layers = Annotated[int | None, option(group=INPUT, about="Encoder layers of a named model; default: all.")]
+SeqLen = Annotated[int, option(group=INPUT, about="Tokens in a sentence.")]
+BatchSize = Annotated[int, option(group=INPUT, about="Sentences in the batch.")]
+Gelu = Annotated[str | None, options.gelu(INPUT, "Form in a named model; default: quad. One of {}.")]
+Softmax = Annotated[str | None, options.softmax(INPUT, "Form in a named model; default: 2quad. One of {}.")]
+Engines = Annotated[list[str] | None, options.engine("One of {}; give the option again for another. Default: all.")]
 
 
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder; finished parts in it are kept.")] = Path("runs/demo"),
-    examples: Annotated[int, typer.Option(help="Unseen sentences to run privately.")] = 128,
-    train_limit: Annotated[int, typer.Option(help="Training sentences, of 8,548.")] = 4000,
-    batch_size: Annotated[int, typer.Option(help="Sentences that share every round.")] = 16,
+    examples: Annotated[int, option(group=INPUT, about="Unseen sentences to run privately.")] = 128,
+    train_limit: Annotated[int, option(group=INPUT, about="Training sentences to use, of 8,548.")] = 4000,
+    batch_size: Annotated[int, option(group=MACHINE, about="Sentences that share every round.")] = 16,
+    out: Annotated[Path, option(group=OUTPUT, about="Folder; finished parts in it are kept.")] = Path("runs/demo"),
 ) -> None:
-    """All of it, on this machine: fine-tune a teacher, distil a student, run it privately."""
+    """Make a teacher and a student on this machine, and run the student privately.
+
+    Example: mpcformer demo --train-limit 1000 --examples 32
+    """
     from distill.training.processes import refuse_launcher
     from experiments.demo import DemoOptions, run
 
@@ -31,31 +60,29 @@ def demo(
 
 
 def bench(
-    model: Annotated[
-        str, typer.Option(help="bert-base, bert-large, minilm (random weights) or a folder.")
-    ] = "bert-base",
-    layers: Annotated[int | None, typer.Option(help=LAYERS)] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
-    engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
-    repeat: Annotated[int, typer.Option(help="Turns; the engines alternate.")] = 2,
-    gelu: Annotated[str | None, typer.Option(help=GELU)] = None,
-    softmax: Annotated[str | None, typer.Option(help=SOFTMAX)] = None,
-    network: Annotated[str, typer.Option(help=NETWORK)] = "none",
-    threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
-    device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
+    model: Model = "bert-base",
+    layers: Layers = None,
+    seq_len: SeqLen = 128,
+    batch_size: BatchSize = 1,
+    gelu: Gelu = None,
+    softmax: Softmax = None,
+    engine: Engines = None,
     transport: Annotated[
-        bool,
-        typer.Option(
-            "--transport",
-            help="Compare mutual TLS with plaintext, not engines; the default engine only, unless --engine is given.",
-        ),
+        bool, flag("--transport", group=PRIVACY, about="Compare mutual TLS with plaintext instead of the engines.")
     ] = False,
-    json: Annotated[Path | None, typer.Option(help="Write the figures to this new file.")] = None,
+    network: Network = "none",
+    threads: Threads = 1,
+    device: Device = "cpu",
+    repeat: Annotated[int, option(group=MACHINE, about="Runs of each engine, in turns.")] = 2,
+    json: Annotated[Path | None, option(group=OUTPUT, about="Write the figures to this new file.")] = None,
 ) -> None:
-    """Measure engines against each other: seconds, bytes, rounds, memory."""
+    """Measure the engines against each other: seconds, bytes, rounds and memory.
+
+    Example: mpcformer bench --model bert-base --layers 2 --network lan --json bench.json
+    """
     from experiments import transport as transports
-    from experiments.bench_command import BenchOptions, run
+    from experiments.bench_command import run
+    from experiments.measuring.engines import BenchOptions
     from parties.runs.network import network_profile
 
     options = BenchOptions(
@@ -75,19 +102,22 @@ def bench(
 
 
 def estimate(
-    model: Annotated[
-        str, typer.Option(help="bert-base, bert-large, minilm (random weights) or a folder.")
-    ] = "bert-base",
-    layers: Annotated[int | None, typer.Option(help=LAYERS)] = None,
-    seq_len: Annotated[int, typer.Option(help="Tokens a sentence.")] = 128,
-    batch_size: Annotated[int, typer.Option(help="Sentences.")] = 1,
-    engine: Annotated[list[str] | None, typer.Option(help=ENGINE)] = None,
-    gelu: Annotated[str | None, typer.Option(help=GELU)] = None,
-    softmax: Annotated[str | None, typer.Option(help=SOFTMAX)] = None,
-    constant_norms: Annotated[str | None, typer.Option(help=CONSTANT_NORMS)] = None,
-    network: Annotated[str, typer.Option(help=NETWORK)] = "lan",
+    model: Model = "bert-base",
+    layers: Layers = None,
+    seq_len: SeqLen = 128,
+    batch_size: BatchSize = 1,
+    gelu: Gelu = None,
+    softmax: Softmax = None,
+    constant_norms: Annotated[
+        str | None, option(group=INPUT, about="LayerNorms with a constant, in a named model: attention, output or all.")
+    ] = None,
+    engine: Engines = None,
+    network: Network = "lan",
 ) -> None:
-    """Count rounds and bytes of a private batch, and its time on a network, without running it."""
+    """Count a private batch's rounds, bytes and network time, without running it.
+
+    Example: mpcformer estimate --model bert-large --batch-size 8 --network wan
+    """
     from experiments.estimate import run
     from parties.runs.network import network_profile
 
@@ -104,15 +134,16 @@ def estimate(
 
 
 def _engines(given: list[str] | None, default: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the engines that were asked for, each by its present name."""
-    return tuple(resolve(name) for name in given) if given else default
+    """Return the engines that were asked for."""
+    return tuple(given) if given else default
 
 
 def _forms(model: str, **given: str | None) -> dict[str, Any]:
-    """The forms that were given, of a named model: a folder's student has its own."""
-    from experiments.bench_command import SHAPES
-    from mpcformer.errors import UserInputError
+    """Return the forms that were given. They are for a named model; a folder's student has its own.
 
+    Raises:
+        UserInputError: a form is given for a folder.
+    """
     forms = {name: value for name, value in given.items() if value is not None}
     if forms and model not in SHAPES:
         name = next(iter(forms))
@@ -124,33 +155,42 @@ def _forms(model: str, **given: str | None) -> dict[str, Any]:
 
 
 def replay(
-    experiment: Annotated[str, typer.Argument(help=f"One of {SHIPPED}; or a TOML.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help=f"One of {', '.join(SHIPPED)}; or a TOML file.",
+            autocompletion=lambda incomplete: [name for name in SHIPPED if name.startswith(incomplete)],
+        ),
+    ],
     scale: Annotated[
-        str, typer.Option(help="smoke (a minute, made-up data), cpu (MiniLM) or full (BERT-base; wants a GPU).")
-    ] = "cpu",
-    out: Annotated[Path | None, typer.Option(help="Folder; default: runs/replay/NAME-SCALE.")] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of parquet files; default: the hub.")] = None,
-    models: Annotated[Path, typer.Option(help="Where trained models are kept and found again.")] = Path("runs/models"),
-    jobs: Annotated[int, typer.Option(help="Trainings at a time, each its own process.")] = 1,
+        str,
+        choice("--scale", lambda: SCALES, group=INPUT, about="{}: a minute on made-up data, MiniLM, or BERT-base."),
+    ] = "smoke",
+    data_dir: Annotated[Path | None, option(group=INPUT, about="Folder of parquet files; default: download.")] = None,
+    check: Annotated[
+        Path | None, option(group=INPUT, about="Recorded results.json to compare the results with.")
+    ] = None,
+    keep: Annotated[
+        Path | None, option(group=INPUT, about="Recorded results.json; its rows of the same models are not redone.")
+    ] = None,
+    jobs: Annotated[int, option(group=MACHINE, about="Trainings at a time, each in its own process.")] = 1,
     pool: Annotated[
         str,
-        typer.Option(
-            help="Where they run: local, or ray: machines that see --models, --out, --data-dir as this one does."
-        ),
+        choice("--pool", lambda: POOLS, group=MACHINE, about="Where they run: {}, a cluster that shares the folders."),
     ] = "local",
     ray_address: Annotated[
-        str | None, typer.Option(help="Ray cluster; default: RAY_ADDRESS, else this machine alone.")
+        str | None, option(group=MACHINE, about="The cluster; default: RAY_ADDRESS, else this machine.")
     ] = None,
-    check: Annotated[Path | None, typer.Option(help="Recorded results.json to compare with.")] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(help="Recorded results.json, whose rows of the same models, measured alike, are kept."),
-    ] = None,
-    record: Annotated[
-        Path | None, typer.Option(help="Folder of records; results.json is copied there as NAME-SCALE.json.")
-    ] = None,
+    models: Annotated[Path, option(group=OUTPUT, about="Where trained models are kept and found again.")] = Path(
+        "runs/models"
+    ),
+    out: Annotated[Path | None, option(group=OUTPUT, about="Folder; default: runs/replay/NAME-SCALE.")] = None,
+    record: Annotated[Path | None, option(group=OUTPUT, about="Copy results.json to this folder of records.")] = None,
 ) -> None:
-    """Do an experiment again: train what is missing, infer privately, tabulate, draw, compare with a record."""
+    """Do an experiment again, from training to tables, and compare it with a record.
+
+    Example: mpcformer replay glue --scale cpu --data-dir data
+    """
     from distill.training.processes import refuse_launcher
     from experiments.replay import ReplayOptions, run
 

@@ -1,9 +1,7 @@
 """Rounds, bytes and network time of a private batch, counted without running it."""
 
-from rich.table import Table
-
-from experiments.bench_command import bench_model, check_engines, check_shape
-from mpcformer.console import console
+from experiments.measuring.model import bench_model, check_engines, check_shape
+from mpcformer.console import PlainTable, console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.registry import estimate_batch
@@ -37,10 +35,7 @@ def run(
     title = f"{model}: {config.num_hidden_layers} layers, {config.gelu} + {config.softmax}, "
     title += f"{len(config.constant_norms)} constant LayerNorms, " if config.constant_norms else ""
     title += f"{batch_size} x {seq_len} tokens; counted, not run"
-    grid = Table(title=title, title_justify="left")
-    grid.add_column("")
-    for engine in engines:
-        grid.add_column(engine, justify="right")
+    grid = PlainTable(title, "quantity", *engines)
     grid.add_row("rounds", *(str(cost.rounds) for cost in costs.values()))
     for name in ("online_bytes", "offline_bytes_to_model_owner", "dealer_bytes", "setup_bytes"):
         grid.add_row(

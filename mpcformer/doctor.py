@@ -1,7 +1,7 @@
-"""The command `mpcformer doctor`: what is installed, what is missing, and the line that mends it.
+"""The command `mpcformer doctor` says what is installed, what is missing, and which line mends it.
 
-With --config it looks at a party instead. What to look for is known to the packages built on this one: their functions,
-from a path to findings, are entry points of the group `mpcformer.diagnoses`.
+With --config it looks at a party instead. The packages built on this one know what to look for: they register functions
+that take the file's path and return findings, as entry points of the group `mpcformer.diagnoses`.
 """
 
 import importlib
@@ -19,6 +19,7 @@ from typing import Annotated
 import typer
 
 from mpcformer.errors import DependencyError
+from mpcformer.options import INPUT, option
 
 # Distribution -> the version this release was tested with (None: any), and how to install it.
 PACKAGES = {
@@ -41,9 +42,9 @@ class Finding:
 
     Args:
         check: what was looked at.
-        found: what was found.
-        remedy: how to mend it; of a check that went well, empty.
-        status: what the command ends with; 0 with a remedy is a warning.
+        found: what was found there.
+        remedy: how to mend it; empty if the check went well.
+        status: the exit status that a failed check asks for. A row with a remedy and status 0 is a warning.
     """
 
     check: str
@@ -54,10 +55,13 @@ class Finding:
 
 def doctor(
     config: Annotated[
-        Path | None, typer.Option(help="A party's or the coordinator's file: check it, and the way to its peers.")
+        Path | None, option(group=INPUT, about="A party's or the coordinator's file: check it, and its peers.")
     ] = None,
 ) -> None:
-    """Say what is installed and what is missing, or what keeps a party from its peers, and the line that mends it."""
+    """Say what is missing here, or keeps a party from its peers, and how to mend it.
+
+    Example: mpcformer doctor --config dealer.toml
+    """
     if config is None:
         _show("mpcformer doctor", checks(), "Everything needed is here.")
     else:
@@ -65,17 +69,14 @@ def doctor(
 
 
 def _show(title: str, findings: list[Finding], all_well: str) -> None:
-    from rich.table import Table
     from rich.text import Text
 
-    from mpcformer.console import console
+    from mpcformer.console import PlainTable, console
 
-    table = Table(title=Text(title), title_justify="left")
-    for heading in ("check", "found", "to mend it"):
-        table.add_column(heading, overflow="fold")
+    table = PlainTable(title, "check", "found", "fix", n_left=3)
     for row in findings:
         style = "red" if row.status else "yellow" if row.remedy else ""
-        table.add_row(Text(_plain(row.check)), Text(_plain(row.found), style), Text(_plain(row.remedy)))
+        table.add_row(_plain(row.check), Text(_plain(row.found), style), _plain(row.remedy))
     console.print(table)
     failed = [row.status for row in findings if row.status]
     if failed:
@@ -86,15 +87,15 @@ def _show(title: str, findings: list[Finding], all_well: str) -> None:
 
 
 def _plain(text: str) -> str:
-    """For a terminal: some of it was said by a peer."""
+    """Return a text as the table may show it. Peers supplied some of the text, so control characters are removed."""
     return "".join(sign if sign.isprintable() else " " for sign in text[:MAX_SHOWN])
 
 
 def diagnoses(config: Path) -> list[Finding]:
-    """What the packages that know such a file find.
+    """Return what the packages that know such a file have found.
 
     Raises:
-        DependencyError: there is none.
+        DependencyError: no installed package knows such a file.
     """
     points = sorted(entry_points(group="mpcformer.diagnoses"), key=lambda point: point.name)
     if not points:
@@ -103,7 +104,7 @@ def diagnoses(config: Path) -> list[Finding]:
 
 
 def checks() -> list[Finding]:
-    """Of the installation."""
+    """Check the installation."""
     rows = [_python(), *(_package(name, *wanted) for name, wanted in PACKAGES.items())]
     probes: list[tuple[str, Callable[[], str], str]] = [
         ("CrypTen imports", _crypten, "make setup (CrypTen 0.4.1 and torch 2.13.0 belong together)"),

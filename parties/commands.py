@@ -3,74 +3,89 @@
 import datetime
 import re
 import time
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
-from mpcformer.engines.registry import DEFAULT_ENGINE, ENGINES, resolve
+from mpcformer import options
+from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
+from mpcformer.options import INPUT, MACHINE, OUTPUT, Command, choice, flag, option
 
-ENGINE = "; ".join(f"{name}: {entry.about}" for name, entry in ENGINES.items()) + "."
+
+def _devices() -> Iterable[str]:
+    from parties.settings.config import Device
+
+    return get_args(Device)
+
+
+# The options of the machine, as `bench` and `estimate` take them too.
+Network = Annotated[str, option(group=MACHINE, about="The parties' link: none, lan, wan, or RTT_MS,MBIT.")]
+Threads = Annotated[int, option(group=MACHINE, about="CPU threads of each party.")]
+Device = Annotated[str, choice("--device", _devices, group=MACHINE, about="Where the parties multiply: {}.")]
+
+Student = Annotated[Path, option(group=INPUT, about="Folder of a distilled student.")]
+Resume = Annotated[bool, flag("--resume", group=OUTPUT, about="Go on with the unfinished run of this --out.")]
+RunFolder = Annotated[Path | None, option(group=OUTPUT, about="New folder; default: runs/TASK-TIME.")]
 
 
 def infer(
-    student: Annotated[Path, typer.Option(help="Folder of a distilled student.")],
-    task: Annotated[
-        str | None, typer.Option(help="movie-sentiment, a GLUE task, or imdb; default: the one it was distilled for.")
-    ] = None,
-    data_dir: Annotated[
-        Path | None, typer.Option(help="Folder of parquet files; default: hub, or PyPI (demo task).")
-    ] = None,
-    split: Annotated[
-        str, typer.Option(help="A split's name, or eval: those that are reported (validation; of imdb test).")
-    ] = "eval",
-    limit: Annotated[int | None, typer.Option(help="Examples, drawn by hash; default: all.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Sentences that share every round.")] = 16,
-    max_length: Annotated[
-        int | None, typer.Option(help="Cut texts to so many tokens; default: refuse too long ones.")
-    ] = None,
-    engine: Annotated[str, typer.Option(help=ENGINE)] = DEFAULT_ENGINE,
-    embeddings: Annotated[
-        str, typer.Option(help="private_table, or public_table: tells the tables to the data owner.")
-    ] = "private_table",
-    network: Annotated[
-        str, typer.Option(help="Links between the parties: none, lan (0.5,1000), wan (40,100), or RTT_MS,MBIT.")
-    ] = "none",
+    student: Student,
     teacher: Annotated[
-        Path | None, typer.Option(help="Default: the one in the student's record, if still there.")
+        Path | None, option(group=INPUT, about="To compare with; default: the student's own, if still there.")
     ] = None,
-    gelu: Annotated[str | None, typer.Option(help="Refuse a student of another form.")] = None,
-    softmax: Annotated[str | None, typer.Option(help="Refuse a student of another form.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of each party.")] = 1,
-    device: Annotated[str, typer.Option(help="Where the parties multiply: cpu or cuda.")] = "cpu",
-    port: Annotated[int, typer.Option(help="First of three fixed ports; 0: any free ones.")] = 0,
-    deadline_s: Annotated[float, typer.Option(help="Longest wait of one party for another, seconds.")] = 300.0,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this --out.")] = False,
-    out: Annotated[Path | None, typer.Option(help="New folder; default: runs/TASK-TIME.")] = None,
+    gelu: Annotated[str | None, options.gelu(INPUT, "Refuse a student of another form; one of {}.")] = None,
+    softmax: Annotated[str | None, options.softmax(INPUT, "Refuse a student of another form; one of {}.")] = None,
+    task: Annotated[str | None, options.task("Default: the student's own. One of {}.")] = None,
+    data_dir: Annotated[Path | None, option(group=INPUT, about="Folder of parquet files; default: download.")] = None,
+    split: Annotated[str, option(group=INPUT, about="A split's name; eval: the task's reported ones.")] = "eval",
+    limit: Annotated[int | None, option(group=INPUT, about="Number of examples, drawn by hash; default: all.")] = None,
+    max_length: Annotated[
+        int | None, option(group=INPUT, about="Cut texts to this many tokens; default: refuse longer ones.")
+    ] = None,
+    engine: Annotated[str, options.engine("The private protocols: {}.")] = DEFAULT_ENGINE,
+    embeddings: Annotated[str, options.embeddings("{}; public: the data owner gets the tables.")] = "private_table",
+    batch_size: Annotated[int, option(group=MACHINE, about="Sentences that share every round.")] = 16,
+    network: Network = "none",
+    threads: Threads = 1,
+    device: Device = "cpu",
+    port: Annotated[int, option(group=MACHINE, about="First of three fixed ports; 0: any free ones.")] = 0,
+    deadline_s: Annotated[
+        float, option(group=MACHINE, about="Longest wait of one party for another, in seconds.")
+    ] = 300.0,
+    resume: Resume = False,
+    out: RunFolder = None,
 ) -> None:
-    """Run a student privately: all parties on this machine, each its own process.
+    """Run a student privately, with every party as a process of this machine.
 
-    Semi-honest, non-colluding parties; the dealer is trusted for randomness only. The report says what leaks.
+    The parties are semi-honest and do not collude; the dealer is trusted for randomness only.
+
+    Example: mpcformer infer --student runs/demo/student --limit 64 --network wan
     """
     from mpcformer.errors import UserInputError
     from parties.runs import local_run, report
     from parties.runs.network import network_profile
-    from parties.runs.simulation import InferenceJob
+    from parties.runs.simulation import LocalRunOptions
+    from parties.settings.job import JobDescription
 
     name = task or local_run.task_of(student)
     if resume and out is None:
         raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
-    job = InferenceJob(
-        student=student,
-        teacher=teacher or local_run.teacher_of(student),
+    job = JobDescription(
         task=name,
-        data_dir=data_dir,
         split=split,
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
         engine=resolve(engine),
         embeddings=embeddings,
+    )
+    options = LocalRunOptions(
+        student=student,
+        teacher=teacher or local_run.teacher_of(student),
+        job=job,
+        data_dir=data_dir,
         network=network_profile(network),
         port=port,
         threads=threads,
@@ -78,48 +93,62 @@ def infer(
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local_run.check(job, folder, gelu=gelu, softmax=softmax)
-    report.show(local_run.run(job, folder, resume=resume), folder)
+    local_run.check(options, folder, gelu=gelu, softmax=softmax)
+    report.show(local_run.run(options, folder, resume=resume), folder)
 
 
 def party(
-    config: Annotated[Path, typer.Option(help="This party's TOML file.")],
-    once: Annotated[bool, typer.Option("--once", help="A service ends after one session, with its status.")] = False,
+    config: Annotated[Path, option(group=INPUT, about="The party's own TOML file, which says what it is.")],
+    once: Annotated[
+        bool, flag("--once", group=INPUT, about="Serve one session only, and end with its exit status.")
+    ] = False,
 ) -> None:
-    """Run one party: a data owner does its job and ends, dealer and model owner serve until SIGTERM."""
-    from parties.__main__ import run_and_exit
+    """Start one party from its file: a dealer, a model owner or a data owner.
+
+    A data owner does its job and ends. A dealer and a model owner serve until SIGTERM.
+
+    Example: mpcformer party --config dealer.toml
+    """
+    from parties.roles.start_party import run_and_exit
 
     run_and_exit(config, once=once)
 
 
 def coordinate(
-    config: Annotated[Path, typer.Option(help="The coordinator's TOML file.")],
-    out: Annotated[Path | None, typer.Option(help="New folder; default: runs/TASK-TIME.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the unfinished run of this --out.")] = False,
+    config: Annotated[Path, option(group=INPUT, about="The coordinator's TOML file.")],
+    resume: Resume = False,
+    out: RunFolder = None,
 ) -> None:
-    """Run one job between parties that their owners started, and report it."""
+    """Run one job between parties that their owners started, and report it.
+
+    Example: mpcformer coordinate --config coordinator.toml --out runs/first
+    """
     from mpcformer.errors import UserInputError
-    from parties.runs import deployed_run as session
-    from parties.runs import report
+    from parties.runs import deployed_run, report
     from parties.settings.config_file import load_coordinator
 
     settings = load_coordinator(config)
     if resume and out is None:
         raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report.show(session.run(settings, folder, resume=resume), folder)
+    report.show(deployed_run.run(settings, folder, resume=resume), folder)
 
 
-certs = typer.Typer(no_args_is_help=True, help="Certificates: make an authority and all of them, or renew some.")
+certs = typer.Typer(no_args_is_help=True, help="Make the parties' certificates, or renew some of them.")
+Party = Annotated[list[str], option(group=INPUT, about="A party's id; give the option again for each party.")]
+Days = Annotated[int, option(group=INPUT, about="How many days the certificates are valid.")]
 
 
-@certs.command("init")
+@certs.command("init", cls=Command)
 def certs_init(
-    party: Annotated[list[str], typer.Option(help="A party's id; give it again for each.")],
-    out: Annotated[Path, typer.Option(help="New folder for all certificates and keys.")],
-    days: Annotated[int, typer.Option(help="How long they are valid.")] = 30,
+    party: Party,
+    out: Annotated[Path, option(group=OUTPUT, about="New folder for all certificates and keys.")],
+    days: Days = 30,
 ) -> None:
-    """Make an authority and a certificate for each party, who gets authority.pem, its own .pem and its own .key."""
+    """Make an authority, and a certificate with its key for each party.
+
+    Example: mpcformer certs init --party dealer --party model-owner --out certs
+    """
     from mpcformer.console import console
     from mpcformer.files import check_new_folder
     from parties.wire.tls import make_certificates
@@ -136,13 +165,18 @@ def certs_init(
     )
 
 
-@certs.command("renew")
+@certs.command("renew", cls=Command)
 def certs_renew(
-    certs: Annotated[Path, typer.Option(help="The folder of certs init, with authority.key.")],
-    party: Annotated[list[str], typer.Option(help="A party's id; give it again for each.")],
-    days: Annotated[int, typer.Option(help="How long they are valid.")] = 30,
+    certs: Annotated[Path, option(group=INPUT, about="The folder that certs init made, with authority.key.")],
+    party: Party,
+    days: Days = 30,
 ) -> None:
-    """Make a party's .pem and .key anew, from the same authority; whoever serves takes them without a restart."""
+    """Make certificates and keys anew, from the same authority.
+
+    A party that serves takes them without a restart.
+
+    Example: mpcformer certs renew --certs certs --party dealer
+    """
     from mpcformer.console import console
     from parties.wire.tls import renew_certificates
 
@@ -152,25 +186,34 @@ def certs_renew(
 
 
 def _checked(party: list[str], days: int) -> datetime.timedelta:
-    """What both commands ask for: ids that can stand in a certificate, each once, and a short life."""
+    """Return how long certificates are valid, after checking the ids and the number of days.
+
+    Raises:
+        UserInputError: an id that cannot stand in a certificate or is given twice, or a life too short or too long.
+    """
     from mpcformer.errors import UserInputError
 
     if not 1 <= days <= 365:
-        raise UserInputError(f"--days: {days} is outside 1..365", "keep it short: renewing takes a second")
+        raise UserInputError(
+            f"--days: {days} is outside 1..365", "give a number from there; keep it short, for renewing takes a second"
+        )
     bad = [name for name in party if not re.fullmatch(r"[A-Za-z0-9_-]{1,63}", name) or party.count(name) > 1]
     if bad or "authority" in party:
         raise UserInputError(
-            f"--party: {(bad or ['authority'])[0]!r} is no id, or stands twice",
-            "use letters, digits, - and _, 63 at most; 'authority' is taken",
+            f"--party: {(bad or ['authority'])[0]!r} is not a possible id, or is given twice",
+            "use at most 63 letters, digits, - and _; 'authority' is taken",
         )
     return datetime.timedelta(days=days)
 
 
 def export(
-    student: Annotated[Path, typer.Option(help="Folder of a distilled student.")],
-    out: Annotated[Path, typer.Option(help="New folder.")],
+    student: Student,
+    out: Annotated[Path, option(group=OUTPUT, about="New folder.")],
 ) -> None:
-    """Copy what a data owner needs of a student: configuration, ranges and tokenizer; never a weight."""
+    """Copy what a data owner needs of a student, which is everything but its weights.
+
+    Example: mpcformer export --student runs/demo/student --out public
+    """
     from mpcformer.console import console
     from mpcformer.files import check_new_folder
     from mpcformer.modeling import load_student

@@ -1,4 +1,4 @@
-"""Record the ranges of the student's private non-linearities on its training data."""
+"""Record the ranges of a student's private non-linear functions on its training data."""
 
 import torch
 
@@ -12,12 +12,12 @@ BATCH_SIZE = 32
 
 
 def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded], *, pad_id: int) -> Ranges:
-    """Ranges over the given sentences, in float32 and evaluation mode.
+    """Return the ranges of every non-linear function's input over the given texts, in float32 and evaluation mode.
 
     Args:
-        model: the final student.
-        encoded: training sentences.
-        pad_id: the padding token.
+        model: the student, with its final weights.
+        encoded: the training texts.
+        pad_id: the id of the padding token.
     """
     ranges = Ranges(n_examples=len(encoded))
     model.observer = ranges.observe

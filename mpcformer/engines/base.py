@@ -18,7 +18,9 @@ from mpcformer.channel import Channel
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.cost import Cost
 from mpcformer.errors import UserInputError
+from mpcformer.files import read_json
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
+from mpcformer.modeling.load import require_student
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER
 
 __all__ = [
@@ -60,10 +62,11 @@ def load_public_model(folder: Path, embeddings: str = "private_table") -> Public
     """Read config.json and ranges.json of a student's folder; no weight is needed.
 
     Raises:
-        UserInputError: a file is missing or damaged.
+        UserInputError: a file is missing or damaged, or the folder holds a plain BERT.
     """
     if not (folder / "config.json").is_file():
         raise UserInputError(f"{folder} has no config.json", "give the folder of a distilled student")
+    require_student(folder, read_json(folder / "config.json"))
     return PublicModel(MPCFormerConfig.from_pretrained(folder), load_ranges(folder), embeddings)
 
 

@@ -90,6 +90,38 @@ def read_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def require_student(folder: Path, config: dict[str, Any]) -> None:
+    """Refuse a plain BERT where a distilled student is needed.
+
+    Args:
+        folder: where the model lies.
+        config: its config.json.
+
+    Raises:
+        UserInputError: the model is no student.
+    """
+    if config.get("model_type") != "mpcformer":
+        raise UserInputError(
+            f"{folder} holds a plain BERT, not a distilled student",
+            f"distil it first: mpcformer distill --teacher {folder} --task TASK --out DIR",
+        )
+
+
+def require_teacher(folder: Path, option: str = "--teacher") -> None:
+    """Refuse a distilled student where a BERT with its own GeLU, softmax and LayerNorm is needed.
+
+    Raises:
+        UserInputError: not a checkpoint, or a student: without its own forms it computes something else.
+    """
+    config = read_config(folder)
+    forms = (config.get("gelu", "gelu"), config.get("softmax", "softmax"), list(config.get("constant_norms", ())))
+    if forms != ("gelu", "softmax", []):
+        raise UserInputError(
+            f"{option}: {folder} holds a distilled student, not a teacher",
+            "give the folder of a fine-tuned BERT: mpcformer teacher --task TASK --out DIR makes one",
+        )
+
+
 def load_checkpoint(
     folder: Path,
     *,
@@ -160,11 +192,7 @@ def load_student(
         RangeError: fixed point cannot carry the weights or the ranges.
     """
     raw = read_config(folder)
-    if raw["model_type"] != "mpcformer":
-        raise UserInputError(
-            f"{folder} holds a plain BERT, not a distilled student",
-            f"distil it first: mpcformer distill --teacher {folder} --task TASK --out DIR",
-        )
+    require_student(folder, raw)
     for option, asked in (("gelu", gelu), ("softmax", softmax)):
         if asked is not None and asked != raw.get(option):
             raise UserInputError(

@@ -18,7 +18,7 @@ from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_student
 from mpcformer.modeling.ranges import VARIANCE_REACH
 from mpcformer.modeling.weights import bert_weights
-from tests.engines.test_engine import batch_of, run_private
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 LOG_DEVIATION = "bert.encoder.layer.1.attention.output.LayerNorm.log_deviation"
@@ -46,7 +46,7 @@ def as_learnt(folder: Path) -> Path:
         ("gelu", "softmax", ["all"]),
     ],
 )
-def test_private_logits_equal_the_plaintext_students(
+def test_students_with_constant_norms_give_the_plaintext_logits(
     tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str]
 ) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant)

@@ -24,7 +24,7 @@ from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.protocols import lifted, matmul, piecewise
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, shift
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
 # Opens the scores, together with the values' masked factor, and returns the opened scores.
 OpenScores = Callable[[Half], torch.Tensor]
@@ -106,7 +106,7 @@ class PrivateAttention:
     def _real(self, n_query: int, n_heads: int) -> torch.Tensor:
         return self._mask[:, None, :n_query].expand(-1, n_heads, -1).reshape(-1)
 
-    def _evaluation(self, function: piecewise.Function, x: torch.Tensor) -> piecewise.Evaluation:
+    def _evaluation(self, function: piecewise.PiecewiseFunction, x: torch.Tensor) -> piecewise.Evaluation:
         tensors = self._party.take(function.request(tuple(x.shape)))
         return piecewise.Evaluation(function, tensors, self._party.rank)
 
@@ -225,7 +225,7 @@ class PrivateAttention:
         mask = Mask(tensors, fp.POWER_BITS, "square")
         return Opened(party, mask, party.open([mask.half(x, party.rank)])[0]).square()
 
-    def _divide(self, x: torch.Tensor, scale: int, function: Function, real: torch.Tensor) -> torch.Tensor:
+    def _divide(self, x: torch.Tensor, scale: int, function: TableFunction, real: torch.Tensor) -> torch.Tensor:
         """Bring x from 2 POWER_SCALE to `scale`, and multiply it by the function of its rows' means. 2 or 3 rounds."""
         party, rank = self._party, self._party.rank
         rows = (x * self._key_factors).sum(-1)

@@ -28,9 +28,9 @@ from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, combine, shift
+from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.packing import packed_bytes, unpack
 
 
@@ -45,7 +45,7 @@ class Known:
     """
 
     message: torch.Tensor
-    shapes: list[tuple[tuple[int, ...], int]]
+    shapes: list[HalfShape]
     minus_mask: torch.Tensor | None = None
 
 
@@ -117,8 +117,7 @@ class PrivateBert:
                 dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
                 z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
                 halves = item.halves(z, dealt[1:])
-                shapes = [(tuple(x.shape), width) for x, width in halves]
-                self._known[name] = Known(self._party.send(halves), shapes, dealt[0][0].neg_())
+                self._known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
             else:
                 shapes = self.maps.shapes_of_halves(item)
                 self._known[name] = Known(self._party.receive(shapes), shapes)
@@ -147,7 +146,8 @@ class PrivateBert:
                 masked_input += x
             party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
-            return combine(known.message, party.receive(known.shapes), known.shapes), following
+            mine, theirs = (split(half, known.shapes) for half in (known.message, party.receive(known.shapes)))
+            return add_halves(mine, theirs), following
         tensors, following = party.take(request), [party.take(request) for request in item.following]
         shape = (item.rows, self._shapes[name][0])
         masked = unpack(party.receive([(shape, bits)]), shape, bits)
@@ -157,8 +157,8 @@ class PrivateBert:
             z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves(z, following)
         message = party.send(halves)
-        theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
-        return add_halves(halves, theirs), following
+        known_half = self._known.pop(name).message if name in self._known else torch.empty_like(message)
+        return add_halves(halves, split(known_half, shapes_of(halves))), following
 
     def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
@@ -175,7 +175,7 @@ class PrivateBert:
             z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves([z], following)
         party.send([answers, *halves])
-        return add_halves(halves, party.receive(shapes)), following
+        return add_halves(halves, split(party.receive(shapes), shapes)), following
 
     def _rehearsed(self, item: Map) -> Known:
         """Return what the offline part would have left, on meta tensors, for an estimate."""
@@ -260,7 +260,7 @@ class PrivateBert:
         self.watch.lap("norm")
         return normal
 
-    def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def _row_factor(self, function: TableFunction, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         lookup = self._check.lookup(function, argument.numel())
         self._check.guard(function.guard_bits, argument, real)
         return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)

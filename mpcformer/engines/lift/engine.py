@@ -9,7 +9,8 @@ import torch
 
 from mpcformer.channel import Channel, Counters, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.correlations.row_lookup import salt_of
+from mpcformer.correlations.linear import LinearSpec
+from mpcformer.correlations.row_lookup import LookupSpec, salt_of
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
 from mpcformer.engines.cost import Cost, dealer_bytes
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, rehearse
@@ -202,8 +203,13 @@ def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list
         bert.online(segment, None)
         segments.append(recorder.plan[at:])
         at = len(recorder.plan)
-    maps = ((i, request.op) for i, request in enumerate(recorder.plan) if request.kind in ("linear", "row_lookup"))
-    return segments, {op.split(",")[0]: i for i, op in maps}
+    starts = {}
+    for i, request in enumerate(recorder.plan):
+        if request.kind == "linear":
+            starts[LinearSpec.of(request).names[0]] = i
+        elif request.kind == "row_lookup":
+            starts[LookupSpec.of(request).table] = i
+    return segments, starts
 
 
 def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counters]:

@@ -5,7 +5,7 @@ spends s of them, and the next opening needs as many as its value has. The scale
 openings fit: see docs/architecture.md for the sums.
 """
 
-from mpcformer.correlations.suite import GUARD_BITS
+from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
 
 # Weights have as many fraction bits as the rings after them leave room for. QUERY is for queries and keys.
 QUERY_WEIGHT_SCALE, VALUE_WEIGHT_SCALE, OUTPUT_WEIGHT_SCALE, INNER_WEIGHT_SCALE = 15, 19, 16, 18
@@ -31,7 +31,7 @@ ACTIVATED_BITS, OUTER_SCALE = 48, 29
 # The pooler's sum is clamped, then looked up: beyond TANH_REACH, tanh is 1 to within 1.2e-5.
 TANH_SCALE, TANH_BITS, TANH_REACH, TANH_TABLE_REACH = 16, 32, 6.0, 6.1
 POOLED_SCALE, LOGIT_BITS = 14, 64
-LOGIT_TOTAL_SCALE = POOLED_SCALE + GUARD_BITS + LOGIT_WEIGHT_SCALE
+LOGIT_TOTAL_SCALE = POOLED_SCALE + FACTOR_EXTRA_BITS + LOGIT_WEIGHT_SCALE
 EMBEDDING_BITS = 32
 # Softmax: the base and its square, and a row of mean one; then the reciprocals that follow its squarings.
 BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32

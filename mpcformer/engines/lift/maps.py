@@ -17,7 +17,7 @@ from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
-from mpcformer.protocols.party import MODEL_OWNER, Half, shift
+from mpcformer.protocols.party import MODEL_OWNER, Half, HalfShape, shapes_of, shift
 from mpcformer.protocols.piecewise import Evaluation
 
 Tensors = list[list[torch.Tensor]]
@@ -121,7 +121,7 @@ class Maps:
         lift = lifted.request(norm.op, (rows, hidden), STREAM_BITS)
         return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
 
-    def shapes_of_halves(self, item: Map) -> list[tuple[tuple[int, ...], int]]:
+    def shapes_of_halves(self, item: Map) -> list[HalfShape]:
         """Return shape and bits of each half that `item.halves` will make, before any value is known."""
         dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
         z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
@@ -131,7 +131,7 @@ class Maps:
         self._residual = empty, empty[:, :1]
         halves = item.halves(z, dealt)
         self._residual = before
-        return [(tuple(x.shape), bits) for x, bits in halves]
+        return shapes_of(halves)
 
     # ---- online -----------------------------------------------------------------------------------------------------
 

@@ -14,7 +14,7 @@ from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import norm_limit
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
 STREAM_BITS = 32
 # The scale of a normalised row as the product leaves it, in Z_2^64.
@@ -43,7 +43,7 @@ class Norm:
 
     scale: int
     factor_scale: int
-    function: Function | None
+    function: TableFunction | None
     unit: float = 1.0
     guard_bits: int = 0
     limit: float = 0.0

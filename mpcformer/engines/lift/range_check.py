@@ -4,7 +4,7 @@ import torch
 
 from mpcformer.protocols import guard
 from mpcformer.protocols.party import Party
-from mpcformer.protocols.table import Function, Lookup
+from mpcformer.protocols.table import Lookup, TableFunction
 
 # The marks of tables are numbers of Z_2^32.
 TABLE_MARK_SHIFT = 32
@@ -19,7 +19,7 @@ class RangeCheck:
         # What the guard looks at after the last layer: numbers, the bits of their bound, and which rows are real.
         self._guarded: list[tuple[torch.Tensor, int, torch.Tensor]] = []
 
-    def lookup(self, function: Function, n_rows: int) -> Lookup:
+    def lookup(self, function: TableFunction, n_rows: int) -> Lookup:
         """Return a lookup of `n_rows` numbers with its correlations."""
         tables = [self._party.take(request) for request in Lookup.requests(function, n_rows)]
         return Lookup(function, tables, self._party.rank)

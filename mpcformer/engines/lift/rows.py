@@ -26,7 +26,7 @@ from mpcformer.errors import RangeError
 from mpcformer.modeling.ranges import SCORE_REACH
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
 RECIPROCAL_WIDTH = 0.33
 # A row that is squared again need not be divided exactly; its mean is within MEAN_SLACK of one.
@@ -116,7 +116,7 @@ def layer_scales(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax
     return _divided(name, norms, bounds, rows)
 
 
-def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | piecewise.Function:
+def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | piecewise.PiecewiseFunction:
     """Return how a form's numerators are computed from scores at SCORE_SCALE that are 2^-score_shift their size.
 
     Raises:
@@ -131,7 +131,7 @@ def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | pie
     if realisation.below:
         lowest = 1 - (1 << (fp.SCORE_BITS - 2))
         pieces.append(Piece((lowest, 0), (0, realisation.below)))
-    return piecewise.Function(fp.SCORE_BITS, tuple(pieces))
+    return piecewise.PiecewiseFunction(fp.SCORE_BITS, tuple(pieces))
 
 
 def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows) -> LayerScales:
@@ -220,7 +220,7 @@ def row_bits(layer: LayerScales, log_keys: int) -> int:
     return bits
 
 
-def row_function(layer: LayerScales, log_keys: int) -> Function:
+def row_function(layer: LayerScales, log_keys: int) -> TableFunction:
     """Return the tables of 1 / row, for the sum of at most 2^log_keys numerators times key_factor(n).
 
     Raises:
@@ -230,7 +230,7 @@ def row_function(layer: LayerScales, log_keys: int) -> Function:
     return table("reciprocal", layer.row_low, 1.0, unit, fp.ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
 
 
-def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[Function, Function, Function]:
+def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction, TableFunction, TableFunction]:
     """Return tables of 1 / mean of a row: of fourth powers of the base, of squares, and of the last squares.
 
     Only the last table is exact. The argument is the sum of the numbers at 2 POWER_SCALE times key_factor(n). A clamped
@@ -242,7 +242,7 @@ def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[Function, Func
     low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
     squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
 
-    def reciprocal(low: float, high: float, scale: int, width: float) -> Function:
+    def reciprocal(low: float, high: float, scale: int, width: float) -> TableFunction:
         return table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
 
     return (
@@ -252,11 +252,11 @@ def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[Function, Func
     )
 
 
-def softmax_base(layer: LayerScales) -> tuple[int, piecewise.Function]:
+def softmax_base(layer: LayerScales) -> tuple[int, piecewise.PiecewiseFunction]:
     """Return the base (1 + y)^2 + 1 of the clamped y = score / 2^n as a function of the score, and its scale."""
     scale = fp.SCORE_SCALE - layer.score_shift + layer.squarings
     limit, one = layer.score_limit, 1 << scale
     low, high = ((one + end) ** 2 + one**2 for end in (-limit, limit))
     inside = Piece((-limit, limit), (2 * one**2, 2 * one, 1))
     outside = Piece((limit,), (high,)), Piece((-limit,), (-low,))
-    return 2 * scale, piecewise.Function(fp.SCORE_BITS, (inside, *outside), low)
+    return 2 * scale, piecewise.PiecewiseFunction(fp.SCORE_BITS, (inside, *outside), low)

@@ -16,7 +16,7 @@ from mpcformer.engines.lift.tables import table
 from mpcformer.modeling.configuration import NORM_PARTS
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
 TANH_WIDTH = 0.12
 
@@ -39,7 +39,7 @@ class Activation:
     bits: int
     result_shift: int
     weight_scale: int
-    function: piecewise.Function | None
+    function: piecewise.PiecewiseFunction | None
     offset: int = 0
     factor: float = 1.0
     addend: float = 0.0
@@ -52,8 +52,8 @@ class LiftScales:
     embedding_norm: Norm
     layers: tuple[LayerScales, ...]
     activation: Activation
-    tanh_clamp: piecewise.Function
-    tanh: Function
+    tanh_clamp: piecewise.PiecewiseFunction
+    tanh: TableFunction
 
     @property
     def norms(self) -> dict[str, Norm]:
@@ -125,7 +125,7 @@ def activation(form: GeluForm) -> Activation:
     elif isinstance(realisation, LiftPieces):
         result_scale = realisation.result_scale
         pieces = tuple(Piece(thresholds, coefficients) for thresholds, coefficients in realisation.pieces)
-        function = piecewise.Function(realisation.bits, pieces)
+        function = piecewise.PiecewiseFunction(realisation.bits, pieces)
         # All pieces might count at once.
         terms = (term for piece in pieces for term in enumerate(piece.coefficients))
         largest = sum(abs(coefficient) << (power * (realisation.bits - 2)) for power, coefficient in terms)

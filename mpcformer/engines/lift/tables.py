@@ -2,10 +2,10 @@
 
 import math
 
-from mpcformer.correlations.suite import GUARD_BITS
+from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
 from mpcformer.correlations.table import GUARD, MAX_LOG_BINS, TableSpec
 from mpcformer.errors import RangeError
-from mpcformer.protocols.table import Argument, Function
+from mpcformer.protocols.table import Argument, TableFunction
 
 _GUARD_BINS = 2.5
 # An argument is multiplied and shifted to count steps; what a shift leaves of the ring must hold the count.
@@ -25,7 +25,7 @@ def table(
     max_log_bins: int,
     epsilon: float = 0.0,
     guarded: bool = True,
-) -> Function:
+) -> TableFunction:
     """Return the tables of a function of an integer times `unit`, where that product lies between `low` and `high`.
 
     Tables of positive numbers begin at zero, so that a number that is too small meets a mark and does not wrap around.
@@ -60,7 +60,7 @@ def table(
             )
         step_real = 2.0**shift / multiplier * unit
         base = math.floor((bottom - _GUARD_BINS * bin_width) / step_real)
-        spec = TableSpec(name, log_bins, base, step_real, low, top, scale + GUARD_BITS, epsilon, split)
+        spec = TableSpec(name, log_bins, base, step_real, low, top, scale + FACTOR_EXTRA_BITS, epsilon, split)
         return Argument(spec, multiplier, shift)
 
     guard, guard_bits = _guard_of(high, unit) if guarded and name != "tanh" else (None, 0)
@@ -70,7 +70,7 @@ def table(
 
     log_bins = log_bins_to(high)
     if log_bins <= max_log_bins:
-        return Function(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
+        return TableFunction(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
     split = math.sqrt(low * high)
     log_bins = math.ceil(math.log2(high / split / width + 8))
     too_wide = RangeError(
@@ -85,7 +85,7 @@ def table(
     if log_bins > MAX_LOG_BINS:
         raise too_wide
     lower = argument(low, reach, log_bins)
-    return Function(upper, lower, guard, guard_bits)
+    return TableFunction(upper, lower, guard, guard_bits)
 
 
 def _guard_of(high: float, unit: float) -> tuple[Argument, int]:

@@ -1,4 +1,4 @@
-"""What every saved model remembers of how it was made."""
+"""The software versions that every saved model records."""
 
 import platform
 from importlib.metadata import version
@@ -7,7 +7,7 @@ from distill.training.processes import current
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a training run's numbers, and how many processes trained, if several."""
+    """Return the versions of the software that affects a training's numbers, and the number of processes if several."""
     found = {"python": platform.python_version()} | {
         name: version(name) for name in ("mpcformer", "torch", "transformers", "numpy")
     }

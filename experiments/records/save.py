@@ -1,6 +1,7 @@
-"""Records to be committed and compared with: a whole replay's results.json, named by its experiment and scale.
+"""Save the results.json of a replay as a record that can be committed and compared with later runs.
 
-It holds numbers, settings and digests: no sentence of a data set, and no path of the machine it was made on.
+A record is named by its experiment and scale. It contains numbers, settings and digests, but no sentence of a data set
+and no path of the machine that made it.
 """
 
 import re
@@ -8,24 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from experiments.compare import load_recorded
+from experiments.records.recorded import load_recorded
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 
-# /a, ~/a, ./a and ../a at the start of a text or of a word in it; C:\a.
+# This matches /a, ~/a, ./a and ../a at the start of a text or of a word in it, and C:\a.
 PLACE = re.compile(r"(?:^|[\s\"'=(,:])(?:~|\.{0,2})/\w|^[A-Za-z]:\\")
 
 
 def target(folder: Path, experiment: str, scale: str, settings: dict[str, Any]) -> Path:
-    """The file that a record goes to.
+    """Return the file that a record will be written to.
 
     Args:
-        folder: of records; made when the record is.
-        experiment, scale: what is replayed.
-        settings: of the scale.
+        folder: the folder of records; it is created when a record is written.
+        experiment, scale: the experiment and the scale that are replayed.
+        settings: the settings of the scale.
 
     Raises:
-        UserInputError: the folder is a file, something else has that name, or a setting is a path of this machine.
+        UserInputError: the folder is a file, the record's name is taken by another file, or a setting is a path of this
+            machine.
     """
     if folder.exists() and not folder.is_dir():
         raise UserInputError(f"--record: {folder} is a file", "give a folder")
@@ -37,10 +39,10 @@ def target(folder: Path, experiment: str, scale: str, settings: dict[str, Any]) 
 
 
 def write(path: Path, values: dict[str, Any]) -> None:
-    """Write results.json's value there, in place of an older record.
+    """Write the values of results.json as a record, which replaces an older one.
 
     Raises:
-        UserInputError: it names a path of this machine.
+        UserInputError: a text in the values is a path of this machine.
     """
     _check(values)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -51,13 +53,13 @@ def _check(values: Any) -> None:
     places = [text for text in _texts(values) if PLACE.search(text) or ("/" in text and Path(text).exists())]
     if places:
         raise UserInputError(
-            f"--record: {places[0]!r} is a path of this machine, which says nothing elsewhere",
+            f"--record: {places[0]!r} is a path of this machine, which means nothing on another",
             "name a model of the hub in the experiment's TOML, or leave --record out",
         )
 
 
 def _texts(value: Any) -> Iterator[str]:
-    """All strings in a JSON value, names of keys too."""
+    """Yield all strings in a JSON value, including the names of keys."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):

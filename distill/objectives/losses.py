@@ -1,4 +1,4 @@
-"""What a student is trained to match: its teacher's hidden states, attention scores and logits."""
+"""Losses between a student and its teacher: hidden states, attention scores and probabilities, and logits."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from distill.start.fit_attention import ROW_MEANS
+from distill.start.spans import Spans
 from mpcformer.approximations import QUAD_SHIFT
 
-Spans = Sequence[tuple[int, int]]
-# Where rows' means of (s + 5)^2 may lie for nothing: a private reciprocal's tables grow with the ratio.
-ROW_MEANS = (4.0, 100.0)
-# Below this a probability counts as this much.
-LEAST = 1e-6
-# Of Sinkhorn's transport.
+# Smaller probabilities are raised to this value before a logarithm is taken.
+MIN_PROBABILITY = 1e-6
+# The temperature and the number of iterations of `sinkhorn_loss`.
 TEMPERATURE = 0.1
 ITERATIONS = 20
 
@@ -23,9 +22,10 @@ def state_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torc
     """Mean squared error of hidden states over real tokens, summed over the embeddings and the student's layers.
 
     Args:
-        theirs, ours: outputs with hidden_states, (B, L, H) each.
+        theirs: the teacher's output with hidden_states, (B, L, H) each.
+        ours: the student's, in the same shape.
         mask: (B, L).
-        spans: by student layer: the teacher's layers that it stands for, first and one past the last.
+        spans: the teacher's layers that each student layer stands for, see `Spans`.
     """
     ends = [0, *(last for _, last in spans)]
     pairs = zip([theirs.hidden_states[end] for end in ends], ours.hidden_states, strict=True)
@@ -33,7 +33,14 @@ def state_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torc
 
 
 def score_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
-    """The same of raw attention scores, (B, A, L, L), over pairs of real tokens."""
+    """Mean squared error of raw attention scores over pairs of real tokens, summed over the student's layers.
+
+    Args:
+        theirs: the teacher's output with attention_scores, (B, A, L, L) each.
+        ours: the student's, in the same shape.
+        mask: (B, L).
+        spans: as in `state_loss`.
+    """
     pairs = zip([theirs.attention_scores[first] for first, _ in spans], ours.attention_scores, strict=True)
     return _squared_error(pairs, (mask[:, None, :, None] * mask[:, None, None, :]).float())
 
@@ -47,19 +54,20 @@ def _squared_error(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], weight: t
 
 
 def logit_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> torch.Tensor:
-    """Soft cross-entropy at temperature 1 of (B, C) logits, or mean squared error."""
+    """Soft cross-entropy of (B, C) logits at temperature 1, or their mean squared error for a regression."""
     if regression:
         return F.mse_loss(ours.float(), theirs.float())
     return F.cross_entropy(ours.float(), theirs.float().softmax(-1))
 
 
 def row_loss(ours: Any, mask: torch.Tensor, shift: float = QUAD_SHIFT) -> torch.Tensor:
-    """How far rows' means of (s + 5)^2 lie outside ROW_MEANS: squared logarithm, mean over rows, summed over layers.
+    """Penalty for rows whose mean of (s + 5)^2 lies outside ROW_MEANS.
 
-    Keeps the calibrated ranges of 2Quad narrow, without which no table of a private reciprocal holds them.
+    It is the squared logarithm of the excess, averaged over rows and summed over layers. It keeps the calibrated ranges
+    of 2Quad so narrow that the tables of a private reciprocal can cover them.
 
     Args:
-        ours: output with attention_scores, (B, A, L, L) each.
+        ours: the student's output with attention_scores, (B, A, L, L) each.
         mask: (B, L).
         shift: `square_shift` of the student's form of softmax: 5 in (s + 5)^2.
     """
@@ -76,12 +84,15 @@ def row_loss(ours: Any, mask: torch.Tensor, shift: float = QUAD_SHIFT) -> torch.
 
 
 def direction_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
-    """One minus the cosine of hidden states, mean over real tokens, summed over embeddings and the student's layers.
+    """One minus the cosine similarity of hidden states.
+
+    It is averaged over real tokens and summed over the embeddings and the student's layers.
 
     Args:
-        theirs, ours: outputs with hidden_states, (B, L, H) each.
+        theirs: the teacher's output with hidden_states, (B, L, H) each.
+        ours: the student's, in the same shape.
         mask: (B, L).
-        spans: as for `state_loss`.
+        spans: as in `state_loss`.
 
     Source: Sanh et al., DistilBERT, 2019.
     """
@@ -94,13 +105,15 @@ def direction_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> 
 
 
 def probability_loss(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """Divergence of attention probabilities from the teacher's, mean over real queries and heads, summed over layers.
+    """Divergence of the student's attention probabilities from the teacher's.
 
-    sum_j t_j log(t_j / p_j) - t_j + p_j, which is Kullback and Leibler's where rows add up to one, and also zero only
-    for equals where, as with 2quad-const, they need not.
+    The divergence of a row is sum_j t_j log(t_j / p_j) - t_j + p_j. If rows add up to one, this is the Kullback-Leibler
+    divergence. The rows of 2quad-const need not, and for them too the divergence is zero only if both rows are equal.
+    It is averaged over real queries and heads and summed over layers.
 
     Args:
-        theirs, ours: per layer of the student, (B, A, L, L).
+        theirs: the teacher's probabilities, (B, A, L, L) for each layer of the student.
+        ours: the student's, in the same shape.
         mask: (B, L).
 
     Source: Wang et al., MiniLM, NeurIPS 2020.
@@ -108,7 +121,7 @@ def probability_loss(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor
     keys, queries = mask[:, None, None, :].float(), mask[:, None, :].float()
     loss = torch.zeros((), device=mask.device)
     for t, p in zip(theirs, ours, strict=True):
-        t, p = t.float().clamp(min=LEAST), p.float().clamp(min=LEAST)
+        t, p = t.float().clamp(min=MIN_PROBABILITY), p.float().clamp(min=MIN_PROBABILITY)
         rows = ((t * (t / p).log() - t + p) * keys).sum(-1)  # (B, A, L)
         loss = loss + (rows * queries).sum() / (queries.sum() * rows.size(1))
     return loss
@@ -117,8 +130,8 @@ def probability_loss(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor
 def sinkhorn_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> torch.Tensor:
     """Distance between two batches of logits (B, C) as sets: the mean cost of the entropic transport between them.
 
-    A row's cost to another is the L1 distance of their classes' probabilities, or of the values of a regression. It
-    compares every row with every other, so shares of a batch do not add up to the batch's.
+    The cost between two rows is the L1 distance of their class probabilities, or of their values for a regression.
+    Every row is compared with every other row, so the losses of a batch's shares do not add up to the batch's loss.
 
     Source: Cui et al., Sinkhorn Distance Minimization for Knowledge Distillation, COLING 2024, with its temperature 0.1
     and 20 iterations.

@@ -1,4 +1,4 @@
-"""Rows of a record are kept where the models and the measuring are the same, and nowhere else."""
+"""Test that rows of a record are reused where models and measurement are the same, and nowhere else."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +11,7 @@ from mpcformer.files import read_json, write_json
 from tests.replays import Counted, glue
 
 
-def test_rows_of_the_same_models_are_kept_without_the_models(
+def test_rows_of_the_same_models_are_reused_without_the_models(
     folder: Path, shop: Path, tmp_path: Path, counted: Counted
 ) -> None:
     options = replace(glue(shop, keep=folder / "results.json"), out=tmp_path / "out", models=tmp_path / "models")
@@ -25,7 +25,7 @@ def test_rows_of_the_same_models_are_kept_without_the_models(
 @pytest.mark.parametrize(
     ("task", "model", "what", "n_trained", "n_private"),
     [
-        ("sst2", "our recipe", "model", 3, 1),  # with its teacher and the general student
+        ("sst2", "our recipe", "model", 3, 1),  # its teacher and the general student are trained too
         ("stsb", "published recipe", "model", 2, 0),
         ("stsb", "teacher", "measured", 1, 0),
     ],
@@ -65,7 +65,7 @@ def test_students_of_a_teacher_that_came_out_otherwise_are_made_anew(folder: Pat
     assert max(row["values"]["score"] for row in values["rows"]) <= 1
 
 
-def test_what_cannot_be_kept_is_refused(folder: Path, shop: Path, tmp_path: Path) -> None:
+def test_a_record_without_reusable_rows_is_refused(folder: Path, shop: Path, tmp_path: Path) -> None:
     record = read_json(folder / "results.json")
     for row in record["rows"]:
         del row["origin"]
@@ -73,7 +73,7 @@ def test_what_cannot_be_kept_is_refused(folder: Path, shop: Path, tmp_path: Path
     out = {"out": tmp_path / "out"}
     with pytest.raises(UserInputError, match=r"--keep: no row of .*record\.json says which model"):
         run(replace(glue(shop, keep=tmp_path / "record.json"), **out))
-    with pytest.raises(UserInputError, match=r"--keep: .* is of glue at scale smoke, not pareto"):
+    with pytest.raises(UserInputError, match=r"--keep: .* belongs to glue at scale smoke, not pareto"):
         run(replace(glue(shop, keep=folder / "results.json"), experiment="pareto", **out))
     with pytest.raises(UserInputError, match="--keep: counts trains nothing"):
         run(replace(glue(shop, keep=folder / "results.json"), experiment="counts", **out))

@@ -1,46 +1,28 @@
-"""A new run against a recorded one, number by number, within the experiment's tolerances."""
+"""Compare a new run with a recorded one, number by number, within the experiment's tolerances."""
 
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
-from rich.table import Table
 
 from experiments.spec.outputs import Tolerances
 from experiments.spec.quantities import QUANTITIES, Row
 from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
 from experiments.spec.spec import CountsExperiment, Experiment, models_of
-from mpcformer.console import console
+from mpcformer.console import PlainTable, console
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import read_json
 
 Scale = StudentsScale | BenchScale | FunctionsScale | CountsScale
 
 
-def load_recorded(path: Path, experiment: str, scale: str, *, option: str = "--check") -> dict[str, Any]:
-    """A recorded results.json; option: which asked for it.
-
-    Raises:
-        UserInputError: missing, not results of an experiment, or of another one.
-    """
-    values = read_json(path)
-    if not isinstance(values, dict) or not {"experiment", "scale", "rows"} <= set(values):
-        raise UserInputError(f"{option}: {path} holds no results of an experiment", "give a results.json of a replay")
-    if (values["experiment"], values["scale"]) != (experiment, scale):
-        raise UserInputError(
-            f"{option}: {path} is of {values['experiment']} at scale {values['scale']}, not {experiment} at {scale}",
-            "give what is of this experiment and scale",
-        )
-    return dict(values)
-
-
 def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, path: Path) -> None:
-    """Refuse a record whose scale or models are no longer the experiment's: its numbers would be of something else.
+    """Refuse a record that was made with another scale section or other models than the experiment has now.
 
-    Tables, figures, words, tolerances and the other scales may change; a key that came later has its default.
+    Tables, figures, descriptions, tolerances and the other scales may differ. A setting that the record lacks, because
+    it was introduced later, counts as its default.
 
     Raises:
-        UserInputError: naming what differs.
+        UserInputError: settings differ; the error lists them.
     """
     now = {**scale.model_dump(mode="json"), "models": models_of(spec)}
     try:
@@ -63,8 +45,8 @@ def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, pat
 def differences(
     recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances
 ) -> list[tuple[str, str, str, str]]:
-    """(row, quantity, recorded, new) of each number that is off, and of each row or number that only one run has."""
-    before, after = ({identity(row): row for row in map(Row.from_json, values["rows"])} for values in (recorded, new))
+    """Return (row, quantity, recorded, new) for each number that differs and each row or number that one run lacks."""
+    before, after = ({row.identity: row for row in map(Row.from_json, values["rows"])} for values in (recorded, new))
     found: list[tuple[str, str, str, str]] = []
     for key in dict.fromkeys([*before, *after]):
         old, now = before.get(key), after.get(key)
@@ -83,10 +65,10 @@ def differences(
 
 
 def check(recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances, path: Path) -> None:
-    """Say that two runs agree, or where they do not.
+    """Print that two runs agree, or a table of their differences.
 
     Raises:
-        MPCFormerError: they do not.
+        MPCFormerError: the runs differ.
     """
     found = differences(recorded, new, tolerances)
     n_numbers = sum(len(row["values"]) for row in recorded["rows"])
@@ -95,9 +77,7 @@ def check(recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances,
             f"as recorded in {path}: {len(recorded['rows'])} rows, {n_numbers} numbers, within the tolerances"
         )
         return
-    grid = Table(title=f"differs from {path}", title_justify="left")
-    for title in ("row", "number", "recorded", "this run"):
-        grid.add_column(title, overflow="fold")
+    grid = PlainTable(f"Differences from {path}", "row", "number", "recorded", "this run", n_left=2)
     for line in found:
         grid.add_row(*line)
     console.print(grid)
@@ -105,10 +85,5 @@ def check(recorded: dict[str, Any], new: dict[str, Any], tolerances: Tolerances,
     rows = len({line[0] for line in found})
     raise MPCFormerError(
         f"{rows} of {len(recorded['rows'])} rows differ from {path}: {first}{' ...' if len(found) > 4 else ''}",
-        f"compare the versions of both; tolerances stand in the experiment's TOML: {tolerances.model_dump()}",
+        f"compare the versions of both runs; the tolerances are in the experiment's TOML: {tolerances.model_dump()}",
     )
-
-
-def identity(row: Row) -> tuple[tuple[str, str | int | float], ...]:
-    """Its key in any order."""
-    return tuple(sorted(row.key.items()))
