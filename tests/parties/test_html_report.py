@@ -3,13 +3,14 @@
 import copy
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from mpcformer.approximations import SOFTMAX_FORMS
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file
 from parties.runs import local_run, report
@@ -136,13 +137,17 @@ def test_nothing_is_loaded_and_nothing_runs(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [("task",), ("engine",), ("insecure",), ("student", "sha256"), ("threat_model", "leaks")]
+    "path",
+    [("task",), ("engine",), ("insecure",), ("student", "gelu"), ("student", "sha256"), ("threat_model", "leaks")],
 )
-def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...]) -> None:
+def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A report prints the title of a form that is registered, and refuses any other.
+    script = '<script>alert("x")</script>'
+    monkeypatch.setitem(GELU_FORMS, script, replace(GELU_FORMS["quad"], name=script, title=script))
     inner = values
     for key in path[:-1]:
         inner = inner[key]
-    inner[path[-1]] = '<script>alert("x")</script>'
+    inner[path[-1]] = script
     values["online"]["breakdown_seconds"]["<script>"] = 1.0
     html = render(values)
     assert "<script" not in html
