@@ -1,11 +1,10 @@
-"""Stand-ins on meta tensors, with which an engine's own forward pass tells its plan and its cost without running."""
+"""Stand-ins for channel and store, with which an engine's own forward pass on meta tensors tells its plan."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from mpcformer.channel import Channel, Counters, Spec, memory_pair
+from mpcformer.channel import Counters, Spec
 from mpcformer.correlations import Dealt, Request, sketch
 
 
@@ -47,24 +46,3 @@ class SilentChannel:
         self.counters.rounds += 1
         self.counters.bytes_received += sum(spec.n_bytes for spec in specs)
         return [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in specs]
-
-
-def rehearse(owner: Callable[[int, Channel], None]) -> list[Counters]:
-    """Run owner(rank, channel) for both owners, joined in memory, and return what each one's channel counted."""
-    ends = memory_pair()
-    errors: list[BaseException] = []
-
-    def run(rank: int) -> None:
-        try:
-            owner(rank, ends[rank])
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return [end.counters for end in ends]

@@ -111,9 +111,6 @@ class Asked:
         spec = self._spec
         if self._bucket is not None:
             raise ProtocolError("the masks of a private lookup are used once")
-        if words.device.type == "meta":
-            self._bucket = words
-            return [(self._questions, BITS), (self._choices, BITS)]
         if not 0 <= int(words.min()) <= int(words.max()) < spec.n_words:
             raise ProtocolError(f"a word's number is not in 0..{spec.n_words - 1}")
         if not 0 <= int(types.min()) <= int(types.max()) < spec.n_types:
@@ -143,8 +140,6 @@ class Asked:
             raise ProtocolError("answers to a private lookup that was not asked")
         spec, n_rows = self._spec, self._spec.n_lookups
         result = self._result.view(-1, spec.width)[:n_rows]
-        if words.device.type == "meta":
-            return result
         answered = answers + self._answers
         part = torch.arange(n_rows) // spec.n_rows
         types = self._types.view(-1, spec.n_types)[:n_rows] @ masked[spec.n_words :].long()

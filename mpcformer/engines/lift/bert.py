@@ -17,7 +17,7 @@ import torch
 
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
-from mpcformer.engines.lift.maps import Map, Maps, Tensors
+from mpcformer.engines.lift.maps import Maps, Tensors
 from mpcformer.engines.lift.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import reveal
@@ -31,7 +31,7 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import TableFunction
-from mpcformer.ring.packing import packed_bytes, unpack
+from mpcformer.ring.packing import unpack
 
 
 @dataclass
@@ -135,11 +135,11 @@ class PrivateBert:
         item, party, bits = self.maps[name], self._party, weight_bits(name)
         request = linear.request(item.weights, item.rows, self._shapes, bits)
         if party.rank == DATA_OWNER:
-            known = self._known.pop(name) if name in self._known else self._rehearsed(item)
+            known = self._known.pop(name, None)
+            if known is None or known.minus_mask is None:
+                raise ProtocolError("a map is used online before its offline part")
             party.store.skip(request)
             masked_input = known.minus_mask
-            if masked_input is None:
-                raise ProtocolError("a map is used online before its offline part")
             if name == "embeddings":
                 masked_input.scatter_add_(1, x, torch.ones_like(x))
             else:
@@ -176,15 +176,6 @@ class PrivateBert:
         halves = item.halves([z], following)
         party.send([answers, *halves])
         return add_halves(halves, split(party.receive(shapes), shapes)), following
-
-    def _rehearsed(self, item: Map) -> Known:
-        """Return what the offline part would have left, on meta tensors, for an estimate."""
-        if self._mask.device.type != "meta":
-            raise ProtocolError("a map is used online before its offline part")
-        shapes = self.maps.shapes_of_halves(item)
-        message = torch.empty(sum(packed_bytes(math.prod(s), b) for s, b in shapes), dtype=torch.uint8, device="meta")
-        minus_mask = torch.empty((item.rows, self._shapes[item.weights[0]][0]), dtype=torch.int64, device="meta")
-        return Known(message, shapes, minus_mask)
 
     def _weights(self, names: list[str]) -> list[torch.Tensor]:
         if self._owned is None:  # planning

@@ -26,6 +26,8 @@ from mpcformer.modeling.weights import BertWeights, LayerWeights, LinearWeights,
 from mpcformer.ring.packing import packed_bytes
 
 Shape = tuple[int, ...]
+# The width in which public tables are sent.
+TABLE_BITS = 32
 
 
 def weight_shapes(config: MPCFormerConfig, embeddings: str = "private_table") -> dict[str, Shape]:

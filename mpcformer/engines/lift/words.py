@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mpcformer.correlations import Request, sketch
+from mpcformer.correlations import Request
 from mpcformer.correlations.row_lookup import BITS, LookupSpec
 from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
@@ -42,16 +42,13 @@ class PrivateWords:
 
     def offline(self, operation: int) -> None:
         """Expand the data owner's masks; both owners find out the places of this session."""
-        if not self._is_plan:
-            _ = self._spec.places
+        _ = self._spec.places
         if self._party.rank == DATA_OWNER:
             self._asked = row_lookup.Asked(self._request, self._party.store.preview(operation, self._request).shares)
 
     def take(self) -> None:
         """Use up the correlation, of which the data owner has done its part `offline`."""
         if self._party.rank == DATA_OWNER:
-            if self._asked is None and self._is_plan:
-                self._asked = row_lookup.Asked(self._request, sketch(self._request, DATA_OWNER).shares)
             self._party.store.skip(self._request)
         else:
             self._tensors = self._party.take(self._request)
