@@ -7,18 +7,10 @@ from pathlib import Path
 import pytest
 
 import distill
-from parties.roles import transcript
 
-SCORES = {"sklearn", "scipy.stats", "pandas"}
 ROOT = Path(distill.__file__).parents[1]
+SCORES = {"sklearn", "scipy.stats", "pandas"}
 MODELS = {"mpcformer.modeling.model", "transformers.modeling_utils", "datasets"}
-# The transcript still states a number of the reference engine and imports that engine for it. The condition of this
-# mark turns false when the number comes from `Engine.fingerprint()`; the mark can then be removed.
-until_the_engine_states_its_own_numbers = pytest.mark.xfail(
-    "engines.crypten" in Path(transcript.__file__).read_text(),
-    reason="parties/roles/transcript.py imports the reference engine",
-    strict=True,
-)
 
 
 def modules_after(*arguments: str) -> set[str]:
@@ -33,10 +25,8 @@ def modules_after(*arguments: str) -> set[str]:
     ("module", "unneeded"),
     [
         ("parties.roles.dealer", {*SCORES, *MODELS, "transformers", "crypten"}),
-        ("parties.roles.data_owner", {*SCORES, *MODELS}),
-        ("parties.roles.model_owner", {*SCORES, *MODELS}),
-        pytest.param("parties.roles.data_owner", {"crypten"}, marks=until_the_engine_states_its_own_numbers),
-        pytest.param("parties.roles.model_owner", {"crypten"}, marks=until_the_engine_states_its_own_numbers),
+        ("parties.roles.data_owner", {*SCORES, *MODELS, "crypten"}),
+        ("parties.roles.model_owner", {*SCORES, *MODELS, "crypten"}),
         ("parties.runs.local_run", {*SCORES, *MODELS}),
     ],
 )
@@ -46,7 +36,6 @@ def test_nothing_is_loaded_that_is_not_needed(module: str, unneeded: set[str]) -
     assert not unneeded & loaded
 
 
-@until_the_engine_states_its_own_numbers
 def test_the_default_engine_never_loads_the_reference_engine(student: Path, data_dir: Path, tmp_path: Path) -> None:
     """All parties run a whole job in one process, so this covers every line that either owner executes."""
     loaded = modules_after("-m", "tests.parties.one_process", str(student), str(data_dir), str(tmp_path))
