@@ -22,7 +22,7 @@ from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.callers import FirstMessage, refuse, require_caller
+from parties.wire.callers import FirstMessage, at_end, refuse, require_caller
 from parties.wire.diagnose_reply import answer_diagnose
 from parties.wire.frames import open_channel, start_server
 
@@ -82,7 +82,7 @@ class Coordinator(rpc.CoordinatorServicer):
             if self._members[party_id].joined:
                 refuse(context, grpc.StatusCode.ALREADY_EXISTS, f"{party_id} has joined already")
             self._joined(party_id)
-        context.add_callback(lambda: self._gone(party_id))
+        at_end(context, lambda: self._gone(party_id))
         self._start_reader(self._read, party_id, request_iterator)
         yield from self._members[party_id].outgoing()
 

@@ -21,7 +21,7 @@ from parties.settings.config import DealerConfig
 from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.callers import FirstMessage, refuse, refuse_unknown_session, require_caller
+from parties.wire.callers import FirstMessage, at_end, refuse, refuse_unknown_session, require_caller
 from parties.wire.correlation_requests import from_wire
 from parties.wire.frames import to_frames
 
@@ -206,7 +206,7 @@ class DealerService(rpc.DealerServicer):
         session, caller = self._find(request.session_id, context)
         try:
             dealing = session.begin(caller, request.first_operation, request.plan, context.cancel)
-            context.add_callback(lambda: session.finish(dealing))
+            at_end(context, lambda: session.finish(dealing))
             with session_log(request.session_id):
                 log.info("dealing %d operations from %d", len(dealing.plan), dealing.first_operation)
             for operation, correction in session.corrections(dealing):

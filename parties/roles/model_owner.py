@@ -22,7 +22,7 @@ from parties.roles.transcript import facts_digest
 from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.callers import SESSION_HEADER, refuse, refuse_unknown_session, require_caller
+from parties.wire.callers import SESSION_HEADER, at_end, refuse, refuse_unknown_session, require_caller
 from parties.wire.peer_channel import PeerChannel
 
 MAX_BATCHES = 1 << 20
@@ -74,7 +74,7 @@ class PeerService(rpc.PeerServicer):
         if not expected.taken.acquire(blocking=False):
             refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
         expected.channel.attach(request_iterator, context.cancel)
-        context.add_callback(expected.channel.close)
+        at_end(context, expected.channel.close)
         yield from expected.channel.outgoing()
 
 

@@ -25,7 +25,7 @@ from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.callers import FirstMessage, refuse, require_caller
+from parties.wire.callers import FirstMessage, at_end, refuse, require_caller
 from parties.wire.diagnose_reply import answer_diagnose, callers_of
 
 FIRST_COMMAND_TIMEOUT_S = 10.0
@@ -99,7 +99,7 @@ class SessionHost(rpc.PartyServicer):
         config = self._config
         coordinator = require_caller(context, *config.coordinators)
         membership = Membership(config, role=self._role, coordinator_id=coordinator)
-        context.add_callback(membership.lost)
+        at_end(context, membership.lost)
         membership.listen(request_iterator)
         try:
             job = membership.job(FIRST_COMMAND_TIMEOUT_S)

@@ -2,7 +2,7 @@
 
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
 import grpc
@@ -45,6 +45,12 @@ def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
     refuse(context, grpc.StatusCode.PERMISSION_DENIED, what)
 
 
+def at_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
+    """Call `callback` when the call ends; at once if it has ended already, which gRPC itself would not do."""
+    if not context.add_callback(callback):
+        callback()
+
+
 class FirstMessage:
     """Takes the message of a call that consists of one message, within a time limit.
 
@@ -67,7 +73,7 @@ class FirstMessage:
         with self._lock:
             self._open[caller] += 1
             too_many = self._open[caller] > self._max_calls
-        context.add_callback(lambda: self._end(caller))
+        at_end(context, lambda: self._end(caller))
         if too_many:
             what = f"{caller} has {self._max_calls} calls open already"
             refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, what)
