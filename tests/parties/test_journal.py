@@ -145,7 +145,7 @@ def test_other_data_or_another_student_is_noticed(student: Path, data_dir: Path,
     for job, message in (
         (
             job_for(student, other, batch_size=6),
-            "data-owner: the data, the job or digest_key .* differs from what the run",
+            "data-owner: the data, the job or digest_key .* differs",
         ),
         (job_for(changed, data_dir, batch_size=6), "model-owner: its student is"),
     ):
