@@ -143,10 +143,7 @@ def test_other_data_or_another_student_is_noticed(student: Path, data_dir: Path,
     other = save_parquet(tmp_path / "other" / "sst2", n_train=90)
     changed = save_student(tmp_path / "changed", data_dir, seed=3)
     for job, message in (
-        (
-            job_for(student, other, batch_size=6),
-            "data-owner: the data, the job or digest_key .* differs from what the run",
-        ),
+        (job_for(student, other, batch_size=6), "data-owner: the data, the job or digest_key .* differs"),
         (job_for(changed, data_dir, batch_size=6), "model-owner: its student is"),
     ):
         journal = Journal(path, JOB, resume=True)
