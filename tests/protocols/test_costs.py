@@ -63,7 +63,7 @@ class Counted:
 def grpc_pair(files: dict[str, TlsFiles]) -> Iterator[list[PeerChannel]]:
     """Join two channels by a gRPC stream with mutual TLS, as the owners do."""
     ids, session = ("model-owner", "data-owner"), fresh_key()
-    ends = [PeerChannel(me=ids[rank], peer=ids[1 - rank], session_id=session) for rank in (0, 1)]
+    ends = [PeerChannel(party_id=ids[rank], peer_id=ids[1 - rank], session_id=session) for rank in (0, 1)]
     service = PeerService(ends[0])
     server, address = start_server(
         lambda s: rpc.add_PeerServicer_to_server(service, s), "127.0.0.1:0", files["model-owner"]
