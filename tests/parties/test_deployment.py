@@ -97,10 +97,10 @@ def test_keys_are_for_their_owner_alone_and_ids_are_checked(site: Path, tmp_path
     assert (site / "certs" / "authority.key").is_file(), "renewal needs it"
     for arguments, message in (
         (["--party", "a", "--out", str(site / "certs")], "is not empty"),
-        (["--party", "../a", "--out", str(tmp_path / "x")], "is no id"),
-        (["--party", "a", "--party", "a", "--out", str(tmp_path / "x")], "stands twice"),
-        (["--party", "\u00e9", "--out", str(tmp_path / "x")], "is no id"),
-        (["--party", "authority", "--out", str(tmp_path / "x")], "is no id"),
+        (["--party", "../a", "--out", str(tmp_path / "x")], "is not a possible id"),
+        (["--party", "a", "--party", "a", "--out", str(tmp_path / "x")], "given twice"),
+        (["--party", "\u00e9", "--out", str(tmp_path / "x")], "is not a possible id"),
+        (["--party", "authority", "--out", str(tmp_path / "x")], "is not a possible id"),
         (["--party", "a", "--days", "0", "--out", str(tmp_path / "x")], "--days: 0"),
     ):
         result = CliRunner().invoke(build_app(), ["certs", "init", *arguments])

@@ -209,7 +209,7 @@ def test_the_commands(tmp_path: Path) -> None:
     assert 2 * days < end - datetime.datetime.now(datetime.UTC) <= 3 * days
     for arguments, message in (
         (["--party", "dealer", "--days", "0"], "--days: 0"),
-        (["--party", "dealer", "--party", "dealer"], "stands twice"),
+        (["--party", "dealer", "--party", "dealer"], "given twice"),
         (["--party", "stranger"], "has no certificate in"),
     ):
         result = CliRunner().invoke(build_app(), ["certs", "renew", "--certs", str(folder), *arguments])
