@@ -1,8 +1,8 @@
-"""General distillation: give the BERT that teachers start from the student's forms once, on texts of many tasks.
+"""General distillation: make one general student, on the texts of many tasks, from the BERT that teachers start from.
 
-The student of every task then starts from the general student instead of from a fit to its own teacher. What is matched
-are hidden states and attention probabilities; texts need no labels.
-Source: Jiao et al., TinyBERT, EMNLP 2020, section 3.2, there with a large corpus.
+The general student has the student's forms of GeLU and softmax. The students of all tasks can start from it, instead of
+from a fit to their own teachers. It matches hidden states and attention probabilities, so its texts need no labels.
+Source: Jiao et al., TinyBERT, EMNLP 2020, section 3.2, where a large corpus is used.
 """
 
 from pathlib import Path
@@ -12,14 +12,16 @@ import torch
 from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model
-from distill.objectives.objectives import general_stage
+from distill.objectives.stages import general_stage
 from distill.recipe import GeneralRecipe
-from distill.start.start import fitted
-from distill.training.loop import Data, Options, pick_device, train
-from distill.training.prepare import check_numbers, check_precision, check_replaced
+from distill.start.initialise import fit_once
+from distill.training.checks import check_numbers, check_precision, check_replaced
+from distill.training.data import Data
+from distill.training.device import pick_device
+from distill.training.loop import Options, train
 from distill.training.processes import current
+from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint
@@ -37,23 +39,22 @@ def distill_general(
     checkpoint_minutes: float = 5.0,
     tensorboard: Path | None = None,
 ) -> dict[str, Any]:
-    """Make and save a general student: weights, tokenizer, record. It has no head: `distill_student` starts from it.
+    """Make a general student and save it: weights, tokenizer and record. Its head is not trained.
+
+    Args:
+        recipe: the options of the training.
+        out: the new folder for the general student, from which `distill_student` can start.
+        resume: whether to continue an interrupted training.
+        checkpoint_minutes: the time between two checkpoints, in minutes.
+        tensorboard: the folder for TensorBoard's events; None writes none.
 
     Returns:
-        What general.json holds.
+        The contents of general.json.
 
     Raises:
-        UserInputError: anything wrong with the recipe, found before training.
+        UserInputError: an option is wrong; all are checked before training starts.
     """
-    if not recipe.tasks or len(set(recipe.tasks)) < len(recipe.tasks):
-        raise UserInputError(f"--task: {', '.join(recipe.tasks) or 'none'}", "give each task once, at least one")
-    for name in recipe.tasks:
-        get_task(name)
-    check_numbers(
-        epochs=recipe.epochs, lr=recipe.learning_rate, batch_size=recipe.batch_size, fit_tokens=recipe.fit_tokens
-    )
-    check_precision(recipe.precision)
-    check_replaced(recipe.replaced)
+    _check(recipe)
     work = Workspace(out, recipe, resume=resume)
     source = resolve_checkpoint(recipe.model)
     require_teacher(source, "--model")
@@ -66,7 +67,7 @@ def distill_general(
     device = pick_device()
     teacher.to(device)
     student.to(device)
-    report = fitted(teacher, student, data, recipe.fit_tokens, work)
+    report = fit_once(teacher, student, data, recipe.fit_tokens, work)
     stage = general_stage(recipe, teacher, student, data, tuple(tokenizer.all_special_ids))
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
     log = train(student, [stage], data, work=work, options=options)
@@ -83,8 +84,23 @@ def distill_general(
     return record
 
 
+def _check(recipe: GeneralRecipe) -> None:
+    """Check the options that need no data."""
+    if not recipe.tasks or len(set(recipe.tasks)) < len(recipe.tasks):
+        raise UserInputError(
+            f"--task: {', '.join(recipe.tasks) or 'none'}", "give at least one task, and each task only once"
+        )
+    for name in recipe.tasks:
+        get_task(name)
+    check_numbers(
+        epochs=recipe.epochs, lr=recipe.learning_rate, batch_size=recipe.batch_size, fit_tokens=recipe.fit_tokens
+    )
+    check_precision(recipe.precision)
+    check_replaced(recipe.replaced)
+
+
 def _texts(recipe: GeneralRecipe, tokenizer: Any, *, positions: int) -> list[Encoded]:
-    """Of all tasks, each spread evenly over the whole: the first texts, to which a model is fitted, are of all."""
+    """Return the texts of all tasks, interleaved evenly: the first texts, which the fit uses, come from all tasks."""
     found: list[tuple[float, Encoded]] = []
     for name in recipe.tasks:
         task = get_task(name)

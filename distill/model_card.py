@@ -1,6 +1,7 @@
-"""README.md of a teacher or a student: a model card as the Hugging Face hub reads it.
+"""Write the README.md of a teacher or a student: a model card in the format of the Hugging Face hub.
 
-It says what the record says, and nothing that should stay here: no sentence of a data set, and no path of this machine.
+The card repeats what the record says. Because cards are published, they contain no text of a data set and no path of
+this machine.
 """
 
 from collections.abc import Sequence
@@ -18,33 +19,33 @@ from mpcformer.tasks import Task
 from mpcformer.tasks.demo_source import REQUIREMENT as DEMO_SOURCE
 
 FILE_NAME = "README.md"
-# The hub's name of the default backbone, which comes from PyPI.
+# The id that the default backbone, which is installed from PyPI, has on the hub.
 BACKBONE_ID = "sentence-transformers/all-MiniLM-L6-v2"
 
 
 def base_model(name: str, source: Path) -> str | None:
-    """The hub id of the BERT that `name` stands for; None for a folder, whose path is nobody else's business.
+    """Return the hub id of the BERT that `name` stands for; None for a folder, because paths are not published.
 
     Args:
-        name: as given: a folder, or a hub id.
-        source: the folder it was resolved to.
+        name: the model as the user gave it: a folder, or a hub id.
+        source: the folder that it was resolved to.
     """
     if source != Path(name):
         return name
     try:
         return BACKBONE_ID if source == default_backbone() else None
-    except DependencyError:  # then it was not the default
+    except DependencyError:  # the default backbone is not installed, so `source` is not its folder
         return None
 
 
 def base_model_of(teacher: Path) -> str | None:
-    """What a teacher's own record says it began with, if it has such a record."""
+    """Return the base model that a teacher's record names; None if there is no such record."""
     found = _record(teacher).get("base_model")
     return found if isinstance(found, str) else None
 
 
 def tasks_of(teacher: Path) -> list[str]:
-    """The tasks a teacher's own record says it was trained for, in their order; none where there is no such record."""
+    """Return the tasks for which a teacher was trained according to its record, in order; empty without a record."""
     record = _record(teacher)
     return [*map(str, record.get("after", [])), str(record["task"])] if "task" in record else []
 
@@ -68,17 +69,17 @@ def write_card(
     after: Sequence[str] = (),
     ranges: Ranges | None = None,
 ) -> None:
-    """Write the card into a folder that holds the weights.
+    """Write the card into the model's folder.
 
     Args:
-        folder: where the model was saved.
-        task: what it was trained for.
+        folder: the folder, which already contains the weights.
+        task: the task for which the model was trained.
         recipe: a TeacherRecipe or a DistillRecipe.
-        record: teacher.json or distillation.json.
+        record: the contents of teacher.json or distillation.json.
         model: the model.
-        base: hub id of the BERT it began with, if it has one.
-        after: tasks that BERT, or the teacher, was trained for before this one.
-        ranges: a student's.
+        base: the hub id of the BERT that the training started from; None if that is not on the hub.
+        after: the tasks for which that BERT, or the teacher, was trained before this one.
+        ranges: a student's calibrated ranges; None for a teacher.
     """
     loader = PackageLoader("distill", "templates")
     environment = Environment(loader=loader, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -103,8 +104,8 @@ def write_card(
 
 def _data(task: Task, public: bool) -> str:
     if not public:
-        return f"files of whoever trained it, in the layout of {task.name}"
-    return f"`{task.hub_path}` of the Hugging Face hub" if task.hub_path else f"the sentences of {DEMO_SOURCE}"
+        return f"local files of the person who trained it, in the layout of {task.name}"
+    return f"`{task.hub_path}` on the Hugging Face hub" if task.hub_path else f"the sentences of {DEMO_SOURCE}"
 
 
 def _metric(task: Task) -> str:
@@ -112,10 +113,10 @@ def _metric(task: Task) -> str:
 
 
 def _settings(recipe: Any) -> dict[str, Any]:
-    """What the recipe asks for, without what names a place."""
+    """Return the recipe's options, without those that contain a path."""
     values = {key: value for key, value in asked(recipe).items() if key != "task"}
     return {
-        key: value
+        key: ", ".join(value) if isinstance(value, tuple) else value
         for key, value in values.items()
         if key != "model" and not isinstance(value, Path) and not (isinstance(value, str) and set(value) & set("/\\"))
     }

@@ -1,4 +1,4 @@
-"""How a teacher, a general student and a student are made: our recipe, and the published one."""
+"""The options that determine how a teacher, a general student or a student is made; ours, and those of MPCFormer."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,7 +19,21 @@ def default_backbone() -> Path:
 
 @dataclass(frozen=True)
 class TeacherRecipe:
-    """How a teacher is made; part of the result's record."""
+    """The options of a teacher's training. The saved model's record contains them.
+
+    Args:
+        task: the name of the task.
+        model: the BERT that is fine-tuned: a folder, or an id on the Hugging Face hub.
+        data_dir: a folder of parquet files; None: the data are downloaded.
+        limit: the number of training examples to use; None: all.
+        epochs: how often the training goes through all examples.
+        learning_rate: the peak learning rate.
+        batch_size: the number of texts in a batch.
+        max_length: longer texts are cut to this many tokens.
+        seed: determines batches, dropout and the new head.
+        precision: "auto", "fp32" or "bf16"; see `distill.training.device.autocast`.
+        selection_share: the fraction of the training examples that is set aside to choose the best epoch by.
+    """
 
     task: str
     model: str = field(default_factory=lambda: str(default_backbone()))
@@ -36,12 +50,16 @@ class TeacherRecipe:
 
 @dataclass(frozen=True)
 class GeneralRecipe:
-    """How a general student is made; part of the result's record.
+    """The options of a general student's training. The saved model's record contains them.
 
-    tasks: on whose training texts, but for those that a training on the task sets aside.
-    model: what it is distilled from: the pretrained BERT that the tasks' teachers start from.
-    limit: training examples of each task.
-    also1, replaced, fit_tokens: as in `DistillRecipe`. Hidden states are matched always, logits there are none.
+    Hidden states are always matched; logits never are, because a general student has no head.
+
+    Args:
+        tasks: the names of the tasks whose training texts are used, without the texts that are set aside there.
+        model: the BERT that the general student is distilled from: the pretrained one that the teachers start from.
+        limit: the number of training examples to use for each task; None: all.
+        gelu: see `DistillRecipe`; so are softmax, fit_tokens, also1 and replaced.
+        data_dir: see `TeacherRecipe`; so are all options that are not described here.
     """
 
     tasks: tuple[str, ...]
@@ -64,28 +82,45 @@ class GeneralRecipe:
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """How a student is made; part of the result's record.
+    """The options of a student's distillation. The saved model's record contains them.
 
-    epochs1, learning_rate1: stage 1, what is inside. epochs2, learning_rate2: stage 2, the logits.
-    linear_decay1: stage 1's rate falls to zero; the published recipe keeps it constant.
-    match1: what stage 1 matches: hidden states and logits, or, as published, hidden states and raw scores. A fitted
-        student's scores are scaled and shifted, so its teacher's are no target; 2Quad's rows are held in a range.
-        Or, after BERT-of-Theseus, the logits of a mixture of both models' layers (`distill.objectives.replacement`).
-    also1, also2: what a stage matches besides. Directions: of hidden states, by cosine. Probabilities: of attention,
-        after its softmax. Sinkhorn: a batch's logits as a set. Labels: the data's own, of texts without replaced words.
-        What learns from labels alone matches nothing, and a mixture's stage 1 nothing besides.
-    layer_rates: a layer's rate over the next higher one's, embeddings lowest; none: all have the same.
-    choose_by: what says which epoch's weights are kept, on the examples set aside: how near the student's logits are to
-        its teacher's, or its score, which few examples tell less exactly and which the published recipe goes by, in
-        stage 2; what learns from labels alone goes by its score too.
-    start: what the student starts from: the teacher's weights fitted to its forms, the teacher's as they are, fresh
-        ones drawn from the seed, or a general student's with the teacher's pooler and head.
-    general: the general student's folder, if it starts from one.
-    fit_tokens: about how many tokens the fit looks at.
-    objective: distil, or labels: no distillation, one stage on the labels, epochs1 + epochs2 passes at learning_rate1.
-    layers, intermediate: of a smaller student than its teacher; none: as many.
-    constant_norms: LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
-    replaced: the share of tokens that are replaced by others in half of a batch's texts; see `objectives.augment`.
+    Options that are not described here are those of `TeacherRecipe`.
+
+    Args:
+        teacher: the folder of the teacher.
+        gelu: the student's form of GeLU.
+        softmax: the student's form of softmax.
+        epochs1: the epochs of stage 1, which matches values inside the models.
+        learning_rate1: the peak learning rate of stage 1.
+        linear_decay1: whether the learning rate of stage 1 falls to zero; the published recipe keeps it constant.
+        epochs2: the epochs of stage 2, which matches the logits.
+        learning_rate2: the peak learning rate of stage 2.
+        start: the weights that the student starts from. "fitted": the teacher's, fitted to the student's forms.
+            "teacher": the teacher's as they are. "random": fresh weights drawn from the seed. "general": a general
+            student's, with the teacher's pooler and head.
+        general: the general student's folder, if `start` is "general".
+        fit_tokens: about how many tokens the fit uses.
+        match1: what stage 1 matches. "states+logits": hidden states and logits. "states+scores": hidden states and raw
+            attention scores, as published; the fit scales and shifts a student's scores, so a fitted student cannot
+            match its teacher's. "mixture": the logits of a mixture of both models' layers, after BERT-of-Theseus; see
+            `distill.objectives.replacement`. Except under "states+scores", the rows of 2Quad are kept in a range.
+        also1: what stage 1 matches in addition. "directions": hidden states, by their cosine similarity.
+            "probabilities": attention after its softmax. It must be empty if `match1` is "mixture" and has no effect if
+            `objective` is "labels".
+        also2: what stage 2 matches in addition. "sinkhorn": the logits of a batch as a set. "labels": the labels of
+            the texts in which no word was replaced.
+        choose_by: what determines the epoch whose weights are kept, measured on the examples set aside. "logits": how
+            close the student's logits are to its teacher's. "score": the task's score, which is less precise on few
+            examples; the published recipe uses it, in stage 2. A training on labels alone always uses the score.
+        objective: "distil", or "labels": a single stage without a teacher's help, which trains on the labels for
+            epochs1 + epochs2 epochs at learning_rate1.
+        layers: the number of encoder layers; None: as many as the teacher has.
+        intermediate: the number of intermediate units of each layer; None: as many as the teacher has.
+        constant_norms: the LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
+        replaced: the fraction of tokens that are replaced by others in half of a batch's texts; see
+            `distill.objectives.augment`.
+        layer_rates: the learning rate of a layer divided by that of the next higher layer, with the embeddings below
+            the lowest layer; None: all rates are equal.
     """
 
     teacher: Path
@@ -120,7 +155,10 @@ class DistillRecipe:
 
 
 def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, Any]:
-    """A recipe's fields without those that ask for nothing: one that learns a new option still says what it did."""
+    """Return the fields of a recipe without those that are None or empty.
+
+    A new optional field therefore does not change what older recipes give, and the hashes of their models stay.
+    """
     return {key: value for key, value in asdict(recipe).items() if value not in (None, ())}
 
 
@@ -131,23 +169,25 @@ CHOICES = {
     "match1": ("states+logits", "states+scores", "mixture"),
     "choose_by": ("logits", "score"),
 }
-# Each of also1 and also2 is any of these.
+# `also1` and `also2` may contain any of these.
 ALSO = {"also1": ("directions", "probabilities"), "also2": ("labels", "sinkhorn")}
-# What learns from the labels alone matches nothing of a teacher.
+# The options of a training on the labels alone, which matches nothing of a teacher's.
 LABELS_ALONE: dict[str, Any] = {"objective": "labels", "also1": ()}
-# Stage 1 epochs of the published recipe; stage 2 is 5 epochs at 1e-5.
+# The epochs of stage 1 in the published recipe, for each task; stage 2 has 5 epochs at a learning rate of 1e-5.
 PAPER_EPOCHS = {"cola": 50, "mnli": 5, "mrpc": 20, "sst2": 10, "stsb": 100, "qqp": 5, "qnli": 10, "rte": 50, "imdb": 30}
 
 
 def paper_recipe(task: str) -> dict[str, Any]:
-    """The published hyper-parameters of a task.
+    """Return the options of `DistillRecipe` that MPCFormer published for a task.
+
+    Source: Li et al., MPCFormer, ICLR 2023.
 
     Raises:
-        UserInputError: MPCFormer did not publish any for it.
+        UserInputError: nothing was published for this task.
     """
     if task not in PAPER_EPOCHS:
         raise UserInputError(
-            f"--recipe paper: MPCFormer published none for {task!r}",
+            f"--recipe paper: MPCFormer published no recipe for {task!r}",
             f"choose a task with one: {', '.join(PAPER_EPOCHS)}",
         )
     return {

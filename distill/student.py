@@ -1,17 +1,21 @@
-"""Distil the MPC-friendly student from a teacher: a start, then two stages.
+"""Distil an MPC-friendly student from a teacher: give it initial weights, then train it in two stages.
 
-Ours: the teacher's weights, fitted to the student's forms in closed form (`distill.start.fit`); stage 1 matches all
-hidden states, all attention probabilities and the logits together, stage 2 the logits alone; both hold 2Quad's rows in
-a narrow range.
-Published: the teacher's weights as they are; stage 1 matches the raw attention scores of all layers and all hidden
-states, stage 2 the logits. Two baselines leave parts of this out: `objective` labels trains on the labels alone,
-`start` random starts from fresh weights. Instead of being fitted, a student may start from a general student
-(`distill.general`).
-Ours replaces some tokens in half of the texts; the teacher labels the changed texts (`distill.objectives.augment`).
-States and scores are matched by mean squared error over real tokens, logits by soft cross-entropy at temperature 1, or
-by their squared error for a regression.
-Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMNLP 2020. Unlike the published code, the
-teacher is in evaluation mode, the student's dropout is off, and steps are chosen inside the training set.
+Our recipe starts from the teacher's weights, fitted to the student's forms in closed form (`distill.start.fit`). Stage
+1 matches all hidden states, all attention probabilities and the logits together; stage 2 matches the logits alone. Both
+stages keep the rows of 2Quad in a narrow range. In half of the texts some tokens are replaced, and the teacher gives
+its logits for the changed texts (`distill.objectives.augment`).
+
+The published recipe starts from the teacher's weights as they are. Stage 1 matches the raw attention scores of all
+layers and all hidden states; stage 2 matches the logits.
+
+There are two baselines: `objective` "labels" trains on the labels alone, and `start` "random" starts from fresh
+weights. Instead of being fitted, a student can also start from a general student (`distill.general`).
+
+Hidden states and scores are matched by the mean squared error over real tokens. Logits are matched by soft
+cross-entropy at temperature 1, or by their squared error for a regression.
+
+Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMNLP 2020. Unlike in the published code,
+the teacher is in evaluation mode, the student has no dropout, and the best epoch is chosen on part of the training set.
 """
 
 from dataclasses import dataclass
@@ -21,17 +25,20 @@ from typing import Any
 from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model_of, tasks_of, write_card
-from distill.objectives.objectives import stages
+from distill.objectives.stages import stages
 from distill.ready import engines
 from distill.recipe import ALSO, CHOICES, DistillRecipe
 from distill.start.deviations import set_deviations
-from distill.start.fit import Report, layer_spans
-from distill.start.start import fitted, load_pair
+from distill.start.fit import Report
+from distill.start.initialise import fit_once, load_pair
+from distill.start.spans import layer_spans
 from distill.training.calibrate import calibrate
-from distill.training.loop import Options, pick_device, train
-from distill.training.prepare import Prepared, check_numbers, check_precision, check_replaced, prepare
+from distill.training.checks import check_numbers, check_precision, check_replaced
+from distill.training.device import pick_device
+from distill.training.loop import Options, train
+from distill.training.prepare import Prepared, prepare
+from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from distill.versions import versions
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
@@ -40,8 +47,17 @@ from mpcformer.tasks import Task, get_task
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a distillation leaves to be saved; fitted: the fit's report, log: a row per epoch."""
+class Distilled:
+    """The result of a distillation before it is saved.
+
+    Attributes:
+        teacher: the teacher.
+        student: the trained student.
+        tokenizer: the tokenizer of both.
+        prepared: the training examples and the selection part.
+        fitted: the fit's report; empty without a fit.
+        log: the training log, one row per epoch.
+    """
 
     teacher: MPCFormerForSequenceClassification
     student: MPCFormerForSequenceClassification
@@ -59,43 +75,28 @@ def distill_student(
     checkpoint_minutes: float = 5.0,
     tensorboard: Path | None = None,
 ) -> dict[str, Any]:
-    """Distil, calibrate and save a student: model, tokenizer, ranges.json, distillation.json, a model card.
+    """Distil and calibrate a student, and save it: model, tokenizer, ranges.json, distillation.json, model card.
+
+    Args:
+        recipe: the options of the distillation.
+        out: the new folder for the student.
+        resume: whether to continue an interrupted distillation.
+        checkpoint_minutes: the time between two checkpoints, in minutes.
+        tensorboard: the folder for TensorBoard's events; None writes none.
 
     Returns:
-        What distillation.json holds.
+        The contents of distillation.json.
 
     Raises:
-        UserInputError: anything wrong with the recipe, found before training.
+        UserInputError: an option is wrong; all are checked before training starts.
     """
     task = get_task(recipe.task)
-    check_numbers(lr1=recipe.learning_rate1, lr2=recipe.learning_rate2)
-    if recipe.epochs1 < 0 or recipe.epochs2 < 0:
-        raise UserInputError(
-            f"--epochs1 {recipe.epochs1} --epochs2 {recipe.epochs2}: below 0", "give 0 to skip a stage"
-        )
-    for name, known in CHOICES.items():
-        if getattr(recipe, name) not in known:
-            option = {"start": "--from", "objective": "--objective"}.get(name, name)
-            raise UserInputError(
-                f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
-            )
-    if (recipe.start == "general") is not (recipe.general is not None):
-        raise UserInputError(
-            f"--from: start {recipe.start!r} with general student {recipe.general}",
-            "give --from a general student's folder",
-        )
-    _check_besides(recipe)
-    check_precision(recipe.precision)
-    if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
-        raise UserInputError(f"layer_rates: {recipe.layer_rates} is not above 0 and at most 1", "give such a factor")
-    check_replaced(recipe.replaced)
-    if recipe.fit_tokens < 1:
-        raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
+    _check(recipe)
     work = Workspace(out, recipe, resume=resume)
     if "sinkhorn" in recipe.also2 and work.processes.size > 1:
         raise UserInputError(
             f"also2: sinkhorn compares all rows of a batch, of which {work.processes.size} processes have a share each",
-            "start one process, or leave it out",
+            "start a single process, or leave sinkhorn out",
         )
     teacher, student = load_pair(recipe, task)
     work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
@@ -106,33 +107,65 @@ def distill_student(
     work.open()
     device = pick_device()
     teacher.to(device)
-    # Evaluation mode turns dropout off, which is all it does in BERT; gradients flow all the same.
+    # In BERT, evaluation mode only turns dropout off; gradients are computed as usual.
     student.to(device).eval()
     ends = [last - 1 for _, last in layer_spans(len(teacher.bert.layers), len(student.bert.layers))]
     data = prepared.data
     set_deviations(student, teacher, data.encoded, pad_id=data.pad_id, teacher_layers=ends)
     options = Options(recipe.seed, recipe.precision, checkpoint_minutes, tensorboard)
-    report = fitted(teacher, student, data, recipe.fit_tokens, work) if recipe.start == "fitted" else []
+    report = fit_once(teacher, student, data, recipe.fit_tokens, work) if recipe.start == "fitted" else []
     log = train(student, stages(recipe, task, teacher, student, prepared), data, work=work, options=options)
-    made = Made(teacher, student, tokenizer, prepared, report, log)
+    made = Distilled(teacher, student, tokenizer, prepared, report, log)
     return work.processes.on_main(lambda: _save(recipe, work, task, made))
 
 
-def _check_besides(recipe: DistillRecipe) -> None:
-    """Refuse what a stage cannot match besides, and what would silently not be matched at all."""
+def _check(recipe: DistillRecipe) -> None:
+    """Check the options that need neither data nor models."""
+    check_numbers(lr1=recipe.learning_rate1, lr2=recipe.learning_rate2)
+    if recipe.epochs1 < 0 or recipe.epochs2 < 0:
+        raise UserInputError(
+            f"--epochs1 {recipe.epochs1} --epochs2 {recipe.epochs2}: one of them is below 0", "give 0 to skip a stage"
+        )
+    for name, known in CHOICES.items():
+        if getattr(recipe, name) not in known:
+            option = {"start": "--from", "objective": "--objective"}.get(name, name)
+            raise UserInputError(
+                f"{option}: {getattr(recipe, name)!r} is unknown", f"choose one of: {', '.join(known)}"
+            )
+    if (recipe.start == "general") is not (recipe.general is not None):
+        raise UserInputError(
+            f"--from: start {recipe.start!r} was given with general student {recipe.general}",
+            "give --from the folder of a general student",
+        )
+    _check_also(recipe)
+    check_precision(recipe.precision)
+    if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
+        raise UserInputError(
+            f"layer_rates: {recipe.layer_rates} is not above 0 and at most 1", "give a factor in this interval"
+        )
+    check_replaced(recipe.replaced)
+    if recipe.fit_tokens < 1:
+        raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
+
+
+def _check_also(recipe: DistillRecipe) -> None:
+    """Check `also1` and `also2`: their values must be known, and the stages must be able to match them."""
     for name, known in ALSO.items():
         asked = getattr(recipe, name)
         if others := [value for value in asked if value not in known]:
             raise UserInputError(f"{name}: {others[0]!r} is unknown", f"choose among: {', '.join(known)}")
     if recipe.also2 and recipe.objective == "labels":
-        raise UserInputError(f"also2: {recipe.also2[0]} has no place in a training on labels alone", "leave it out")
+        raise UserInputError(
+            f"also2: {recipe.also2[0]} has no place in a training on labels alone", "leave also2 empty"
+        )
     if recipe.also1 and recipe.match1 == "mixture":
         raise UserInputError(
-            f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone", "give none"
+            f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone",
+            "leave also1 empty",
         )
 
 
-def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Made) -> dict[str, Any]:
+def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -> dict[str, Any]:
     teacher, student, prepared = made.teacher, made.student, made.prepared
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
     student.cpu().eval()

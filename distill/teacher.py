@@ -1,4 +1,4 @@
-"""Fine-tune a teacher: BERT from a checkpoint, on a task. The best epoch is chosen inside the training set."""
+"""Fine-tune a teacher: a BERT checkpoint, trained on a task. The best epoch is chosen on part of the training set."""
 
 from pathlib import Path
 from typing import Any
@@ -8,10 +8,13 @@ from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model, base_model_of, tasks_of, write_card
 from distill.recipe import TeacherRecipe
-from distill.training.loop import Batch, Options, Stage, pick_device, train
-from distill.training.prepare import Prepared, check_numbers, check_precision, prepare
+from distill.training.checks import check_numbers, check_precision
+from distill.training.data import Batch
+from distill.training.device import pick_device
+from distill.training.loop import Options, Stage, train
+from distill.training.prepare import Prepared, prepare
+from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from distill.versions import versions
 from mpcformer.files import write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import read_config, require_teacher
@@ -26,13 +29,20 @@ def train_teacher(
     checkpoint_minutes: float = 5.0,
     tensorboard: Path | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune and save a teacher: a transformers BertForSequenceClassification, its tokenizer, record and card.
+    """Fine-tune a teacher and save it: a BertForSequenceClassification of transformers, tokenizer, record, model card.
+
+    Args:
+        recipe: the options of the training.
+        out: the new folder for the teacher.
+        resume: whether to continue an interrupted training.
+        checkpoint_minutes: the time between two checkpoints, in minutes.
+        tensorboard: the folder for TensorBoard's events; None writes none.
 
     Returns:
-        What teacher.json holds.
+        The contents of teacher.json.
 
     Raises:
-        UserInputError: anything wrong with the recipe, found before training.
+        UserInputError: an option is wrong; all are checked before training starts.
     """
     task = get_task(recipe.task)
     work = Workspace(out, recipe, resume=resume)
@@ -83,10 +93,10 @@ def _save(
 
 
 def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
-    """Checkpoint, model, tokenizer and examples of a recipe.
+    """Check a recipe, and return its checkpoint's folder, the model, the tokenizer and the examples.
 
     Raises:
-        UserInputError: anything wrong with the recipe.
+        UserInputError: an option is wrong.
     """
     task = get_task(recipe.task)
     check_numbers(epochs=recipe.epochs, lr=recipe.learning_rate)
@@ -100,7 +110,7 @@ def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
 
 
 def _as_bert(model: Any, raw: dict[str, Any], labels: tuple[str, ...]) -> BertForSequenceClassification:
-    """The same weights as transformers' own class, so that anybody can use the teacher."""
+    """Return the same weights in transformers' own class, which can be used without this package."""
     dropped = ("model_type", "gelu", "softmax", "task", "architectures", "id2label", "label2id")
     config = BertConfig(**{key: value for key, value in raw.items() if key not in dropped})
     config.num_labels = model.num_labels

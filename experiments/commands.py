@@ -81,7 +81,8 @@ def bench(
     Example: mpcformer bench --model bert-base --layers 2 --network lan --json bench.json
     """
     from experiments import transport as transports
-    from experiments.bench_command import BenchOptions, run
+    from experiments.bench_command import run
+    from experiments.measuring.engines import BenchOptions
     from parties.runs.network import network_profile
 
     options = BenchOptions(

@@ -1,6 +1,6 @@
 """Rounds, bytes and network time of a private batch, counted without running it."""
 
-from experiments.bench_command import bench_model, check_engines, check_shape
+from experiments.measuring.model import bench_model, check_engines, check_shape
 from mpcformer.console import PlainTable, console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.cost import Cost

@@ -1,29 +1,30 @@
-"""Replay an experiment: train what is missing, infer privately, leave a folder of results, tables, figures, a report.
+"""Replay an experiment: train the missing models, infer privately, and write results, tables, figures and a report.
 
-A stopped replay goes on where it was when it is called again: models lie in the cache as they are finished, each with
-its checkpoints until then; private runs keep a journal; finished steps stand in OUT/runs. OUT/manifest.json comes last:
-a folder with one is whole.
+A stopped replay continues when it is called again: finished models are in the cache, interrupted trainings have
+checkpoints, private runs have a journal, and finished steps are in OUT/runs. OUT/manifest.json is written last, so a
+folder that has one is complete.
 """
 
 import os
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from distill.training.loop import pick_device
-from distill.versions import versions
-from experiments import compare, record
-from experiments.kept import Kept
+from distill.training.device import pick_device
+from distill.training.versions import versions
+from experiments import bench_command
 from experiments.kinds import models
-from experiments.kinds.bench import Benches
+from experiments.kinds.bench import Bench
 from experiments.kinds.counts import Counts
-from experiments.kinds.experiment import Found, Place, remove
+from experiments.kinds.experiment import Measured, Workplace, remove
 from experiments.kinds.functions import Functions
 from experiments.kinds.models import ModelCache
 from experiments.kinds.students import Students
+from experiments.records import compare, save
+from experiments.records.recorded import load_recorded
+from experiments.records.reuse import ReusedRows
 from experiments.render import page, tables
 from experiments.render.figures import draw
 from experiments.spec.outputs import TableSpec
@@ -43,10 +44,11 @@ from experiments.spec.spec import (
 )
 from mpcformer.console import PlainTable, console
 from mpcformer.errors import UserInputError
-from mpcformer.files import read_json, sha256_file, write_json, write_text
+from mpcformer.files import read_json, write_json, write_text
+from mpcformer.run_folder import RunFolder, write_manifest
 
-RESULTS, MANIFEST, STATE = "results.json", "manifest.json", "replay.json"
-# Of results.json; what an older version left is made anew from its kept steps.
+RESULTS, STATE = "results.json", "replay.json"
+# The format of results.json. Results of an older format are made anew from their finished steps.
 FORMAT = "3"
 # The names of these axes are too short to be headings.
 AXIS_TITLES: dict[Axis, str] = {
@@ -58,7 +60,7 @@ AXIS_TITLES: dict[Axis, str] = {
 
 @dataclass(frozen=True)
 class ReplayOptions:
-    """What to replay; see `mpcformer replay --help`."""
+    """The options of a replay; `mpcformer replay --help` describes each of them."""
 
     experiment: str
     scale: str = "smoke"
@@ -74,10 +76,13 @@ class ReplayOptions:
 
 
 def run(options: ReplayOptions) -> dict[str, Any]:
-    """Replay, show the tables, compare and record if asked for; returns results.json's value.
+    """Replay an experiment and show its tables; compare with a record and save one if the options ask for it.
+
+    Returns:
+        The values of results.json.
 
     Raises:
-        UserInputError: anything wrong with the options, the experiment or the data, before work starts.
+        UserInputError: an option, the experiment or the data is wrong; no work has started then.
         MPCFormerError: a step failed, or the results differ from the recorded ones.
     """
     start = time.perf_counter()
@@ -85,88 +90,86 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     spec = load(path)
     scale = scale_of(spec, options.scale)
     name = path.stem
-    recorded = compare.load_recorded(options.check, name, options.scale) if options.check else None
+    recorded = load_recorded(options.check, name, options.scale) if options.check else None
     if recorded is not None and options.check is not None:
         compare.check_settings(recorded, spec, scale, options.check)
     settings = scale.model_dump(mode="json")
-    target = record.target(options.record, name, options.scale, settings) if options.record else None
+    target = save.target(options.record, name, options.scale, settings) if options.record else None
     if options.keep and not isinstance(spec, StudentsExperiment):
-        raise UserInputError(f"--keep: {name} trains nothing, and takes little time to do again", "leave --keep out")
-    place = Place(
+        raise UserInputError(f"--keep: {name} trains nothing, so --keep saves little time", "leave --keep out")
+    workplace = Workplace(
         out=options.out or Path("runs") / "replay" / f"{name}-{options.scale}",
         data_dir=options.data_dir,
         models=ModelCache(options.models, options.jobs, options.pool, options.ray_address),
-        kept=Kept.load(options.keep, name, options.scale) if options.keep else Kept(),
+        reused=ReusedRows.load(options.keep, name, options.scale) if options.keep else ReusedRows(),
     )
     asked = {"experiment": name, "scale": options.scale, "spec": digest(spec.model_dump(mode="json"))}
     asked["format"] = ", ".join([FORMAT, *(f"{kind} {number}" for kind, number in models.FORMAT.items())])
     asked["data_dir"] = str(options.data_dir) if options.data_dir else ""
-    if _is_whole(place.out, asked):
-        console.print(f"{name}, {options.scale}: kept from {place.out}")
-        values = dict(read_json(place.out / RESULTS))
+    if RunFolder(workplace.out).manifest().get("asked") == asked:
+        console.print(f"{name}, {options.scale}: kept from {workplace.out}")
+        values = dict(read_json(workplace.out / RESULTS))
     else:
-        _check_folder(place.out, asked)
-        work = _work(spec, scale, place)
-        _open(place.out, asked)
-        found = work.run()
-        values = _values(asked, spec, scale, found)
-        _write(place, spec, values, found, asked)
+        _check_folder(workplace.out, asked)
+        work = _work(spec, scale, workplace)
+        _open(workplace.out, asked)
+        measured = work.run()
+        values = _values(asked, spec, scale, measured)
+        _write(workplace, spec, values, measured, asked)
         if options.keep:
-            console.print(f"{found.n_kept} of {len(found.rows)} rows are those of {options.keep}")
-        console.print(f"{found.n_trained} models trained, {found.n_run} steps run, {time.perf_counter() - start:.0f} s")
+            console.print(f"{measured.n_reused} of {len(measured.rows)} rows are reused from {options.keep}")
+        console.print(
+            f"{measured.n_trained} models trained, {measured.n_run} steps run, {time.perf_counter() - start:.0f} s"
+        )
     _show(spec, values)
-    console.print(f"{place.out}: {page.FILE_NAME}, {RESULTS}, tables, figures")
+    console.print(f"{workplace.out}: {page.FILE_NAME}, {RESULTS}, tables, figures")
     if recorded is not None and options.check is not None:
         compare.check(recorded, values, spec.tolerances, options.check)
     if target is not None:
-        record.write(target, values)
+        save.write(target, values)
         console.print(f"recorded: {target}")
     return values
 
 
-def _work(spec: Experiment, scale: Any, place: Place) -> Students | Benches | Functions | Counts:
-    """The experiment, its input checked."""
+def _work(spec: Experiment, scale: Any, workplace: Workplace) -> Students | Bench | Functions | Counts:
+    """Return the work of an experiment's kind; its constructor has checked the input."""
     if isinstance(spec, StudentsExperiment):
         assert isinstance(scale, StudentsScale)
-        return Students(spec, scale, place)
+        return Students(spec, scale, workplace)
     if isinstance(spec, BenchExperiment):
         assert isinstance(scale, BenchScale)
-        return Benches(spec, scale, place)
+        return Bench(spec, scale, workplace, bench_command.show)
     if isinstance(spec, CountsExperiment):
         assert isinstance(scale, CountsScale)
-        return Counts(spec, scale, place)
+        return Counts(spec, scale, workplace)
     assert isinstance(spec, FunctionsExperiment)
     assert isinstance(scale, FunctionsScale)
-    return Functions(spec, scale, place)
-
-
-def _is_whole(out: Path, asked: dict[str, str]) -> bool:
-    return (out / MANIFEST).is_file() and read_json(out / MANIFEST).get("asked") == asked
+    return Functions(spec, scale, workplace)
 
 
 def _check_folder(out: Path, asked: dict[str, str]) -> None:
-    """A new folder, or one that an earlier replay of the same experiment and scale left.
+    """Refuse an output folder that contains anything but an earlier replay of the same experiment and scale.
 
     Raises:
-        UserInputError: something else is there.
+        UserInputError: the folder is a file, or contains something else.
     """
     if out.exists() and not out.is_dir():
         raise UserInputError(f"--out: {out} is a file", "choose another folder")
     if out.is_dir() and any(out.iterdir()):
         before = read_json(out / STATE) if (out / STATE).is_file() else {}
         if any(before.get(key) != asked[key] for key in ("experiment", "scale")):
-            what = f"holds {before['experiment']} at scale {before['scale']}" if before else "is not a replay's"
+            what = f"holds {before['experiment']} at scale {before['scale']}" if before else "is not from a replay"
             raise UserInputError(f"--out: {out} {what}", f"choose another folder or remove it: rm -r {out}")
 
 
 def _open(out: Path, asked: dict[str, str]) -> None:
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    (out / MANIFEST).unlink(missing_ok=True)
+    RunFolder(out).start_in_place()
+    (out / "runs").mkdir(exist_ok=True)
     write_json(out / STATE, asked)
 
 
-def _values(asked: dict[str, str], spec: Experiment, scale: Any, found: Found) -> dict[str, Any]:
-    """results.json."""
+def _values(asked: dict[str, str], spec: Experiment, scale: Any, measured: Measured) -> dict[str, Any]:
+    """Return the values of results.json."""
     return {
         "experiment": asked["experiment"],
         "scale": asked["scale"],
@@ -175,22 +178,24 @@ def _values(asked: dict[str, str], spec: Experiment, scale: Any, found: Found) -
         "spec_sha256": asked["spec"],
         "models": models_of(spec),
         "settings": scale.model_dump(mode="json"),
-        "examples": found.examples,
-        "teachers": found.teachers,
+        "examples": measured.examples,
+        "teachers": measured.teachers,
         "environment": {
             "cpus": os.cpu_count(),
             "training_device": pick_device().type,
             "versions": versions() | {name: version(name) for name in ("crypten", "grpcio")},
         },
         "tolerances": spec.tolerances.model_dump(mode="json"),
-        "n_kept": found.n_kept,
-        "rows": [row.to_json() for row in found.rows],
+        "n_kept": measured.n_reused,
+        "rows": [row.to_json() for row in measured.rows],
     }
 
 
-def _write(place: Place, spec: Experiment, values: dict[str, Any], found: Found, asked: dict[str, str]) -> None:
-    """Everything a reader wants, made anew, the manifest last."""
-    out = place.out
+def _write(
+    workplace: Workplace, spec: Experiment, values: dict[str, Any], measured: Measured, asked: dict[str, str]
+) -> None:
+    """Write the results, tables, figures and report anew, and the manifest last."""
+    out = workplace.out
     for folder in ("tables", "figures"):
         remove(out / folder)
         (out / folder).mkdir()
@@ -199,22 +204,19 @@ def _write(place: Place, spec: Experiment, values: dict[str, Any], found: Found,
     for table in built:
         for end, text in (("md", tables.markdown), ("csv", tables.csv_text), ("tex", tables.latex)):
             write_text(out / "tables" / f"{table.name}.{end}", text(table))
-    drawings = [drawing for figure in spec.figures for drawing in draw(figure, found)]
+    drawings = [drawing for figure in spec.figures for drawing in draw(figure, measured.rows, measured.curves)]
     for drawing in drawings:
         (out / "figures" / f"{drawing.name}.svg").write_bytes(drawing.svg)
         (out / "figures" / f"{drawing.name}.png").write_bytes(drawing.png)
-    if found.curves:
-        write_json(out / "figures" / "curves.json", found.curves)
-    runs = sorted(path.parent.name for path in place.runs.glob(f"*/{page.FILE_NAME}"))
+    if measured.curves:
+        write_json(out / "figures" / "curves.json", measured.curves)
+    runs = sorted(path.parent.name for path in workplace.runs.glob(f"*/{page.FILE_NAME}"))
     write_text(out / page.FILE_NAME, page.render(values, built, drawings, runs))
-    files = sorted(path for path in out.rglob("*") if path.is_file() and path.name != STATE)
-    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(out / MANIFEST, {"finished": finished, "asked": asked, "sha256": listed})
+    write_manifest(out, {"asked": asked}, unlisted=[STATE])
 
 
 def tables_of(spec: Experiment, values: dict[str, Any]) -> list[tables.Table]:
-    """Published figures stand beside scores on real data only."""
+    """Return the experiment's tables; published figures are shown beside scores on real data only."""
     real = values["settings"].get("data") != MADE_UP
     rows = [Row.from_json(row) for row in values["rows"]]
     return [

@@ -1,7 +1,7 @@
-"""What mutual TLS costs: online seconds of a batch with it against those without, in turns, pair by pair.
+"""Measure what mutual TLS costs: the online seconds of a batch with TLS and without it, in alternating runs.
 
-A run is several batches. Its figure is their median; that of the fastest batch of all runs is the one that other work
-on the machine disturbs least.
+A run has several batches, and its figure is their median. The fastest batch of all runs is also reported, because other
+work on the machine disturbs it least.
 """
 
 import statistics
@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.bench_command import BenchOptions, bench_model, check, job_of, random_sentences
+from experiments.measuring.engines import BenchOptions, check, job_of
+from experiments.measuring.model import bench_model, random_sentences
 from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import load_public_model
 from mpcformer.files import write_json
@@ -21,15 +22,15 @@ from parties.settings.insecure import warn
 
 BATCHES = 8
 TLS, PLAINTEXT = "mutual TLS", "plaintext"
-Seconds = dict[str, list[list[float]]]  # of every batch, by run, by transport
+Seconds = dict[str, list[list[float]]]  # by transport: for each run, the seconds of its batches
 TRANSPORTS: dict[str, Insecure | None] = {TLS: None, PLAINTEXT: Insecure(plaintext=True)}
 
 
 def run(options: BenchOptions) -> dict[str, Any]:
-    """Measure, show, and write the JSON if asked for.
+    """Measure, show the table, and write the JSON if `options.json` is set.
 
     Raises:
-        UserInputError: anything wrong with the options, found before anything runs.
+        UserInputError: an option is wrong; nothing has run then.
         MPCFormerError: a party failed.
     """
     check(options)
@@ -43,7 +44,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
         task = bar.add_task("bench", total=2 * options.repeat * len(options.engines), info="")
         for turn in range(options.repeat):
             for engine in options.engines:
-                # Each goes first in every other pair: what drifts meanwhile falls on both.
+                # Each transport goes first in every other pair, so that a drift of the machine affects both alike.
                 for transport in sorted(TRANSPORTS, reverse=turn % 2 == 1):
                     bar.update(task, info=f"{engine}, {transport}, pair {turn + 1}")
                     logs = Path(work) / f"{engine}-{transport}-{turn}"

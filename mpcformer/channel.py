@@ -1,6 +1,6 @@
-"""What a protocol may do with the other owner: send tensors, receive tensors. Nothing else.
+"""The channel to the other owner. A protocol can send tensors and receive tensors, and nothing else.
 
-`memory_pair` joins two threads for tests; parties/ implements the same two verbs on a gRPC stream.
+`memory_pair` joins two threads for tests; the package `parties` implements the same channel on a gRPC stream.
 """
 
 import queue
@@ -16,14 +16,14 @@ from mpcformer.errors import PartyError, ProtocolError
 
 @dataclass(frozen=True)
 class Spec:
-    """What a receiver expects of one tensor."""
+    """The dtype and shape that a receiver expects of a tensor."""
 
     dtype: torch.dtype
     shape: tuple[int, ...]
 
     @property
     def n_bytes(self) -> int:
-        """Bytes of the tensor's elements."""
+        """The bytes of all elements together."""
         n_elements = 1
         for size in self.shape:
             n_elements *= size
@@ -31,17 +31,21 @@ class Spec:
 
     @staticmethod
     def of(tensor: torch.Tensor) -> "Spec":
-        """The description of an existing tensor."""
+        """Describe an existing tensor."""
         return Spec(tensor.dtype, tuple(tensor.shape))
 
 
 @dataclass
 class Counters:
-    """What went over a channel.
+    """Counts of the messages that went over a channel.
 
-    rounds: messages on the critical path, one way each; a message tells how many its sender had waited for, and the
-    receiver goes on from there plus one. So a two-way opening is one round, a question and its answer two.
-    seconds_waited: spent in `receive`.
+    Attributes:
+        bytes_sent, bytes_received: the bytes of all messages.
+        messages_sent, messages_received: the number of messages.
+        rounds: the number of messages on the critical path. Every message tells how many messages its sender had waited
+            for, and the receiver counts one more than that. An opening in both directions is therefore one round; a
+            question and its answer are two.
+        seconds_waited: the time spent in `receive`.
     """
 
     bytes_sent: int = 0
@@ -52,33 +56,33 @@ class Counters:
     seconds_waited: float = 0.0
 
     def minus(self, before: "Counters") -> "Counters":
-        """The difference since `before`."""
+        """Return the difference since `before`."""
         return Counters(*(getattr(self, name) - getattr(before, name) for name in self.__dataclass_fields__))
 
     def copy(self) -> "Counters":
-        """A snapshot."""
+        """Return a snapshot."""
         return Counters(**vars(self))
 
 
 class Channel(Protocol):
-    """An ordered, reliable, authenticated link to the other owner. Messages match by order."""
+    """An ordered, reliable, authenticated link to the other owner. The two ends match messages by their order."""
 
     counters: Counters
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Queue one message of several tensors; returns without waiting for the receiver."""
+        """Queue one message of several tensors and return without waiting for the receiver."""
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
-        """The next message, which must have exactly these dtypes and shapes.
+        """Return the next message, which must have exactly these dtypes and shapes.
 
         Raises:
-            ProtocolError: something else arrived.
+            ProtocolError: the message has other tensors.
             PartyError: the peer is gone or silent.
         """
 
 
 class MemoryChannel:
-    """One end of an in-memory pair. Counts the tensors' bytes, as there are no frames."""
+    """One end of an in-memory pair. It counts the bytes of the tensors, because there are no frames."""
 
     def __init__(
         self,
@@ -92,13 +96,13 @@ class MemoryChannel:
         self._timeout_s = timeout_s
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Queue one message; the tensors are copied, as the sender may reuse them."""
+        """Queue one message. The tensors are copied, because the sender may reuse them."""
         self.counters.messages_sent += 1
         self.counters.bytes_sent += sum(t.numel() * t.element_size() for t in tensors)
         self._outbox.put((self.counters.rounds, [t.clone() for t in tensors]))
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
-        """The next message."""
+        """Return the next message; see `Channel.receive`."""
         start = time.monotonic()
         try:
             rounds, tensors = self._inbox.get(timeout=self._timeout_s)
@@ -115,7 +119,7 @@ class MemoryChannel:
 
 
 def memory_pair(timeout_s: float = 60.0) -> tuple[MemoryChannel, MemoryChannel]:
-    """Two joined channels for two threads of one process."""
+    """Return two joined channels for two threads of the same process."""
     left: queue.Queue[tuple[int, list[torch.Tensor]]] = queue.Queue()
     right: queue.Queue[tuple[int, list[torch.Tensor]]] = queue.Queue()
     return MemoryChannel(left, right, timeout_s), MemoryChannel(right, left, timeout_s)

@@ -1,4 +1,4 @@
-"""The errors a user can meet: what is wrong, the offending value, and what to do. One class per exit status.
+"""The errors that a user can meet. Each says what is wrong and what to do; each class has its own exit status.
 
 The command line shows an error as `error: WHAT` and, on the next line, `fix: REMEDY`; a party logs the same.
 """
@@ -9,12 +9,12 @@ FIX = "fix: "
 
 
 class MPCFormerError(Exception):
-    """Base of every error this project raises on purpose.
+    """The base class of every error that this project raises on purpose.
 
     Args:
-        what: one sentence naming the thing and its value.
-        remedy: one sentence saying what to do about it.
-        told: what other parties are told instead of `what`, where that has figures that are a secret's.
+        what: one sentence that names the thing and its value.
+        remedy: one sentence that says what to do about it.
+        told: the sentence that other parties are told instead of `what`, if `what` shows figures of a secret.
     """
 
     exit_code = 1
@@ -27,13 +27,13 @@ class MPCFormerError(Exception):
 
 
 class UserInputError(MPCFormerError):
-    """A wrong argument, file or dataset, found before any work started."""
+    """A wrong argument, file or dataset that was found before any work started."""
 
     exit_code = 2
 
 
 class PartyError(MPCFormerError):
-    """A party died, stopped answering, or reported a failure. Names the party."""
+    """An error because a party died, stopped answering, or reported a failure. It names the party."""
 
     exit_code = 3
 
@@ -43,18 +43,18 @@ class PartyError(MPCFormerError):
 
 
 class ProtocolError(MPCFormerError):
-    """A message or correlation that the protocol does not allow: wrong session, shape, dtype, or used twice."""
+    """A message or correlation that the protocol does not allow, such as one of a wrong shape or one used twice."""
 
     exit_code = 4
 
 
 class RangeError(MPCFormerError):
-    """A number that fixed-point arithmetic cannot carry: NaN, infinite, or outside the calibrated range."""
+    """A number that fixed-point arithmetic cannot represent: NaN, infinite, or outside the calibrated range."""
 
     exit_code = 5
 
 
 class DependencyError(MPCFormerError):
-    """Something that must be installed or downloaded is missing."""
+    """An error because something that must be installed or downloaded is missing."""
 
     exit_code = 6

@@ -1,11 +1,9 @@
-"""Files that are either whole or absent: atomic writes, guarded output folders, hashes."""
+"""Files and folders that are either complete or absent, and hashes of files."""
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +11,10 @@ from mpcformer.errors import UserInputError
 
 
 def check_new_folder(path: Path, option: str = "--out") -> None:
-    """Refuse an output path that exists and is not an empty folder.
+    """Refuse an output path that exists, unless it is an empty folder.
 
     Raises:
-        UserInputError: naming the path and the option that set it.
+        UserInputError: the message names the path and the option that set it.
     """
     if path.is_dir() and not any(path.iterdir()):
         return
@@ -25,23 +23,16 @@ def check_new_folder(path: Path, option: str = "--out") -> None:
         raise UserInputError(f"{option}: {path} {kind}", f"choose another folder or remove it: rm -r {path}")
 
 
-@contextmanager
-def publish_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes the name `path` when all went well, and is gone if not."""
-    partial = path.with_name(f"{path.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if path.is_dir():
-            path.rmdir()
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+def remove(path: Path) -> None:
+    """Remove a file or a folder with everything in it, if it exists."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole: to a temporary name, flushed to disk, then renamed."""
+    """Write a complete file: under a temporary name, flushed to disk, then renamed."""
     partial = path.with_name(f".{path.name}.partial")
     with partial.open("w", encoding="utf-8") as handle:
         handle.write(text)
@@ -51,12 +42,12 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, whole or not at all. NaN is refused: it is no JSON."""
+    """Write `value` as indented JSON, completely or not at all. NaN is refused, because JSON has no NaN."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
-    """Read JSON.
+    """Read a JSON file.
 
     Raises:
         UserInputError: the file is missing or is not JSON.
@@ -70,6 +61,6 @@ def read_json(path: Path) -> Any:
 
 
 def sha256_file(path: Path) -> str:
-    """Hex SHA-256 of a file's bytes."""
+    """Return the SHA-256 of a file in hex digits."""
     with path.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()

@@ -1,1 +1,1 @@
-"""The parties and the wire: dealer, model owner, data owner, coordinator."""
+"""The parties as processes: dealer, model owner, data owner and coordinator, and the connections between them."""

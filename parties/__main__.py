@@ -1,121 +1,14 @@
-"""One party as a process: python -m parties --config FILE. Exit status as in mpcformer/errors.py."""
+"""Run one party as a process of its own: python -m parties --config FILE."""
 
 import argparse
-import logging
-import os
-import resource
-import signal
-import threading
 from pathlib import Path
-from typing import NoReturn
 
-from mpcformer.errors import MPCFormerError
-from mpcformer.files import write_text
-from mpcformer.ring import gemm
-from mpcformer.ring.random import fix_keys
-from parties.roles.failure import work
-from parties.roles.membership import join
-from parties.settings import insecure, logs, metrics
-from parties.settings.config import DataOwnerConfig, Service
-from parties.settings.config_file import load_party
-
-log = logging.getLogger("parties")
-# gRPC does not always see the end of a call whose request it could not read.
-STOP_TIMEOUT_S = 5.0
-
-
-def main(path: Path, *, once: bool = False, address_file: Path | None = None) -> int:
-    """Do a data owner's job, or serve as dealer or model owner until SIGTERM.
-
-    Args:
-        path: the configuration.
-        once: a service serves one session and ends with its status.
-        address_file: a service writes there where it listens.
-    """
-    logs.set_up(path.stem, "text")
-    # A core file would hold weights, text and shares.
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    try:
-        config = load_party(path)
-        logs.set_up(config.id, config.log)
-        if insecure.text(config.insecure):
-            log.warning("%s", insecure.text(config.insecure))
-        seed = insecure.fixed_seed(config.insecure)
-        if seed is not None:
-            fix_keys(seed, config.id)
-        import torch
-
-        torch.set_num_threads(config.threads)
-        gemm.use(config.device)
-        metrics.serve(config)
-        if isinstance(config, DataOwnerConfig):
-            return _take_part(config)
-        return _serve(config, once, address_file)
-    except MPCFormerError as error:
-        log.error("%s", error)
-        return error.exit_code
-
-
-def _take_part(config: DataOwnerConfig) -> int:
-    from parties.roles import data_owner
-
-    membership = join(config)
-    log.info("%s joined %s", config.id, config.coordinator.address)
-    return work(lambda: data_owner.run(config, membership), membership)
-
-
-def _serve(config: Service, once: bool, address_file: Path | None) -> int:
-    from parties.roles.dealer import Dealer
-    from parties.roles.model_owner import ModelOwner
-    from parties.roles.service import SessionHost
-    from parties.wire.frames import start_server
-
-    stop = threading.Event()
-
-    def end(number: int, frame: object) -> None:
-        stop.set()
-        signal.signal(number, signal.SIG_DFL)  # a second signal ends the process at once
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, end)
-    party = Dealer(config) if config.role == "dealer" else ModelOwner(config)
-    model = party.claim() if isinstance(party, ModelOwner) else None
-    host = SessionHost(config, config.role, party.run_session, once=once, model=model)
-
-    def add(server: object) -> None:
-        party.add_to(server)
-        host.add_to(server)
-
-    server, address = start_server(add, config.listen, config.credentials, max_workers=host.n_calls)
-    log.info("%s listens on %s", config.id, address)
-    if address_file is not None:
-        write_text(address_file, address)
-    try:
-        if once:
-            status = host.wait_for_one(config.join_timeout_s, stop)
-        else:
-            stop.wait()
-            log.info("shutting down: no new sessions")
-            status = 0
-        host.drain(config.grace_s)
-    finally:
-        server.stop(grace=1.0).wait(STOP_TIMEOUT_S)
-    log.info("ended")
-    return status
-
-
-def run_and_exit(path: Path, *, once: bool = False, address_file: Path | None = None) -> NoReturn:
-    """The party is all that this process is for."""
-    status = main(path, once=once, address_file=address_file)
-    logging.shutdown()
-    # gRPC's threads may still wait for peers that are gone; nothing of this process is worth waiting for.
-    os._exit(status)
-
+from parties.roles.start_party import run_and_exit
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m parties", description="Run one party from its configuration.")
-    parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--once", action="store_true", help="a service ends after one session")
-    parser.add_argument("--address-file", type=Path, help="a service writes there where it listens")
+    parser.add_argument("--config", type=Path, required=True, help="the party's TOML file")
+    parser.add_argument("--once", action="store_true", help="end a service after one session")
+    parser.add_argument("--address-file", type=Path, help="write the address on which a service listens to this file")
     arguments = parser.parse_args()
     run_and_exit(arguments.config, once=arguments.once, address_file=arguments.address_file)

@@ -101,20 +101,24 @@ def infer(
     _check_resume(resume, out)
     from parties.runs import local_run, report
     from parties.runs.network import network_profile
-    from parties.runs.simulation import InferenceJob
+    from parties.runs.simulation import LocalRunOptions
+    from parties.settings.job import JobDescription
 
     name = task or local_run.task_of(student)
-    job = InferenceJob(
-        student=student,
-        teacher=teacher or local_run.teacher_of(student),
+    job = JobDescription(
         task=name,
-        data_dir=data_dir,
         split=split,
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
         engine=engine,
         embeddings=embeddings,
+    )
+    run_options = LocalRunOptions(
+        student=student,
+        teacher=teacher or local_run.teacher_of(student),
+        job=job,
+        data_dir=data_dir,
         network=network_profile(network),
         port=port,
         threads=threads,
@@ -122,8 +126,8 @@ def infer(
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local_run.check(job, folder, gelu=gelu, softmax=softmax)
-    report.show(local_run.run(job, folder, resume=resume), folder)
+    local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
+    report.show(local_run.run(run_options, folder, resume=resume), folder)
 
 
 def party(
@@ -140,7 +144,7 @@ def party(
 
     Example: mpcformer party --config dealer.toml
     """
-    from parties.__main__ import run_and_exit
+    from parties.roles.start_party import run_and_exit
 
     run_and_exit(config, once=once)
 
@@ -155,13 +159,12 @@ def coordinate(
     Example: mpcformer coordinate --config coordinator.toml --out runs/first
     """
     _check_resume(resume, out)
-    from parties.runs import deployed_run as session
-    from parties.runs import report
+    from parties.runs import deployed_run, report
     from parties.settings.config_file import load_coordinator
 
     settings = load_coordinator(config)
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report.show(session.run(settings, folder, resume=resume), folder)
+    report.show(deployed_run.run(settings, folder, resume=resume), folder)
 
 
 certs = typer.Typer(no_args_is_help=True, help="Make the parties' certificates, or renew some of them.")

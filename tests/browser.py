@@ -1,27 +1,46 @@
-"""Headless Chromium, as a reader of reports would use a browser."""
+"""Open reports in headless Chromium, as a reader would."""
 
+import json
 import re
 import shutil
 import subprocess
+from html import unescape
 from pathlib import Path
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-# The page lies in a frame as wide as a phone; a script beside it, for the page allows none, reads how wide it came out.
-FRAME = """<!DOCTYPE html><iframe id="page" width="390" height="800" src="{address}"></iframe><p id="width"></p><script>
-const page = document.getElementById("page");
-page.onload = () => document.getElementById("width").textContent = page.contentDocument.documentElement.scrollWidth;
+# The widths of a phone and of a common screen, in CSS pixels.
+WIDTHS = (390, 1440)
+# The report allows no script, so a page beside it shows it in one frame for each width and lists what is clipped there:
+# the page or a table that scrolls sideways, and anything of a table or a figure that lies outside the frame.
+FRAMES = """<!DOCTYPE html>{frames}<p id="clipped"></p><script>
+const frames = [...document.querySelectorAll("iframe")], clipped = [];
+let left = frames.length;
+const note = (width, what, element) =>
+  clipped.push(`${{width}}: ${{what}} ${{element.textContent.trim().slice(0, 60)}}`);
+for (const frame of frames) frame.onload = () => {{
+  const page = frame.contentDocument, width = frame.clientWidth;
+  for (const element of page.querySelectorAll("html, .table, figure"))
+    if (element.scrollWidth > element.clientWidth) note(width, "scrolls: " + element.tagName, element);
+  for (const element of page.querySelectorAll("th, td, dt, dd, svg, svg text, svg rect, img")) {{
+    const box = element.getBoundingClientRect();
+    if (box.left < -0.5 || box.right > width + 0.5) note(width, "outside: " + element.tagName, element);
+  }}
+  if (--left === 0) document.getElementById("clipped").textContent = JSON.stringify(clipped);
+}};
 </script>"""
 
 
 def check_page(report: Path, folder: Path, *words: str) -> None:
-    """A report opens, shows the words, fits a phone's width and can be printed; skipped without a browser.
+    """Check that a report opens, shows the words, can be printed, and clips nothing on a phone or a common screen.
+
+    The test is skipped where no browser is installed.
 
     Args:
         report: an HTML file.
-        folder: an empty one, for what the browser writes.
-        words: shown on the page.
+        folder: an empty folder for what the browser writes.
+        words: texts that the page must show.
     """
     chromium = next(filter(None, map(shutil.which, NAMES)), None)
     if not chromium:
@@ -41,8 +60,11 @@ def check_page(report: Path, folder: Path, *words: str) -> None:
     assert printed.stat().st_size > 10_000
     shown = call("--dump-dom", report.as_uri())
     assert not [word for word in words if word not in shown]
-    frame.write_text(FRAME.format(address=report.as_uri()))
+    frames = "".join(
+        f'<iframe width="{width}" height="800" style="border: 0" src="{report.as_uri()}"></iframe>' for width in WIDTHS
+    )
+    frame.write_text(FRAMES.format(frames=frames))
     measured = call("--disable-web-security", "--virtual-time-budget=5000", "--dump-dom", frame.as_uri())
-    width = re.search(r'<p id="width">(\d+)</p>', measured)
-    assert width, measured
-    assert int(width[1]) <= 390, "a phone's reader would have to scroll sideways"
+    clipped = re.search(r'<p id="clipped">(\[.*?\])</p>', measured, re.DOTALL)
+    assert clipped, measured
+    assert json.loads(unescape(clipped[1])) == [], "a reader would have to scroll sideways"

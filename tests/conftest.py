@@ -1,4 +1,4 @@
-"""Shared fixtures. Tests run on one thread: the machine has two cores and the parties are many."""
+"""Fixtures for all tests. Torch uses one thread, because a test may start many parties on a machine with two cores."""
 
 import itertools
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from parties.runs import simulation
 from tests.forked import ForkedProcesses
 from tests.tiny import save_parquet, save_student
 
-# The machines that run this are shared: how long an example takes says nothing.
+# Tests run on shared machines, where the time that an example takes has no meaning.
 settings.register_profile("shared-machine", deadline=None)
 settings.load_profile("shared-machine")
 
@@ -29,7 +29,7 @@ def _quiet() -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def _forked() -> Iterator[None]:
-    """Simulations of this process fork their parties; see tests/forked.py."""
+    """Simulations in this process fork their parties; see tests/forked.py."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(simulation, "Processes", ForkedProcesses)
         yield
@@ -37,7 +37,7 @@ def _forked() -> Iterator[None]:
 
 @pytest.fixture(autouse=True, scope="session")
 def _as_wide_as_asked() -> Iterator[None]:
-    """A worker of pytest-xdist has COLUMNS and LINES, which rich keeps from then on, whatever a test asks for."""
+    """Let tests choose the terminal's size: pytest-xdist sets COLUMNS and LINES, and rich would keep these values."""
     with pytest.MonkeyPatch.context() as patch:
         for each, name in itertools.product((console, err_console), ("_width", "_height")):
             patch.setattr(each, name, None)
@@ -46,19 +46,19 @@ def _as_wide_as_asked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A made-up sst2 folder."""
+    """A folder with a made-up sst2 data set."""
     return save_parquet(tmp_path_factory.mktemp("data") / "sst2")
 
 
 @pytest.fixture(scope="session")
 def student(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
-    """A tiny Quad + 2Quad student of the made-up task."""
+    """A tiny student with Quad and 2Quad for the made-up data set."""
     return save_student(tmp_path_factory.mktemp("models") / "student", data_dir)
 
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """The folder with real GLUE data, or a skip."""
+    """The folder with real GLUE data; tests are skipped if it is missing."""
     if not SHARED_DATA.is_dir():
         pytest.skip(f"real data is not on this machine ({SHARED_DATA.name} beside the checkout)")
     return SHARED_DATA

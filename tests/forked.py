@@ -1,7 +1,7 @@
-"""The parties of a simulation, forked from a process that has the imports done: a second instead of ten for a run.
+"""Start the parties of a simulation by forking a process that has already imported everything.
 
-What they run is the same, `python -m parties --config FILE`; the command of test_end_to_end.py and the deployment
-tests start them as users do.
+A run then takes about one second instead of ten. The parties run the same command, `python -m parties --config FILE`.
+The tests in test_end_to_end.py and the deployment tests start parties as users do.
 """
 
 import multiprocessing
@@ -21,7 +21,7 @@ context.set_forkserver_preload(["tests.imports"])
 
 
 class Forked:
-    """A process with the part of Popen's interface that a simulation uses."""
+    """A process with the methods of Popen that a simulation uses."""
 
     def __init__(self, process: BaseProcess) -> None:
         assert process.pid is not None
@@ -48,7 +48,7 @@ class Forked:
 
 
 class ForkedProcesses(Processes):
-    """Takes the place of `parties.runs.simulation.Processes`."""
+    """A replacement for `parties.runs.simulation.Processes` that forks."""
 
     def start(self, name: str, *arguments: str) -> None:
         process = context.Process(target=run, args=(self._logs / f"{name}.log", arguments), name=name)
@@ -58,7 +58,7 @@ class ForkedProcesses(Processes):
 
 
 def run(log: Path, arguments: tuple[str, ...]) -> None:
-    """What the forked process does: python -m ARGUMENTS, its output into the log."""
+    """Run `python -m ARGUMENTS` in the forked process, with its output in the log."""
     redirect(log)
     sys.argv = list(arguments)
     try:
@@ -70,7 +70,7 @@ def run(log: Path, arguments: tuple[str, ...]) -> None:
 
 
 def redirect(log: Path) -> None:
-    """Output and errors into a file, and no interrupts from the terminal."""
+    """Write output and errors to a file, and ignore interrupts from the terminal."""
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
@@ -79,7 +79,7 @@ def redirect(log: Path) -> None:
 
 
 def leave(status: int) -> None:
-    """End without what the forking process would do at its end."""
+    """End the process without the exit handlers that it inherited from the forking process."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

@@ -1,33 +1,59 @@
-"""Two parties in two threads of this process, with a dealer: what most tests of shared computation run on."""
+"""Two owners in two threads of this process, with a dealer: what most tests of shared computation run on."""
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from mpcformer.channel import Counters, MemoryChannel, memory_pair
-from mpcformer.correlations import Dealt, Request, deal, expand, session_key, unpacked, weight_mask_key
+from mpcformer.correlations import (
+    CorrelationStore,
+    Dealt,
+    Request,
+    correction_specs,
+    deal,
+    expand,
+    session_key,
+    unpacked,
+    weight_mask_key,
+)
+from mpcformer.engines.base import BatchInputs, PublicModel, load_public_model
 from mpcformer.engines.crypten import compat as compat
 from mpcformer.engines.crypten import ops as ops
-from mpcformer.ring.random import fresh_key
+from mpcformer.engines.plaintext import predict
+from mpcformer.engines.registry import create_engine
+from mpcformer.modeling import load_student, load_tokenizer
+from mpcformer.protocols.party import Party
+from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
 
 
 class InlineDealer:
-    """A correlation store that deals on demand, from both seeds."""
+    """A correlation store that deals on demand, from both seeds.
 
-    def __init__(self, party: int, seeds: list[bytes], session_id: bytes) -> None:
-        self.party, self.seeds, self.session_id, self.requests = party, seeds, session_id, []
+    Attributes:
+        requests: what was asked for, in order.
+        dealt_bytes: the bytes of all corrections for rank 0.
+    """
+
+    def __init__(self, rank: int, seeds: list[bytes], session_id: bytes) -> None:
+        self.rank, self.seeds, self.session_id = rank, seeds, session_id
+        self.requests: list[Request] = []
+        self.dealt_bytes = 0
 
     def take(self, request: Request) -> Dealt:
         keys = [session_key(seed, self.session_id, len(self.requests), request) for seed in self.seeds]
         self.requests.append(request)
-        correction = unpacked(request, deal(request, *keys, self.weight_mask_key())) if self.party == 0 else []
-        return expand(request, keys[self.party], self.party, correction)
+        correction = deal(request, *keys, self.weight_mask_key()) if self.rank == 0 else []
+        self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
+        return expand(request, keys[self.rank], self.rank, unpacked(request, correction) if correction else [])
 
     def preview(self, operation: int, request: Request) -> Dealt:
-        key = session_key(self.seeds[self.party], self.session_id, operation, request)
-        return expand(request, key, self.party, [])
+        key = session_key(self.seeds[self.rank], self.session_id, operation, request)
+        return expand(request, key, self.rank, [])
 
     def skip(self, request: Request) -> None:
         self.requests.append(request)
@@ -37,17 +63,17 @@ class InlineDealer:
 
 
 def in_two_threads(function: Callable[[int], Any]) -> list[Any]:
-    """function(party) for both parties at once; the first exception is raised here."""
+    """Run function(rank) for both owners at once and return both results; the first exception is raised here."""
     results: list[Any] = [None, None]
     errors: list[BaseException] = []
 
-    def run(party: int) -> None:
+    def run(rank: int) -> None:
         try:
-            results[party] = function(party)
+            results[rank] = function(rank)
         except BaseException as error:
             errors.append(error)
 
-    threads = [threading.Thread(target=run, args=(party,), daemon=True) for party in (0, 1)]
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in (0, 1)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -57,23 +83,133 @@ def in_two_threads(function: Callable[[int], Any]) -> list[Any]:
     return results
 
 
+def run_protocol(function: Callable[[Party], Any]) -> tuple[list[Any], list[Counters], list[Request]]:
+    """Run function(party) at both owners.
+
+    Returns:
+        Both results, what each owner's channel counted, and the correlations that were asked for.
+    """
+    ends: tuple[MemoryChannel, MemoryChannel] = memory_pair(timeout_s=20)
+    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    dealers = [InlineDealer(rank, seeds, session_id) for rank in (0, 1)]
+    results = in_two_threads(lambda rank: function(Party(rank, ends[rank], dealers[rank])))
+    return results, [end.counters for end in ends], dealers[0].requests
+
+
+def share(x: torch.Tensor, bits: int = 64) -> list[torch.Tensor]:
+    """Split x into two shares over Z_2^bits, with meaningless bits above."""
+    mask = Stream(fresh_key()).int64(tuple(x.shape))
+    noise = Stream(fresh_key()).int64(tuple(x.shape)) << bits if bits < 64 else 0
+    return [x - mask + noise, mask]
+
+
+def dealer_bytes(requests: list[Request]) -> int:
+    """Return the bytes of the corrections for these requests."""
+    return sum(spec.n_bytes for request in requests for spec in correction_specs(request))
+
+
+def integers(*shape: int, bits: int, signed: bool = True) -> torch.Tensor:
+    """Draw uniform integers of so many bits; the first few are the edges of the range."""
+    x = Stream(fresh_key()).bits(shape, bits)
+    x = x - (1 << (bits - 1)) if signed else x
+    edges = torch.tensor([-(1 << (bits - 1)), (1 << (bits - 1)) - 1, 0, -1] if signed else [0, (1 << bits) - 1])
+    x.view(-1)[: edges.numel()] = edges[: x.numel()]
+    return x
+
+
 def run_pair(
     function: Callable[[int], Any], channels: tuple[MemoryChannel, MemoryChannel] | None = None
 ) -> tuple[list[Any], Counters, list[Request]]:
-    """function(party) inside CrypTen, both parties; also party 0's counters and the correlations asked for."""
+    """Run function(rank) at both owners inside CrypTen.
+
+    Returns:
+        Both results, what rank 0's channel counted, and the correlations that were asked for.
+    """
     ends = channels or memory_pair(timeout_s=20)
     seeds, session_id, zero_key = [fresh_key(), fresh_key()], fresh_key(), fresh_key()
-    dealers = [InlineDealer(party, seeds, session_id) for party in (0, 1)]
+    dealers = [InlineDealer(rank, seeds, session_id) for rank in (0, 1)]
 
-    def run(party: int) -> Any:
-        state = compat.PartyState(rank=party, channel=ends[party], store=dealers[party], zero_key=zero_key)
+    def run(rank: int) -> Any:
+        state = compat.PartyState(rank=rank, channel=ends[rank], store=dealers[rank], zero_key=zero_key)
         with compat.active(state):
-            return function(party)
+            return function(rank)
 
     return in_two_threads(run), ends[0].counters, dealers[0].requests
 
 
 def shared(values: torch.Tensor, owner: int = 1) -> Any:
-    """`values` shared by `owner`, inside `run_pair`."""
+    """Share `values`, which the owner with the rank `owner` knows; inside `run_pair`."""
     mine = compat.current().rank == owner
     return ops.Shared(tensor=values if mine else None, size=values.shape, src=owner)
+
+
+def run_private(
+    folder: Path,
+    inputs: BatchInputs,
+    *,
+    engine: str = "crypten",
+    public: PublicModel | None = None,
+    n_batches: int = 1,
+    ends: tuple[MemoryChannel, MemoryChannel] | None = None,
+) -> list[Any]:
+    """Run the same private batch once or several times, with all correlations dealt before.
+
+    Args:
+        folder: the student.
+        inputs: the batch, as the data owner knows it.
+        engine: the name of the engine.
+        public: what both owners know of the model, if not what the folder says.
+        n_batches: how often the batch runs in the one session.
+        ends: the owners' channels, if a test looks at them.
+
+    Returns:
+        The model owner's and the data owner's result of the last batch, the plan by segments, and what the data owner's
+        channel counted in the online part of the last batch.
+    """
+    public = public or load_public_model(folder)
+    weights, ends = load_student(folder).state_dict(), ends or memory_pair(20)
+    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+    engines = [
+        create_engine(
+            engine,
+            rank=rank,
+            public=public,
+            channel=ends[rank],
+            weights=None if rank else weights,
+            session_id=session_id,
+        )
+        for rank in (0, 1)
+    ]
+    stores = [CorrelationStore(rank=rank, seed=seeds[rank], session_id=session_id) for rank in (0, 1)]
+    plan = engines[1].plan(inputs.shape)
+    requests = [request for segment in plan for request in segment]
+    weight_key = weight_mask_key(seeds[0], session_id)
+    for operation, request in enumerate(requests * n_batches):
+        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
+        stores[0].put(operation, request, deal(request, *keys, weight_key))
+    online = [Counters(), Counters()]
+
+    def owner(rank: int) -> torch.Tensor | None:
+        engines[rank].setup(stores[rank])
+        mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask)
+        for _ in range(n_batches):
+            engines[rank].start(mine, stores[rank])
+            for segment in range(len(plan)):
+                engines[rank].offline(segment)
+            before = ends[rank].counters.copy()
+            results = [engines[rank].online(segment) for segment in range(len(plan))]
+            online[rank] = ends[rank].counters.minus(before)
+        return results[-1]
+
+    results = in_two_threads(owner)
+    assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
+    return [*results, plan, online[1]]
+
+
+def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:
+    """Return the evaluation split as one batch, and the plaintext student's logits."""
+    tokenizer = load_tokenizer(folder)
+    encoded = encode(tokenizer, load_examples(get_task(task), EVAL, data_dir=data), positions=32)
+    padded = pad_batch(encoded, tokenizer.pad_token_id)
+    logits, _ = predict(load_student(folder), encoded, pad_id=tokenizer.pad_token_id, batch_size=len(encoded))
+    return BatchInputs(padded["attention_mask"], padded["input_ids"], padded["token_type_ids"]), logits

@@ -1,4 +1,4 @@
-"""Ports for servers of tests: outside the range from which the kernel takes those of outgoing connections."""
+"""Ports for the servers of tests, outside the range that the kernel uses for outgoing connections."""
 
 import itertools
 import os
@@ -9,7 +9,7 @@ _next = itertools.count(os.getpid() * 97 % (LAST - FIRST))
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, another one at each call."""
+    """Return a port on which nobody listens now; each call returns another port."""
     while True:
         port = FIRST + next(_next) % (LAST - FIRST)
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""Replays of glue at scale smoke in one folder, which share their models."""
+"""Replays of glue at scale smoke that share one folder of models."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ def glue(shop: Path, name: str = "glue", **changes: Any) -> ReplayOptions:
 
 
 class Counted:
-    """Trainings and private runs, counted."""
+    """A counter of the trainings and the private runs that a replay starts."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
         self.trained: list[Path] = []

@@ -1,4 +1,4 @@
-"""A tiny random BERT with a word-level tokenizer, a made-up task's data, and a tiny student: seconds, not minutes."""
+"""A tiny random BERT with a word-level tokenizer, a made-up data set and a tiny student, all made within seconds."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ GOOD, BAD = ["fine", "bright", "warm", "lovely"], ["dull", "cold", "grim", "tire
 PLAIN = ["the", "a", "day", "stone", "river", "was", "and", "very", "it", "rather"]
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *GOOD, *BAD, *PLAIN]
 
-# Of a recipe that trains on them in seconds.
+# The options of a recipe that trains on the made-up data set within seconds.
 TRAINING: dict[str, Any] = {
     "task": "sst2",
     "batch_size": 8,
@@ -47,7 +47,7 @@ def save_tokenizer(folder: Path) -> None:
 
 
 def save_bert(folder: Path, *, num_labels: int = 2, seed: int = 0, **changes: Any) -> Path:
-    """A random BertForSequenceClassification checkpoint with its tokenizer."""
+    """Save a random BertForSequenceClassification with a tokenizer, and return its folder."""
     settings = {
         "vocab_size": len(WORDS),
         "hidden_size": 32,
@@ -65,7 +65,7 @@ def save_bert(folder: Path, *, num_labels: int = 2, seed: int = 0, **changes: An
 
 
 def sentences(n: int) -> list[tuple[str, int]]:
-    """n different made-up sentences; the label is whether the sentiment words are good."""
+    """Return n different made-up sentences; the label says whether the sentiment words are good."""
     rows = []
     for i in range(n):
         label = i % 2
@@ -75,7 +75,7 @@ def sentences(n: int) -> list[tuple[str, int]]:
 
 
 def save_parquet(folder: Path, *, n_train: int = 96, n_eval: int = 12, task: str = "sst2") -> Path:
-    """train and validation splits of the made-up sentences, as single-text or (mrpc, stsb) pair columns."""
+    """Save the made-up sentences as train and validation splits; mrpc and stsb get text pairs. Return the folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for split, n, start in (("train", n_train, 0), ("validation", n_eval, n_train)):
         rows = sentences(n_train + n_eval)[start : start + n]
@@ -101,9 +101,19 @@ def save_student(
     seed: int = 0,
     **changes: Any,
 ) -> Path:
-    """An untrained student with the given forms, calibrated on the made-up training split; `changes` of its shape.
+    """Save an untrained student with the given forms, calibrated on the made-up training split; return its folder.
 
-    With a head size of its own it has weights of its own, as no BERT has such.
+    Args:
+        folder: the folder for the student; its teacher is saved beside it.
+        data: the folder of the made-up data set.
+        task: the student's task.
+        gelu: the form of GeLU.
+        softmax: the form of softmax.
+        constant_norms: the LayerNorms that divide by a constant.
+        head_size: the size of an attention head. If it is given, the student has random weights instead of its
+            teacher's, because a BERT cannot have a head size of its own.
+        seed: determines the weights.
+        **changes: other fields of the configuration.
     """
     source = folder.with_name(f"{folder.name}-teacher")
     n_heads = changes.pop("num_attention_heads", 4)
@@ -114,7 +124,7 @@ def save_student(
         config = MPCFormerConfig(**(model.config.to_dict() | {"num_attention_heads": n_heads, "head_size": head_size}))
         model = MPCFormerForSequenceClassification(config).eval()
     for n, layer in enumerate(model.bert.layers):
-        if layer.attention["self"].log_divisor is not None:  # as if learnt: 2quad-const's, another in each layer
+        if layer.attention["self"].log_divisor is not None:  # the layers have different divisors, as after a training
             layer.attention["self"].log_divisor.data += 0.3 - 0.5 * n
     tokenizer = load_tokenizer(source)
     encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), positions=32)

@@ -1,4 +1,4 @@
-"""Several processes of one training, forked from one that has the imports done, over gloo instead of a launcher."""
+"""Run several processes of one training. They are forked after all imports and use gloo, without a launcher."""
 
 import json
 import os
@@ -17,10 +17,16 @@ TIMEOUT_S = 120
 
 
 def together(folder: Path, job: Callable[..., Any], *arguments: Any, size: int = 2) -> list[Any]:
-    """What `job(*arguments)`, a function of a module, gives in each of `size` processes, as JSON holds it.
+    """Call `job(*arguments)` in each of `size` processes, and return the results in the order of their ranks.
+
+    Args:
+        folder: a new folder for the logs and the results.
+        job: a function of a module; it returns a value that JSON can represent.
+        arguments: its arguments.
+        size: the number of processes.
 
     Raises:
-        AssertionError: with its traceback, if one failed.
+        AssertionError: a process failed; the message contains the logs.
     """
     folder.mkdir(parents=True)
     started = [context.Process(target=_run, args=(rank, size, folder, job, arguments)) for rank in range(size)]

@@ -1,1 +1,1 @@
-"""The stages of a distillation and what each trains the student to match."""
+"""The stages of a distillation, the losses that they minimise, and the texts and models that they make up."""

@@ -1,17 +1,20 @@
-"""Gradual replacement: a forward pass in which student's layers stand in for the teacher's, more and more of them.
+"""Gradual replacement: a forward pass through a mixture of the teacher's and the student's layers.
 
-Each layer of the student replaces the teacher's that it stands for with a probability that rises from FIRST to one over
-the stage; elsewhere the teacher's run, whose weights stay. Embeddings, pooler and head are the student's.
-Source: Xu et al., BERT-of-Theseus, EMNLP 2020; after it the student is trained alone, which is our stage 2.
+Each layer of the student replaces the teacher's layers that it stands for with a probability that rises from FIRST to 1
+during the stage. Otherwise the teacher's layers run; their weights do not change. Embeddings, pooler and head are the
+student's.
+Source: Xu et al., BERT-of-Theseus, EMNLP 2020. As there, the student is trained alone afterwards; this is our stage 2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 
+from distill.start.spans import Spans
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.modeling.model import Context, StudentOutput
 
+# The probability of a replacement when the stage begins.
 FIRST = 0.3
 
 
@@ -19,19 +22,23 @@ def mixed_forward(
     teacher: MPCFormerForSequenceClassification,
     student: MPCFormerForSequenceClassification,
     inputs: Mapping[str, torch.Tensor],
-    spans: Sequence[tuple[int, int]],
+    spans: Spans,
     *,
     progress: float,
     seed: int,
 ) -> tuple[torch.Tensor, StudentOutput]:
-    """Logits (B, C) of the mixture, and the raw attention scores of those of the student's layers that took part.
+    """Run the mixture.
 
     Args:
-        teacher, student: in evaluation mode.
-        inputs: input_ids, attention_mask, token_type_ids, (B, L) each.
-        spans: by student layer: the teacher's layers that it stands for, first and one past the last.
-        progress: of the stage, 0..1.
-        seed: decides which layers are replaced.
+        teacher: in evaluation mode.
+        student: in evaluation mode.
+        inputs: input_ids, attention_mask and token_type_ids, (B, L) each.
+        spans: the teacher's layers that each student layer stands for, see `Spans`.
+        progress: the fraction of the stage that is done, 0..1.
+        seed: determines which layers are replaced.
+
+    Returns:
+        The mixture's logits, (B, C), and an output with the raw attention scores of the student's layers that ran.
     """
     generator = torch.Generator().manual_seed(seed)
     replaced = torch.rand(len(spans), generator=generator) < FIRST + (1 - FIRST) * progress

@@ -1,4 +1,4 @@
-"""Where a student's constant LayerNorms start: at what the teacher's LayerNorms divide by on average."""
+"""Initialise a student's constant LayerNorms: each divides by what the teacher's LayerNorm divides by on average."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,11 @@ import torch
 
 from mpcformer.engines.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.bounds import norm_source
+from mpcformer.modeling.weights import norm_source
 from mpcformer.tasks import Encoded
 
 BATCH_SIZE, MAX_SENTENCES = 32, 256
+# The teacher reports the variance of a LayerNorm's input under the norm's name and this suffix.
 VARIANCE = ".variance"
 
 
@@ -21,14 +22,16 @@ def set_deviations(
     pad_id: int,
     teacher_layers: Sequence[int] | None = None,
 ) -> None:
-    """Set every `log_deviation` to the mean, over real tokens, of the logarithm of a row's deviation at the teacher.
+    """Set every `log_deviation` of the student to the mean logarithm of a row's standard deviation at the teacher.
+
+    The mean is taken over real tokens.
 
     Args:
-        student: what is set; without constant norms nothing is done.
-        teacher: what is looked at, in float32 and evaluation mode.
-        encoded: training sentences; the first MAX_SENTENCES are used.
-        pad_id: the padding token.
-        teacher_layers: for each of the student's layers, the teacher's it stands for; None: the same.
+        student: the model that is changed; without constant norms nothing is done.
+        teacher: the model that is observed, in float32 and evaluation mode.
+        encoded: the training texts, of which the first MAX_SENTENCES are used.
+        pad_id: the id of the padding token.
+        teacher_layers: the index of a teacher layer for each of the student's layers; None: the same index.
     """
     names = student.config.constant_norms
     if not names:
@@ -57,6 +60,7 @@ def set_deviations(
 
 
 def _at_teacher(name: str, teacher_layers: Sequence[int] | None) -> str:
+    """Return the name of the teacher's LayerNorm that the student's norm `name` stands for."""
     if teacher_layers is None or name == "embeddings":
         return name
     _, layer, part = name.split(".")

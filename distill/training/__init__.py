@@ -1,1 +1,1 @@
-"""The training loop and what every recipe needs around it."""
+"""The training loop, and what every recipe needs around it: data, device, processes, the run's folder, calibration."""

@@ -1,22 +1,23 @@
-"""Record the ranges of the student's private non-linearities on its training data."""
+"""Record the ranges of a student's private non-linear functions on its training data."""
 
 import torch
 
 from mpcformer.engines.plaintext import predict
 from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges
-from mpcformer.modeling.bounds import model_bounds
+from mpcformer.modeling.bounds import worst_case
+from mpcformer.modeling.weights import bert_weights
 from mpcformer.tasks import Encoded
 
 BATCH_SIZE = 32
 
 
 def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded], *, pad_id: int) -> Ranges:
-    """Ranges over the given sentences, in float32 and evaluation mode.
+    """Return the ranges of every non-linear function's input over the given texts, in float32 and evaluation mode.
 
     Args:
-        model: the final student.
-        encoded: training sentences.
-        pad_id: the padding token.
+        model: the student, with its final weights.
+        encoded: the training texts.
+        pad_id: the id of the padding token.
     """
     ranges = Ranges(n_examples=len(encoded))
     model.observer = ranges.observe
@@ -26,6 +27,6 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
     finally:
         model.observer = None
     limits = ranges.norm_limits(model.config.constant_norms)
-    heads, gelu = model.config.num_attention_heads, model.config.gelu
-    ranges.note_reach(model_bounds(heads, gelu, model.state_dict(), norm_limits=limits))
+    weights = bert_weights(model.state_dict(), model.config)
+    ranges.note_reach(worst_case(model.config, weights, norm_limits=limits))
     return ranges

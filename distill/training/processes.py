@@ -1,10 +1,13 @@
-"""Training on several processes, each with a device of its own, as a launcher starts them. Alone, nothing of this runs.
+"""Training on several processes that a launcher starts, each with its own device.
 
-Every process holds the whole model and the whole training set and makes the same batches; of each batch it takes a
-share of the rows. The shares' gradients are summed by one all-reduce a step, outside the model. That is exact and asks
-nothing of a recipe, where DistributedDataParallel averages, wrong for unequal shares, and wants every forward pass to
-go through its wrapper, past which the losses here read hidden states and scores. The sum is the same number on every
-process, so clipping and AdamW keep their weights equal. Only the main process (rank 0) scores, logs and writes.
+Every process holds the whole model and the whole training set and makes the same batches, and it computes the loss of
+its share of the rows. One all-reduce per step sums the gradients of all shares, outside the model. The sum is the same
+number on every process, so clipping and AdamW keep the weights equal. Only the main process, of rank 0, scores, logs
+and writes. If there is a single process, nothing of this runs.
+
+DistributedDataParallel is not used, for two reasons. It averages gradients, which is wrong if shares are unequal. And
+it requires that every forward pass goes through its wrapper, which hides the hidden states and scores that the losses
+here read.
 """
 
 import contextlib
@@ -13,7 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import distributed
@@ -22,19 +25,19 @@ from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 
 T = TypeVar("T")
 Tensors = dict[str, torch.Tensor]
-# The others wait this long while the main process scores, calibrates or saves.
-PATIENCE = datetime.timedelta(hours=2)
+# How long the other processes wait while the main process scores, calibrates or saves.
+WAIT_LIMIT = datetime.timedelta(hours=2)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among those of the run.
+    """This process's place among the processes of the run.
 
     Args:
-        rank: its number; 0 is the main process.
-        size: how many there are.
-        device: its own.
-        first_here: it is the first on its machine.
+        rank: the number of this process; 0 is the main process.
+        size: the number of processes.
+        device: the device of this process.
+        first_here: whether this process is the first one on its machine.
     """
 
     rank: int
@@ -48,16 +51,17 @@ class Processes:
         return self.rank == 0
 
     def share(self, indices: Sequence[int]) -> list[int]:
-        """This process's part of a batch, empty if there are more processes than rows.
+        """Return this process's part of a batch, which is empty if there are more processes than rows.
 
-        Batches are sorted by length; every size-th row spreads long and short ones evenly.
+        A process takes every `size`-th row. Batches are sorted by length, so all get long and short rows evenly.
         """
         return list(indices[self.rank :: self.size])
 
     def sum_gradients(self, parameters: Sequence[torch.nn.Parameter], loss: torch.Tensor) -> torch.Tensor:
-        """Replace each gradient by its sum over the processes; returns the sum of the scalar losses.
+        """Replace each gradient by its sum over the processes, and return the sum of the scalar losses.
 
-        The same parameters must have a gradient on every process. Cost: one all-reduce and a buffer of the gradients.
+        The same parameters must have a gradient on every process. The cost is one all-reduce, and a buffer as large as
+        all gradients.
         """
         if self.size == 1:
             return loss.detach()
@@ -70,12 +74,14 @@ class Processes:
         return total[0]
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What `work` gives on the main process, on all of them: a value that JSON holds.
+        """Call `work` on the main process only, and return its result on all processes.
 
-        `work` must not itself wait for the other processes.
+        Args:
+            work: returns a value that JSON can represent, and does not wait for the other processes.
 
         Raises:
-            MPCFormerError: `work` failed on the main process, which raises what it raised.
+            MPCFormerError: on the other processes, if `work` failed. On the main process, the exception of `work`
+                continues.
         """
         if self.size == 1:
             return work()
@@ -84,12 +90,11 @@ class Processes:
                 value = work()
                 answer = json.dumps({"value": value})
             except Exception as error:
-                known = error if isinstance(error, MPCFormerError) else MPCFormerError("the main process failed")
-                self._tell(json.dumps({"what": known.what, "remedy": known.remedy, "status": known.exit_code}))
+                self._broadcast_text(json.dumps(_failure(error)))
                 raise
-            self._tell(answer)
+            self._broadcast_text(answer)
             return value
-        said = json.loads(self._tell())
+        said = json.loads(self._broadcast_text())
         if "what" in said:
             failure = MPCFormerError(said["what"], said["remedy"])
             failure.exit_code = said["status"]
@@ -97,13 +102,13 @@ class Processes:
         return said["value"]  # type: ignore[no-any-return]
 
     def tensors_of_main(self, read: Callable[[], Tensors]) -> Tensors:
-        """The tensors that the main process reads, on all: no file has to be seen by more than one machine."""
+        """Return on all processes the tensors that the main process reads, so that only its machine needs the file."""
         if self.size == 1:
             return read()
         own = read() if self.is_main else {}
         kinds = {key: (str(value.dtype).removeprefix("torch."), list(value.shape)) for key, value in own.items()}
         tensors = {}
-        for key, (kind, shape) in json.loads(self._tell(json.dumps(kinds))).items():
+        for key, (kind, shape) in json.loads(self._broadcast_text(json.dumps(kinds))).items():
             empty = torch.empty(shape, dtype=getattr(torch, kind), device=self.device)
             value = own[key].to(self.device).contiguous() if self.is_main else empty
             distributed.broadcast(value, 0)
@@ -111,27 +116,30 @@ class Processes:
         return tensors
 
     def check_same(self, what: str, fact: Callable[[], str]) -> None:
-        """Refuse processes that were given different things.
+        """Check that all processes were given the same thing.
 
         Args:
-            what: named in the error.
-            fact: a text or digest of it.
+            what: the name of the thing, for the error.
+            fact: a function that returns the thing as a text, or its digest.
 
         Raises:
-            UserInputError: one of them has another than the main process; raised on all.
+            UserInputError: on all processes, if one of them was given something else than the main process.
         """
         if self.size == 1:
             return
         own = fact()
-        if self._sum(float(self._tell(own) != own)):
+        if self._sum(float(self._broadcast_text(own) != own)):
             raise UserInputError(
                 f"the {self.size} processes were not given the same {what}",
-                "on every machine: the same files, options and versions",
+                "use the same files, options and versions on every machine",
             )
 
     @contextlib.contextmanager
     def first_here_first(self) -> Iterator[None]:
-        """The first process of each machine goes through before its others, so that a download happens once."""
+        """Let the first process of each machine go through before the machine's other processes.
+
+        What the first process downloads, the others find in the cache.
+        """
         if self.size > 1 and not self.first_here:
             self._sum(0.0)
         try:
@@ -140,8 +148,8 @@ class Processes:
             if self.size > 1 and self.first_here:
                 self._sum(0.0)
 
-    def _tell(self, text: str = "") -> str:
-        """The main process's text on all of them. Text, not objects: nothing another machine sent is unpickled."""
+    def _broadcast_text(self, text: str = "") -> str:
+        """Return the main process's text on all processes. Objects are not sent, so nothing has to be unpickled."""
         data = torch.tensor(list(text.encode()) if self.is_main else [], dtype=torch.uint8, device=self.device)
         size = torch.tensor(data.numel(), device=self.device)
         distributed.broadcast(size, 0)
@@ -156,11 +164,17 @@ class Processes:
         return float(total)
 
 
+def _failure(error: Exception) -> dict[str, Any]:
+    """Describe an error of the main process to the others; the text of an unknown error is not passed on."""
+    known = error if isinstance(error, MPCFormerError) else MPCFormerError("the main process failed")
+    return {"what": known.what, "remedy": known.remedy, "status": known.exit_code}
+
+
 def current() -> Processes:
-    """The processes that the launcher started this one among; alone without a launcher.
+    """Return the processes of this run: those that the launcher started, or this process alone.
 
     Raises:
-        DependencyError: there are several and accelerate is missing.
+        DependencyError: there are several processes and accelerate is missing.
     """
     if int(os.environ.get("WORLD_SIZE") or 1) > 1:
         return _join()
@@ -168,10 +182,13 @@ def current() -> Processes:
 
 
 def refuse_launcher(command: str) -> None:
-    """For commands that start processes of their own.
+    """Check that a command that starts processes of its own was not started by a launcher.
+
+    Args:
+        command: the command's name, for the error.
 
     Raises:
-        UserInputError: a launcher started several of this one.
+        UserInputError: a launcher started several processes of it.
     """
     size = os.environ.get("WORLD_SIZE") or "1"
     if int(size) > 1:
@@ -189,13 +206,13 @@ def _join() -> Processes:
             f"a launcher started {os.environ['WORLD_SIZE']} processes (WORLD_SIZE), and accelerate is missing",
             "pip install --no-deps 'accelerate>=1.15', or start one process without a launcher",
         ) from None
-    # Its state only, not an Accelerator: that would bring a precision and an accumulation of its own into the recipe.
+    # An Accelerator would add its own precision and gradient accumulation to the recipe; PartialState does not.
     forced = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes")
-    state = PartialState(cpu=forced or not torch.accelerator.is_available(), timeout=PATIENCE)
+    state = PartialState(cpu=forced or not torch.accelerator.is_available(), timeout=WAIT_LIMIT)
     return Processes(state.process_index, state.num_processes, state.device, state.is_local_main_process)
 
 
 def leave() -> None:
-    """Part from the other processes at the end of a command."""
+    """Leave the group of processes at the end of a command."""
     if distributed.is_available() and distributed.is_initialized():
         distributed.destroy_process_group()

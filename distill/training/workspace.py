@@ -1,11 +1,11 @@
-"""Where a training run lives until it is whole: `<out>.partial/`, renamed to `<out>` at the end.
+"""The folder of a training run with its checkpoints; `RunFolder` says which names the folder has.
 
-Checkpoints are safetensors and JSON, never pickles. A resumed run continues exactly: batches and dropout follow from
-the seed and the step alone, so model, optimiser and step are the whole state. Of several processes the main one alone
-looks at the folder and writes; the others get what it read, so a run may go on with another number of them.
+Checkpoints are safetensors and JSON, never pickles. A resumed run continues exactly as if it had not been interrupted:
+batches and dropout follow from the seed and the step, so the model, the optimiser and the step are the whole state. If
+a run has several processes, only the main process reads and writes the folder and sends the others what it read. A run
+can therefore be resumed with another number of processes.
 """
 
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,42 +14,43 @@ from safetensors.torch import load_file, save_file
 
 from distill.training.processes import Tensors, current
 from mpcformer.errors import UserInputError
-from mpcformer.files import check_new_folder, read_json, write_json
+from mpcformer.files import read_json, write_json
+from mpcformer.run_folder import RunFolder
+
+RECIPE = "recipe.json"
 
 
 class Workspace:
-    """The folder of one run.
+    """The folder of one training run.
 
     Args:
-        out: where the result goes.
-        recipe: a dataclass; a resumed run must have the same.
-        resume: go on from the last checkpoint.
+        out: the folder for the result.
+        recipe: a dataclass. A resumed run must have the same recipe.
+        resume: continue from the last checkpoint.
 
     Raises:
-        UserInputError: `out` is taken, an interrupted run is in the way, there is none to resume, or it differs.
+        UserInputError: `out` is not empty; without `resume`, an interrupted run is there; with `resume`, there is none,
+            or its recipe differs.
     """
 
     def __init__(self, out: Path, recipe: Any, *, resume: bool) -> None:
         self.processes = current()
-        self.out = out
-        self.folder = out.with_name(f"{out.name}.partial")
-        self.recipe = {key: _plain(value) for key, value in asdict(recipe).items()}
+        self.run = RunFolder(out)
+        self.folder = self.run.partial
+        self.recipe = as_json(recipe)
         self.processes.on_main(lambda: self._check(resume))
 
     def _check(self, resume: bool) -> None:
-        check_new_folder(self.out)
+        self.run.check_new()
         if resume:
             self._check_resumable()
-        elif self.folder.exists():
-            raise UserInputError(
-                f"--out: {self.folder} is left from an interrupted run",
-                f"go on with --resume, or remove it: rm -r {self.folder}",
-            )
+        else:
+            self.run.check_not_interrupted()
 
     def _check_resumable(self) -> None:
-        if not (self.folder / "recipe.json").is_file():
+        before = interrupted_recipe(self.run.path)
+        if before is None:
             raise UserInputError(f"--resume: there is no interrupted run in {self.folder}", "leave --resume out")
-        before = read_json(self.folder / "recipe.json")
         for key, value in self.recipe.items():
             if before.get(key) != value:
                 raise UserInputError(
@@ -58,15 +59,21 @@ class Workspace:
                 )
 
     def open(self) -> None:
-        """Make the folder; called when all input is checked."""
+        """Create the folder. Call this after all input has been checked."""
         self.processes.on_main(self._open)
 
     def _open(self) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        write_json(self.folder / "recipe.json", self.recipe)
+        self.run.start()
+        write_json(self.folder / RECIPE, self.recipe)
 
     def save(self, name: str, tensors: Tensors, facts: dict[str, Any]) -> None:
-        """A checkpoint, whole or not at all: tensors first under a new name, then the JSON that points to it."""
+        """Write a checkpoint: first the tensors to a new file, then the JSON that names it. It is never incomplete.
+
+        Args:
+            name: the name of the checkpoint, which replaces an older one of that name.
+            tensors: the tensors to save.
+            facts: JSON values to save with them, among them `stage` and `step`.
+        """
         if not self.processes.is_main:
             return
         path = self.folder / f"{name}-{facts['stage']}-{facts['step']}.safetensors"
@@ -77,7 +84,7 @@ class Workspace:
                 old.unlink()
 
     def load(self, name: str) -> tuple[Tensors, dict[str, Any]] | None:
-        """The last checkpoint of that name, if there is one."""
+        """Return the tensors and the facts of the last checkpoint of that name, or None if there is none."""
         path = self.folder / f"{name}.json"
         facts = self.processes.on_main(lambda: read_json(path) if path.is_file() else None)
         if facts is None:
@@ -85,22 +92,26 @@ class Workspace:
         return self.processes.tensors_of_main(lambda: load_file(self.folder / facts["file"])), facts
 
     def finish(self) -> None:
-        """Drop checkpoints and move the folder to its place; for the main process."""
-        for pattern in ("*-*-*.safetensors", "last.json", "best.json", "fit.json", "recipe.json"):
+        """Remove the checkpoints and rename the folder to its final name. Only the main process may call this."""
+        for pattern in ("*-*-*.safetensors", "last.json", "best.json", "fit.json", RECIPE):
             for path in self.folder.glob(pattern):
                 path.unlink()
-        if self.out.is_dir():
-            shutil.rmtree(self.out)
-        self.folder.rename(self.out)
+        self.run.publish()
+
+
+def interrupted_recipe(out: Path) -> dict[str, Any] | None:
+    """Return the recipe of an interrupted training that was to become `out`, or None if there is none to resume."""
+    path = RunFolder(out).partial / RECIPE
+    return dict(read_json(path)) if path.is_file() else None
 
 
 def as_json(recipe: Any) -> dict[str, Any]:
-    """A recipe, a dataclass, as JSON gives it back."""
+    """Return a recipe, which is a dataclass, with the values that JSON gives back after writing and reading it."""
     return {key: _plain(value) for key, value in asdict(recipe).items()}
 
 
 def _plain(value: Any) -> Any:
-    """As JSON gives it back."""
+    """Return a value as JSON gives it back."""
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value

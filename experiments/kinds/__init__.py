@@ -1,4 +1,4 @@
-"""The kinds of experiment, one file each, and what they share."""
+"""The kinds of experiment, with one module for each kind, and the modules that they share."""
 
 # Where trainings may run.
 POOLS = ("local", "ray")

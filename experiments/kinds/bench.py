@@ -1,14 +1,18 @@
-"""Experiments of kind `bench`: engines and networks on one model, with the time by operation."""
+"""Experiments of kind `bench`: measure engines and networks on one model, with the time by operation."""
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from distill.recipe import DistillRecipe
-from experiments import bench_command
 from experiments.kinds import madeup
-from experiments.kinds.experiment import Found, Place
+from experiments.kinds.experiment import Measured, Workplace
 from experiments.kinds.models import Training, examples_digest, model_digest
+from experiments.measuring.engines import BenchOptions, measure
+from experiments.measuring.model import TASK
 from experiments.spec.quantities import Row
 from experiments.spec.scales import MADE_UP, BenchScale
+from experiments.spec.shapes import SHAPES
 from experiments.spec.spec import BenchExperiment, digest
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
@@ -17,6 +21,7 @@ from mpcformer.ring import gemm
 from mpcformer.tasks import get_task, load_examples
 from parties.runs.network import network_profile
 
+# The quantity of a row, and the key of the figure that `measure` returns for it.
 VALUES = {
     "batch_online_seconds": "online_seconds",
     "batch_offline_seconds": "offline_seconds",
@@ -28,60 +33,63 @@ VALUES = {
 }
 
 
-class Benches:
-    """One experiment at one scale.
+class Bench:
+    """An experiment of kind `bench` at one scale.
 
     Args:
         spec: the experiment.
-        scale: its section.
-        place: where to work.
+        scale: the section of that scale.
+        workplace: the folders to work in.
+        show: called with the figures of each network when they have been measured.
 
     Raises:
-        UserInputError: an unknown model, or data that nothing asks for.
+        UserInputError: the model is unknown, or a data folder is given, which this kind does not read.
     """
 
-    def __init__(self, spec: BenchExperiment, scale: BenchScale, place: Place) -> None:
-        self.spec, self.scale, self.place = spec, scale, place
-        if place.data_dir:
+    def __init__(
+        self, spec: BenchExperiment, scale: BenchScale, workplace: Workplace, show: Callable[[dict[str, Any]], None]
+    ) -> None:
+        self.spec, self.scale, self.workplace, self.show = spec, scale, workplace, show
+        if workplace.data_dir:
             raise UserInputError(
-                f"--data-dir: {place.data_dir} is not for this experiment, which draws its sentences",
+                f"--data-dir: {workplace.data_dir} is not for this experiment, which draws its sentences",
                 "leave --data-dir out",
             )
-        gemm.use(scale.device)
-        if scale.model not in (MADE_UP, *bench_command.SHAPES) and not Path(scale.model).is_dir():
+        gemm.check_device(scale.device)
+        if scale.model not in (MADE_UP, *SHAPES) and not Path(scale.model).is_dir():
             raise UserInputError(
                 f"model {scale.model!r} is unknown",
-                f"choose one of: {', '.join((MADE_UP, *bench_command.SHAPES))}, or a folder",
+                f"choose one of: {', '.join((MADE_UP, *SHAPES))}, or a folder",
             )
 
-    def run(self) -> Found:
-        """Measure what is not measured yet, a network at a time, its engines in turn.
+    def run(self) -> Measured:
+        """Measure the networks that have not been measured yet, one after the other, with the engines in turn.
 
         Raises:
             MPCFormerError: a party failed.
         """
-        found = Found()
-        model = self._made_up(found) if self.scale.model == MADE_UP else self.scale.model
-        self.place.runs.mkdir(parents=True, exist_ok=True)
+        measured = Measured()
+        model = self._made_up(measured) if self.scale.model == MADE_UP else self.scale.model
+        self.workplace.runs.mkdir(parents=True, exist_ok=True)
         for network in self.scale.networks:
             asked = self.scale.model_dump() | {"networks": network}
-            path = self.place.runs / f"bench-{network.replace(',', '-')}-{digest(asked)[:12]}.json"
+            path = self.workplace.runs / f"bench-{network.replace(',', '-')}-{digest(asked)[:12]}.json"
             if not path.is_file():
                 console.rule(f"network {network}", align="left")
-                bench_command.run(self._options(model, network, path))
-                found.n_run += 1
-            for engine, measured in read_json(path)["engines"].items():
+                self.show(measure(self._options(model, network, path)))
+                measured.n_run += 1
+            for engine, figures in read_json(path)["engines"].items():
                 key: dict[str, str | int | float] = {"engine": engine, "network": network}
-                found.rows.append(Row(key, {name: measured[theirs] for name, theirs in VALUES.items()}))
-                found.rows += [
+                measured.rows.append(Row(key, {name: figures[key_of_figure] for name, key_of_figure in VALUES.items()}))
+                measured.rows += [
                     Row(key | {"operation": name}, {"operation_seconds": seconds})
-                    for name, seconds in measured["breakdown"].items()
+                    for name, seconds in figures["breakdown"].items()
                 ]
-        return found
+        return measured
 
-    def _options(self, model: str, network: str, path: Path) -> bench_command.BenchOptions:
+    def _options(self, model: str, network: str, path: Path) -> BenchOptions:
         scale = self.scale
-        return bench_command.BenchOptions(
+        return BenchOptions(
             model=model,
             seq_len=scale.seq_len,
             batch_size=scale.batch_size,
@@ -94,9 +102,9 @@ class Benches:
             json=path,
         )
 
-    def _made_up(self, found: Found) -> str:
-        """A student of the made-up model, ranges recorded, nothing trained: what is measured asks for no more."""
-        folder, task = self.place.out / MADE_UP, get_task(bench_command.TASK)
+    def _made_up(self, measured: Measured) -> str:
+        """Return the folder of a student of the made-up model that is untrained but has calibrated ranges."""
+        folder, task = self.workplace.out / MADE_UP, get_task(TASK)
         base = madeup.write_model(folder / "model")
         data = madeup.write_data(folder, task)
         recipe = DistillRecipe(
@@ -113,5 +121,5 @@ class Benches:
         )
         train = examples_digest(load_examples(task, task.train_split, data_dir=data))
         training = Training("made-up student, untrained", recipe, train, model_digest(base), torch_threads=1)
-        found.n_trained += self.place.models.provide([training])
-        return str(self.place.models.path(training))
+        measured.n_trained += self.workplace.models.provide([training])
+        return str(self.workplace.models.path(training))

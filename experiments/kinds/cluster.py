@@ -1,4 +1,7 @@
-"""A function's calls on the machines of a Ray cluster, some at a time. Ray is an extra: imported when asked for."""
+"""Run calls of a function on the machines of a Ray cluster, a limited number at the same time.
+
+Ray is an optional dependency, so it is imported only when it is needed.
+"""
 
 import importlib
 import os
@@ -17,17 +20,17 @@ CONNECT_S = 5.0
 
 @dataclass(frozen=True)
 class Call:
-    """A function's arguments, and what the reader is told when it is done."""
+    """The arguments of one call, and the label that is shown when the call is done."""
 
     label: str
     arguments: tuple[Any, ...]
 
 
 def load_ray() -> Any:
-    """The package.
+    """Return the ray package.
 
     Raises:
-        DependencyError: it is not installed.
+        DependencyError: the package is not installed.
     """
     try:
         return importlib.import_module("ray")
@@ -36,16 +39,22 @@ def load_ray() -> Any:
 
 
 def check(address: str | None) -> None:
-    """Whether Ray is installed, and somebody listens at the address, or at RAY_ADDRESS's.
+    """Check that Ray is installed and that a cluster listens at the address.
+
+    Ray itself would try to connect for minutes.
+
+    Args:
+        address: the address of the cluster; None means the address in RAY_ADDRESS.
 
     Raises:
-        DependencyError, UserInputError: it is not, or nobody does. Ray itself would try for minutes.
+        DependencyError: Ray is not installed.
+        UserInputError: nobody listens at the address.
     """
     load_ray()
     where = _address(address)
     host, _, port = where.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
-        return  # none, `auto`, `local`: nothing to knock at
+        return  # no address, `auto` or `local`: there is no port to try
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_S).close()
     except (OSError, OverflowError) as error:
@@ -64,24 +73,26 @@ def _nobody(where: str, error: Exception) -> UserInputError:
 
 
 def run(function: Callable[..., None], calls: Sequence[Call], *, jobs: int, address: str | None, gpu: bool) -> None:
-    """Call `function(*arguments, threads)` for each, on whichever machine has room.
+    """Call `function(*arguments, threads)` for each of `calls`, on whichever machine has room.
 
     Args:
-        function: importable on every machine; threads is how many processor cores are its own.
-        calls: of it.
-        jobs: calls at a time, on all machines together.
-        address: of the cluster; None: RAY_ADDRESS's, else one of this machine, for this run alone.
-        gpu: each call takes a GPU.
+        function: a function that every machine can import; its argument `threads` is the number of processor cores
+            that it may use.
+        calls: the arguments of the calls.
+        jobs: the number of calls at the same time, on all machines together.
+        address: the address of the cluster; None means the address in RAY_ADDRESS or, without that, a cluster on this
+            machine for this run alone.
+        gpu: whether each call needs a GPU.
 
     Raises:
-        UserInputError: no cluster answers, or it has no machine that would do.
-        MPCFormerError: a call failed; those under way are finished first.
+        UserInputError: no cluster answers, or none of its machines is suitable.
+        MPCFormerError: a call failed; calls that are under way are finished first.
     """
     ray = load_ray()
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # a cluster for this run reports nothing to Ray's makers
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # do not report usage to Ray's makers
     terminated = signal.getsignal(signal.SIGTERM)
     try:
-        # Without an address Ray would look for a cluster that was ever started here, and wait minutes for a dead one.
+        # Without an address Ray would look for any cluster started here before, and wait minutes for a dead one.
         ray.init(address=_address(address) or "local", log_to_driver=False, logging_level="warning")
     except (ConnectionError, ValueError) as error:
         raise _nobody(_address(address), error) from None
@@ -94,13 +105,13 @@ def run(function: Callable[..., None], calls: Sequence[Call], *, jobs: int, addr
 
 
 def _threads(machines: Sequence[dict[str, float]], jobs: int, gpu: bool) -> int:
-    """Cores of one call: the cluster's, divided among the jobs, but no more than the smallest machine has."""
+    """Return the cores of one call: an equal part of the cluster's, at most those of the smallest machine."""
     cores = [int(machine.get("CPU", 0)) for machine in machines if machine.get("GPU", 0) >= 1 or not gpu]
     cores = [count for count in cores if count]
     if not cores:
         raise UserInputError(
             f"--pool ray: none of {len(machines)} machines has {'a GPU, as this one does, and ' if gpu else ''}a core",
-            f"start machines of this one's kind{', or hide its GPU: CUDA_VISIBLE_DEVICES=' if gpu else ''}",
+            f"start machines like this one{', or hide its GPU: CUDA_VISIBLE_DEVICES=' if gpu else ''}",
         )
     return max(1, min(sum(cores) // jobs, *cores))
 
@@ -126,9 +137,9 @@ def _all(ray: Any, remote: Any, calls: Sequence[Call], jobs: int, threads: int) 
 
 
 def _failure(error: Any, call: Call) -> MPCFormerError:
-    """What went wrong there: our own error as it was raised, or Ray's by its last line."""
+    """Return the error of a call: our own error as it was raised, or the last line of Ray's."""
     cause = getattr(error, "cause", None)
     if isinstance(cause, MPCFormerError):
         return cause
     last = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-    return MPCFormerError(f"--pool ray: {call.label}: {last}", "call the same line again: it goes on from checkpoints")
+    return MPCFormerError(f"--pool ray: {call.label}: {last}", "run the same command again; it continues")

@@ -1,9 +1,10 @@
-"""Experiments of kind `counts`: rounds and bytes of a private batch by model and engine. Nothing is trained or run."""
+"""Experiments of kind `counts`: count rounds and bytes of a private batch. Nothing is trained or run."""
 
-from experiments.bench_command import SHAPES, bench_model
-from experiments.kinds.experiment import Found, Place
+from experiments.kinds.experiment import Measured, Workplace
+from experiments.measuring.model import bench_model
 from experiments.spec.quantities import Row
 from experiments.spec.scales import CountedSpec, CountsScale
+from experiments.spec.shapes import SHAPES
 from experiments.spec.spec import CountsExperiment
 from mpcformer.console import console
 from mpcformer.engines.base import BatchShape, load_public_model
@@ -13,36 +14,37 @@ from mpcformer.modeling import MPCFormerConfig
 
 
 class Counts:
-    """One experiment at one scale.
+    """An experiment of kind `counts` at one scale.
 
     Args:
         spec: the experiment.
-        scale: its section.
-        place: where to work.
+        scale: the section of that scale.
+        workplace: the folders to work in.
 
     Raises:
-        UserInputError: LayerNorms that a model does not have, or data that nothing asks for.
+        UserInputError: a model does not have the named LayerNorms, or a data folder is given, which this kind does not
+            read.
     """
 
-    def __init__(self, spec: CountsExperiment, scale: CountsScale, place: Place) -> None:
+    def __init__(self, spec: CountsExperiment, scale: CountsScale, workplace: Workplace) -> None:
         self.scale = scale
         self.models = [model for model in spec.models if scale.models is None or model.name in scale.models]
-        if place.data_dir:
+        if workplace.data_dir:
             raise UserInputError(
-                f"--data-dir: {place.data_dir} is not for this experiment, which reads none", "leave --data-dir out"
+                f"--data-dir: {workplace.data_dir} is not for this experiment, which reads none", "leave --data-dir out"
             )
         for model in self.models:
             layers = model.layers or SHAPES[model.model]["num_hidden_layers"]
-            MPCFormerConfig(constant_norms=model.constant_norms, num_hidden_layers=layers)  # for its errors
+            MPCFormerConfig(constant_norms=model.constant_norms, num_hidden_layers=layers)  # raises on unknown names
 
-    def run(self) -> Found:
-        """A row for each model and engine."""
-        found = Found()
+    def run(self) -> Measured:
+        """Return a row for each model and engine."""
+        measured = Measured()
         for number, model in enumerate(self.models, 1):
             with console.status(f"{number}/{len(self.models)} {model.name}"):
-                found.rows += self._rows(model)
-            found.n_run += 1
-        return found
+                measured.rows += self._rows(model)
+            measured.n_run += 1
+        return measured
 
     def _rows(self, model: CountedSpec) -> list[Row]:
         scale, rows = self.scale, []

@@ -1,48 +1,50 @@
-"""What each kind of experiment is given, and what it gives back."""
+"""The input and the results that all kinds of experiment share."""
 
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from experiments.kept import Kept
 from experiments.kinds.models import ModelCache
+from experiments.records.reuse import ReusedRows
 from experiments.spec.quantities import Row
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a replay works.
+class Workplace:
+    """The folders that a replay works in, and the rows that it may reuse.
 
     Args:
-        out: its folder.
-        data_dir: of real data; None: the hub.
-        models: the cache.
-        kept: rows of a record.
+        out: the output folder of the replay.
+        data_dir: the folder of real data; None means the hub.
+        models: the cache of trained models.
+        reused: rows of a record that need not be measured again.
     """
 
     out: Path
     data_dir: Path | None
     models: ModelCache
-    kept: Kept = field(default_factory=Kept)
+    reused: ReusedRows = field(default_factory=ReusedRows)
 
     @property
     def runs(self) -> Path:
-        """Folder of finished steps, one file or folder each."""
+        """The folder of finished steps, which has one file or folder for each step."""
         return self.out / "runs"
 
 
 @dataclass
-class Found:
-    """What was measured.
+class Measured:
+    """The results of an experiment.
 
     Args:
-        rows: of results.
-        curves: by function, the points of its forms: {"x": [...], FORM: [...]}.
-        examples: what scores were measured on, for the reader.
-        teachers: of several learning rates, which was taken and how all scored on the examples set aside.
-        n_trained, n_run: work that was not there already.
-        n_kept: rows of a record.
+        rows: the rows of results.
+        curves: the points of each function's forms, by function: {"x": [...], FORM: [...]}.
+        examples: a description, by task, of the examples that scores were measured on.
+        teachers: for each teacher that was trained at several learning rates, the chosen rate and the scores of all
+            rates on the examples set aside.
+        n_trained: the number of models that were trained.
+        n_run: the number of other steps that were run.
+        n_reused: the number of rows that were taken from a record.
     """
 
     rows: list[Row] = field(default_factory=list)
@@ -51,11 +53,11 @@ class Found:
     teachers: list[dict[str, Any]] = field(default_factory=list)
     n_trained: int = 0
     n_run: int = 0
-    n_kept: int = 0
+    n_reused: int = 0
 
 
 def remove(path: Path) -> None:
-    """A file or a folder, if it is there."""
+    """Remove a file or a folder if it exists."""
     if path.is_dir():
         shutil.rmtree(path)
     else:

@@ -1,4 +1,7 @@
-"""A tiny model and made-up sentences, for a scale that shows within a minute that everything runs. Deterministic."""
+"""Make a tiny model and made-up sentences, for a scale that shows within a minute that everything runs.
+
+Both are deterministic.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
-from mpcformer.files import publish_folder
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Task
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
-# Words of each class, in label order; a regression's labels are the ends of its range.
+# The words that tell the classes apart, in label order. The labels of a regression are the ends of its range.
 TELLING = (
     ["dull", "cold", "grim", "tired", "faint", "harsh"],
     ["fine", "bright", "warm", "lovely", "keen", "calm"],
@@ -29,11 +32,11 @@ N_PLAIN, N_TELLING = (2, 8), (2, 4)
 
 
 def write_model(folder: Path) -> Path:
-    """A random BERT of 2 layers with a tokenizer of whole words; kept if it is there."""
+    """Write a random BERT of 2 layers with a tokenizer of whole words, unless the folder exists; return the folder."""
     if folder.is_dir():
         return folder
     hf_logging.disable_progress_bar()
-    with publish_folder(folder) as out, torch.random.fork_rng():
+    with RunFolder(folder).filled() as out, torch.random.fork_rng():
         torch.manual_seed(0)
         config = BertConfig(
             vocab_size=len(WORDS), max_position_embeddings=POSITIONS, initializer_range=0.1, num_labels=2, **SHAPE
@@ -50,15 +53,15 @@ def write_model(folder: Path) -> Path:
 
 
 def write_data(folder: Path, task: Task) -> Path:
-    """`folder/TASK` with the task's splits of made-up texts, different ones each; kept if it is there.
+    """Write the task's splits with made-up texts to `folder/TASK`, unless that folder exists. The splits differ.
 
     Returns:
-        `folder`, for --data-dir.
+        `folder`, which can be given as --data-dir.
     """
     target = folder / task.name
     if not target.is_dir():
         generator = torch.Generator().manual_seed(1)
-        with publish_folder(target) as out:
+        with RunFolder(target).filled() as out:
             for split, n in ((task.train_split, N_TRAIN), *((split, N_EVAL) for split in task.eval_splits)):
                 pq.write_table(pa.table(_columns(task, n, generator)), out / f"{split}-00000-of-00001.parquet")
     return folder

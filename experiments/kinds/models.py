@@ -1,14 +1,14 @@
-"""Trained models by what they are made of: a teacher or student with the same facts is trained once.
+"""A cache of trained models, named by what they are made of: teachers and students with equal facts are trained once.
 
-`<cache>/<hash>/` is the model, `<cache>/<hash>.json` what the hash is of: recipe, digest of the training examples,
-weights it starts from, device, precision and versions. Bump FORMAT when a recipe's meaning changes.
+`<cache>/<hash>/` holds the model. `<cache>/<hash>.json` holds the facts that were hashed: the recipe, the digest of the
+training examples, the weights that training starts from, the device, the precision and the versions. Raise the number
+in FORMAT when the meaning of a recipe changes.
 """
 
 import contextlib
 import fcntl
 import multiprocessing
 import os
-import shutil
 import socket
 import tempfile
 import time
@@ -24,49 +24,50 @@ from distill.general import distill_general
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, asked
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.loop import autocast, pick_device
-from distill.training.workspace import as_json
-from distill.versions import versions
+from distill.training.device import autocast, pick_device
+from distill.training.versions import versions
+from distill.training.workspace import as_json, interrupted_recipe
 from experiments.kinds import POOLS, cluster
 from experiments.spec.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Examples
 
 Recipe = TeacherRecipe | GeneralRecipe | DistillRecipe
 
 FORMAT = {"teacher": 3, "general": 1, "student": 5}
 CHECKPOINT_MINUTES = 5.0
-# How long a shared folder may take to show what another machine put there: NFS keeps what it knew for up to a minute.
+# The longest time until a shared folder shows a file from another machine. NFS clients cache folders up to a minute.
 SHARED_S = 90.0
-# Where things lie says nothing about what they are: digests stand in for these.
+# The keys of a recipe that are paths. The hash contains digests of the contents instead.
 PLACES = ("teacher", "general", "model", "data_dir")
 PARTS = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt")
 
 
 def examples_digest(examples: Examples) -> str:
-    """Hex SHA-256 of texts, labels and splits."""
+    """Return the hex SHA-256 of the texts, labels and splits."""
     return digest([examples.texts, examples.labels, examples.groups])
 
 
 def model_digest(folder: Path) -> str:
-    """Hex SHA-256 of a checkpoint's weights, configuration and tokenizer."""
+    """Return the hex SHA-256 of a checkpoint's weights, configuration and tokenizer."""
     return digest({name: sha256_file(folder / name) for name in PARTS if (folder / name).is_file()})
 
 
 @dataclass(frozen=True)
 class Training:
-    """A model to be had.
+    """The training of one model.
 
     Args:
-        label: for the reader.
-        recipe: how it is made.
-        data: digest of the training examples.
-        source: digest of the checkpoint it starts from.
-        torch_threads: of the training; None: torch's own choice.
-        general: name of the training of the general student whose body it starts from, if it does.
+        label: a description for the reader.
+        recipe: how the model is made.
+        data: the digest of the training examples.
+        source: the digest of the checkpoint that training starts from.
+        torch_threads: the number of torch's threads; None means torch's own choice.
+        general: the name of the training of the general student whose body the model starts from; None if it does not.
     """
 
     label: str
@@ -77,9 +78,9 @@ class Training:
     general: str | None = None
 
     def facts(self) -> dict[str, Any]:
-        """What the model's hash is of."""
+        """Return the facts that are hashed to name the model."""
         device = pick_device()
-        # A teacher's limit, if none, is in the hash of every one there is.
+        # Existing hashes of teachers contain a limit of None; `asked` would leave it out and so change them.
         recipe = asdict(self.recipe) if isinstance(self.recipe, TeacherRecipe) else asked(self.recipe)
         recipe = {key: value for key, value in recipe.items() if key not in PLACES}
         return {
@@ -97,44 +98,45 @@ class Training:
 
     @property
     def name(self) -> str:
-        """Its folder's name in the cache."""
+        """The name of the model's folder in the cache."""
         return digest(self.facts())[:20]
 
     @property
     def kind(self) -> str:
-        """What comes out."""
+        """The kind of the model: teacher, general or student."""
         kinds = {TeacherRecipe: "teacher", GeneralRecipe: "general", DistillRecipe: "student"}
         return kinds[type(self.recipe)]
 
     @property
     def start(self) -> Path:
-        """The checkpoint that `source` is the digest of."""
+        """The checkpoint that training starts from; `source` is its digest."""
         return self.recipe.teacher if isinstance(self.recipe, DistillRecipe) else Path(self.recipe.model)
 
     @property
     def places(self) -> dict[str, Path]:
-        """Data and checkpoints, by the recipe's words for them."""
+        """The paths of data and checkpoints, by their keys in the recipe."""
         return {name: Path(value) for name in PLACES if (value := getattr(self.recipe, name, None)) is not None}
 
     def absolute(self) -> "Training":
-        """The same with whole paths, for a process that works in another folder."""
+        """Return the same training with absolute paths, for a process that works in another folder."""
         whole = {name: type(getattr(self.recipe, name))(path.absolute()) for name, path in self.places.items()}
         return replace(self, recipe=replace(self.recipe, **whole))
 
 
 class ModelCache:
-    """Models below one folder.
+    """The cache of trained models in one folder.
 
     Args:
-        folder: made when the first model is.
-        jobs: trainings at a time.
-        pool: where they run: local, processes of this machine; ray, machines of a Ray cluster that share the folder.
-        ray_address: of the cluster; None: see `cluster.run`.
+        folder: the folder; it is created with the first model.
+        jobs: the number of trainings that run at the same time.
+        pool: where trainings run: "local" for processes of this machine, "ray" for machines of a Ray cluster that share
+            the folder.
+        ray_address: the address of the cluster; `cluster.run` explains None.
 
     Raises:
-        UserInputError: jobs below 1, an unknown pool, an address that is not asked for or where nobody listens, or a
-            file in the folder's place.
-        DependencyError: Ray is asked for and is not installed.
+        UserInputError: jobs is below 1, the pool is unknown, an address is given for another pool or nobody listens
+            there, or the folder is a file.
+        DependencyError: the pool is "ray", and Ray is not installed.
     """
 
     def __init__(self, folder: Path, jobs: int = 1, pool: str = "local", ray_address: str | None = None) -> None:
@@ -151,14 +153,14 @@ class ModelCache:
         self.folder, self.jobs, self.pool, self.ray_address = folder, jobs, pool, ray_address
 
     def path(self, training: Training) -> Path:
-        """Where a model is, or will be."""
+        """Return the folder of a model, which may not exist yet."""
         return self.folder / training.name
 
     def provide(self, trainings: Sequence[Training]) -> int:
-        """Train what is missing; returns how many were.
+        """Train the models that are missing and return their number.
 
         Raises:
-            MPCFormerError: a training failed; others that were under way are finished first.
+            MPCFormerError: a training failed; trainings that were under way are finished first.
         """
         by_name = {training.name: training for training in trainings}
         missing = [training for name, training in by_name.items() if not (self.folder / name).is_dir()]
@@ -200,29 +202,29 @@ class ModelCache:
             while not self.path(training).is_dir():
                 if time.monotonic() > end:
                     raise MPCFormerError(
-                        f"--models: {self.path(training)} was made elsewhere and is not here",
+                        f"--models: {self.path(training)} was made on another machine and is missing here",
                         "check that all machines mount the same folder there",
                     )
                 time.sleep(1)
 
 
 def make_elsewhere(training: Training, cache: Path, facts: dict[str, Any], sign: Path, threads: int) -> None:
-    """`make` on another machine, if it sees what the asking one sees and would make the same model.
+    """Call `make` on another machine, after checking that it sees the same files and would make the same model.
 
     Args:
-        training: what to make, with whole paths.
-        cache: the folder of all.
-        facts: the training's, where it was asked for.
-        sign: a file that was put into the cache there.
-        threads: torch's, where the training does not say.
+        training: the training, with absolute paths.
+        cache: the folder of all models.
+        facts: the facts of the training on the machine that asks for it.
+        sign: a file that the asking machine has put into the cache.
+        threads: the number of torch's threads if the training does not say.
 
     Raises:
-        UserInputError: naming this machine, and what it lacks or has otherwise.
+        UserInputError: this machine lacks a file, or would make another model; the error names the machine.
     """
     host = socket.gethostname()
     shared = "all machines must see --models, --out, --data-dir and the same environment under the same paths"
     if not sign.is_file():
-        raise UserInputError(f"--models: machine {host} does not see {cache} as the asking one does", shared)
+        raise UserInputError(f"--models: machine {host} does not see the replay's files in {cache}", shared)
     for place in training.places.values():
         if not place.is_dir():
             raise UserInputError(f"--pool ray: machine {host} has no folder {place}", shared)
@@ -243,12 +245,12 @@ def make_elsewhere(training: Training, cache: Path, facts: dict[str, Any], sign:
 
 
 def make(training: Training, cache: Path, threads: int | None = None, *, quiet: bool = False) -> None:
-    """Train one model into the cache, going on from its last checkpoint if there is one; nothing if it is there.
+    """Train one model into the cache unless it is there; continue from its last checkpoint if there is one.
 
     Args:
-        training: what to make.
-        cache: the folder of all.
-        threads: torch's, where the training does not say.
+        training: the training.
+        cache: the folder of all models.
+        threads: the number of torch's threads if the training does not say.
         quiet: show no progress.
     """
     out = cache / training.name
@@ -267,17 +269,16 @@ def make(training: Training, cache: Path, threads: int | None = None, *, quiet: 
 
 
 def _resumable(out: Path, training: Training) -> bool:
-    """Whether an interrupted training of the same recipe is there; what cannot be gone on with is removed."""
-    partial = out.with_name(f"{out.name}.partial")
-    if (partial / "recipe.json").is_file() and read_json(partial / "recipe.json") == as_json(training.recipe):
+    """Return whether an interrupted training of the same recipe can continue; remove one that cannot."""
+    if interrupted_recipe(out) == as_json(training.recipe):
         return True
-    shutil.rmtree(partial, ignore_errors=True)
+    RunFolder(out).discard()
     return False
 
 
 @contextlib.contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """One process at a time makes a model; another waits and then finds it."""
+    """Let one process at a time make a model; another process waits, and then finds the model."""
     with path.open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
@@ -296,7 +297,7 @@ def _torch_threads(count: int | None) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hushed(quiet: bool) -> Iterator[None]:
-    """Progress bars of several processes on one terminal are unreadable."""
+    """Silence the console if `quiet`: progress bars of several processes on one terminal are unreadable."""
     before, console.quiet = console.quiet, quiet or console.quiet
     try:
         yield

@@ -1,4 +1,4 @@
-"""The trainings of an experiment of kind `students`: what its TOML's words are as recipes of teachers and students."""
+"""The trainings of an experiment of kind `students`: recipes of teachers and students as its TOML asks."""
 
 import itertools
 from collections.abc import Iterator, Mapping
@@ -9,13 +9,13 @@ from distill.recipe import LABELS_ALONE, DistillRecipe, GeneralRecipe, TeacherRe
 from experiments.kinds.models import Training
 from experiments.spec.scales import ModelSpec, StudentsScale
 
-# A teacher's task and seed.
-Of = tuple[str, int]
+# The task and the seed of a teacher.
+TeacherKey = tuple[str, int]
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """A task's training examples: how many, and their digest."""
+    """The number of a task's training examples, and their digest."""
 
     n: int
     digest: str
@@ -23,7 +23,7 @@ class TrainingData:
 
 @dataclass(frozen=True)
 class Variant:
-    """One student: which task, model, forms, share of the training data, seed."""
+    """One student: its task, model, forms, share of the training data and seed."""
 
     task: str
     model: ModelSpec
@@ -33,18 +33,18 @@ class Variant:
     seed: int
 
     def key(self) -> dict[str, str | int | float]:
-        """For its rows."""
+        """Return the key of the student's rows."""
         return asdict(self) | {"model": self.model.name}
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """What students are distilled from.
+    """A teacher that students are distilled from.
 
     Args:
-        training: how it is made.
-        weights: digest of what came out.
-        folder: where it is, or would be if a record did not say all that is needed of it.
+        training: how the teacher is made.
+        weights: the digest of the trained weights.
+        folder: the folder of the teacher. It may be missing if a record has all the values that are needed.
     """
 
     training: Training
@@ -53,23 +53,23 @@ class Teacher:
 
     @property
     def origin(self) -> dict[str, str]:
-        """Of its row."""
+        """Origin fields of the teacher's row."""
         return {"model": self.training.name, "weights": self.weights}
 
 
 @dataclass(frozen=True)
 class Trainings:
-    """Of one scale of an experiment.
+    """The trainings of one scale of an experiment.
 
     Args:
-        models: ways to make a student.
-        scale: its section.
-        train: by task.
-        texts: digest of the general student's.
-        data_dir: of the data; None: the hub.
-        backbone: what teachers start from.
-        base: its digest.
-        cache: the folder of all models.
+        models: the ways to make a student.
+        scale: the section of the scale.
+        train: the training examples by task.
+        texts: the digest of the texts that the general student is trained on.
+        data_dir: the folder of the data; None means the hub.
+        backbone: the checkpoint that teachers start from.
+        base: the digest of the backbone.
+        cache: the folder of all trained models.
     """
 
     models: tuple[ModelSpec, ...]
@@ -81,14 +81,17 @@ class Trainings:
     base: str
     cache: Path
 
-    def grid(self, of: Of, teachers: dict[Of, Teacher]) -> list[Training]:
-        """A teacher's trainings, one for each rate."""
-        (task, seed), own = of, self.scale.of(of[0]).teacher
+    def grid(self, key: TeacherKey, teachers: dict[TeacherKey, Teacher]) -> list[Training]:
+        """Return the trainings of a teacher, one for each learning rate."""
+        (task, seed), own = key, self.scale.of(key[0]).teacher
         start = teachers[own.after, seed] if own.after else None
         return [self.teacher(task, seed, rate, start) for rate in own.rates]
 
     def teacher(self, task: str, seed: int, rate: float, start: Teacher | None = None) -> Training:
-        """At one rate, from another task's teacher or from the backbone."""
+        """Return the training of a teacher at one learning rate.
+
+        It starts from another task's teacher `start`, or from the backbone if that is None.
+        """
         scale = self.scale.of(task)
         recipe = TeacherRecipe(
             task=task,
@@ -108,7 +111,7 @@ class Trainings:
         return Training(label, recipe, self.train[task].digest, source, scale.torch_threads)
 
     def general(self, gelu: str, softmax: str) -> Training:
-        """The general student of these forms."""
+        """Return the training of the general student with these forms."""
         scale = self.scale
         recipe = GeneralRecipe(
             tasks=scale.general.tasks or scale.tasks,
@@ -128,7 +131,7 @@ class Trainings:
         return Training(label, recipe, self.texts, self.base, scale.torch_threads)
 
     def variants(self) -> Iterator[Variant]:
-        """All students."""
+        """Yield all students of the scale."""
         for task in self.scale.tasks:
             s = self.scale.of(task)
             for model in self.models:
@@ -138,11 +141,11 @@ class Trainings:
                 for values in itertools.product(*forms, s.shares, s.seeds):
                     yield Variant(task, model, *values)
 
-    def student(self, variant: Variant, teachers: dict[Of, Teacher]) -> Training:
-        """Of its teacher among those."""
+    def student(self, variant: Variant, teachers: dict[TeacherKey, Teacher]) -> Training:
+        """Return the training of a student, which is distilled from its teacher among `teachers`."""
         scale, model = self.scale.of(variant.task), variant.model
         teacher = teachers[variant.task, variant.seed]
-        # A share of all is all: the recipe's words, and so the model, are those of an experiment without shares.
+        # With share 1 the recipe, and so the hash of the model, equals that of an experiment without shares.
         share = variant.share * scale.student.share
         limit = scale.train_limit if share == 1 else max(1, round(share * self.train[variant.task].n))
         rates = ("epochs1", "learning_rate1", "epochs2", "learning_rate2")

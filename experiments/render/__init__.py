@@ -1,1 +1,1 @@
-"""Tables, figures and the HTML page of an experiment's rows."""
+"""Render the rows of an experiment as tables, figures and an HTML report."""

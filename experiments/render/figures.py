@@ -1,4 +1,4 @@
-"""Figures of an experiment's rows, as SVG and PNG: the same rows give the same bytes."""
+"""Draw the figures of an experiment's rows as SVG and PNG. The same rows give the same bytes."""
 
 import io
 import textwrap
@@ -11,20 +11,21 @@ from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.kinds.experiment import Found
+from experiments.render.labels import show
 from experiments.spec.outputs import BarsFigure, CurvesFigure, FigureSpec, LinesFigure, ScatterFigure
-from experiments.spec.quantities import QUANTITIES, Axis, Row, show
+from experiments.spec.quantities import QUANTITIES, Axis, Row
 
 Point = str | int | float
+Curves = dict[str, dict[str, list[float]]]
 SIZE, TALL, DPI = (6.4, 4.0), (6.4, 5.6), 150
-# Okabe and Ito's colours: told apart with any colour vision.
+# The colours of Okabe and Ito, which readers with any colour vision can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 MARKERS = "osD^vP*X"
-# What tells series apart whose colours come again.
+# Hatches and dashes tell series apart when colours repeat.
 HATCHES, DASHES = (None, "///", "..."), ("-", "--", ":")
 STYLE: Any = {
     "backend": "Agg",
-    "svg.hashsalt": "mpcformer",  # else ids differ from run to run
+    "svg.hashsalt": "mpcformer",  # without a fixed salt, ids differ from run to run
     "axes.prop_cycle": cycler(color=COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -39,13 +40,14 @@ STYLE: Any = {
 }
 NUMBERS = {"share": "share of the training examples", "seed": "seed"}
 ERRORS_FROM = 1e-6
-# Characters: where the name of a group of bars is broken, and how many have room side by side.
+# Numbers of characters: the name of a group of bars is wrapped at the first; names of more characters in total than the
+# second do not fit side by side.
 NAME_WIDTH, CROWDED = 30, 70
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """A finished figure: file name without its end, title, the two files' bytes."""
+    """A finished figure: its file name without suffix, its title, and the bytes of the two files."""
 
     name: str
     title: str
@@ -53,11 +55,17 @@ class Drawing:
     png: bytes
 
 
-def draw(spec: FigureSpec, found: Found) -> list[Drawing]:
-    """The figure, or one for each point of its axis `each`."""
+def draw(spec: FigureSpec, rows: Sequence[Row], curves: Curves | None = None) -> list[Drawing]:
+    """Return the figure, or one figure for each point of its axis `each`.
+
+    Args:
+        spec: the figure as the experiment's TOML states it.
+        rows: the experiment's results.
+        curves: for a figure of kind `curves`, the points by function: {"x": [...], FORM: [...]}.
+    """
     if isinstance(spec, CurvesFigure):
-        return [_finished(spec.name, spec.title, lambda figure: _curves(figure, spec, found), TALL)]
-    rows = [row for row in found.rows if _has(row, spec)]
+        return [_finished(spec.name, spec.title, lambda figure: _curves(figure, spec, curves or {}), TALL)]
+    rows = [row for row in rows if _has(row, spec)]
     if spec.each is None:
         return [_finished(spec.name, spec.title, lambda figure: _panel(figure.subplots(), spec, rows))]
     drawings = []
@@ -85,7 +93,7 @@ def _has(row: Row, spec: BarsFigure | LinesFigure | ScatterFigure) -> bool:
 
 
 def _points(rows: Sequence[Row], axis: Axis | None) -> list[Point]:
-    """An axis's points in order of appearance; one, empty, without an axis."""
+    """Return the points of an axis in order of appearance, or one empty point if there is no axis."""
     return list(dict.fromkeys(row.key[axis] for row in rows)) if axis else [""]
 
 
@@ -117,7 +125,7 @@ def _bars(axes: Axes, spec: BarsFigure, rows: Sequence[Row]) -> None:
         axes.bar(places, heights, width, bottom=bottom if spec.stacked else None, label=show(name), hatch=hatch)
         if spec.stacked:
             bottom = [a + b for a, b in zip(bottom, heights, strict=True)]
-    # Names too long to stand beside each other stand on a slope.
+    # Names that do not fit side by side are rotated.
     names = ["\n".join(textwrap.wrap(show(group), NAME_WIDTH)) for group in groups]
     steep: Any = {"rotation": 65, "ha": "right", "rotation_mode": "anchor", "fontsize": "small"}
     crowded = sum(max(map(len, name.split("\n"))) for name in names) > CROWDED
@@ -167,7 +175,7 @@ def _labels(rows: Sequence[Row], axes: Sequence[Axis]) -> list[tuple[Point, ...]
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float]]:
-    """The points (cost, gain) that no other point beats in both, the cheapest first."""
+    """Yield the points (cost, gain) that no other point beats in both, the cheapest first."""
     best = float("-inf")
     for x, y in sorted(points, key=lambda point: (point[0], -point[1])):
         if y > best:
@@ -175,14 +183,14 @@ def pareto(points: Sequence[tuple[float, float]]) -> Iterator[tuple[float, float
             yield x, y
 
 
-def _curves(figure: Figure, spec: CurvesFigure, found: Found) -> None:
-    curves = found.curves[spec.function]
+def _curves(figure: Figure, spec: CurvesFigure, curves: Curves) -> None:
+    points = curves[spec.function]
     above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
-    x, exact = curves["x"], curves["exact"]
+    x, exact = points["x"], points["exact"]
     above.plot(x, exact, color="#000000", linewidth=2.2, label="exact")
-    for form in (name for name in curves if name not in ("x", "exact")):
-        (line,) = above.plot(x, curves[form], label=show(form), linewidth=1.2)
-        errors = [max(abs(a - b), ERRORS_FROM) for a, b in zip(curves[form], exact, strict=True)]
+    for form in (name for name in points if name not in ("x", "exact")):
+        (line,) = above.plot(x, points[form], label=show(form), linewidth=1.2)
+        errors = [max(abs(a - b), ERRORS_FROM) for a, b in zip(points[form], exact, strict=True)]
         below.plot(x, errors, color=line.get_color(), linewidth=1.2)
     low, high = min(exact), max(exact)
     above.set_ylim(low - 0.3 * (high - low), high + 0.3 * (high - low))

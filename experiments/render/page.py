@@ -1,4 +1,4 @@
-"""report.html of an experiment: one file without script that loads nothing, in the look of a run's report."""
+"""Render report.html of an experiment: one file without scripts that loads nothing and looks like a run's report."""
 
 import base64
 from collections.abc import Sequence
@@ -17,12 +17,12 @@ FILE_NAME = "report.html"
 def render(
     values: dict[str, Any], tables: Sequence[Table], drawings: Sequence[Drawing], runs: Sequence[str] = ()
 ) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
-        values: results.json.
-        tables, drawings: of it.
-        runs: names of the private runs beside it that have a report.
+        values: the values of results.json.
+        tables, drawings: the tables and figures of these values.
+        runs: the names of the private runs in the same folder that have a report.
     """
     loader = ChoiceLoader([PackageLoader("experiments", "templates"), PackageLoader("parties", "templates")])
     environment = Environment(
@@ -41,7 +41,7 @@ def render(
 
 
 def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """The scale's settings, the data, the machine."""
+    """Return names and texts of the facts: the scale's settings, the data, the machine."""
     settings = dict(values["settings"])
     if "networks" in settings:
         settings["networks"] = [_network(name) for name in settings["networks"]]
@@ -55,8 +55,8 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         what = f"rate {chosen['learning_rate']:g}, by its score on the examples set aside: {tried}"
         facts.append((f"Teacher, {chosen['task']}, seed {chosen['seed']}", what))
     if values["n_kept"]:
-        kept = f"{values['n_kept']} of {len(values['rows'])}, of the same models measured alike, by an earlier replay"
-        facts.append(("Rows kept", kept))
+        reused = f"{values['n_kept']} of {len(values['rows'])}, of the same models, measured alike by an earlier replay"
+        facts.append(("Reused rows", reused))
     environment = values["environment"]
     facts.append(("Machine", f"{environment['cpus']} CPUs, trained on {environment['training_device']}"))
     facts.append(("Versions", ", ".join(f"{name} {version}" for name, version in environment["versions"].items())))
@@ -68,7 +68,7 @@ def _name(key: str) -> str:
 
 
 def _network(name: str) -> str:
-    """With its round trip and rate, if it is shaped."""
+    """Return the network's name with its round-trip time and rate if it has them."""
     if (profile := network_profile(name)) is None:
         return f"{name} (loopback interface)"
     return f"{name} ({profile.rtt_s * 1e3:g} ms round trip, {profile.bytes_s * 8 / 1e6:g} Mbit/s each way)"
@@ -81,5 +81,5 @@ def _text(value: Any) -> str:
 
 
 def _short(value: Any) -> str:
-    """A digest by its head."""
+    """Return the value as text; a digest is shortened to its first 12 digits."""
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else f"{value}"

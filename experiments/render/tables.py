@@ -1,4 +1,4 @@
-"""Tables of an experiment's rows, as Markdown, CSV and LaTeX. Several seeds' numbers are shown as one."""
+"""Tables of an experiment's rows as Markdown, CSV and LaTeX. The numbers of several seeds are combined into one."""
 
 import csv
 import io
@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from experiments.render.labels import show
 from experiments.spec.outputs import TableSpec
-from experiments.spec.quantities import QUANTITIES, Axis, Row, show
+from experiments.spec.quantities import QUANTITIES, Axis, Row
 from mpcformer.tasks import get_task
 from parties.runs.published import SOURCE, published_scores
 
@@ -18,15 +19,15 @@ LATEX = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"~": r"\textasciitilde
 
 @dataclass(frozen=True)
 class Table:
-    """A table to be shown.
+    """A table that is ready to be shown.
 
     Args:
-        name, title: from its specification.
-        head: of each column.
-        lines: texts of each line, the row's axes first.
-        raw: the same with full precision, for CSV.
-        n_published: how many lines at the end are published figures, not measured here.
-        n_axes: how many columns name the row.
+        name, title: the name and title in the table's specification.
+        head: the heading of each column.
+        lines: the texts of each line; the columns that name the row come first.
+        raw: the same lines with numbers of full precision, for CSV.
+        n_axes: the number of columns that name the row.
+        n_published: the number of lines at the end that hold published figures, which were not measured here.
     """
 
     name: str
@@ -39,7 +40,7 @@ class Table:
 
 
 def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
-    """The table of the rows that have what it shows."""
+    """Return the table of those rows that have a quantity that it shows."""
     used = [row for row in rows if any(name in row.values for name in spec.values)]
     if spec.columns:
         used = [row for row in used if spec.columns in row.key]
@@ -47,12 +48,12 @@ def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
     points = list(dict.fromkeys(row.key[spec.columns] for row in used)) if spec.columns else []
     cells: list[list[tuple[str, list[float]]]] = []
     for line in lines:
-        of_line = [row for row in used if _point(row, spec.rows) == line]
+        rows_of_line = [row for row in used if _point(row, spec.rows) == line]
         if spec.columns:
             name = spec.values[0]
-            cells.append([(name, _of(of_line, name, {spec.columns: point})) for point in points])
+            cells.append([(name, _numbers(rows_of_line, name, {spec.columns: point})) for point in points])
         else:
-            cells.append([(name, _of(of_line, name, {})) for name in spec.values])
+            cells.append([(name, _numbers(rows_of_line, name, {})) for name in spec.values])
     heads = [show(point) for point in points] or [QUANTITIES[name].title for name in spec.values]
     texts = [[*map(show, line), *(_text(*cell) for cell in row)] for line, row in zip(lines, cells, strict=True)]
     raw = [
@@ -82,7 +83,7 @@ def _point(row: Row, axes: Sequence[Axis]) -> tuple[str | int | float, ...]:
     return tuple(row.key.get(axis, DASH) for axis in axes)
 
 
-def _of(rows: Sequence[Row], name: str, where: dict[Axis, str | int | float]) -> list[float]:
+def _numbers(rows: Sequence[Row], name: str, where: dict[Axis, str | int | float]) -> list[float]:
     fitting = [row for row in rows if all(row.key.get(axis) == value for axis, value in where.items())]
     return [row.values[name] for row in fitting if name in row.values]
 
@@ -97,7 +98,7 @@ def _text(name: str, numbers: list[float]) -> str:
 
 
 def _published(spec: TableSpec, tasks: Sequence[str | int | float]) -> list[list[str]]:
-    """The paper's lines: a task's score is the mean of its columns, as `score_of` averages ours."""
+    """Return the lines of the paper: the score of a task is the mean of its columns, as `score_of` computes ours."""
     lines = []
     models = {"teacher": "teacher", "Quad + 2ReLU": "quad_2relu", "Quad + 2Quad": "quad_2quad"}
     for label, field in models.items():
@@ -115,7 +116,7 @@ def _published(spec: TableSpec, tasks: Sequence[str | int | float]) -> list[list
 
 
 def markdown(table: Table) -> str:
-    """With its title above."""
+    """Return the table as Markdown, with its title above it."""
     rule = ["---" if i < table.n_axes else "---:" for i in range(len(table.head))]
     lines = [table.head, rule, *table.lines]
     body = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
@@ -123,7 +124,7 @@ def markdown(table: Table) -> str:
 
 
 def csv_text(table: Table) -> str:
-    """Numbers with full precision, as in results.json, in the units the heads name."""
+    """Return the table as CSV. Numbers have full precision and the units of results.json."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerows([table.head, *table.raw])
@@ -131,7 +132,7 @@ def csv_text(table: Table) -> str:
 
 
 def latex(table: Table) -> str:
-    """A `table` environment; needs the booktabs package."""
+    """Return the table as a LaTeX `table` environment, which needs the booktabs package."""
     columns = "l" * table.n_axes + "r" * (len(table.head) - table.n_axes)
     lines = [" & ".join(cell.translate(LATEX).replace("±", r"$\pm$") for cell in line) + r" \\" for line in table.lines]
     if table.n_published:

@@ -1,24 +1,24 @@
-"""What an experiment's TOML may ask for at its end: tables, figures, and how far a repeated run may be off."""
+"""The output sections of an experiment's TOML: tables, figures, and tolerances for a repeated run."""
 
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from experiments.spec.quantities import QUANTITIES, Axis, Kind
+from experiments.spec.quantities import QUANTITIES, RENAMED, Axis, Kind
 
 
 class Strict(BaseModel):
-    """Unknown keys are refused."""
+    """A frozen model that refuses unknown keys."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def one_of(value: str, known: Iterable[str], what: str) -> str:
-    """The value, if it is known.
+    """Return the value if it is known.
 
     Raises:
-        ValueError: naming it and what is known, for pydantic.
+        ValueError: the value is unknown; pydantic collects this error.
     """
     names = list(known)
     if value not in names:
@@ -27,7 +27,7 @@ def one_of(value: str, known: Iterable[str], what: str) -> str:
 
 
 def _quantity(value: str) -> str:
-    return one_of(value, QUANTITIES, "quantity")
+    return one_of(RENAMED.get(value, value), QUANTITIES, "quantity")
 
 
 QuantityName = Annotated[str, AfterValidator(_quantity)]
@@ -35,7 +35,7 @@ FileName = Annotated[str, Field(pattern=r"^[a-z0-9-]+$")]
 
 
 class Tolerance(Strict):
-    """How far a number may be from the recorded one: absolute, or by which factor, or at all."""
+    """The largest allowed distance of a number from the recorded one: an absolute distance or a ratio."""
 
     absolute: float | None = Field(default=None, ge=0)
     ratio: float | None = Field(default=None, ge=1)
@@ -48,7 +48,7 @@ class Tolerance(Strict):
 
 
 class Tolerances(Strict):
-    """By kind of quantity."""
+    """The tolerance of each kind of quantity."""
 
     score: Tolerance | Literal["exact", "ignore"] = Tolerance(absolute=0.05)
     agreement: Tolerance | Literal["exact", "ignore"] = Tolerance(absolute=0.005)
@@ -58,7 +58,7 @@ class Tolerances(Strict):
     rounds: Tolerance | Literal["exact", "ignore"] = "exact"
 
     def allow(self, kind: Kind, recorded: float, new: float) -> bool:
-        """Whether two measurements of a kind agree."""
+        """Return whether two measurements of a kind agree."""
         rule = getattr(self, kind)
         if rule == "ignore":
             return True
@@ -71,7 +71,7 @@ class Tolerances(Strict):
 
 
 class TableSpec(Strict):
-    """A table: a line for each combination of `rows`, a column for each value, or for each point of axis `columns`."""
+    """A table: one line for each combination of `rows`, one column for each value or each point of axis `columns`."""
 
     name: FileName
     title: str
@@ -85,12 +85,12 @@ class TableSpec(Strict):
         if self.columns and len(self.values) != 1:
             raise ValueError("a table with columns shows one value")
         if self.published and self.columns != "task":
-            raise ValueError("published figures stand in a table whose columns are tasks")
+            raise ValueError("published figures need a table whose columns are tasks")
         return self
 
     @property
     def axes(self) -> set[Axis]:
-        """What tells its cells apart."""
+        """The axes that tell the cells apart."""
         return {*self.rows, *([self.columns] if self.columns else [])}
 
 
@@ -101,12 +101,12 @@ class _Figure(Strict):
 
     @property
     def axes(self) -> set[Axis]:
-        """What tells its points apart."""
+        """The axes that tell the points apart."""
         return {axis for axis in (self.each, getattr(self, "x", None), getattr(self, "series", None)) if axis}
 
 
 class BarsFigure(_Figure):
-    """Groups of bars along an axis; stacked: each group's bars on top of each other."""
+    """Groups of bars along an axis. If `stacked`, the bars of a group stand on top of each other."""
 
     kind: Literal["bars"]
     x: Axis
@@ -116,7 +116,7 @@ class BarsFigure(_Figure):
 
 
 class LinesFigure(_Figure):
-    """A line for each point of axis `series`, along an axis of numbers."""
+    """Lines along an axis of numbers, one for each point of axis `series`."""
 
     kind: Literal["lines"]
     x: Literal["share", "seed"]
@@ -125,7 +125,7 @@ class LinesFigure(_Figure):
 
 
 class ScatterFigure(_Figure):
-    """One quantity against another, a point for each combination of `label`; the best compromises are connected."""
+    """One quantity against another: a point for each combination of `label`, with the best compromises connected."""
 
     kind: Literal["scatter"]
     x: QuantityName
@@ -135,12 +135,12 @@ class ScatterFigure(_Figure):
 
     @property
     def axes(self) -> set[Axis]:
-        """What tells its points apart."""
+        """The axes that tell the points apart."""
         return {*self.label, *([self.each] if self.each else [])}
 
 
 class CurvesFigure(_Figure):
-    """Functions over their range and, below, their distance from the exact one."""
+    """Functions over their range and, below, their distance from the exact function."""
 
     kind: Literal["curves"]
     function: str

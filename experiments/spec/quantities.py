@@ -1,4 +1,4 @@
-"""What experiments measure and what they vary: names, units, how a figure is shown, how two runs may differ."""
+"""The quantities that experiments measure and the axes that they vary: names, units and display."""
 
 import statistics
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from mpcformer.engines.registry import ALIASES
-from parties.runs.html_report import FORMS
 
 Kind = Literal["score", "agreement", "error", "seconds", "bytes", "rounds"]
-# What a row of results is of. Seeds are one number where a table does not list them; nothing else is.
+# The axes that tell rows apart. A table that does not list the seeds combines them into one number; it must list every
+# other axis that varies.
 Axis = Literal[
     "task", "model", "gelu", "softmax", "share", "seed", "engine", "network", "operation", "function", "form"
 ]
@@ -19,15 +19,15 @@ MIB = 2.0**20
 
 @dataclass(frozen=True)
 class Quantity:
-    """One measured number.
+    """A kind of measured number.
 
     Args:
-        label: for a table's head and a figure's axis.
-        kind: decides the tolerance between two runs.
-        unit: as shown; empty for a fraction or a count.
-        factor: what the stored number is divided by to be shown in `unit`.
-        places: decimals shown.
-        largest: several seeds' largest stands for them, not their mean.
+        label: the text in a table's head and at a figure's axis.
+        kind: the kind that decides the tolerance between two runs.
+        unit: the unit that is shown; empty for a fraction or a count.
+        factor: the number by which a stored value is divided to be shown in `unit`.
+        places: the number of decimals that are shown.
+        largest: whether the largest value of several seeds is shown in place of their mean.
     """
 
     label: str
@@ -39,19 +39,19 @@ class Quantity:
 
     @property
     def title(self) -> str:
-        """Label with unit."""
+        """The label with its unit."""
         return f"{self.label} [{self.unit}]" if self.unit else self.label
 
     def shown(self, value: float) -> float:
-        """The stored number in the unit it is shown in."""
+        """Return a stored number in the unit in which it is shown."""
         return value / self.factor
 
     def over_seeds(self, numbers: Sequence[float]) -> float:
-        """One number for all of them, of which there is at least one."""
+        """Return one number for the numbers of all seeds; there must be at least one."""
         return max(numbers) if self.largest else statistics.fmean(numbers)
 
     def text(self, value: float) -> str:
-        """As a table shows it."""
+        """Return the text that a table shows for a stored number."""
         shown = self.shown(value)
         return (
             f"{shown:.2e}"
@@ -60,14 +60,16 @@ class Quantity:
         )
 
 
-# Scores are fractions. Online traffic is both ways. An example's seconds and bytes are its batch's over its size.
+# Scores are fractions. Online traffic counts both directions. The seconds and bytes of an example are those of its
+# batch divided by the batch size.
 QUANTITIES: dict[str, Quantity] = {
     "score": Quantity("score, plaintext", "score"),
     "private_score": Quantity("score, private", "score"),
-    "kept": Quantity("share of the teacher's score", "score"),
+    "score_share": Quantity("share of the teacher's score", "score"),
     "compared_score": Quantity("score, plaintext, same examples", "score"),
     "label_agreement": Quantity("label agreement", "agreement"),
-    # On the training examples set aside, for choosing recipes by: the evaluation split is for nothing but scores.
+    # Recipes are chosen by this distance. It uses training examples set aside, because the evaluation split is used for
+    # nothing but scores.
     "distance": Quantity("distance from the teacher, examples set aside", "error"),
     "max_logit_error": Quantity("largest logit error", "error", largest=True),
     "plaintext_seconds": Quantity("plaintext, median", "seconds", "s/example"),
@@ -86,34 +88,44 @@ QUANTITIES: dict[str, Quantity] = {
     "max_error": Quantity("largest error", "error", largest=True),
     "mean_error": Quantity("mean error", "error"),
 }
+# Earlier names of quantities, which older records and experiment files use.
+RENAMED = {"kept": "score_share"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of results: what it is of, what was measured, and of a trained model what it was made of (see `Kept`)."""
+    """One row of results.
+
+    Args:
+        key: the point on each axis that the row belongs to.
+        values: the measured numbers by the name of their quantity.
+        origin: for a trained model, the hashes of what the model was made of and of how it was measured; see
+            `experiments.records.reuse`.
+    """
 
     key: dict[str, str | int | float]
     values: dict[str, float]
     origin: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
-        """For results.json."""
+        """Return the row as results.json stores it."""
         return {"key": self.key, "values": self.values, **({"origin": self.origin} if self.origin else {})}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> "Row":
-        """Read a row of a results.json; an engine that was recorded by a former name gets its present one."""
+        """Return a row as results.json stores it; earlier names of quantities and engines are replaced by today's."""
         key = dict(value["key"])
         if key.get("engine") in ALIASES:
             key["engine"] = ALIASES[key["engine"]]
-        return cls(key, dict(value["values"]), dict(value.get("origin", {})))
+        values = {RENAMED.get(name, name): number for name, number in value["values"].items()}
+        return cls(key, values, dict(value.get("origin", {})))
 
     @property
     def name(self) -> str:
-        """For a message, and for a file where all characters are plain."""
+        """The points of the row as text, for a message."""
         return ", ".join(str(value) for value in self.key.values())
 
-
-def show(value: str | int | float) -> str:
-    """A value of an axis for a reader."""
-    return f"{value:g}" if isinstance(value, float) else FORMS.get(str(value), str(value))
+    @property
+    def identity(self) -> tuple[tuple[str, str | int | float], ...]:
+        """The key, sorted by axis, so that rows can be compared whatever the order of their axes."""
+        return tuple(sorted(self.key.items()))

@@ -1,4 +1,4 @@
-"""How much of an experiment: the sections [scale.smoke], [scale.cpu] and [scale.full] of its TOML, by kind."""
+"""The sections [scale.smoke], [scale.cpu] and [scale.full] of an experiment's TOML, which say how much is done."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -58,20 +58,23 @@ Rate = Annotated[float, Field(gt=0)]
 
 
 class ModelSpec(Strict):
-    """A way to make a student; see `DistillRecipe`.
+    """A way to make a student; `DistillRecipe` explains the settings.
+
+    Where a setting is missing, the recipe's own value counts unless the list below says otherwise.
 
     Args:
-        name: unique in its experiment.
-        recipe: ours or the published one.
-        start: none: the recipe's.
-        gelu, softmax: in place of the scale's.
-        layers, intermediate: none: the teacher's.
+        name: a name that is unique in the experiment.
+        recipe: our recipe ("fitted") or the published one ("paper").
+        start: the weights that the student starts from.
+        objective: what the student learns from: its teacher, or labels alone.
+        gelu, softmax: forms that replace those of the scale.
+        layers, intermediate: the size of the student; by default that of the teacher.
         constant_norms: LayerNorms that divide by a learnt constant: attention, output, all, or names.
-        replaced: of the tokens in half of the texts, the share that others stand in for; none: the recipe's.
-        match1, also1, also2: what the stages match; none: the recipe's; no also1 at all: [].
-        layer_rates: a layer's rate over the next higher one's; none: all have the same.
-        learning_rate1: in place of the scale's.
-        untrained: nothing but the start.
+        replaced: the share of tokens that are replaced by others, in half of the texts.
+        match1, also1, also2: what the two stages match; an empty list switches also1 off.
+        layer_rates: the learning rate of a layer divided by that of the next higher layer; by default 1.
+        learning_rate1: a rate that replaces that of the scale.
+        untrained: whether the student is left as it starts.
     """
 
     name: str = Field(min_length=1)
@@ -93,12 +96,12 @@ class ModelSpec(Strict):
 
 
 class TeacherTraining(Strict):
-    """How a scale trains its teachers; see `TeacherRecipe`.
+    """The settings by which a scale trains its teachers; `TeacherRecipe` explains those that are not listed here.
 
     Args:
-        learning_rates: in place of learning_rate; a teacher each, of which the best by selection is taken, the first of
-            equals.
-        after: the task whose teacher of the same seed it starts from, with a new head; none: the backbone.
+        learning_rates: several rates in place of learning_rate. A teacher is trained at each rate; the one with the
+            best selection score is taken, of equals the first.
+        after: the task whose teacher of the same seed is the start, with a new head; by default the backbone is.
     """
 
     epochs: Positive = 3
@@ -112,7 +115,7 @@ class TeacherTraining(Strict):
             if "learning_rate" in self.model_fields_set:
                 raise ValueError("give learning_rate or learning_rates, not both")
             if not self.learning_rates or len(set(self.learning_rates)) < len(self.learning_rates):
-                raise ValueError(f"learning_rates: {list(self.learning_rates)} is no list of different rates")
+                raise ValueError(f"learning_rates: {list(self.learning_rates)} is not a list of different rates")
         return self
 
     @model_serializer(mode="wrap")
@@ -123,11 +126,11 @@ class TeacherTraining(Strict):
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """All to be tried."""
+        """The learning rates to be tried."""
         return self.learning_rates or (self.learning_rate,)
 
     def changed(self, by: Self) -> Self:
-        """With what another was given in place of its own; one rate replaces several, and several one."""
+        """Return a copy with the settings given to `by`; one rate replaces several rates, and several replace one."""
         given = by.model_dump(exclude_unset=True)
         if "learning_rate" in given:
             given["learning_rates"] = ()
@@ -135,15 +138,16 @@ class TeacherTraining(Strict):
 
 
 class StudentTraining(Strict):
-    """How a scale distils.
+    """The settings by which a scale distils its students.
 
     Args:
-        epochs1, learning_rate1, epochs2, learning_rate2: by our recipe.
-        labels_rate: of students that learn from labels alone; none: learning_rate1, at which a quadratic may diverge.
-        paper_share: of the published recipe's epochs, at least one a stage.
-        share: of the training examples that the students are distilled on; the teacher has them all.
-        replaced: as a model's, of all our recipe's students; none: the recipe's.
-        batch_size: none: train_batch_size, which is the teacher's.
+        epochs1, learning_rate1, epochs2, learning_rate2: the epochs and rates of the two stages of our recipe.
+        labels_rate: the learning rate of students that learn from labels alone; by default learning_rate1, at which a
+            quadratic activation may diverge.
+        paper_share: the share of the published recipe's epochs that is trained, at least one epoch in each stage.
+        share: the share of the training examples that students are distilled on; the teacher is trained on all of them.
+        replaced: the setting of the same name of `ModelSpec`, for all students of our recipe.
+        batch_size: the batch size of distillation; by default train_batch_size, which is also the teacher's.
     """
 
     epochs1: Epochs = 4
@@ -158,13 +162,13 @@ class StudentTraining(Strict):
 
 
 class GeneralTraining(Strict):
-    """How a scale makes the general student that models with start "general" begin from; see `GeneralRecipe`.
+    """The settings of the general student, from which models with start "general" begin; see `GeneralRecipe`.
 
-    One for all tasks and seeds, distilled from the backbone.
+    There is one general student for all tasks and seeds. It is distilled from the backbone.
 
     Args:
-        tasks: on whose training texts; none: the scale's.
-        limit: training examples of each task; none: all.
+        tasks: the tasks whose training texts are used; by default those of the scale.
+        limit: the number of training examples of each task; by default all.
     """
 
     tasks: tuple[TaskName, ...] = Field(default=(), exclude_if=_is_empty)
@@ -174,12 +178,12 @@ class GeneralTraining(Strict):
 
 
 class TaskSettings(Strict):
-    """What tasks may differ in.
+    """The settings that may differ from task to task.
 
     Args:
-        train_limit, eval_limit: examples; none: all.
-        private_limit: of the evaluated examples, those that are also inferred privately; none: all.
-        selection_share: of the training examples, set aside to choose by.
+        train_limit, eval_limit: the number of examples for training and for evaluation; by default all.
+        private_limit: how many of the evaluated examples are also inferred privately; by default all.
+        selection_share: the share of the training examples that is set aside to choose epochs and rates by.
     """
 
     train_limit: Positive | None = None
@@ -195,23 +199,24 @@ class TaskSettings(Strict):
 
 
 class StudentsScale(TaskSettings):
-    """How much of an experiment that trains and infers.
+    """A scale of an experiment that trains and infers.
 
     Args:
-        backbone: made-up (tiny, random), minilm, a folder, or a model of the hub.
-        data: made-up sentences, or real ones: those of --data-dir, or of the hub.
-        by_task: what a task has in place of the scale's settings; only the keys that are given count.
+        backbone: "made-up" (tiny and random), "minilm", a folder, or a model of the hub.
+        data: "made-up" sentences, or "real" ones from --data-dir or the hub.
+        by_task: settings of single tasks that replace those of the scale; only keys that are given count.
         general: how the general student is made, if a model starts from one.
-        shares: of the training examples that students are distilled on, one student each.
-        models: names of the experiment's models that this scale makes; none: all.
-        private: names of the models that also run privately; none: all.
-        torch_threads: of a training; none: torch's own choice. One makes a run repeatable on another machine.
+        shares: shares of the training examples; a student is distilled on each.
+        models: the names of the experiment's models that this scale makes; by default all.
+        private: the names of the models that also run privately; by default all.
+        torch_threads: the number of torch's threads in a training; by default torch's own choice. With one thread a
+            run is repeatable on another machine.
     """
 
     backbone: str = "minilm"
     data: Literal["made-up", "real"] = "real"
     tasks: tuple[TaskName, ...] = Field(min_length=1)
-    # Left out of a dump where there is none: records and steps made before there were any stay what they are.
+    # A dump leaves empty settings out, so that records and steps from before these settings existed stay valid.
     by_task: Mapping[TaskName, TaskSettings] = Field(default={}, exclude_if=_is_empty)
     general: GeneralTraining = Field(default=GeneralTraining(), exclude_if=lambda value: value == GeneralTraining())
     gelu: tuple[Gelu, ...] = Field(default=("quad",), min_length=1)
@@ -235,11 +240,11 @@ class StudentsScale(TaskSettings):
             if (after := own.teacher.after) is None:
                 continue
             if after not in self.tasks or self.of(after).teacher.after:
-                remedy = f"choose another of tasks ({', '.join(self.tasks)}) whose own starts from the backbone"
-                raise ValueError(f"teacher.after: {after!r} of {task} is no start for it; {remedy}")
+                remedy = f"choose another of tasks ({', '.join(self.tasks)}) whose teacher starts from the backbone"
+                raise ValueError(f"teacher.after: the teacher of {task} cannot start from {after!r}; {remedy}")
             if missing := set(own.seeds) - set(self.of(after).seeds):
                 raise ValueError(
-                    f"teacher.after: {task} has seeds {sorted(missing)}, which {after} has not; add them there"
+                    f"teacher.after: {task} has seeds {sorted(missing)}, which {after} lacks; add them there"
                 )
         return self
 
@@ -248,7 +253,7 @@ class StudentsScale(TaskSettings):
         return {task: settings.model_dump(mode="json", exclude_unset=True) for task, settings in by_task.items()}
 
     def of(self, task: str) -> Self:
-        """The scale as one task has it."""
+        """Return the scale with the settings of one task."""
         if task not in self.by_task:
             return self.model_copy(update={"by_task": {}})
         given = self.by_task[task]
@@ -258,7 +263,7 @@ class StudentsScale(TaskSettings):
         return self.model_copy(update={"by_task": {}, **changes})
 
     def axes(self) -> dict[Axis, int]:
-        """How many points each axis has, models apart."""
+        """Return the number of points on each axis except the models."""
         return {
             "task": len(self.tasks),
             "seed": max(len(self.of(task).seeds) for task in self.tasks),
@@ -271,7 +276,7 @@ class StudentsScale(TaskSettings):
 
 
 class BenchScale(Strict):
-    """How much of an experiment that measures engines; see `BenchOptions`. model may be made-up too."""
+    """A scale of an experiment that measures engines; see `BenchOptions`. The model may also be "made-up"."""
 
     model: str = "minilm"
     seq_len: int = Field(default=128, ge=4, le=512)
@@ -284,12 +289,19 @@ class BenchScale(Strict):
     device: Literal["cpu", "cuda"] = "cpu"
 
     def axes(self) -> dict[Axis, int]:
-        """How many points each axis has; operations are rows of their own."""
+        """Return the number of points on each axis; operations have rows of their own."""
         return {"engine": len(self.engines), "network": len(self.networks)}
 
 
 class FunctionsScale(Strict):
-    """How finely an experiment on approximations looks; points of each range."""
+    """A scale of an experiment on approximations.
+
+    Args:
+        gelu, softmax: the forms that are compared with the exact functions.
+        points: the number of points in each range.
+        gelu_range, score_range: the range of GeLU's input and of an attention score.
+        keys: the number of keys of the softmax.
+    """
 
     gelu: tuple[Gelu, ...] = ("quad", "relu")
     softmax: tuple[Softmax, ...] = ("2quad", "2relu")
@@ -307,17 +319,17 @@ class FunctionsScale(Strict):
         return self
 
     def axes(self) -> dict[Axis, int]:
-        """Every row is another function's form."""
+        """Return the number of points on each axis: functions and forms."""
         return {"function": 2, "form": max(2, len(self.gelu) + len(self.softmax))}
 
 
 class CountedSpec(Strict):
-    """A model to count a batch of; see `mpcformer estimate`.
+    """A model for which the cost of a batch is counted; see `mpcformer estimate`.
 
     Args:
-        name: unique in its experiment.
-        model: a shape with random weights.
-        layers: none: all.
+        name: a name that is unique in the experiment.
+        model: the name of a shape, which gets random weights.
+        layers: the number of encoder layers; by default all.
         constant_norms: LayerNorms that divide by a constant: attention, output, all, or names.
     """
 
@@ -330,7 +342,14 @@ class CountedSpec(Strict):
 
 
 class CountsScale(Strict):
-    """Which models an experiment counts, in which batch; models: their names, none: all."""
+    """A scale of an experiment that counts.
+
+    Args:
+        models: the names of the models that are counted; by default all.
+        seq_len: tokens of a sentence.
+        batch_size: sentences of a batch.
+        engines: the engines to count for.
+    """
 
     models: tuple[str, ...] | None = None
     seq_len: int = Field(default=128, ge=4, le=512)
@@ -338,5 +357,5 @@ class CountsScale(Strict):
     engines: tuple[Engine, ...] = Field(default=engine_names(), min_length=1)
 
     def axes(self) -> dict[Axis, int]:
-        """How many points each axis has, models apart."""
+        """Return the number of points on each axis except the models."""
         return {"engine": len(self.engines)}

@@ -1,6 +1,6 @@
-"""An experiment as its TOML states it, checked whole: unknown keys are refused, all errors are told at once.
+"""Read an experiment's TOML and check all of it: unknown keys are refused, and one error lists everything wrong.
 
-One file a table or figure, beside this one; the line that replays it stands in its head.
+The shipped files are in the package's top folder. The head of each shows the command that replays it.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ class _Experiment(Strict):
             f"scale.{name} is unknown; choose one of: {', '.join(SCALES)}" for name in set(self.scale) - set(SCALES)
         ]
         for names in ([t.name for t in self.tables], [f.name for f in self.figures]):
-            problems += [f"{name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+            problems += [f"{name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
         for scale_name, scale in self.scale.items():
             varied = {axis for axis, n in self.axes(scale).items() if n > 1} - {"seed"}
             for output in (*self.tables, *self.figures):
@@ -49,12 +49,12 @@ class _Experiment(Strict):
         return self
 
     def axes(self, scale: Any) -> dict[Axis, int]:
-        """How many points each axis has at a scale."""
+        """Return the number of points on each axis at a scale."""
         return dict(scale.axes())
 
 
 class StudentsExperiment(_Experiment):
-    """Teachers, students, private inference."""
+    """An experiment that trains teachers and students and infers privately."""
 
     kind: Literal["students"]
     models: tuple[ModelSpec, ...] = Field(min_length=1)
@@ -75,7 +75,7 @@ class StudentsExperiment(_Experiment):
                 if getattr(model, key) and len(getattr(scale, key)) > 1
             ]
             problems += [
-                f"scale.{name}.tasks: {task} has no published recipe, which model {published[0]!r} is made by"
+                f"scale.{name}.tasks: {task} has no published recipe, but model {published[0]!r} needs one"
                 for task in scale.tasks
                 if published and task not in PAPER_EPOCHS
             ]
@@ -84,26 +84,26 @@ class StudentsExperiment(_Experiment):
         return self
 
     def axes(self, scale: Any) -> dict[Axis, int]:
-        """The scale's, and the models."""
+        """Return the number of points on each axis of the scale, and the number of models."""
         return {**scale.axes(), "model": len(scale.models or self.models)}
 
 
 class BenchExperiment(_Experiment):
-    """Engines and networks on one model."""
+    """An experiment that measures engines and networks on one model."""
 
     kind: Literal["bench"]
     scale: Mapping[str, BenchScale] = Field(min_length=1)
 
 
 class FunctionsExperiment(_Experiment):
-    """Approximations against the exact functions; nothing is trained."""
+    """An experiment that compares approximations with the exact functions; nothing is trained."""
 
     kind: Literal["functions"]
     scale: Mapping[str, FunctionsScale] = Field(min_length=1)
 
 
 class CountsExperiment(_Experiment):
-    """Rounds and bytes of models with random weights, counted; nothing is trained or run."""
+    """An experiment that counts rounds and bytes of models with random weights; nothing is trained or run."""
 
     kind: Literal["counts"]
     models: tuple[CountedSpec, ...] = Field(min_length=1)
@@ -118,13 +118,13 @@ class CountsExperiment(_Experiment):
         return self
 
     def axes(self, scale: Any) -> dict[Axis, int]:
-        """The scale's, and the models."""
+        """Return the number of points on each axis of the scale, and the number of models."""
         return {**scale.axes(), "model": len(scale.models or self.models)}
 
 
 def _names_problems(names: list[str], chosen: Mapping[str, Mapping[str, tuple[str, ...] | None]]) -> list[str]:
-    """Names of models that are there twice, and those that a scale's lists choose and nobody has."""
-    problems = [f"models: {name!r} is there twice" for name in {n for n in names if names.count(n) > 1}]
+    """Return what is wrong with the names of models: repeated names, and unknown names in the lists of a scale."""
+    problems = [f"models: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
     return problems + [
         f"scale.{scale}.{key}: model {model!r} is unknown"
         for scale, lists in chosen.items()
@@ -139,15 +139,15 @@ _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Annotated[Experiment, Field(disc
 
 
 def shipped() -> dict[str, Path]:
-    """The experiments of this package by name."""
+    """Return the TOML files of this package by the name of their experiment."""
     return {path.stem: path for path in sorted(SHIPPED.glob("*.toml"))}
 
 
 def find(name: str) -> Path:
-    """The TOML of a shipped experiment, or a file as it is.
+    """Return the TOML of a shipped experiment, or `name` itself if it is a file.
 
     Raises:
-        UserInputError: neither.
+        UserInputError: the name is neither a shipped experiment nor a file.
     """
     path = Path(name)
     if path.is_file():
@@ -164,7 +164,7 @@ def load(path: Path) -> Experiment:
     """Read and check an experiment.
 
     Raises:
-        UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
+        UserInputError: the file is unreadable or not TOML, or keys are wrong; the error lists all of them.
     """
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -183,10 +183,10 @@ def _place(loc: tuple[int | str, ...]) -> str:
 
 
 def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | FunctionsScale | CountsScale:
-    """The section of a scale.
+    """Return the section of a scale.
 
     Raises:
-        UserInputError: the experiment has none of that name.
+        UserInputError: the experiment has no scale of that name.
     """
     if name not in experiment.scale:
         raise UserInputError(f"--scale: {name!r} is unknown", f"choose one of: {', '.join(experiment.scale)}")
@@ -194,11 +194,11 @@ def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | 
 
 
 def models_of(experiment: Experiment) -> list[dict[str, Any]]:
-    """Its models, as JSON: ways to make a student, or what is counted; none where there is one only."""
+    """Return the experiment's models as JSON; the list is empty for kinds that have no list of models."""
     models = experiment.models if isinstance(experiment, StudentsExperiment | CountsExperiment) else ()
     return [model.model_dump(mode="json") for model in models]
 
 
 def digest(value: Any) -> str:
-    """Hex SHA-256 of a JSON value, the same for the same value."""
+    """Return the hex SHA-256 of a JSON value; equal values have equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,16 +1,21 @@
-"""The forms of GeLU and softmax: formula, torch function, valid range, source; for student and private model alike."""
+"""The forms of GeLU and softmax: one file a form, and `registry`, which lists them all."""
 
-from mpcformer.approximations.activations import GELU_FORMS, QUAD_COEFFICIENTS, quad
-from mpcformer.approximations.attention import (
-    QUAD_DIVISOR,
-    QUAD_SHIFT,
-    SOFTMAX_FORMS,
-    TWO_RELU_EPSILON,
-    masked_softmax,
-    two_quad,
-    two_quad_const,
-    two_relu,
+from mpcformer.approximations.forms import (
+    ConstantRows,
+    DividedRows,
+    ExponentialRows,
+    Form,
+    GeluForm,
+    Probabilities,
+    SoftmaxForm,
 )
+from mpcformer.approximations.gelu_exact import piecewise_gelu
+from mpcformer.approximations.gelu_quad import QUAD_COEFFICIENTS, quad
+from mpcformer.approximations.registry import GELU_FORMS, SOFTMAX_FORMS, gelu_form, softmax_form
+from mpcformer.approximations.softmax_exact import masked_softmax, score_bound, squared_softmax, squarings
+from mpcformer.approximations.softmax_two_quad import QUAD_SHIFT, two_quad
+from mpcformer.approximations.softmax_two_quad_const import QUAD_DIVISOR, two_quad_const
+from mpcformer.approximations.softmax_two_relu import TWO_RELU_EPSILON, two_relu
 
 __all__ = [
     "GELU_FORMS",
@@ -19,8 +24,21 @@ __all__ = [
     "QUAD_SHIFT",
     "SOFTMAX_FORMS",
     "TWO_RELU_EPSILON",
+    "ConstantRows",
+    "DividedRows",
+    "ExponentialRows",
+    "Form",
+    "GeluForm",
+    "Probabilities",
+    "SoftmaxForm",
+    "gelu_form",
     "masked_softmax",
+    "piecewise_gelu",
     "quad",
+    "score_bound",
+    "softmax_form",
+    "squared_softmax",
+    "squarings",
     "two_quad",
     "two_quad_const",
     "two_relu",

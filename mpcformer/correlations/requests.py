@@ -1,8 +1,9 @@
-"""What a protocol asks the dealer for, how big it is, and how it is keyed.
+"""Requests to the dealer, and the keys of the randomness that answers them.
 
-A plan is a list of requests; both owners derive the same plan from public data alone, and a request's position in it
-is its operation index. Each (session, operation, request) has its own AES-128-CTR key per party, and is used once:
-whoever asks for another correlation at the same index gets other randomness, not the same in another meaning.
+A plan is a list of requests. Both owners derive the same plan from public data alone, and the position of a request in
+it is its operation index. Each (session, operation, request) has its own AES-128-CTR key for each owner, and is used
+once: an owner that asks for another correlation at the same index gets other randomness, not the same randomness with
+another meaning.
 """
 
 import hashlib
@@ -10,9 +11,6 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import torch
-
-from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import derive_key
 
 Shape = tuple[int, ...]
@@ -20,14 +18,17 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Request:
-    """One correlation of a kind in `mpcformer.correlations.kinds`.
+    """One correlation, in the form in which it travels to the dealer and is hashed.
+
+    The modules of the kinds give the fields their meaning and type: `TripleSpec`, `LinearSpec`, `LiftedSpec`,
+    `TableSpec`, `PiecewiseSpec` and `LookupSpec` make requests and read them.
 
     Args:
-        kind: its name.
+        kind: the name of the kind, a key of `mpcformer.correlations.kinds.KINDS`.
         shapes: the operands' shapes.
-        op: the product, for a triple.
-        bits: the shift, for a truncation; the ring's width, for the kinds of suite.py.
-        params: public numbers of the kind, as a table's range.
+        op: the variant of the kind, where it has variants.
+        bits: the shift of a truncation; the width of the ring for all other kinds that have one.
+        params: public numbers that the kind needs, such as the range of a table.
     """
 
     kind: str
@@ -37,44 +38,21 @@ class Request:
     params: tuple[float, ...] = ()
 
     def digest(self) -> bytes:
-        """32 bytes that differ whenever two requests do; the same before and after it travelled."""
+        """Return 32 bytes that differ whenever two requests do, and stay the same when a request has travelled."""
         fields = [self.kind, self.shapes, self.op, self.bits, [float(number) for number in self.params]]
         return hashlib.sha256(json.dumps(fields).encode()).digest()
 
-    @property
-    def result_shape(self) -> Shape:
-        """The shape of the product, or of the operand."""
-        if len(self.shapes) == 1:
-            return self.shapes[0]
-        return product_shape(self.op, *self.shapes)
-
-
-def product_shape(op: str, left: Shape, right: Shape) -> Shape:
-    """The shape of `left op right` under torch's broadcasting.
-
-    Raises:
-        ProtocolError: the shapes do not fit.
-    """
-    try:
-        if op == "matmul":
-            if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
-                raise RuntimeError
-            return (*torch.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])  # type: ignore[no-untyped-call]
-        return tuple(torch.broadcast_shapes(left, right))  # type: ignore[no-untyped-call]
-    except RuntimeError:
-        raise ProtocolError(f"{op or 'elementwise'} of shapes {left} and {right} is not defined") from None
-
 
 def session_key(seed: bytes, session_id: bytes, operation: int, request: Request) -> bytes:
-    """A party's 16-byte key for one operation of one session."""
+    """Derive an owner's 16-byte key for one operation of one session."""
     return derive_key(seed, "correlation", session_id, operation, request.digest())
 
 
 def weight_mask_key(seed: bytes, session_id: bytes) -> bytes:
-    """The model owner's 16-byte key for the masks of its weights, one for the whole session."""
+    """Derive the model owner's 16-byte key for the masks of its weights. It serves the whole session."""
     return derive_key(seed, "weight masks", session_id)
 
 
-def plan_digest(plan: Sequence[Request]) -> bytes:
-    """32 bytes that differ whenever two plans do."""
+def correlation_plan_digest(plan: Sequence[Request]) -> bytes:
+    """Return 32 bytes that differ whenever two plans do."""
     return hashlib.sha256(b"".join(request.digest() for request in plan)).digest()

@@ -1,9 +1,9 @@
-"""Rows of the model owner's table for the data owner's words: where each row may be asked for, and the correlation.
+"""The places of a private table's rows, and the correlation for looking them up; see `protocols.row_lookup`.
 
-To take n rows out of V, n one-hot vectors of length V cost n V ring elements. A batch code needs 3 V for all of up to
-256 rows, and 432 n more to put the answers in order: every row lies in three of 432 public buckets, one in each of
-three groups; every word gets a bucket of its own among its three (cuckoo hashing), and one short one-hot vector goes to
-each bucket, whether a word took it or not.
+Taking n rows out of V by n one-hot vectors of length V costs n V ring elements. A batch code needs 3 V for all of up
+to 256 rows, and 432 n more to put the answers in order. Every row lies in three of 432 public buckets, one in each of
+three groups. Every word gets a bucket of its own among its three (cuckoo hashing), and one short one-hot vector is
+sent for each bucket, whether a word took it or not.
 Source: Ishai, Kushilevitz, Ostrovsky and Sahai, Batch Codes and Their Applications, STOC 2004; with cuckoo hashing
 Angel, Chen, Laine and Setty, PIR with Compressed Queries and Amortized Query Processing, IEEE S&P 2018, section 5.
 """
@@ -17,30 +17,31 @@ import numpy as np
 import torch
 from scipy.sparse import csc_array
 
-from mpcformer.correlations.kinds import KINDS, MAX_ELEMENTS, Kind
+from mpcformer.correlations.base import MAX_ELEMENTS, Kind
+from mpcformer.correlations.linear import weight_mask
 from mpcformer.correlations.requests import Request, Shape
-from mpcformer.correlations.suite import weight_mask
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
 from mpcformer.ring.random import KEY_BYTES, Stream, derive_key
 
 BITS = 32
-# With these, 256 words find no places with a probability of 2^-40; docs/security.md counts.
+# With these numbers 256 words find no places with a probability of 2^-40; docs/security.md has the calculation.
 N_GROUPS, GROUP_BUCKETS, MAX_ROWS = 3, 144, 256
 N_BUCKETS = N_GROUPS * GROUP_BUCKETS
-# Four words with the same three buckets would have no places together.
+# Four words that share the same three buckets could not be placed together.
 MAX_ALIKE = N_GROUPS
-# Among so many words four alike are rare; larger tables take one-hot rows.
+# Among up to so many words it is rare that four share their buckets; larger tables take one-hot rows.
 MAX_WORDS = 1 << 16
 SALT_BITS = 48
 
 
 @dataclass(frozen=True)
 class Places:
-    """Public places of a table's rows.
+    """The public places of a table's rows.
 
     Attributes:
-        bucket, column: (3, V) where each row lies in each group, whose rows are dealt out evenly.
+        bucket, column: (3, V), where each row lies in each of the three groups. The buckets of a group are equally
+            full, to within one row.
     """
 
     bucket: torch.Tensor
@@ -48,20 +49,24 @@ class Places:
 
 
 def bucket_size(n_words: int) -> int:
-    """Columns of a bucket."""
+    """Return the number of columns of a bucket."""
     return math.ceil(n_words / GROUP_BUCKETS)
 
 
 def salt_of(session_id: bytes) -> int:
-    """What a session's places are drawn from: who writes texts before it begins cannot fit them to the places."""
+    """Derive the number from which a session's places are drawn. Texts written before cannot be fitted to them."""
     return int.from_bytes(hashlib.sha256(b"places of words" + session_id).digest()[: SALT_BITS // 8], "big")
 
 
 @lru_cache(maxsize=4)
 def places(n_words: int, salt: int) -> Places:
-    """The places of a table of V rows in a session: public, no three buckets shared by more than three words."""
+    """Draw the public places of a table of V rows, such that no more than three words share the same three buckets.
+
+    Raises:
+        ProtocolError: ten attempts found no such places.
+    """
     number = torch.arange(n_words)
-    for attempt in range(10):  # at 2^16 words one in 35 fails
+    for attempt in range(10):  # with 2^16 words one attempt in 35 fails
         stream = Stream(derive_key(bytes(KEY_BYTES), "places of words", n_words, salt, attempt))
         bucket, column = (torch.empty((N_GROUPS, n_words), dtype=torch.int64) for _ in range(2))
         for group in range(N_GROUPS):
@@ -76,97 +81,40 @@ def places(n_words: int, salt: int) -> Places:
 
 
 @dataclass(frozen=True)
-class Size:
-    """The numbers of a lookup, from its request.
+class LookupSpec:
+    """A lookup of rows in one table.
 
-    Attributes:
-        salt: see `salt_of`.
-        n_words, n_types: V rows looked up by words and T more, of which each row adds one, by their one-hot vector.
-        n_parts, n_rows: K parts of R rows each, of which the last may be partly empty.
-        width: H.
+    Args:
+        table: the name of the table.
+        n_lookups: the number of rows that are looked up.
+        n_words, n_types: the table has V rows that are looked up by words, and T more; one of these is added to each
+            row, by a one-hot vector.
+        width: the length H of a row.
+        salt: the number from which the session's places are drawn, see `salt_of`.
     """
 
-    salt: int
+    table: str
+    n_lookups: int
     n_words: int
     n_types: int
-    n_parts: int
-    n_rows: int
     width: int
+    salt: int
+
+    def request(self) -> Request:
+        """Return the request for the dealer."""
+        shapes = ((self.n_lookups, self.n_types), self.table_shape)
+        return Request("row_lookup", shapes, op=self.table, bits=BITS, params=(self.salt,))
 
     @staticmethod
-    def of(request: Request) -> "Size":
-        """From shapes (rows, T) and (V + T, H), and the salt."""
-        (n_rows, n_types), (n_table, width) = request.shapes
-        n_parts = math.ceil(n_rows / MAX_ROWS)
-        return Size(int(request.params[0]), n_table - n_types, n_types, n_parts, math.ceil(n_rows / n_parts), width)
+    def of(request: Request) -> "LookupSpec":
+        """Read a request.
 
-    @property
-    def places(self) -> Places:
-        """Of the session."""
-        return places(self.n_words, self.salt)
-
-    @property
-    def questions(self) -> Shape:
-        """One vector a bucket: (K, 432, size)."""
-        return self.n_parts, N_BUCKETS, bucket_size(self.n_words)
-
-    @property
-    def choices(self) -> Shape:
-        """By row, which bucket's answer and which type: (K, R, 432 + T)."""
-        return self.n_parts, self.n_rows, N_BUCKETS + self.n_types
-
-    @property
-    def answers(self) -> Shape:
-        """(K, 432, H)."""
-        return self.n_parts, N_BUCKETS, self.width
-
-    @property
-    def result(self) -> Shape:
-        """(K, R, H)."""
-        return self.n_parts, self.n_rows, self.width
-
-
-def ask(questions: torch.Tensor, table: torch.Tensor, size: Size) -> torch.Tensor:
-    """Each bucket's vector (K, 432, size) times its rows of the int32 table (V + T, H): (K, 432, H) over Z_2^32, int64.
-
-    A sparse product, column by column: the table is read once and in order, where buckets would jump about in it.
-    """
-    if questions.device.type == "meta":
-        return torch.empty(size.answers, dtype=torch.int64, device="meta")
-    where, n_parts = size.places, size.n_parts
-    values = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
-    rows = where.bucket + N_BUCKETS * torch.arange(n_parts)[:, None, None]
-    data, indices = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
-    starts = torch.arange(0, values.numel() + 1, N_GROUPS * n_parts, dtype=torch.int32).numpy()
-    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * N_BUCKETS, size.n_words))
-    product = matrix @ table[: size.n_words].numpy().view(np.uint32)
-    return torch.from_numpy(product.view(np.int32)).view(size.answers).long()
-
-
-def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
-    """(K, R, 432 + T) times the answers (K, 432, H) over the types' rows (T, H): (K, R, H) over Z_2^32, as int64."""
-    products = [gemm.matmul(c, torch.cat([a.to(torch.int32), types])) for c, a in zip(choices, answers, strict=True)]
-    return torch.stack(products)
-
-
-class RowLookup(Kind):
-    """Masks for the questions and the choices at party 1, and what makes up for them.
-
-    shapes: (rows, T), (V + T, H); op: the table's name; bits: 32; params: the salt. Over Z_2^32.
-    At party 0 s (K, 432, H), new masks of the answers. At party 1 A (K, 432, size) and D (K, R, 432 + T). At both
-    [A_k B_k]* (K, 432, H) by bucket, with B the table's mask, which party 0 derives from its own key, and
-    [D (s, B's types)]* (K, R, H).
-    Dealer bytes: 4 K H (432 + R).
-    """
-
-    n_operands = 2
-
-    def check(self, request: Request) -> None:
-        """A table with words and types, a salt, and masks that fit into memory."""
-        super().check(request)
+        Raises:
+            ProtocolError: the request describes no table with words and types, or has no salt.
+        """
         if request.bits != BITS or any(len(shape) != 2 for shape in request.shapes):
             raise ProtocolError(f"a lookup of shapes {request.shapes} over {request.bits} bits is not defined")
-        (_, n_types), (n_table, _) = request.shapes
+        (n_lookups, n_types), (n_table, width) = request.shapes
         if "," in request.op or not request.op or not 0 < n_types <= N_BUCKETS:
             raise ProtocolError(f"a lookup of {n_types} types in {request.op[:40]!r} is not defined")
         if not 0 < n_table - n_types <= MAX_WORDS:
@@ -174,32 +122,127 @@ class RowLookup(Kind):
         (salt,) = request.params if len(request.params) == 1 else (-1.0,)
         if not 0 <= salt < 1 << SALT_BITS or not float(salt).is_integer():
             raise ProtocolError(f"a lookup's parameters are one salt below 2^{SALT_BITS}")
-        size = Size.of(request)
-        drawn = size.questions, size.choices, size.answers, size.answers, size.result, request.shapes[1]
+        return LookupSpec(request.op, n_lookups, n_table - n_types, n_types, width, int(salt))
+
+    @property
+    def table_shape(self) -> Shape:
+        """(V + T, H)."""
+        return self.n_words + self.n_types, self.width
+
+    @property
+    def n_parts(self) -> int:
+        """The number K of parts, each of which has questions of its own."""
+        return math.ceil(self.n_lookups / MAX_ROWS)
+
+    @property
+    def n_rows(self) -> int:
+        """The number R of rows in each part; the last part may be partly empty."""
+        return math.ceil(self.n_lookups / self.n_parts)
+
+    @property
+    def places(self) -> Places:
+        """The session's places."""
+        return places(self.n_words, self.salt)
+
+    @property
+    def questions(self) -> Shape:
+        """The shape of the questions, one vector for each bucket: (K, 432, size)."""
+        return self.n_parts, N_BUCKETS, bucket_size(self.n_words)
+
+    @property
+    def choices(self) -> Shape:
+        """The shape of the choices, which tell the bucket and the type of each row: (K, R, 432 + T)."""
+        return self.n_parts, self.n_rows, N_BUCKETS + self.n_types
+
+    @property
+    def answers(self) -> Shape:
+        """The shape of the answers, one for each bucket: (K, 432, H)."""
+        return self.n_parts, N_BUCKETS, self.width
+
+    @property
+    def result(self) -> Shape:
+        """The shape of the rows that were looked up: (K, R, H)."""
+        return self.n_parts, self.n_rows, self.width
+
+
+def ask(questions: torch.Tensor, table: torch.Tensor, spec: LookupSpec) -> torch.Tensor:
+    """Multiply the vector of each bucket with the rows in that bucket.
+
+    This is a sparse product, column by column, because it reads the table once and in order; going bucket by bucket
+    would jump about in the table.
+
+    Args:
+        questions: the vectors, (K, 432, size).
+        table: int32 (V + T, H).
+        spec: the lookup.
+
+    Returns:
+        int64 (K, 432, H) over Z_2^32.
+    """
+    where, n_parts = spec.places, spec.n_parts
+    values = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
+    rows = where.bucket + N_BUCKETS * torch.arange(n_parts)[:, None, None]
+    data, indices = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
+    starts = torch.arange(0, values.numel() + 1, N_GROUPS * n_parts, dtype=torch.int32).numpy()
+    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * N_BUCKETS, spec.n_words))
+    product = matrix @ table[: spec.n_words].numpy().view(np.uint32)
+    return torch.from_numpy(product.view(np.int32)).view(spec.answers).long()
+
+
+def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) -> torch.Tensor:
+    """Pick the answer and the type of each row.
+
+    Args:
+        choices: one-hot for the bucket and for the type, (K, R, 432 + T).
+        answers: (K, 432, H).
+        types: the rows of the types, int32 (T, H).
+
+    Returns:
+        int64 (K, R, H) over Z_2^32.
+    """
+    products = [gemm.matmul(c, torch.cat([a.to(torch.int32), types])) for c, a in zip(choices, answers, strict=True)]
+    return torch.stack(products)
+
+
+class RowLookup(Kind):
+    """Masks for the questions and the choices at rank 1, and the products that make up for them; over Z_2^32.
+
+    At rank 0: s (K, 432, H), fresh masks of the answers. At rank 1: A (K, 432, size) and D (K, R, 432 + T). At both:
+    [A_k B_k]* (K, 432, H) by bucket, for the table's mask B, which rank 0 derives from its own key, and
+    [D (s, the types' rows of B)]* (K, R, H).
+    The shapes of the request are (rows, T) and (V + T, H), `op` is the table's name, and the one parameter is the salt.
+    Dealer bytes: 4 K H (432 + R).
+    """
+
+    n_operands = 2
+
+    def check(self, request: Request) -> None:
+        """Require a table with words and types, a salt, and masks that fit into memory."""
+        super().check(request)
+        spec = LookupSpec.of(request)
+        drawn = spec.questions, spec.choices, spec.answers, spec.answers, spec.result, spec.table_shape
         if sum(map(math.prod, drawn)) > MAX_ELEMENTS:
             raise ProtocolError(f"a lookup's masks exceed {MAX_ELEMENTS} elements", "use smaller batches")
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
-        """Answers and results."""
-        size = Size.of(request)
-        return [(size.answers, BITS), (size.result, BITS)]
+        """Return the layouts of the answers and of the results."""
+        spec = LookupSpec.of(request)
+        return [(spec.answers, BITS), (spec.result, BITS)]
 
     def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
-        """B."""
-        return [weight_mask(key, request.op, request.shapes[1], BITS)]
+        """Derive B."""
+        spec = LookupSpec.of(request)
+        return [weight_mask(key, spec.table, spec.table_shape, BITS)]
 
-    def draw(self, request: Request, stream: Stream, party: int) -> list[torch.Tensor]:
-        """[s] at party 0; A, D and its shares at party 1."""
-        size = Size.of(request)
-        if party == 0:
-            return [stream.int64(size.answers)]
-        return [stream.int64(size.questions), stream.int64(size.choices), *self._last(request, stream, party)]
+    def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
+        """Draw s at rank 0; draw A, D and the shares of both products at rank 1."""
+        spec = LookupSpec.of(request)
+        if rank == 0:
+            return [stream.int64(spec.answers)]
+        return [stream.int64(spec.questions), stream.int64(spec.choices), *self.draw_corrected(request, stream, rank)]
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Both products minus party 1's shares."""
+        """Compute both products minus rank 1's shares of them."""
         (s, b), (a, d, asked, chosen) = share_0, share_1
-        size = Size.of(request)
-        return [ask(a, b, size) - asked, choose(d, s, b[size.n_words :]) - chosen]
-
-
-KINDS.update(row_lookup=RowLookup())
+        spec = LookupSpec.of(request)
+        return [ask(a, b, spec) - asked, choose(d, s, b[spec.n_words :]) - chosen]

@@ -1,4 +1,4 @@
-"""One party's correlations of one session: used in order, each exactly once."""
+"""One owner's correlations of one session, which are used in order, each exactly once."""
 
 import torch
 
@@ -9,16 +9,16 @@ from mpcformer.errors import ProtocolError
 
 
 class CorrelationStore:
-    """Expands a party's seed operation by operation; party 0 also holds the dealer's corrections until they are used.
+    """Expands an owner's seed operation by operation. At rank 0 it also holds the dealer's corrections until their use.
 
     Args:
-        party: 0 (model owner, receives corrections) or 1 (data owner, everything from its seed).
-        seed: 16 bytes that only this party and the dealer know.
-        session_id: 16 bytes, public.
+        rank: 0 for the model owner, who receives corrections; 1 for the data owner, who gets everything from its seed.
+        seed: 16 bytes that only this owner and the dealer know.
+        session_id: 16 public bytes.
     """
 
-    def __init__(self, *, party: int, seed: bytes, session_id: bytes) -> None:
-        self.party = party
+    def __init__(self, *, rank: int, seed: bytes, session_id: bytes) -> None:
+        self.rank = rank
         self.next_operation = 0
         self._seed = seed
         self._session_id = session_id
@@ -30,11 +30,11 @@ class CorrelationStore:
         """Unpack the dealer's correction for `operation` and keep it until it is taken.
 
         Raises:
-            ProtocolError: at party 1, for an operation already used, one that already has its correction, or another
-                shape than the request's.
+            ProtocolError: this is rank 1, the operation was used or has its correction, or the correction has another
+                shape than the request asks for.
         """
-        if self.party != 0:
-            raise ProtocolError("party 1 takes no corrections: all its shares come from its seed")
+        if self.rank != 0:
+            raise ProtocolError("rank 1 takes no corrections: all its shares come from its seed")
         if operation < self.next_operation or operation in self._corrections:
             raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
         arrived = [Spec.of(tensor) for tensor in correction]
@@ -43,33 +43,35 @@ class CorrelationStore:
         self._corrections[operation] = request, unpacked(request, correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:
-        """Party 1's part of an operation not yet used, for what it may compute before the input is known.
+        """Return rank 1's part of a later operation, for what can be computed before the input is known.
 
         Raises:
-            ProtocolError: at party 0, or for an operation already used or looked at.
+            ProtocolError: this is rank 0, or the operation was used or looked at before.
         """
-        if self.party != 1 or operation < self.next_operation or operation in self._previewed:
+        if self.rank != 1 or operation < self.next_operation or operation in self._previewed:
             raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use, or again")
         self._previewed[operation] = request
         return expand(request, self._key(operation, request), 1, [])
 
     def skip(self, request: Request) -> None:
-        """Count the next operation as used: its part was looked at ahead, and kept.
+        """Count the next operation as used, because its part was kept when it was looked at ahead.
 
         Raises:
-            ProtocolError: at party 0, or it was not.
+            ProtocolError: this is rank 0, or the operation was not looked at ahead.
         """
-        if self.party != 1:
-            raise ProtocolError(f"{request.kind}: party 0 must take its correlations")
+        if self.rank != 1:
+            raise ProtocolError(f"{request.kind}: rank 0 must take its correlations")
         if self.next_operation not in self._previewed:
             raise ProtocolError(f"operation {self.next_operation} was not looked at ahead of its use")
         self._advance(request)
 
     def weight_mask_key(self) -> bytes:
-        """Party 0's key for the masks of its weights, once: two models under one mask would tell their difference.
+        """Return rank 0's key for the masks of its weights, once.
+
+        Two models under the same mask would tell rank 1 their difference.
 
         Raises:
-            ProtocolError: asked for again.
+            ProtocolError: the key was asked for before.
         """
         if self._masked_weights:
             raise ProtocolError("the masks of a session's weights are used once", "open a session for each model")
@@ -77,21 +79,21 @@ class CorrelationStore:
         return weight_mask_key(self._seed, self._session_id)
 
     def take(self, request: Request) -> Dealt:
-        """This party's part of the next operation's correlation.
+        """Return this owner's part of the next operation's correlation.
 
         Raises:
-            ProtocolError: the correction is missing or was dealt for something else.
+            ProtocolError: the correction is missing or was dealt for another request.
         """
         operation = self.next_operation
         correction: list[torch.Tensor] = []
-        if self.party == 0:
+        if self.rank == 0:
             if operation not in self._corrections:
                 raise ProtocolError(f"the dealer's correction for operation {operation} ({request.kind}) is missing")
             dealt_for, correction = self._corrections.pop(operation)
             if dealt_for != request:
                 raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
         self._advance(request)
-        return expand(request, self._key(operation, request), self.party, correction)
+        return expand(request, self._key(operation, request), self.rank, correction)
 
     def _advance(self, request: Request) -> None:
         before = self._previewed.get(self.next_operation, request)
@@ -104,4 +106,4 @@ class CorrelationStore:
         return session_key(self._seed, self._session_id, operation, request)
 
     def __repr__(self) -> str:
-        return f"CorrelationStore(party={self.party}, next_operation={self.next_operation})"
+        return f"CorrelationStore(rank={self.rank}, next_operation={self.next_operation})"

@@ -1,29 +1,28 @@
-"""Stand-ins on meta tensors: an engine's own forward pass tells its plan and its cost without running."""
+"""Stand-ins for channel and store, with which an engine's own forward pass on meta tensors tells its plan."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 
-from mpcformer.channel import Channel, Counters, Spec, memory_pair
+from mpcformer.channel import Counters, Spec
 from mpcformer.correlations import Dealt, Request, sketch
 
 
 class PlanRecorder:
-    """A correlation store that remembers what is asked for; shapes only come back."""
+    """A correlation store that records what is asked for, and gives back tensors without values."""
 
-    def __init__(self, party: int) -> None:
+    def __init__(self, rank: int) -> None:
         self.plan: list[Request] = []
-        self._party = party
+        self._rank = rank
 
     def take(self, request: Request) -> Dealt:
         """Note the request."""
         self.plan.append(request)
-        return sketch(request, self._party)
+        return sketch(request, self._rank)
 
     def preview(self, operation: int, request: Request) -> Dealt:
-        """The shapes of what will be asked for."""
-        return sketch(request, self._party)
+        """Return what will be asked for, without values."""
+        return sketch(request, self._rank)
 
     def skip(self, request: Request) -> None:
         """Note the request."""
@@ -31,7 +30,7 @@ class PlanRecorder:
 
 
 class SilentChannel:
-    """For a plan: whatever is awaited has arrived. Counts messages and bytes; each message received is a round."""
+    """A channel for plans, on which every awaited message has arrived. It counts each message received as a round."""
 
     def __init__(self) -> None:
         self.counters = Counters()
@@ -47,24 +46,3 @@ class SilentChannel:
         self.counters.rounds += 1
         self.counters.bytes_received += sum(spec.n_bytes for spec in specs)
         return [torch.empty(spec.shape, dtype=spec.dtype, device="meta") for spec in specs]
-
-
-def rehearse(owner: Callable[[int, Channel], None]) -> list[Counters]:
-    """owner(party, channel) for both owners, joined in memory; what each one's channel counted."""
-    ends = memory_pair()
-    errors: list[BaseException] = []
-
-    def run(party: int) -> None:
-        try:
-            owner(party, ends[party])
-        except BaseException as error:
-            errors.append(error)
-
-    threads = [threading.Thread(target=run, args=(party,), daemon=True) for party in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    if errors:
-        raise errors[0]
-    return [end.counters for end in ends]

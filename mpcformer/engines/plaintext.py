@@ -1,4 +1,4 @@
-"""A model's logits in plaintext, batched as the private run is: the twin that private inference is compared with."""
+"""The logits of a model in plaintext, in the batches of a private run, which is compared with them."""
 
 import time
 from typing import Any
@@ -13,7 +13,18 @@ from mpcformer.tasks import Encoded, length_batches, pad_batch
 def predict(
     model: torch.nn.Module, encoded: list[Encoded], *, pad_id: int, batch_size: int
 ) -> tuple[NDArray[np.float32], list[float]]:
-    """float32 logits (N, C) in the examples' order, and each example's seconds (its batch's divided by its size)."""
+    """Run a model on examples.
+
+    Args:
+        model: a student or a teacher.
+        encoded: the examples.
+        pad_id: the padding token.
+        batch_size: the most examples of one batch.
+
+    Returns:
+        float32 logits (N, C) in the order of the examples, and the seconds of each example: those of its batch divided
+        by the size of the batch.
+    """
     n_examples = len(encoded)
     logits: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * n_examples
     seconds = [0.0] * n_examples

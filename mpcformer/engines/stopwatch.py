@@ -1,4 +1,4 @@
-"""Where a private batch's seconds go, by operation."""
+"""How the seconds of a private batch divide among operations."""
 
 import time
 
@@ -11,11 +11,11 @@ class Stopwatch:
     """Adds the time since the last lap to an operation.
 
     Args:
-        counters: of the channel to the other owner, which know how long it was waited for.
+        counters: the counters of the channel to the other owner, which know how long this owner waited.
 
     Attributes:
-        seconds: by operation, waiting included.
-        waited: by operation, the part of them that was waiting for the other owner's messages and reading them.
+        seconds: seconds by operation, waiting included.
+        waited: by operation, the part of those seconds that was spent on waiting for messages and reading them.
     """
 
     def __init__(self, counters: Counters) -> None:
@@ -25,11 +25,11 @@ class Stopwatch:
         self.start()
 
     def start(self) -> None:
-        """Forget the time until now: what was between two parts of a batch."""
+        """Forget the time until now, which passed between two parts of a batch."""
         self._last, self._waited = time.perf_counter(), self._counters.seconds_waited
 
     def lap(self, operation: str) -> None:
-        """The time since the last lap or start was spent on `operation`."""
+        """Add the time since the last lap or start to `operation`."""
         last, waited = self._last, self._waited
         self.start()
         self.seconds[operation] = self.seconds.get(operation, 0.0) + self._last - last

@@ -1,7 +1,7 @@
 """The student as a Hugging Face model, its calibrated ranges, and checkpoints.
 
-The model's classes load transformers' modelling, two seconds that a data owner, and a command that refuses its
-arguments, need not spend: they are imported when somebody asks for them.
+The model's classes load transformers' modelling code, which takes two seconds. A data owner, and a command that refuses
+its arguments, need not spend them, so the classes are imported when somebody asks for them.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,30 +1,34 @@
-"""The student's configuration: BERT's, with the forms of GeLU, softmax and LayerNorm it was trained with."""
+"""The student's configuration: that of a BERT, and the forms of GeLU, softmax and LayerNorm it was trained with."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, BertConfig
 
-from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.errors import UserInputError
 
 NORM_PARTS = ("attention", "output")
 
 
 def norm_names(n_layers: int) -> list[str]:
-    """The LayerNorms of a model, in order: embeddings, and in each layer N layer.N.attention and layer.N.output."""
+    """Return the names of all LayerNorms in order: embeddings, and for layer N layer.N.attention and layer.N.output."""
     return ["embeddings", *(f"layer.{n}.{part}" for n in range(n_layers) for part in NORM_PARTS)]
 
 
 def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
-    """Some of `norm_names`, in their order; `attention` and `output` stand for every layer's, `all` for all.
+    """Return the LayerNorms that were asked for, as `norm_names` names and orders them.
+
+    Args:
+        asked: names of LayerNorms; `attention` and `output` stand for those of every layer, `all` for all.
+        n_layers: the number of encoder layers.
 
     Raises:
-        UserInputError: no list of names, or a name that is none of them.
+        UserInputError: `asked` is not a list of names, or a name is unknown.
     """
     if not isinstance(asked, list | tuple) or not all(isinstance(name, str) for name in asked):
         raise UserInputError(
-            f"constant_norms: {asked!r} is no list of LayerNorms' names", 'give a list, as ["attention"], or []'
+            f"constant_norms: {asked!r} is no list of LayerNorms' names", 'give a list such as ["attention"], or []'
         )
     names = norm_names(n_layers)
     groups = {part: [name for name in names if name.endswith(f".{part}")] for part in NORM_PARTS} | {"all": names}
@@ -40,7 +44,7 @@ def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
 
 
 def split_norms(listed: str) -> list[str]:
-    """The names of a comma-separated list, as an option gives them."""
+    """Return the names in a comma-separated list, as an option on the command line gives them."""
     return [name.strip() for name in listed.split(",") if name.strip()]
 
 
@@ -48,9 +52,11 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
     """BertConfig plus `gelu`, `softmax`, `task`, `constant_norms` and `head_size`.
 
     Args:
+        gelu, softmax: names of forms in `mpcformer.approximations`.
+        task: the task that the student was distilled for.
         constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
-            takes them; kept by their full names.
-        head_size: of each attention head; None: hidden_size / num_attention_heads, as every BERT has it.
+            takes them; they are kept by their full names.
+        head_size: the size of each attention head; None stands for hidden_size / num_attention_heads, as in every BERT.
 
     Raises:
         UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
@@ -69,12 +75,9 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.gelu = gelu
-        self.softmax = softmax
+        self.gelu = gelu_form(gelu).name
+        self.softmax = softmax_form(softmax).name
         self.task = task
-        for option, value, known in (("gelu", gelu, GELU_FORMS), ("softmax", softmax, SOFTMAX_FORMS)):
-            if value not in known:
-                raise UserInputError(f"{option}: form {value!r} is unknown", f"choose one of: {', '.join(known)}")
         self.constant_norms = chosen_norms(constant_norms, self.num_hidden_layers)
         if self.hidden_act != "gelu":
             raise UserInputError(
@@ -97,7 +100,7 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
 
     @property
     def attention_size(self) -> int:
-        """Columns of the queries, of the keys and of the values: all heads side by side."""
+        """The number of columns of the queries, the keys and the values each, with all heads side by side."""
         return int(self.num_attention_heads * self.head_size)
 
 

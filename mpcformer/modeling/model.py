@@ -1,8 +1,10 @@
 """The student as a Hugging Face model: BERT for sequence classification with exchangeable GeLU, softmax and LayerNorm.
 
-Module names equal transformers' BertForSequenceClassification, so any BERT checkpoint loads; with gelu + softmax the
-logits are equal too. Attention scores come out raw, which distillation needs; an `observer` sees the input of every
-non-linearity that is private later. Shapes at the line: B sentences, L positions, H hidden, A heads, D head size.
+Modules have the names of transformers' BertForSequenceClassification, so any BERT checkpoint loads; with gelu + softmax
+the logits are equal too. Attention scores are returned raw, because distillation needs them. An `observer` sees the
+input of every non-linearity that is private later.
+
+Letters in the shapes beside the code: B sentences, L positions, H hidden, A heads, D head size.
 """
 
 import math
@@ -16,16 +18,23 @@ from torch.nn import functional as F
 from transformers import AutoModelForSequenceClassification, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from mpcformer.approximations import GELU_FORMS, QUAD_DIVISOR, SOFTMAX_FORMS, two_quad_const
+from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.modeling.configuration import MPCFormerConfig
 
-# (name, values, mask of the same shape saying which values belong to real tokens)
+# Takes a name, values, and a mask of the same shape that says which values belong to real tokens.
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 @dataclass
 class StudentOutput(ModelOutput):  # type: ignore[misc]
-    """logits (B, C); hidden_states: embeddings and each layer, (B, L, H); attention_scores: per layer, (B, A, L, L)."""
+    """The output of a student.
+
+    Args:
+        loss: a number, if labels were given.
+        logits: (B, C).
+        hidden_states: those of the embeddings and of each layer, (B, L, H), if asked for.
+        attention_scores: the raw scores of each layer, (B, A, L, L), if asked for.
+    """
 
     loss: torch.Tensor | None = None
     logits: torch.Tensor | None = None
@@ -35,14 +44,26 @@ class StudentOutput(ModelOutput):  # type: ignore[misc]
 
 @dataclass
 class Context:
-    """What every module of one forward pass shares."""
+    """The values that all modules of one forward pass share.
 
-    keys: torch.Tensor  # (B, 1, 1, L), 0 or 1
+    Args:
+        keys: the mask (B, 1, 1, L) of 0 and 1.
+        observer: is shown the inputs of non-linearities; may be None.
+        scores: collects the raw attention scores of each layer.
+    """
+
+    keys: torch.Tensor
     observer: Observer | None
     scores: list[torch.Tensor]
 
     def observe(self, name: str, values: torch.Tensor, kind: str = "tokens") -> None:
-        """Show `values` to the observer: (B, L, ...) by token, (B, A, L, ...) by query, or (B, ...) by sentence."""
+        """Show values to the observer.
+
+        Args:
+            name: of the range that they belong to.
+            values: (B, L, ...) for tokens, (B, A, L, L) for scores, (B, A, L, ...) for queries, (B, ...) for sentences.
+            kind: tokens, scores, queries or sentences.
+        """
         if self.observer is None:
             return
         valid = self.keys[:, 0, 0, :].bool()  # (B, L)
@@ -58,10 +79,10 @@ class Context:
 
 
 class Norm(nn.LayerNorm):
-    """LayerNorm that shows the variance of its input.
+    """A LayerNorm that shows the variance of its input.
 
-    log_deviation: of a constant norm only, the logarithm of what it divides by instead of the row's own deviation; a
-    weight, the model owner's.
+    A constant one has the weight `log_deviation`, the logarithm of what it divides by instead of the row's own
+    deviation. Like all weights it is the model owner's secret.
     """
 
     def __init__(self, config: MPCFormerConfig, name: str) -> None:
@@ -70,21 +91,21 @@ class Norm(nn.LayerNorm):
         self.log_deviation = nn.Parameter(torch.zeros(())) if constant else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The normalised x (..., H)."""
+        """Return the normalised x (..., H)."""
         if self.log_deviation is None:
             return super().forward(x)
         centred = x - x.mean(-1, keepdim=True)
         return centred * (self.weight * torch.exp(-self.log_deviation)) + self.bias
 
     def observed(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """The normalised x (B, L, H)."""
+        """Return the normalised x (B, L, H), and show its variance under `name`."""
         if context.observer is not None:
             context.observe(name, x.var(-1, unbiased=False, keepdim=True))
         return self(x)  # type: ignore[no-any-return]
 
 
 class Embeddings(nn.Module):
-    """Word, position and token type, summed and normalised."""
+    """The embeddings of word, position and token type, added up and normalised."""
 
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
@@ -96,7 +117,7 @@ class Embeddings(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context) -> torch.Tensor:
-        """(B, L) ids -> (B, L, H)."""
+        """Return the embeddings (B, L, H) of ids (B, L)."""
         positions = self.position_embeddings.weight[: input_ids.size(1)]
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions
         return self.dropout(self.LayerNorm.observed(x, context, "embeddings.variance"))  # type: ignore[no-any-return]
@@ -105,22 +126,23 @@ class Embeddings(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head attention before its output projection.
 
-    log_divisor: 2quad-const only, the logarithm of its c, so that c stays positive; a weight, the model owner's.
+    If the form of softmax divides rows by a learnt constant c, the module has the weight `log_divisor`, the logarithm
+    of c, which keeps c positive. Like all weights it is the model owner's secret.
     """
 
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
         self.n_heads = config.num_attention_heads
-        self.form = SOFTMAX_FORMS[config.softmax]
-        learnt = self.form is two_quad_const
-        self.log_divisor = nn.Parameter(torch.tensor(math.log(QUAD_DIVISOR))) if learnt else None
+        self.form = softmax_form(config.softmax)
+        divisor = self.form.divisor
+        self.log_divisor = None if divisor is None else nn.Parameter(torch.tensor(math.log(divisor)))
         self.query = nn.Linear(config.hidden_size, config.attention_size)
         self.key = nn.Linear(config.hidden_size, config.attention_size)
         self.value = nn.Linear(config.hidden_size, config.attention_size)
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """(B, L, H) -> (B, L, A D)."""
+        """Return the attended values (B, L, A D) of x (B, L, H)."""
         n_batch, n_positions, _ = x.shape
         shape = (n_batch, n_positions, self.n_heads, -1)
         query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
@@ -133,14 +155,12 @@ class SelfAttention(nn.Module):
         return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
 
     def probabilities(self, scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """This layer's form of softmax over (B, A, L, L) scores, keys (B, 1, 1, L) of 0 and 1; see `SOFTMAX_FORMS`."""
-        if self.log_divisor is None:
-            return self.form(scores, keys)
-        return two_quad_const(scores, keys, self.log_divisor.exp())
+        """Return the weights and row means of scores (B, A, L, L) and keys (B, 1, 1, L), see `SoftmaxForm.__call__`."""
+        return self.form(scores, keys, None if self.log_divisor is None else self.log_divisor.exp())
 
 
 class ResidualOutput(nn.Module):
-    """A linear map, added to its residual and normalised."""
+    """A linear map whose result is added to the residual and normalised."""
 
     def __init__(self, config: MPCFormerConfig, n_inputs: int, norm: str) -> None:
         super().__init__()
@@ -149,12 +169,12 @@ class ResidualOutput(nn.Module):
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
 
     def forward(self, x: torch.Tensor, residual: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """(B, L, I), (B, L, H) -> (B, L, H)."""
+        """Return the normalised sum (B, L, H) of the map of x (B, L, I) and the residual (B, L, H)."""
         return self.LayerNorm.observed(self.dropout(self.dense(x)) + residual, context, name)
 
 
 class Layer(nn.Module):
-    """Attention and feed-forward; submodules named as BERT's."""
+    """An encoder layer: attention and feed-forward, with submodules named as in a BERT."""
 
     def __init__(self, config: MPCFormerConfig, index: int) -> None:
         super().__init__()
@@ -163,10 +183,10 @@ class Layer(nn.Module):
         self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": output})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = ResidualOutput(config, config.intermediate_size, f"{name}.output")
-        self.activation = GELU_FORMS[config.gelu]
+        self.activation = gelu_form(config.gelu)
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """(B, L, H) -> (B, L, H)."""
+        """Return the next hidden state (B, L, H) of x (B, L, H)."""
         attended = self.attention["self"](x, context, name)
         x = self.attention["output"](attended, x, context, f"{name}.attention.variance")
         inner = self.intermediate["dense"](x)
@@ -189,7 +209,7 @@ class Bert(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Pooled (B, H) and the hidden states."""
+        """Return the pooled row (B, H), and the hidden states (B, L, H) of the embeddings and of each layer."""
         x = self.embeddings(input_ids, token_type_ids, context)
         hidden = [x]
         for index, layer in enumerate(self.layers):
@@ -201,7 +221,7 @@ class Bert(nn.Module):
 
 
 class MPCFormerForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
-    """The student: trainable in plaintext, and the definition of what the private engines compute."""
+    """The student, which is trained in plaintext and defines what the private engines compute."""
 
     config_class = MPCFormerConfig
     base_model_prefix = "bert"
@@ -225,7 +245,15 @@ class MPCFormerForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         output_attention_scores: bool = False,
         **_: Any,
     ) -> StudentOutput:
-        """Classify (B, L) int64 ids; mask of 0 and 1; labels (B,), int64 classes or float values."""
+        """Classify texts.
+
+        Args:
+            input_ids: int64 (B, L).
+            attention_mask: (B, L) of 0 and 1; None stands for ones.
+            token_type_ids: int64 (B, L); None stands for zeros.
+            labels: (B,), int64 classes or float values; without them there is no loss.
+            output_hidden_states, output_attention_scores: what else to return.
+        """
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         context = Context(mask[:, None, None, :].to(self.classifier.weight.dtype), self.observer, [])

@@ -1,9 +1,9 @@
 """The ranges of every private non-linearity's input, recorded on training data and kept with the student.
 
-Names, for layer N: embeddings.variance; layer.N.scores; layer.N.row_mean (the mean of a row's unmasked numerators);
-layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh; logits.
-Only real tokens count. One more follows from the weights: layer.N.score_reach, the power of two below which scores stay
-for any text. Both owners and the dealer learn the ranges: they are public model data.
+Their names, for layer N, are: embeddings.variance; layer.N.scores; layer.N.row_mean (the mean of a row's unmasked
+numerators); layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh;
+logits. Only real tokens count. One more range follows from the weights: layer.N.score_reach, the power of two below
+which scores stay for any text. Both owners and the dealer learn the ranges, because they are public model data.
 """
 
 import math
@@ -16,28 +16,33 @@ import torch
 
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json, write_json
-from mpcformer.modeling.bounds import Bounds
+from mpcformer.modeling.bounds import WorstCase
 
 FILE_NAME = "ranges.json"
 SCORE_REACH = "score_reach"
 REACH_SLACK = 1.1
-# A constant norm's rows may have this many times the largest variance that was seen, and are refused beyond: the
-# margin of all ranges, 1.5, and the power of two in which a private guard compares.
+# Rows before a constant norm may have this many times the largest variance that was seen, and are refused beyond. It is
+# the margin of all ranges, 1.5, times the power of two in which a private guard compares.
 VARIANCE_REACH = 3.0
 MAX_VARIANCE = 1e12
 
 
 @dataclass
 class Ranges:
-    """bounds: name -> (low, high); n_examples: how many sentences they were seen on."""
+    """The calibrated ranges of a student.
+
+    Args:
+        bounds: (low, high) by name.
+        n_examples: how many sentences they were recorded on.
+    """
 
     bounds: dict[str, tuple[float, float]] = field(default_factory=dict)
     n_examples: int = 0
 
     def observe(self, name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
-        """Widen the range of `name` by the valid values; an `Observer` of the student."""
+        """Widen the range of `name` by the valid values, as an `Observer` of the student."""
         if valid.any():
-            # Filled rather than picked out, which copies: all training texts come by here.
+            # Picking out the valid values would copy them, and all training texts come by here.
             seen = values.detach().float()
             low, high = (
                 float(seen.masked_fill(~valid, math.inf).amin()),
@@ -46,22 +51,22 @@ class Ranges:
             before = self.bounds.get(name, (math.inf, -math.inf))
             self.bounds[name] = (min(before[0], low), max(before[1], high))
 
-    def note_reach(self, bounds: Bounds) -> None:
-        """How far each layer's scores reach, with REACH_SLACK, rounded up so that it tells little of the weights."""
+    def note_reach(self, bounds: WorstCase) -> None:
+        """Record how far each layer's scores reach, with REACH_SLACK, rounded up to tell little of the weights."""
         for n, layer in enumerate(bounds.layers):
             reach = 2.0 ** math.ceil(math.log2(max(1.0, REACH_SLACK * layer.scores)))
             self.bounds[f"layer.{n}.{SCORE_REACH}"] = (-reach, reach)
 
     def norm_limits(self, names: Sequence[str]) -> dict[str, float]:
-        """The largest variance that each of these LayerNorms may meet.
+        """Return by name the largest variance that each of these constant LayerNorms may meet.
 
         Raises:
-            RangeError: a constant norm's rows grew beyond all numbers.
+            RangeError: the rows before one of them grew beyond all numbers.
         """
         return {name: norm_limit(name, self.bounds[f"{name}.variance"][1]) for name in names}
 
     def to_json(self) -> dict[str, Any]:
-        """A JSON object, names sorted."""
+        """Return a JSON object with sorted names."""
         return {
             "n_examples": self.n_examples,
             "bounds": {name: list(self.bounds[name]) for name in sorted(self.bounds)},
@@ -73,7 +78,7 @@ class Ranges:
 
 
 def norm_limit(name: str, largest: float) -> float:
-    """The largest variance that a constant LayerNorm may meet, from the largest that was seen.
+    """Return the largest variance that a constant LayerNorm may meet, from the largest variance that was seen.
 
     Raises:
         RangeError: rows grew beyond all numbers.

@@ -1,33 +1,41 @@
-"""Whether any row's number left what its tables can see, told by one more random mark."""
+"""The range guard: tells by one more random mark whether any row's number lies above what its tables can see."""
 
 import torch
 
 from mpcformer.correlations import Request
-from mpcformer.correlations.kinds import logical_shift
+from mpcformer.correlations.beaver import TripleSpec
+from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.party import Party
+from mpcformer.ring.packing import logical_shift
 
 
 def requests(sizes: list[tuple[int, int]]) -> list[Request]:
-    """The correlations for groups of (rows, bits)."""
+    """Return the requests for groups of (rows, bits)."""
     total = sum(rows for rows, _ in sizes)
     truncations = [Request("truncation", ((rows,),), bits=bits) for rows, bits in sizes]
-    return [
-        *truncations,
-        Request("square_pair", ((total,),)),
-        Request("additive_triple", ((total,), (total,)), op="mul"),
-    ]
+    return [*truncations, Request("square_pair", ((total,),)), TripleSpec("mul", (total,), (total,)).request()]
+
+
+def cost(sizes: list[tuple[int, int]]) -> ProtocolCost:
+    """Return the cost of a mark for groups of (rows, bits), as `mark` states it."""
+    words = (sum(rows for rows, _ in sizes),), 64
+    return opening(words) + opening(words) + opening(words) + dealt(*requests(sizes))
 
 
 def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]]) -> torch.Tensor:
-    """A share of zero if every x is below 2^bits, of a random number if any is 2^(bits + 1) or more.
+    """Compute a share of zero if every x is below 2^bits, and of a random number if any is 2^(bits + 1) or more.
 
-    Ideal function: t = floor(x / 2^bits) or that plus one; the sum over rows of t (t - 1) b, b random, times `real`.
-    Shapes: each group is (x (rows,), bits, real (rows,)), real 1 where a row counts and 0 where not; result ().
+    Ideal function: the sum over all rows of t (t - 1) b `real`, where t = floor(x / 2^bits), or that plus one, and b
+        is random.
+    Shapes: each group is (x (rows,), bits, real (rows,)), where `real` is 1 for a row that counts and 0 for any other;
+        result ().
     Scale: none.
-    Range and error: 0 <= x < 2^62. Between the two bounds it may or may not mark; t = 2^k u, u odd, escapes with
-    probability 2^(k - 64), k <= 62 - bits. The sum is not opened: `protocols.zero_test` tells whether it is zero.
-    Cost for n rows: 3 rounds, 24 n bytes each way, 32 n dealer bytes.
-    Source: truncation as in `crypten_compat.truncate`; a Beaver triple whose second factor is never opened is the mask.
+    Range and error: 0 <= x < 2^62. Between the two bounds the mark may or may not be set. A row with t = 2^k u, u odd,
+        escapes with probability 2^(k - 64), k <= 62 - bits. The sum is not opened: `protocols.zero_test` tells whether
+        it is zero.
+    Cost for n rows of all groups: 3 rounds; 24 n bytes each way; 32 n dealer bytes.
+    Source: the truncation is that of `engines.crypten.compat.truncate`. The mask b is the second factor of a Beaver
+        triple, which is never opened.
     """
     sizes = [(x.numel(), bits) for x, bits, _ in groups]
     *truncations, (r, r_squared), (a, b, c) = [party.take(request) for request in requests(sizes)]

@@ -1,28 +1,44 @@
-"""Linear maps whose weights the model owner knows: one product online, at the model owner, and one message."""
+"""Linear maps whose weights the model owner knows: one message online, and one product at the model owner."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from mpcformer.correlations import Request
-from mpcformer.correlations.suite import times_weight, weight_mask
+from mpcformer.correlations.linear import LinearSpec, times_weight, weight_mask
+from mpcformer.protocols.cost import ProtocolCost, dealt, message
+from mpcformer.protocols.party import MODEL_OWNER, half_bytes
 
 Shape = tuple[int, ...]
 
 
 def request(names: list[str], rows: int, shapes: Mapping[str, Shape], bits: int) -> Request:
-    """The correlation for all maps in `names` of the same input (rows, in), over Z_2^bits."""
-    widths = [shapes[name] for name in names]
-    return Request("linear", ((rows, widths[0][0]), *widths), op=",".join(names), bits=bits)
+    """Return the request for all maps in `names` of the same input (rows, in), over Z_2^bits."""
+    return LinearSpec(tuple(names), rows, tuple(shapes[name] for name in names), bits).request()
+
+
+def cost(rows: int, weights: Sequence[Shape], bits: int) -> ProtocolCost:
+    """Return the cost of maps of the same input (rows, in), as `model_owner_share` states it."""
+    names = tuple(str(n) for n in range(len(weights)))
+    correlation = LinearSpec(names, rows, tuple(weights), bits).request()
+    return message(MODEL_OWNER, ((rows, weights[0][0]), bits)) + dealt(correlation)
+
+
+def setup_cost(weights: Sequence[Shape], bits: int) -> ProtocolCost:
+    """Return the cost of masked weights, as `masked_weight` states it."""
+    return ProtocolCost(setup_bytes=sum(half_bytes((weight, bits)) for weight in weights))
 
 
 def masked_weight(weight: torch.Tensor, key: bytes, name: str, bits: int) -> torch.Tensor:
-    """F = W - B, which the model owner tells the data owner once a session."""
+    """Compute F = W - B, which the model owner sends to the data owner once a session.
+
+    Cost for n weights over Z_2^k: k / 8 n set-up bytes.
+    """
     return weight - weight_mask(key, name, tuple(weight.shape), bits)
 
 
 def data_owner_share(masked: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """A F_i + c_i: party 1's shares, known before the input is."""
+    """Compute A F_i + c_i: the data owner's shares of the results, which it knows before its input."""
     a, *c = tensors
     return [times_weight(a, f) + c_i for f, c_i in zip(masked, c, strict=True)]
 
@@ -30,14 +46,15 @@ def data_owner_share(masked: list[torch.Tensor], tensors: list[torch.Tensor]) ->
 def model_owner_share(
     x_share: torch.Tensor, masked_input: torch.Tensor, weights: list[torch.Tensor], tensors: list[torch.Tensor]
 ) -> list[torch.Tensor]:
-    """[x W_i] at party 0, from E = x_1 - A.
+    """Compute the model owner's shares of x W_i from E = x_1 - A.
 
-    Ideal function: x W_i over Z_2^k, no truncation; a diagonal weight multiplies the columns.
-    Shapes: x (rows, in), W (in, out) or (in,), result (rows, out) each.
+    Ideal function: x W_i over Z_2^k, without truncation. A diagonal weight multiplies the columns.
+    Shapes: x (rows, in), W (in, out) or (in,), each result (rows, out).
     Scale: f and g -> f + g.
     Range and error: exact modulo 2^k.
-    Cost: 1 one-way round, k / 8 rows in bytes from party 1 to party 0; k / 8 rows out dealer bytes for each map.
-    Source: W - B sent once, as in the preprocessing of Delphi (Mishra et al., USENIX Security 2020), with a dealer.
+    Cost with `out` columns of all results together: 1 round; k / 8 rows in bytes to the model owner;
+        k / 8 rows out dealer bytes.
+    Source: W - B is sent once, as in the preprocessing of Delphi (Mishra et al., USENIX Security 2020), with a dealer.
     """
     known = x_share + masked_input
     return [times_weight(known, weight) + c for weight, c in zip(weights, tensors, strict=True)]

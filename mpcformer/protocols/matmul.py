@@ -1,32 +1,39 @@
-"""Product of two shared matrices, from openings made elsewhere."""
+"""The product of two shared matrices, from openings that are made elsewhere."""
 
 import torch
 
 from mpcformer.correlations import Request
-from mpcformer.protocols.party import Party
+from mpcformer.protocols.cost import ProtocolCost, dealt, opening
+from mpcformer.protocols.party import Half, Party
+
+
+def request(x: tuple[int, ...], y: tuple[int, ...], bits: int) -> Request:
+    """Return the request for x (..., m, n) times the transpose of y (..., p, n), over Z_2^bits."""
+    return Request("matmul_masks", (x, y), bits=bits)
+
+
+def cost(x: tuple[int, ...], y: tuple[int, ...], bits: int, *, ahead: bool = False) -> ProtocolCost:
+    """Return the cost of a product with its openings, as `product` states it. `ahead` is that of `opening`."""
+    return opening((x, bits), (y, bits), ahead=ahead) + dealt(request(x, y, bits))
+
+
+def half(share: torch.Tensor, mask: torch.Tensor, bits: int) -> Half:
+    """Return this owner's half of the opening of x - a."""
+    return share - mask, bits
 
 
 def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Tensor]) -> torch.Tensor:
-    """[x y^T] from the opened d = x - a and e = y - b.
+    """Compute [x y^T] from the opened d = x - a and e = y - b.
 
-    Ideal function: matrix product over Z_2^k, no truncation.
+    Ideal function: matrix product over Z_2^k, without truncation.
     Shapes: x (..., m, n), y (..., p, n), result (..., m, p).
     Scale: f and g -> f + g.
-    Range and error: exact modulo 2^k, where k is the ring of the masks and of d and e.
-    Cost: 1 round with the openings, k / 8 (m n + n p) bytes each way, k / 8 m p dealer bytes.
+    Range and error: exact modulo 2^k, where k is the width of the ring of the masks and of d and e.
+    Cost for b products with both openings in one message: 1 round; k / 8 b (m n + n p) bytes each way;
+        k / 8 b m p dealer bytes.
     Source: Beaver, CRYPTO 1991.
     """
     a, b, c = masks
     own = e + b if party.rank == 0 else b
-    # Two products as one: (d | a) (own | e)^T.
+    # Two products are computed as one: (d | a) (own | e)^T.
     return torch.matmul(torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1).transpose(-1, -2)) + c
-
-
-def request(x: tuple[int, ...], y: tuple[int, ...], bits: int) -> Request:
-    """The correlation for x (..., m, n) times the transpose of y (..., p, n), over Z_2^bits."""
-    return Request("matmul_masks", (x, y), bits=bits)
-
-
-def half(share: torch.Tensor, mask: torch.Tensor, bits: int) -> tuple[torch.Tensor, int]:
-    """This party's half of the opening of x - a."""
-    return share - mask, bits

@@ -1,15 +1,18 @@
 """Comparisons with public thresholds, and piecewise polynomials, of a value that is opened under a lifted mask.
 
-The opened c = x + 2^(k-2) + r mod 2^k is public, so a comparison of x with a threshold is one of public numbers with
-r: its top bit, and one borrow, which `correlations.piecewise` makes of words that the dealer shares. A comparison
-costs six bits on the wire an element, not words of the ring; more thresholds share the dealer's words.
+The opened c = x + 2^(k-2) + r mod 2^k is public. A comparison of x with a threshold therefore compares public numbers
+with r: it needs the top bit of r and one borrow, which the dealer's words make cheap (see `correlations.piecewise`).
+A comparison costs six bits on the wire for each element instead of words of the ring, and all thresholds share the
+dealer's words.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
 from mpcformer.correlations import Request
+from mpcformer.correlations.lifted import LiftedSpec
 from mpcformer.correlations.piecewise import (
     CHUNK_BITS,
     CHUNK_SIZE,
@@ -18,22 +21,29 @@ from mpcformer.correlations.piecewise import (
     N_INPUTS,
     PER_WORD,
     PRODUCT_BITS,
+    PiecewiseSpec,
     low_bits,
     selectors,
 )
+from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party
 from mpcformer.ring.packing import WIDTHS
 
-N_MASKS = 3  # r, the inputs' masks, the bits' masks: before the lifted mask's dealt tensors
 SELECTED, CONSTANT = selectors()
+# The bits of all pieces of an element travel in one byte.
+CHOSEN_BITS = WIDTHS[0]
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A polynomial that counts where an odd number of thresholds is not above x: one is a half-line, two an interval.
+    """A polynomial that counts where an odd number of its thresholds is not above x.
 
-    thresholds: integers at x's scale. coefficients: of 1, x, x^2, as many as the degree needs; integers.
+    One threshold makes a half-line, two make an interval.
+
+    Args:
+        thresholds: integers at the scale of x.
+        coefficients: integers, those of 1, x and x^2 as far as the degree needs them.
     """
 
     thresholds: tuple[int, ...]
@@ -41,8 +51,14 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Function:
-    """A constant, and pieces, of a value below 2^(bits - 2)."""
+class PiecewiseFunction:
+    """A constant and pieces, as a function of a value below 2^(bits - 2).
+
+    Args:
+        bits: the width k of the ring in which the value is opened.
+        pieces: the pieces; where several count, they add up.
+        constant: a number that is added everywhere.
+    """
 
     bits: int
     pieces: tuple[Piece, ...]
@@ -50,64 +66,79 @@ class Function:
 
     @property
     def thresholds(self) -> list[int]:
-        """All, once each, rising."""
+        """The different thresholds of all pieces, in rising order."""
         return sorted({t for piece in self.pieces for t in piece.thresholds})
 
     @property
-    def op(self) -> str:
-        """Of the lifted mask: are squares needed."""
+    def use(self) -> str:
+        """The use of the lifted mask: square if a piece needs x^2, else plain."""
         return "square" if any(len(piece.coefficients) > 2 for piece in self.pieces) else "plain"
 
+    @property
+    def input_width(self) -> int:
+        """The packing width, in bits, of the inputs of all borrows of one element."""
+        return next(width for width in WIDTHS if width >= INPUT_BITS * len(self.thresholds))
+
     def request(self, shape: tuple[int, ...]) -> Request:
-        """The correlation for values of `shape`."""
-        sizes = [len(self.thresholds), *(len(piece.coefficients) - 1 for piece in self.pieces)]
-        return Request("piecewise", (shape,), op=self.op, bits=self.bits, params=tuple(map(float, sizes)))
+        """Return the request for values of `shape`."""
+        degrees = tuple(len(piece.coefficients) - 1 for piece in self.pieces)
+        return PiecewiseSpec(LiftedSpec(self.use, shape, self.bits), len(self.thresholds), degrees).request()
 
 
-def relu(bits: int) -> Function:
-    """max(x, 0) at x's own scale."""
-    return Function(bits, (Piece((0,), (0, 1)),))
+def relu(bits: int) -> PiecewiseFunction:
+    """Return max(x, 0), at the scale of x."""
+    return PiecewiseFunction(bits, (Piece((0,), (0, 1)),))
 
 
-def clamp(bits: int, bound: int) -> Function:
-    """max(-bound, min(x, bound)) at x's own scale."""
+def clamp(bits: int, bound: int) -> PiecewiseFunction:
+    """Return max(-bound, min(x, bound)), at the scale of x."""
     upper, lower = Piece((bound,), (bound,)), Piece((-bound,), (bound,))
-    return Function(bits, (Piece((-bound, bound), (0, 1)), upper, lower), -bound)
+    return PiecewiseFunction(bits, (Piece((-bound, bound), (0, 1)), upper, lower), -bound)
+
+
+def cost(function: PiecewiseFunction, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
+    """Return the cost of a function with the opening of its argument, as `Evaluation` states it.
+
+    `ahead` is that of `opening`, for the argument.
+    """
+    inputs, chosen = opening((shape, function.input_width)), opening((shape, CHOSEN_BITS))
+    return opening((shape, function.bits), ahead=ahead) + inputs + chosen + dealt(function.request(tuple(shape)))
 
 
 class Evaluation:
-    """One function of one set of values, from before the opening to the result.
+    """The evaluation of one function on one set of values, from before the opening to the result.
 
-    Ideal function: constant + the sum of the pieces that count at x; a piece's polynomial is exact over Z_2^64.
-    Shapes: x (...), result (...). Scale: f and the coefficients' (g, g - f, g - 2 f) -> g.
-    Range and error: |x| < 2^(bits - 2), thresholds within; exact, but for x in [t - 2^max(0, bits - 25), t)
-    a threshold t may count as reached.
-    Cost for n elements, t thresholds: 1 round and bits / 8 n bytes each way with the opening; 2 rounds,
-    (t padded to a packing width + 1) n bytes each way; dealer bytes as stated in `correlations.piecewise`.
+    Ideal function: the constant plus the sum of the pieces that count at x; polynomials are exact over Z_2^64.
+    Shapes: x (...), result (...).
+    Scale: f and the coefficients' (g, g - f, g - 2 f) -> g.
+    Range and error: |x| < 2^(bits - 2), with the thresholds within; exact, except that for x in
+        [t - 2^max(0, bits - 25), t) a threshold t may count as reached.
+    Cost for n elements with the opening, t thresholds whose t bytes are padded to a packing width of w, p0, p1 and p2
+        pieces of degree 0, 1 and 2, and s = 1 if p2 > 0, else 0: 3 rounds; (k / 8 + w + 1) n bytes each way;
+        n (2 h + s (h + 8) + 32 + 2 t + 8 p0 + (16 + h) p1 + (24 + 2 h) p2) dealer bytes, where h is (64 - k) / 8.
     Source: the borrow of a masked comparison as in Damgard et al., TCC 2006, with a dealer; the tables of chunks, which
-    all thresholds share, and the products with x are ours.
+        all thresholds share, and the products with x are ours.
     """
 
-    def __init__(self, function: Function, tensors: list[torch.Tensor], rank: int) -> None:
+    def __init__(self, function: PiecewiseFunction, tensors: list[torch.Tensor], rank: int) -> None:
         self._function, self._rank = function, rank
         r, self._input_masks, self._bit_masks, *rest = tensors
-        n_lifted = 4 if function.op == "square" else 2
-        self._mask = Mask([r, *rest[:n_lifted]], function.bits, function.op)
+        n_lifted = 4 if function.use == "square" else 2
+        self._mask = Mask([r, *rest[:n_lifted]], function.bits, function.use)
         self._words, *rest = rest[n_lifted:]
         n_products = -(-len(function.thresholds) // PER_WORD)
         self._products, self._dealt = rest[:n_products], rest[n_products:]
         self._chosen = torch.empty(0)
 
     def half(self, share: torch.Tensor) -> Half:
-        """This party's half of the opening of `share`, valid over Z_2^bits."""
+        """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
         return self._mask.half(share, self._rank)
 
     def evaluate(self, party: Party, c: torch.Tensor) -> torch.Tensor:
-        """[f(x)] over Z_2^64, from the opened c."""
+        """Compute [f(x)] over Z_2^64 from the opened c."""
         function = self._function
         inputs, local = self._inputs(c)
-        width = next(w for w in WIDTHS if w >= INPUT_BITS * len(function.thresholds))
-        opened = party.open_bits(inputs ^ self._input_masks, width)
+        opened = party.open_bits(inputs ^ self._input_masks, function.input_width)
         reached = [self._reached(opened, i) ^ bit for i, bit in enumerate(local)]
 
         word = torch.zeros_like(c)
@@ -115,19 +146,19 @@ class Evaluation:
         for j, piece in enumerate(function.pieces):
             for t in piece.thresholds:
                 word ^= reached[thresholds.index(t)] << j
-        chosen = party.open_bits(word ^ self._bit_masks, WIDTHS[0])
+        chosen = party.open_bits(word ^ self._bit_masks, CHOSEN_BITS)
         return self._combine(party, c, chosen)
 
     def bit(self, party: Party, j: int) -> torch.Tensor:
-        """[does piece j count] over Z_2^64, as a number; after `evaluate`. No further message."""
+        """Return [whether piece j counts] over Z_2^64, as a number; after `evaluate`. Local."""
         at = sum(1 + 2 * (len(piece.coefficients) - 1) for piece in self._function.pieces[:j])
         o = (self._chosen >> j) & 1
         return party.only(0, o) + (1 - 2 * o) * self._dealt[at]
 
     def _inputs(self, c: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Shares of the borrows' inputs, a byte a threshold; and what each bit is made of besides."""
+        """Return shares of the borrows' inputs, a byte for each threshold, and each bit's local part."""
         first, bits = int(self._rank == 0), self._function.bits
-        top = self._mask.tensors[2] & 1  # an additive share's last bit is an XOR share
+        top = self._mask.tensors[2] & 1  # the last bit of an additive share is an XOR share
         shifted = [(word << 1) | first for word in self._words]
         inputs, local = torch.zeros_like(c), []
         for i, t in enumerate(self._function.thresholds):
@@ -146,7 +177,7 @@ class Evaluation:
         return inputs, local
 
     def _reached(self, opened: torch.Tensor, i: int) -> torch.Tensor:
-        """Share of the borrow's polynomial for threshold i."""
+        """Compute this owner's share of the borrow's polynomial for threshold i."""
         value = (opened >> (INPUT_BITS * i)) & ((1 << N_INPUTS) - 1)
         masks = (self._input_masks >> (INPUT_BITS * i)) & ((1 << N_INPUTS) - 1)
         products = (self._products[i // PER_WORD] >> (PRODUCT_BITS * (i % PER_WORD))) & ((1 << PRODUCT_BITS) - 1)
@@ -159,12 +190,12 @@ class Evaluation:
         return bit ^ CONSTANT[value] if self._rank == 0 else bit
 
     def _combine(self, party: Party, c: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
-        """The pieces' sum: with o the opened bit and s its mask, a piece counts o + (1 - 2 o) s times."""
+        """Add up the pieces. With the opened bit o and its mask s, a piece counts o + (1 - 2 o) s times."""
         self._chosen = chosen
         function, opened = self._function, Opened(party, self._mask, c)
         no_msb = 1 - (c >> (function.bits - 1))
         powers = [party.only(0, torch.ones_like(c)), opened.value()]
-        if function.op == "square":
+        if function.use == "square":
             powers.append(opened.square())
         total = torch.zeros_like(c) + party.only(0, function.constant)
         dealt = iter(self._dealt)

@@ -5,30 +5,36 @@ from dataclasses import dataclass
 import torch
 
 from mpcformer.correlations import Request
+from mpcformer.correlations.beaver import TripleSpec
 from mpcformer.correlations.table import GUARD, LOG_STEPS, TableSpec
+from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.matmul import half as masked_half
 from mpcformer.protocols.party import Half, Party, shift
 
 
 @dataclass(frozen=True)
 class Argument:
-    """How a shared number becomes a table's 24-bit argument: v = (x multiplier >> shift) - base."""
+    """The conversion of a shared number x to the 24-bit argument of a table: v = (x multiplier >> shift) - base."""
 
     spec: TableSpec
     multiplier: int
     shift: int
 
     def of(self, share: torch.Tensor, rank: int) -> torch.Tensor:
-        """This party's share of v, valid over Z_2^24."""
+        """Compute this owner's share of v, which is valid over Z_2^24."""
         scaled = shift(share * self.multiplier, self.shift, rank)
         return scaled - self.spec.base if rank == 0 else scaled
 
 
 @dataclass(frozen=True)
-class Function:
-    """One table, or an upper and a lower one where the range is wide; and a guard where the argument may leave it.
+class TableFunction:
+    """A function given by one table, or by two if its range is wide.
 
-    guard_bits: the guard reaches to 2^(guard_bits + 1) in the argument's integers; see `protocols.guard`.
+    Args:
+        upper: the only table, or the one that spans the whole range.
+        lower: the finer table for the low end of the range, if there is one.
+        guard: the table of marks for arguments above the range, if the argument may leave it.
+        guard_bits: the guard reaches up to 2^(guard_bits + 1), in the argument's integers; see `protocols.guard`.
     """
 
     upper: Argument
@@ -42,38 +48,45 @@ class Function:
         return [part for part in (self.upper, self.guard, self.lower) if part is not None]
 
 
-class Lookup:
-    """The tables of one set of rows, from before the opening to the result.
+def cost(function: TableFunction, rows: int) -> ProtocolCost:
+    """Return the cost of a lookup with the opening of its arguments, as `Lookup` states it."""
+    found = opening(*[((rows,), TableSpec.BITS)] * len(function.parts)) + dealt(*Lookup.requests(function, rows))
+    return found if function.lower is None else found + opening(((2, rows), 64), ((rows,), 64))
 
-    Ideal function: f((v + base) unit) 2^scale, piecewise quadratic; a mark, zero where all is in range.
+
+class Lookup:
+    """The lookup of a function for one set of rows, from before the opening to the result.
+
+    Ideal function: f((v + base) unit) 2^scale, piecewise quadratic; and a mark, which is zero if all is in range.
     Shapes: x (rows,), result (rows,).
     Scale: that of the table.
     Range and error: see `correlations.table`; outside the range the mark is uniform over Z_2^32.
-    Cost for m rows: 1 round and 3 m bytes each way, 28 m bins dealer bytes; with a lower table 2 rounds, 30 m bytes
-    each way, 36 m bins + 28 m lower bins + 16 m dealer bytes; with a guard 3 m bytes and 4 m bins dealer bytes more.
+    The cost for m rows, with u bins in the upper or only table, l in the lower one and g in the guard, is:
+    Cost of one table: 1 round; 3 m bytes each way; 28 m u dealer bytes.
+    Cost of one table with a guard: 1 round; 6 m bytes each way; m (28 u + 4 g) dealer bytes.
+    Cost of two tables: 2 rounds; 30 m bytes each way; m (36 u + 28 l + 16) dealer bytes.
+    Cost of two tables with a guard: 2 rounds; 33 m bytes each way; m (36 u + 28 l + 4 g + 16) dealer bytes.
     Source: rotated tables after Ishai et al., TCC 2013; quadratics with dealer-fitted coefficients are ours.
     """
 
-    def __init__(self, function: Function, tensors: list[list[torch.Tensor]], rank: int) -> None:
+    def __init__(self, function: TableFunction, tensors: list[list[torch.Tensor]], rank: int) -> None:
         self._function, self._tensors, self._rank = function, tensors, rank
 
     @staticmethod
-    def requests(function: Function, rows: int) -> list[Request]:
-        """The correlations, in order."""
+    def requests(function: TableFunction, rows: int) -> list[Request]:
+        """Return the requests, in order."""
         tables = [argument.spec.request(rows) for argument in function.parts]
-        if function.lower is None:
-            return tables
-        return [*tables, Request("additive_triple", ((2, rows), (rows,)), op="mul")]
+        return tables if function.lower is None else [*tables, TripleSpec("mul", (2, rows), (rows,)).request()]
 
     def halves(self, share: torch.Tensor) -> list[Half]:
-        """The halves of the arguments' openings."""
+        """Return this owner's halves of the openings of the arguments."""
         return [
             (argument.of(share, self._rank) + tensors[0], TableSpec.BITS)
             for argument, tensors in zip(self._function.parts, self._tensors, strict=False)  # the triple comes after
         ]
 
     def evaluate(self, party: Party, opened: list[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """[f] and the mark's share, from the opened arguments."""
+        """Compute [f] and the share of the mark from the opened arguments."""
         parts = list(zip(self._function.parts, self._tensors, opened, strict=False))
         value, mark, *below = _look_up(parts[0][0].spec, parts[0][1], parts[0][2])
         if self._function.guard is not None:
@@ -88,7 +101,7 @@ class Lookup:
 
 
 def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> list[torch.Tensor]:
-    """[f], the mark's share and, with a lower table, the share of "below"."""
+    """Compute [f], the share of the mark and, if there is a lower table, the share of "below"."""
     rows = torch.arange(c.numel(), device=c.device)
     index = c >> spec.bin_bits
     if spec.function == GUARD:

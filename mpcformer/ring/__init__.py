@@ -1,1 +1,1 @@
-"""Ring arithmetic and randomness: tensors in, tensors out. Knows nothing of parties."""
+"""Ring arithmetic and randomness on tensors. Nothing here knows of owners, channels or protocols."""

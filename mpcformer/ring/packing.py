@@ -1,9 +1,10 @@
-"""Ring elements on the wire: Z_2^k with k a multiple of 8 takes k / 8 bytes an element.
+"""Ring elements on the wire: an element of Z_2^k, with k a multiple of 8, takes k / 8 bytes.
 
-They lie in planes, each as wide as a machine word, little-endian: of 56 bits first the low 32 of all elements, then the
-next 16 of all, then the top 8. So torch packs and unpacks by whole words, several times faster than byte by byte.
+The elements lie in planes, each as wide as a machine word and little-endian. For 56 bits, for example, the low 32 bits
+of all elements come first, then the next 16 bits of all, then the top 8. That way torch packs and unpacks whole words,
+which is several times faster than byte by byte.
 
-In memory an element of Z_2^k is an int64 whose bits from k up mean nothing; sums, products and matrix products of such
+In memory an element of Z_2^k is an int64 whose bits from k up mean nothing. Sums, products and matrix products of such
 numbers are right modulo 2^k without a reduction.
 """
 
@@ -28,14 +29,18 @@ UNSIGNED = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32, WORD: torch.int6
 
 
 def packed_bytes(n_elements: int, bits: int) -> int:
-    """Bytes of `n_elements` of Z_2^bits."""
+    """Return the bytes that `n_elements` of Z_2^bits take.
+
+    Raises:
+        ValueError: elements of so many bits do not pack into bytes.
+    """
     if bits not in WIDTHS:
         raise ValueError(f"a ring of {bits} bits does not pack into bytes; choose one of {WIDTHS}")
     return n_elements * bits // 8
 
 
 def pack(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """The low `bits` bits of each element: uint8 (x.numel() bits / 8)."""
+    """Pack the low `bits` bits of each element: uint8 (x.numel() bits / 8,)."""
     n_bytes = packed_bytes(x.numel(), bits)
     if x.device.type == "meta":
         return torch.empty(n_bytes, dtype=torch.uint8, device="meta")
@@ -50,10 +55,10 @@ def pack(x: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tensor:
-    """int64 of `shape` from `pack`'s bytes, in [0, 2^bits); with 64 bits, any int64."""
+    """Unpack bytes made by `pack`: int64 of `shape` in [0, 2^bits), or any int64 if `bits` is 64."""
     if packed.device.type == "meta":
         return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
-    if bits == WORD:  # also of what was never packed
+    if bits == WORD:  # the dealer does not pack such tensors: they may arrive as int64
         return (packed.clone() if packed.storage_offset() % 8 else packed).view(torch.int64).view(tuple(shape))
     total: torch.Tensor | None = None
     for low, width, part in _planes(packed.numel() * 8 // bits, bits):
@@ -67,7 +72,7 @@ def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tenso
 
 
 def _planes(n_elements: int, bits: int) -> Iterator[tuple[int, int, slice]]:
-    """Lowest bit, width and place in the bytes of each plane."""
+    """Yield the lowest bit, the width and the position in the bytes of each plane."""
     low = at = 0
     for width in PLANES[bits]:
         end = at + n_elements * width // 8
@@ -76,5 +81,10 @@ def _planes(n_elements: int, bits: int) -> Iterator[tuple[int, int, slice]]:
 
 
 def reduce(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """x mod 2^bits in [0, 2^bits); with 64 bits, x."""
+    """Return x mod 2^bits in [0, 2^bits), or x itself if `bits` is 64."""
     return x if bits == 64 else x & ((1 << bits) - 1)
+
+
+def logical_shift(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return x >> bits with zeros shifted in; int64 of any shape, 1 <= bits <= 63."""
+    return (x >> bits) & ((1 << (64 - bits)) - 1)

@@ -1,7 +1,7 @@
-"""The one source of protocol randomness: AES-128 in counter mode, keyed by the operating system.
+"""The one source of protocol randomness: AES-128 in counter mode, with keys from the operating system.
 
-CrypTen draws its shares from MT19937, whose 32 effective seed bits a party can search in a minute; nothing here does.
-Every stream has its own key, derived by a label, so no counter is ever shared between two purposes.
+CrypTen draws its shares from MT19937, whose 32 effective seed bits anyone can search in a minute. Nothing here uses it.
+Every stream has its own key, derived by labels, so no counter is ever shared between two purposes.
 """
 
 import os
@@ -17,52 +17,62 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 16
 
 
-class _Series:
-    """INSECURE keys: each follows from the first and from how many were drawn before."""
+class DeterministicKeys:
+    """INSECURE: a series of keys in which each follows from the first key and its position."""
 
     def __init__(self, key: bytes) -> None:
         self.key, self._n_drawn = key, 0
 
     def next(self) -> bytes:
+        """Return the next key of the series."""
         self._n_drawn += 1
         return derive_key(self.key, self._n_drawn)
 
 
-class _Fixed:
-    """Where fresh keys come from, if not from the operating system: a thread's own series goes before the process's."""
+class InsecureKeySource:
+    """The source of fresh keys if they do not come from the operating system.
 
-    process: _Series | None = None
-    thread: ContextVar[_Series | None] = ContextVar("series", default=None)
+    The series of a thread takes precedence over that of the process.
+    """
+
+    process: DeterministicKeys | None = None
+    thread: ContextVar[DeterministicKeys | None] = ContextVar("series", default=None)
+
+    @classmethod
+    def current(cls) -> DeterministicKeys | None:
+        """Return the series that is in force here, or None if keys are secure."""
+        return cls.thread.get() or cls.process
 
 
 def fresh_key() -> bytes:
-    """16 bytes from the operating system's generator."""
-    fixed = _Fixed.thread.get() or _Fixed.process
+    """Return 16 bytes from the operating system's generator."""
+    fixed = InsecureKeySource.current()
     return os.urandom(KEY_BYTES) if fixed is None else fixed.next()
 
 
-def fix_keys(seed: int, party: str) -> None:
-    """INSECURE: from now on this process's fresh keys follow from a number, so that a session can be repeated.
+def fix_keys(seed: int, party_id: str) -> None:
+    """INSECURE: make this process's fresh keys follow from a number, so that a session can be repeated.
 
-    parties/settings/config.py allows it between processes of one machine alone.
+    parties/settings/config.py allows this only between processes of the same machine.
     """
-    _Fixed.process = _Series(_first(seed, party))
+    InsecureKeySource.process = DeterministicKeys(_first_key(seed, party_id))
 
 
 @contextmanager
-def fixed_keys(seed: int | None, party: str) -> Iterator[None]:
-    """INSECURE: the same for this thread, and only inside; None fixes nothing."""
-    with _series(None if seed is None else _first(seed, party)):
+def fixed_keys(seed: int | None, party_id: str) -> Iterator[None]:
+    """INSECURE: make this thread's fresh keys follow from a number inside the block. A seed of None fixes nothing."""
+    with _series(None if seed is None else _first_key(seed, party_id)):
         yield
 
 
 @contextmanager
-def keys_of(*labels: bytes | str | int) -> Iterator[None]:
-    """Fixed keys drawn inside follow from `labels`, not from what else the process drew before; fresh ones stay fresh.
+def scoped_keys(*labels: bytes | str | int) -> Iterator[None]:
+    """Inside the block, make fixed keys follow from `labels` instead of from how many keys were drawn before.
 
-    What runs side by side, such as a service's sessions, is so repeatable whatever comes first.
+    Work that runs side by side, such as the sessions of a service, can thus be repeated in any order. Keys that are not
+    fixed stay fresh.
     """
-    fixed = _Fixed.thread.get() or _Fixed.process
+    fixed = InsecureKeySource.current()
     with _series(None if fixed is None else derive_key(fixed.key, "of", *labels)):
         yield
 
@@ -72,19 +82,19 @@ def _series(key: bytes | None) -> Iterator[None]:
     if key is None:
         yield
         return
-    token = _Fixed.thread.set(_Series(key))
+    token = InsecureKeySource.thread.set(DeterministicKeys(key))
     try:
         yield
     finally:
-        _Fixed.thread.reset(token)
+        InsecureKeySource.thread.reset(token)
 
 
-def _first(seed: int, party: str) -> bytes:
-    return derive_key(seed.to_bytes(KEY_BYTES, "big"), "fixed", party)
+def _first_key(seed: int, party_id: str) -> bytes:
+    return derive_key(seed.to_bytes(KEY_BYTES, "big"), "fixed", party_id)
 
 
 def derive_key(key: bytes, *labels: bytes | str | int) -> bytes:
-    """A 16-byte key for the purpose that `labels` name: HKDF-SHA256 (RFC 5869) over a length-prefixed encoding.
+    """Derive a 16-byte key for the purpose that `labels` name, by HKDF-SHA256 (RFC 5869) over length-prefixed labels.
 
     Raises:
         ValueError: `key` is not 16 bytes.
@@ -107,20 +117,20 @@ class Stream:
 
     def __init__(self, key: bytes) -> None:
         _check_key(key)
-        # Every key is used for one stream only, so the counter may start at zero.
+        # Every key serves one stream only, so the counter may start at zero.
         self._encryptor: CipherContext = Cipher(algorithms.AES(key), modes.CTR(bytes(16))).encryptor()
 
     def int64(self, shape: Sequence[int]) -> torch.Tensor:
-        """The next uniform elements of Z_2^64, as int64 of `shape`."""
+        """Return the next uniform elements of Z_2^64, as int64 of `shape`."""
         out = torch.zeros(tuple(shape), dtype=torch.int64)
         if out.numel():
-            # Encrypting the zeros in place of themselves yields the key stream without a copy.
+            # Encrypting the zeros in place yields the key stream without a copy.
             view = memoryview(out.view(-1).numpy()).cast("B")  # type: ignore[arg-type]
             self._encryptor.update_into(view, view)
         return out
 
     def bits(self, shape: Sequence[int], n_bits: int) -> torch.Tensor:
-        """The next uniform integers in [0, 2^n_bits), as int64 of `shape`; n_bits in 1..63."""
+        """Return the next uniform integers in [0, 2^n_bits), as int64 of `shape`; n_bits in 1..63."""
         if not 1 <= n_bits <= 63:
             raise ValueError(f"n_bits ({n_bits}) must lie in 1..63")
         return self.int64(shape) & ((1 << n_bits) - 1)

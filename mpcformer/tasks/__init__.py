@@ -1,4 +1,4 @@
-"""Tasks: registry, loaders, metrics, batches.
+"""The tasks: their registry, how their examples are loaded and batched, and their metrics.
 
 Only the registry is imported at once. The rest loads pyarrow and torch, for which a command's help need not wait, and
 is imported when somebody asks for it.

@@ -1,4 +1,4 @@
-"""Token ids and length-bucketed batches."""
+"""Turn texts into token ids, and examples into batches of similar length."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ BUCKET_BATCHES = 50
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example's ids, unpadded, special tokens included."""
+    """The ids of one example, without padding but with the special tokens."""
 
     input_ids: list[int]
     token_type_ids: list[int]
@@ -24,16 +24,17 @@ class Encoded:
 
 
 def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: int | None = None) -> list[Encoded]:
-    """Tokenise; longer texts are cut at `max_length`, or refused where it is None.
+    """Tokenise examples. Texts longer than `max_length` are cut.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
-        examples: one or two texts each.
-        positions: how many the model has.
-        max_length: tokens kept, special ones included; at least 8.
+        examples: the examples, with one or two texts each.
+        positions: the number of positions that the model has.
+        max_length: the number of tokens to keep, with the special ones, at least 8; None refuses texts that are longer
+            than the model's positions.
 
     Raises:
-        UserInputError: max_length outside 8..positions, or a text longer than the positions and no max_length.
+        UserInputError: `max_length` is outside 8..positions, or a text is too long and there is no `max_length`.
     """
     if max_length is not None and not 8 <= max_length <= positions:
         raise UserInputError(
@@ -53,10 +54,10 @@ def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: in
 
 
 def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-    """Indices in batches of like length, longest first, so that memory peaks at once and padding is rare.
+    """Group indices into batches of similar length, the longest first. Padding is rare, and memory peaks at the start.
 
     Raises:
-        UserInputError: batch_size below 1.
+        UserInputError: `batch_size` is below 1.
     """
     if batch_size < 1:
         raise UserInputError(f"--batch-size: {batch_size} is below 1", "give a positive number")
@@ -65,12 +66,12 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
 
 
 def shuffled_length_batches(lengths: Sequence[int], batch_size: int, permutation: Sequence[int]) -> list[list[int]]:
-    """Training batches: windows of a random permutation, each sorted by length, then taken in a mixed order.
+    """Group examples into training batches: windows of a permutation are sorted by length, and the batches are mixed.
 
     Args:
-        lengths: tokens of each example.
-        batch_size: examples a batch.
-        permutation: a random order of the examples; decides everything, so a seed reproduces it.
+        lengths: the number of tokens of each example.
+        batch_size: the number of examples in a batch.
+        permutation: a random order of the examples. It alone decides the batches, so a seed reproduces them.
     """
     window = batch_size * BUCKET_BATCHES
     batches: list[list[int]] = []
@@ -82,7 +83,7 @@ def shuffled_length_batches(lengths: Sequence[int], batch_size: int, permutation
 
 
 def pad_batch(encoded: Sequence[Encoded], pad_id: int) -> dict[str, torch.Tensor]:
-    """int64 input_ids, token_type_ids, attention_mask, each (B, L), L the longest of the batch."""
+    """Pad examples to the longest of the batch: int64 input_ids, token_type_ids and attention_mask, each (B, L)."""
     longest = max(len(row.input_ids) for row in encoded)
 
     def column(values: list[list[int]], fill: int) -> torch.Tensor:

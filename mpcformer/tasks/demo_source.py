@@ -1,8 +1,8 @@
-"""The demo task's sentences: movie reviews that install from PyPI on any machine, no hub needed.
+"""The sentences of the demo task, from movie reviews. They come from PyPI, so any machine can get them without the hub.
 
 Source: Hutto and Gilbert, VADER, ICWSM 2014: 10,605 sentences from movie reviews, each rated by 20 people in -4..4,
-inside the sdist of vaderSentiment 3.3.2 (MIT). The sentences come from the same reviews as SST-2: never train on one
-and report on the other.
+which are part of the sdist of vaderSentiment 3.3.2 (MIT). The sentences come from the same reviews as SST-2, so never
+train on one and report on the other.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ DOWNLOAD_TIMEOUT_S = 180
 
 
 def cache_folder() -> Path:
-    """MPCFORMER_CACHE, else mpcformer in the user's cache folder."""
+    """Return MPCFORMER_CACHE if it is set, else the folder mpcformer in the user's cache folder."""
     explicit = os.environ.get("MPCFORMER_CACHE")
     return Path(explicit) if explicit else Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "mpcformer"
 
 
 def download() -> Path:
-    """The sdist, from the cache or through pip; its SHA-256 is checked each time.
+    """Return the path of the sdist, from the cache or through pip. Its SHA-256 is checked each time.
 
     Raises:
         DependencyError: pip failed, or the file is not the one expected.
@@ -59,12 +59,13 @@ def download() -> Path:
 
 
 def load_movie_sentiment(split: str) -> dict[str, list[Any]]:
-    """Columns sentence and label (0 negative, 1 positive) of split train (85%) or validation (15%).
+    """Return the columns sentence and label (0 negative, 1 positive) of the split train (85%) or validation (15%).
 
-    |mean rating| < 0.5 is dropped; the split is by hash of the sentence, so equal sentences stay together.
+    Sentences with |mean rating| < 0.5 are dropped. The hash of a sentence decides its split, so equal sentences stay
+    together.
 
     Raises:
-        UserInputError: another split.
+        UserInputError: there is no such split.
         DependencyError: see `download`.
     """
     if split not in ("train", "validation"):

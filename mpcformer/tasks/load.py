@@ -1,4 +1,4 @@
-"""Examples of a task, from parquet files in the hub's layout, from the hub itself, or from the demo's source."""
+"""Load the examples of a task: from parquet files in the hub's layout, from the hub, or from the demo's source."""
 
 import hashlib
 import math
@@ -21,10 +21,10 @@ class Examples:
     """N examples in a fixed order.
 
     Args:
-        ids: N row numbers of the source.
+        ids: the N row numbers in the source.
         texts: N tuples of one or two texts.
         labels: N class indices, or numbers for regression.
-        groups: N split names, where several splits are reported apart (MNLI matched and mismatched).
+        groups: N split names; some tasks report several splits separately (MNLI matched and mismatched).
     """
 
     ids: list[int]
@@ -39,24 +39,25 @@ class Examples:
         return f"Examples({len(self)})"
 
     def select(self, indices: Sequence[int]) -> "Examples":
-        """The examples at `indices`, in that order."""
+        """Return the examples at `indices`, in that order."""
         columns: tuple[list[Any], ...] = (self.ids, self.texts, self.labels, self.groups)
         return Examples(*([column[i] for i in indices] for column in columns))
 
 
 def load_examples(task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None) -> Examples:
-    """All examples of a split, or `limit` of them in an order fixed by hash (so that any prefix is a fair sample).
+    """Load all examples of a split, or `limit` of them in an order fixed by hash, so that any prefix is a fair sample.
 
     Args:
-        task: from `get_task`.
-        split: a split's name, or "eval" for the split(s) that are reported.
-        data_dir: a folder with `<split>*.parquet`, or its parent with a folder of the task's name; None: the hub, or
-            PyPI for the demo task.
-        limit: at least 1.
+        task: the task, from `get_task`.
+        split: the name of a split, or "eval" for the split or splits that are reported.
+        data_dir: a folder with `<split>*.parquet`, or its parent with a folder of the task's name; None for the hub,
+            or PyPI for the demo task.
+        limit: the most examples to return, at least 1.
 
     Raises:
-        UserInputError: no such split, a missing column, an empty split, a label outside the task's, text that is none.
-        DependencyError: nothing to load from.
+        UserInputError: there is no such split, it is empty or lacks a column, a label is not one of the task's, or a
+            text is no string.
+        DependencyError: there is nothing to load from.
     """
     if limit is not None and limit < 1:
         raise UserInputError(f"--limit: {limit} is below 1", "give a positive number, or leave it out")
@@ -70,8 +71,8 @@ def load_examples(task: Task, split: str, *, data_dir: Path | None = None, limit
 
 
 def carve_selection(examples: Examples, fraction: float) -> tuple[Examples, Examples]:
-    """Training examples in two: (for training, for choosing steps). By hash, so equal texts stay together."""
-    # Another hash than `limit` sorts by, or a limited sample would be set aside whole.
+    """Split examples by hash into those to train on and those to select steps with. Equal texts stay together."""
+    # This hash differs from the one that `limit` sorts by. With the same one a limited sample would be set aside whole.
     chosen = [int(_hash(("selection", *text))[:8], 16) < fraction * 2**32 for text in examples.texts]
     keep = [i for i, flag in enumerate(chosen) if not flag]
     select = [i for i, flag in enumerate(chosen) if flag]
@@ -147,7 +148,7 @@ def _checked(task: Task, source: str, columns: dict[str, list[Any]]) -> list[Row
     for column in needed:
         if column not in columns:
             raise UserInputError(
-                f"{source}: column {column!r} is missing; it has {', '.join(columns)}",
+                f"{source}: column {column!r} is missing; the columns are {', '.join(columns)}",
                 f"task {task.name} needs {needed}",
             )
     labels = columns[task.label_column]
@@ -158,7 +159,7 @@ def _checked(task: Task, source: str, columns: dict[str, list[Any]]) -> list[Row
     for index, (parts, label) in enumerate(zip(texts, labels, strict=True)):
         if not all(isinstance(part, str) for part in parts):
             raise UserInputError(
-                f"{source}, row {index}: a text is {type(parts[0]).__name__}, not str", "mend the data"
+                f"{source}, row {index}: a text is {type(parts[0]).__name__}, not str", "correct the data"
             )
         rows.append((index, parts, _checked_label(task, f"{source}, row {index}", label)))
     return rows
@@ -171,7 +172,7 @@ def _checked_label(task: Task, where: str, label: Any) -> float:
             return float(label)
         if label == int(label):
             return int(label)
-    remedy = "GLUE's test splits are unlabelled: use a validation split" if label == -1 else "mend the data"
-    # A column of texts may have been taken for the labels: only a number is shown.
+    remedy = "GLUE's test splits are unlabelled: use a validation split" if label == -1 else "correct the data"
+    # A column of texts may have been taken for the labels, so only numbers are shown.
     shown = f"label {label!r}" if isinstance(label, (int, float)) else f"a label of type {type(label).__name__}"
     raise UserInputError(f"{where}: {shown} is outside {task.name}'s {low}..{high}", remedy)

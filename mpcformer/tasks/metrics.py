@@ -1,6 +1,7 @@
-"""GLUE's own metrics, from scikit-learn and scipy. Scores are fractions, not per cent.
+"""The metrics of GLUE, from scikit-learn and scipy. Scores are fractions, not percentages.
 
-Both are loaded when a score is computed: every command and the data owner load this module, and few of them score.
+Both libraries are loaded when a score is computed, because every command and the data owner load this module and few of
+them compute scores.
 """
 
 import warnings
@@ -16,7 +17,7 @@ Array = NDArray[np.float64]
 
 def _correlation(function: Callable[[Array, Array], float]) -> Callable[[Array, Array], float]:
     def score(labels: Array, predictions: Array) -> float:
-        # A constant has no correlation; GLUE's server scores it 0, and JSON has no NaN.
+        # The correlation of a constant is undefined. GLUE's server scores it 0, and JSON has no NaN.
         if len(labels) < 2 or np.ptp(labels) == 0 or np.ptp(predictions) == 0:
             return 0.0
         with warnings.catch_warnings():
@@ -66,7 +67,7 @@ METRICS: dict[str, Callable[[Array, Array], float]] = {
 
 
 def predictions_of(task: Task, logits: NDArray[np.float32]) -> Array:
-    """(N, C) logits -> (N,) class indices; for regression the value, clipped to the task's scale."""
+    """Turn logits (N, C) into class indices (N,), or for regression into values (N,) clipped to the task's scale."""
     if task.is_regression:
         values: Array = np.clip(logits[:, 0].astype(np.float64), *task.label_range)
         return values
@@ -77,13 +78,13 @@ def predictions_of(task: Task, logits: NDArray[np.float32]) -> Array:
 def compute_metrics(
     task: Task, logits: NDArray[np.float32], labels: Sequence[float], groups: Sequence[str] | None = None
 ) -> dict[str, float]:
-    """The task's metrics; where several splits were read, each apart, as accuracy_matched and accuracy_mismatched.
+    """Compute the metrics of a task, separately for each split, such as accuracy_matched and accuracy_mismatched.
 
     Args:
-        task: says which metrics.
-        logits: (N, C).
-        labels: (N,).
-        groups: (N,) split names.
+        task: the task, which names the metrics.
+        logits: the model's outputs, (N, C).
+        labels: the labels, (N,).
+        groups: the split of each example, (N,), if there are several.
     """
     predictions, truth = predictions_of(task, logits), np.asarray(labels, dtype=np.float64)
     names = sorted(set(groups or [""]))
@@ -100,11 +101,11 @@ def compute_metrics(
 
 
 def primary_score(scores: dict[str, float]) -> float:
-    """One number: the mean of the task's metrics, as GLUE averages them."""
+    """Return the mean of a task's metrics, as GLUE averages them."""
     return sum(scores.values()) / len(scores)
 
 
 def agreement(task: Task, left: NDArray[np.float32], right: NDArray[np.float32], tolerance: float) -> float:
-    """The share of examples on which two models agree: equal labels, or values within `tolerance` for regression."""
+    """Return the share of examples on which two models agree: same label, or for regression within `tolerance`."""
     a, b = predictions_of(task, left), predictions_of(task, right)
     return float((np.abs(a - b) < tolerance).mean()) if task.is_regression else float((a == b).mean())

@@ -1,4 +1,4 @@
-"""The tasks: nine of GLUE, IMDb and the demo. Columns and label order are those of the Hugging Face hub's datasets."""
+"""The tasks: nine of GLUE, IMDb and the demo. Columns and label order are those of the Hugging Face hub."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,15 @@ class Task:
     """A classification or regression task on one or two texts.
 
     Args:
-        name: as on the command line, and the folder of its parquet files.
-        text_columns: one or two column names.
-        labels: class names in label order; empty for regression.
-        metrics: what GLUE reports, in its order.
-        hub_path, hub_config: for `datasets.load_dataset`; empty path for the demo task.
-        label_range: the smallest and largest label of a regression.
-        eval_splits: the splits the reported score is measured on.
+        name: the name on the command line and of the folder with the parquet files.
+        text_columns: the names of one or two columns.
+        labels: the names of the classes, in label order; empty for regression.
+        metrics: the metrics that GLUE reports, in its order.
+        hub_path, hub_config: the arguments of `datasets.load_dataset`; the path of the demo task is empty.
+        label_column: the name of the column of labels.
+        label_range: the smallest and the largest label of a regression.
+        train_split: the split to train on.
+        eval_splits: the splits on which the reported score is measured.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Task:
 
     @property
     def num_labels(self) -> int:
-        """Width of the logits: 1 for regression."""
+        """The width of the logits, which is 1 for regression."""
         return len(self.labels) or 1
 
 
@@ -76,10 +78,10 @@ TASKS: dict[str, Task] = {
 
 
 def get_task(name: str) -> Task:
-    """The task of that name.
+    """Return the task with this name.
 
     Raises:
-        UserInputError: there is none; the message lists the names.
+        UserInputError: there is no such task; the message lists the names.
     """
     if name not in TASKS:
         raise UserInputError(f"--task: {name!r} is unknown", f"choose one of: {', '.join(TASKS)}")

@@ -1,4 +1,4 @@
-"""What keeps a party from its peers: its own file, certificate and data, its port, and the way to each peer."""
+"""Finds what keeps a party from its peers: its configuration, certificate, data and port, and the way to each peer."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from parties.wire import identity
 
 
 def diagnose(path: Path) -> list[Finding]:
-    """Everything that can be said of a party's or the coordinator's configuration from this machine."""
+    """Check the configuration of a party or of the coordinator as far as this machine can; return all findings."""
     try:
         config = load_any(path)
     except UserInputError as error:
@@ -30,12 +30,12 @@ def diagnose(path: Path) -> list[Finding]:
 
 
 def role_of(config: AnyConfig) -> str:
-    """As others list it."""
+    """Return the role in which other configurations list this party."""
     return "coordinator" if isinstance(config, CoordinatorConfig) else config.role
 
 
 def _usable(config: AnyConfig) -> bool:
-    """Whether there is anything to show to others, be it expired or another's."""
+    """Return whether there is a certificate to show to others, even if it is expired or names another party."""
     try:
         return not isinstance(config.credentials, TlsFiles) or bool(identity.read(config.credentials))
     except UserInputError:

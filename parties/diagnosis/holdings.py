@@ -1,4 +1,4 @@
-"""What a party holds: the student, its public files, the data. Shapes and digests are told, never content."""
+"""Checks what a party holds: the student, its public files, the data. Findings never state content."""
 
 from collections.abc import Callable
 
@@ -20,7 +20,7 @@ SHA256_DIGITS = 64
 
 
 def student(config: ModelOwnerConfig) -> Finding:
-    """Whether the model owner's student loads, and which it is."""
+    """Check that the model owner's student loads, and state which student it is."""
 
     def look() -> str:
         load_student(config.student)
@@ -31,7 +31,7 @@ def student(config: ModelOwnerConfig) -> Finding:
 
 
 def public_model(config: DataOwnerConfig) -> Finding:
-    """Whether the data owner has all public files, and of which student."""
+    """Check that the data owner has all public files, and state which student they belong to."""
 
     def look() -> str:
         load_tokenizer(config.public_model)
@@ -42,38 +42,38 @@ def public_model(config: DataOwnerConfig) -> Finding:
 
 
 def claim(config: DataOwnerConfig) -> pb.ModelClaim:
-    """Which student the data owner's public files are of.
+    """Return which student the data owner's public files belong to.
 
     Raises:
-        UserInputError: they do not say.
+        UserInputError: the files do not say which.
     """
     record = read_json(config.public_model / STUDENT_RECORD)
     digest = record.get("sha256") if isinstance(record, dict) else None
     if not isinstance(digest, str) or len(digest) != SHA256_DIGITS:
-        raise UserInputError(f"{config.public_model / STUDENT_RECORD} names no student", EXPORT)
+        raise UserInputError(f"{config.public_model / STUDENT_RECORD} does not name a student", EXPORT)
     return pb.ModelClaim(student=digest, facts=facts_digest(load_public_model(config.public_model)))
 
 
 def data(config: DataOwnerConfig) -> Finding:
-    """Whether there is anything to compute on."""
+    """Check that there is data to compute on."""
     folder = config.data_dir
     if folder is None:
         return Finding("data_dir", "none: each task's data comes from the hub, or PyPI (demo task)")
     if not folder.is_dir():
-        return wrong("data_dir", f"{folder} is no folder", "create it, or correct data_dir")
+        return wrong("data_dir", f"{folder} is not a folder", "create it, or correct data_dir")
     files = [*folder.glob("*.parquet"), *folder.glob("*/*.parquet")]
     if not files:
         return wrong(
             "data_dir",
-            f"{folder} holds no parquet file, and no task's folder below it does",
-            "put them there in the hub's layout: sst2/validation-*.parquet",
+            f"neither {folder} nor a task's folder in it contains a parquet file",
+            "put the files there in the layout of the hub: sst2/validation-*.parquet",
         )
     places = sorted({path.parent.name if path.parent != folder else "." for path in files})
     return Finding("data_dir", f"{len(files)} parquet files in {', '.join(places)}")
 
 
 def job(config: CoordinatorConfig) -> Finding:
-    """Whether the coordinator's task exists."""
+    """Check that the coordinator's task exists."""
 
     def look() -> str:
         get_task(config.job.task)
@@ -92,5 +92,5 @@ def _finding(check: str, look: Callable[[], str], remedy: str = "") -> Finding:
         return Finding(check, look())
     except MPCFormerError as error:
         return wrong(check, error.what, remedy or error.remedy)
-    except Exception as error:  # a doctor reports whatever is wrong
+    except Exception as error:  # Whatever is wrong becomes a finding.
         return wrong(check, f"{type(error).__name__}: {error}", remedy or "restore the files")

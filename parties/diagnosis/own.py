@@ -1,4 +1,4 @@
-"""A party's own certificate and port."""
+"""Checks a party's own certificate and port."""
 
 import errno
 import socket
@@ -20,10 +20,14 @@ ANY = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 
 
 def certificates(config: AnyConfig) -> list[Finding]:
-    """Whether the files are there, belong together, name this party and are valid now."""
+    """Check that the certificate files exist, belong together, name this party and are valid now."""
     files = config.tls
     if files is None:
-        return [warning("certificate", "none: insecure.plaintext", "for measurements on one machine only")]
+        return [
+            warning(
+                "certificate", "none, because of insecure.plaintext", "use that for measurements on one machine only"
+            )
+        ]
     try:
         authority, key = identity.load_certificate(files.authority), identity.load_key(files.key)
         certificate = identity.load_certificate(identity.certificate_path(files))
@@ -31,7 +35,7 @@ def certificates(config: AnyConfig) -> list[Finding]:
         return [wrong("certificate files", error.what, error.remedy), *_permissions(files)]
     rows = [Finding("certificate files", "authority, certificate and key are readable"), *_permissions(files)]
     rows.append(
-        Finding("key", "is the certificate's")
+        Finding("key", "belongs to the certificate")
         if identity.belongs(key, certificate)
         else wrong("key", f"{files.key} is not the key of {files.certificate}", identity.MEND)
     )
@@ -62,7 +66,7 @@ def certificates(config: AnyConfig) -> list[Finding]:
 
 
 def now() -> datetime:
-    """By this machine's clock."""
+    """Return the time by this machine's clock."""
     return datetime.now(UTC)
 
 
@@ -72,7 +76,7 @@ def _permissions(files: TlsFiles) -> list[Finding]:
     except OSError:
         return []
     if mode & 0o077:
-        found = f"{files.key} has {mode:04o}: others on this machine may use it"
+        found = f"{files.key} has {mode:04o}: other users of this machine may use it"
         return [wrong("key's permissions", found, f"chmod 600 {files.key}")]
     return [Finding("key's permissions", f"{mode:04o}")]
 
@@ -94,7 +98,7 @@ def _time(moment: datetime) -> str:
 
 
 def listening(config: AnyConfig) -> list[Finding]:
-    """Whether the party can have its address, or has it already."""
+    """Check that the party can listen on its address, or does so already."""
     if isinstance(config, DataOwnerConfig):
         return []
     check, (host, port) = f"listen {config.listen}", split(config.listen)
@@ -110,11 +114,13 @@ def listening(config: AnyConfig) -> list[Finding]:
             return [_in_use(config, check, host, port)]
         remedy = "take a port above 1023" if error.errno == errno.EACCES else "give an address of this machine"
         return [wrong(check, error.strerror or str(error), remedy)]
-    return [Finding(check, "free: the party does not run here" if port else "any free port")]
+    return [
+        Finding(check, "free: the party is not running here" if port else "the operating system chooses a free port")
+    ]
 
 
 def _in_use(config: AnyConfig, check: str, host: str, port: int) -> Finding:
-    """By the party itself, as it should be, or by something else."""
+    """Find out whether the party itself uses its port, or something else does."""
     try:
         shown = probe(
             PeerAddress(id=config.id, address=f"{_bracketed(ANY.get(host, host))}:{port}"), config.credentials
@@ -126,14 +132,14 @@ def _in_use(config: AnyConfig, check: str, host: str, port: int) -> Finding:
             "end the process that listens there, or choose another port",
         )
     if shown is None or config.tls is None:
-        return Finding(check, "in use; without TLS nobody knows by whom")
+        return Finding(check, "in use; without TLS it is unknown by whom")
     if shown != identity.load_certificate(identity.certificate_path(config.tls)):
         return wrong(
             check,
             f"in use by {config.id}, which shows another certificate than {config.tls.certificate}",
-            "its log says why it does not take the new one; else start it again",
+            "look in its log for why it does not use the new one, or start it again",
         )
-    return Finding(check, f"in use by {config.id} itself: it runs")
+    return Finding(check, f"in use by {config.id} itself: it is running")
 
 
 def _bracketed(host: str) -> str:

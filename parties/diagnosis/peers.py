@@ -1,4 +1,4 @@
-"""The way to each peer that a party calls, and what the peer says when it is reached."""
+"""Checks the way to each peer that a party calls, and what the peer answers."""
 
 import time
 from dataclasses import dataclass
@@ -25,12 +25,12 @@ SAME_RELEASE = "install the same release on both machines"
 
 @dataclass(frozen=True)
 class Visit:
-    """A peer to look at.
+    """A peer that is checked on behalf of a party.
 
     Args:
-        config, role: the visitor's.
-        peer: whom it visits.
-        peer_role: what that should be.
+        config, role: the configuration and the role of the party that calls.
+        peer: the peer that it calls.
+        peer_role: the role that the peer should have.
     """
 
     config: AnyConfig
@@ -39,12 +39,12 @@ class Visit:
     peer_role: str
 
     def row(self, what: str) -> str:
-        """A row's name."""
+        """Return the name of a row of the table."""
         return f"{self.peer.id}: {what}"
 
 
 def all_of(config: AnyConfig, role: str) -> list[Finding]:
-    """Every peer that this party calls. A data owner learns from its coordinator where the others are."""
+    """Check every peer that this party calls. A data owner learns from its coordinator where the others are."""
     if isinstance(config, CoordinatorConfig):
         first = look(Visit(config, role, config.dealer, "dealer"))[0]
         return [*first, *look(Visit(config, role, config.model_owner, "model-owner"))[0]]
@@ -61,14 +61,16 @@ def all_of(config: AnyConfig, role: str) -> list[Finding]:
             continue
         if told.id not in trusted:
             found = f"the coordinator's job names it as {told.role}; this file does not"
-            rows.append(peer_wrong(visit.row("trusted"), found, f"add it to {told.role.replace('-', '_')}s, or do not"))
+            rows.append(
+                peer_wrong(visit.row("trusted"), found, f"add it to {told.role.replace('-', '_')}s if it is trusted")
+            )
             continue
         rows += look(visit)[0]
     return rows
 
 
 def look(visit: Visit) -> tuple[list[Finding], pb.DiagnoseReply | None]:
-    """A peer's rows, up to the first that makes the others pointless; and what it answered."""
+    """Return the rows about a peer, up to the first that makes further checks pointless, and the peer's answer."""
     peer, credentials = visit.peer, visit.config.credentials
     try:
         shown = probe(peer, credentials)
@@ -77,12 +79,12 @@ def look(visit: Visit) -> tuple[list[Finding], pb.DiagnoseReply | None]:
     until = f"{shown.not_valid_after_utc:%Y-%m-%d %H:%M} UTC" if shown else ""
     rows = [Finding(visit.row("address"), f"{peer.address} is open")]
     if shown:
-        rows.append(Finding(visit.row("certificate"), f"valid until {until}; it takes ours"))
+        rows.append(Finding(visit.row("certificate"), f"valid until {until}; the peer accepts ours"))
     with open_channel(peer.address, peer.id, credentials) as channel:
         stub = rpc.CoordinatorStub(channel) if visit.peer_role == "coordinator" else rpc.PartyStub(channel)
         began = time.time()
         try:
-            reply: pb.DiagnoseReply = stub.Diagnose(pb.DiagnoseRequest(), timeout=STEP_S)
+            reply: pb.DiagnoseReply = stub.Diagnose(iter([pb.DiagnoseRequest()]), timeout=STEP_S)
         except grpc.RpcError as error:
             return [*rows, _no_answer(visit, error)], None
         middle = (began + time.time()) / 2
@@ -97,10 +99,10 @@ def look(visit: Visit) -> tuple[list[Finding], pb.DiagnoseReply | None]:
 def _no_answer(visit: Visit, error: grpc.RpcError) -> Finding:
     code, detail = (error.code(), error.details()) if isinstance(error, grpc.Call) else (None, str(error))
     if code == grpc.StatusCode.UNIMPLEMENTED:
-        found = f"there is no {visit.peer_role} that answers: another role, or an older release"
+        found = f"no {visit.peer_role} answers there: it has another role or an older release"
         return peer_wrong(visit.row("protocol"), found, f"correct the address, or {SAME_RELEASE}")
     if code == grpc.StatusCode.DEADLINE_EXCEEDED:
-        return peer_wrong(visit.row("protocol"), f"no answer for {STEP_S:.0f} s", "its process hangs: look there")
+        return peer_wrong(visit.row("protocol"), f"no answer for {STEP_S:.0f} s", "its process hangs: look at it there")
     return peer_wrong(visit.row("protocol"), f"{code.name if code else 'failed'}: {detail}", "its log may say more")
 
 
@@ -143,7 +145,7 @@ def _health(visit: Visit, channel: grpc.Channel, reply: pb.DiagnoseReply) -> Fin
         answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=STEP_S)
     except grpc.RpcError as error:
         code = error.code().name if isinstance(error, grpc.Call) else "failed"
-        return peer_wrong(check, f"does not tell: {code}", "its log may say more")
+        return peer_wrong(check, f"the peer does not answer this: {code}", "its log may say more")
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         return peer_wrong(check, f"{name}: it is shutting down", "start it again")
@@ -155,17 +157,17 @@ def _health(visit: Visit, channel: grpc.Channel, reply: pb.DiagnoseReply) -> Fin
 
 
 def _student(visit: Visit, claimed: pb.ModelClaim) -> Finding:
-    """Which student is served; to a data owner, whether its public files are of that one."""
+    """State which student is served; for a data owner, check that its public files belong to that student."""
     check, config = visit.row("student"), visit.config
     if not isinstance(config, DataOwnerConfig):
         return Finding(check, f"sha256 {claimed.student}; public facts {claimed.facts.hex()[:16]}")
-    remedy = f"take the public files of {visit.peer.id}'s student: mpcformer export"
+    remedy = f"get the public files of {visit.peer.id}'s student (mpcformer export)"
     try:
         expected = holdings.claim(config)
-    except MPCFormerError:  # a row of its own says so
+    except MPCFormerError:  # Another row reports this.
         return warning(check, f"sha256 {claimed.student}; not compared", remedy)
     if expected.student != claimed.student:
-        found = f"it serves {claimed.student[:16]}..., public_model is of {expected.student[:16]}..."
+        found = f"it serves {claimed.student[:16]}..., public_model belongs to {expected.student[:16]}..."
         return peer_wrong(check, found, remedy)
     if expected.facts != claimed.facts:
         return peer_wrong(check, "the same, but architecture, forms or ranges in public_model differ", remedy)

@@ -1,7 +1,7 @@
-"""How far one gets towards a peer, without gRPC: that says UNAVAILABLE whatever the reason.
+"""Connects to a peer step by step and finds the step that fails: name, port, handshake, our certificate.
 
-Name, port, handshake, and whether the peer takes our certificate: with TLS 1.3 its verdict comes after the handshake,
-as the first thing to read or the end of the connection.
+This does not use gRPC, which reports UNAVAILABLE whatever the reason. With TLS 1.3 the peer's verdict on our
+certificate arrives after the handshake: as the first data to read, or as the end of the connection.
 """
 
 import socket
@@ -15,18 +15,20 @@ from parties.settings.config import Credentials, PeerAddress, TlsFiles
 from parties.wire import identity
 
 STEP_S = 3.0
-# HTTP/2's client preface and empty SETTINGS: what a gRPC server answers to.
+# A gRPC server answers to the client preface of HTTP/2 with empty SETTINGS.
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
-# X509_V_ERR_* of OpenSSL
+# Codes X509_V_ERR_* of OpenSSL.
 NOT_YET_VALID, EXPIRED, HOSTNAME_MISMATCH = 9, 10, 62
 ALPN = "h2"
 
 
 class UnreachedError(Exception):
-    """Where it ended, what was found there, and how to mend it.
+    """A peer that was not reached.
 
     Args:
-        step: "address", "TLS", "certificate", or "our certificate".
+        step: the step that failed: "address", "TLS", "certificate", or "our certificate".
+        found: what was found there.
+        remedy: how to mend it.
     """
 
     def __init__(self, step: str, found: str, remedy: str) -> None:
@@ -35,16 +37,16 @@ class UnreachedError(Exception):
 
 
 def split(address: str) -> tuple[str, int]:
-    """HOST:PORT in two."""
+    """Split HOST:PORT into host and port."""
     host, _, port = address.rpartition(":")
     return host.strip("[]"), int(port)
 
 
 def probe(peer: PeerAddress, credentials: Credentials) -> x509.Certificate | None:
-    """Connect as a party would; the peer's certificate, None without TLS.
+    """Connect as a party would; return the peer's certificate, or None without TLS.
 
     Raises:
-        UnreachedError: with the reason.
+        UnreachedError: the peer was not reached; the error says why.
     """
     with connect(peer.address) as connection:
         if not isinstance(credentials, TlsFiles):
@@ -57,8 +59,8 @@ def probe(peer: PeerAddress, credentials: Credentials) -> x509.Certificate | Non
         except TimeoutError:
             raise UnreachedError(
                 "TLS",
-                f"{peer.address} takes connections and says nothing",
-                "its process hangs or is no party: look there; or something between lets only the connection through",
+                f"{peer.address} accepts connections but sends nothing",
+                "check there whether its process hangs or is not a party; a device on the way may also hold data back",
             ) from None
         except ssl.SSLError as error:
             if "ALERT" in (error.reason or ""):
@@ -69,10 +71,10 @@ def probe(peer: PeerAddress, credentials: Credentials) -> x509.Certificate | Non
 
 
 def connect(address: str) -> socket.socket:
-    """A connection to HOST:PORT.
+    """Open a connection to HOST:PORT.
 
     Raises:
-        UnreachedError: the name is unknown, the port is closed, or nothing comes back.
+        UnreachedError: the name is unknown, the port is closed, or there is no answer.
     """
     host, port = split(address)
     places = _resolve(host, port)
@@ -88,7 +90,7 @@ def connect(address: str) -> socket.socket:
         else:
             connection.settimeout(STEP_S)
             return connection
-    raise AssertionError("getaddrinfo gives a place or an error")
+    raise AssertionError("getaddrinfo returns an address or raises")
 
 
 def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[object, ...]]]:
@@ -101,7 +103,7 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[obj
             return
         found.extend((family, place) for family, _, _, _, place in answers[:3])
 
-    # A resolver that is cut off takes its time, and has no time-out of its own.
+    # A resolver that is cut off takes long, and getaddrinfo has no time limit.
     thread = threading.Thread(target=ask, name="resolve", daemon=True)
     thread.start()
     thread.join(STEP_S)
@@ -118,7 +120,7 @@ def _resolve(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[obj
 def _no_connection(address: str, error: OSError) -> tuple[str, str]:
     if isinstance(error, ConnectionRefusedError):
         return (
-            f"{address} is closed: the machine answers, nothing listens",
+            f"{address} is closed: the machine answers, but nothing listens there",
             "start the party there; its listen must be 0.0.0.0:PORT or that machine's address, with this port",
         )
     if isinstance(error, TimeoutError):
@@ -160,7 +162,7 @@ def _certificate_of(secured: ssl.SSLSocket) -> x509.Certificate:
 
 
 def _shown(peer: PeerAddress, files: TlsFiles) -> x509.Certificate | None:
-    """What the peer shows, believed or not; nothing is said to it."""
+    """Return the certificate that the peer shows, whether it is trusted or not; send nothing."""
     context = _context(files)
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE
@@ -174,13 +176,13 @@ def _shown(peer: PeerAddress, files: TlsFiles) -> x509.Certificate | None:
 def _why(
     error: ssl.SSLCertVerificationError, shown: x509.Certificate | None, peer_id: str, files: TlsFiles
 ) -> tuple[str, str]:
-    """What is wrong with a peer's certificate, and who mends it."""
+    """Return what is wrong with a peer's certificate, and how to mend it."""
     clock = f"this machine's clock says {datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
     if error.verify_code == HOSTNAME_MISMATCH:
         named = identity.names(shown) if shown else ["somebody else"]
         return (
             f"it names {named}, expected {peer_id!r}",
-            "correct the peer's id or address here, or have it install its own certificate",
+            "correct the peer's id or address here, or ask its owner to install its own certificate",
         )
     if error.verify_code == NOT_YET_VALID and shown:
         return f"not valid before {shown.not_valid_before_utc:%Y-%m-%d %H:%M} UTC; {clock}", "set the clocks"
@@ -200,8 +202,8 @@ def _why(
 def _refused(peer_id: str, reason: str) -> UnreachedError:
     return UnreachedError(
         "our certificate",
-        f"{peer_id} refuses ours ({reason}), though we believe its own",
-        "compare authority.pem and the clocks of both machines, see whether ours has expired",
+        f"{peer_id} refuses our certificate ({reason}), although we trust its own",
+        "compare authority.pem and the clocks of both machines, and check whether our certificate has expired",
     )
 
 

@@ -1,1 +1,1 @@
-"""The four parties at work, and what they share in a session."""
+"""What each of the four parties does, and what they share in a session."""

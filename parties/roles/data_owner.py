@@ -14,18 +14,20 @@ from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
 from parties.roles.membership import Membership
-from parties.roles.model_owner import SESSION_HEADER
 from parties.roles.owner_session import OwnerSession
 from parties.settings.config import DataOwnerConfig
+from parties.settings.job import JobDescription
 from parties.settings.public_files import STUDENT_RECORD
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire import causes
+from parties.wire.callers import SESSION_HEADER
 from parties.wire.frames import open_channel, wait_until_ready
 from parties.wire.peer_channel import PeerChannel
 
 
 def run(config: DataOwnerConfig, membership: Membership) -> None:
-    """Run one job's examples through the model owner's student."""
+    """Run the examples of one job through the model owner's student."""
     public = load_public_model(config.public_model)
     student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
     tokenizer = load_tokenizer(config.public_model)
@@ -33,30 +35,30 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     if job is None:
         return
     started = time.perf_counter()
-    for name, asked, trusted in (
+    for name, named, trusted in (
         ("dealer", job.dealer, config.dealers),
         ("model owner", job.model_owner, config.model_owners),
     ):
-        if asked not in trusted:
-            raise UserInputError(f"the job names {name} {asked!r}", f"add it to {config.id}'s configuration, or do not")
-    public = replace(public, embeddings=job.embeddings)
-    examples = load_examples(get_task(job.task), job.split, data_dir=config.data_dir, limit=job.limit or None)
-    encoded = encode(
-        tokenizer, examples, positions=public.config.max_position_embeddings, max_length=job.max_length or None
-    )
-    batches = length_batches([len(row.input_ids) for row in encoded], job.batch_size)
-    plan = plan_digest(config, examples, [row.input_ids for row in encoded], batches)
-    if job.first_batch and job.batch_plan != plan:
-        raise UserInputError(
-            "the examples or their batches are not those that the run to be resumed began with",
-            "run with the same data, job and digest_key (or certificate), or start anew without --resume",
-        )
+        if named not in trusted:
+            raise UserInputError(
+                f"the job names {name} {named!r}", f"add it to {config.id}'s configuration if it is trusted"
+            )
+    asked = JobDescription.from_message(job)
+    public = replace(public, embeddings=asked.embeddings)
+    examples = load_examples(get_task(asked.task), asked.split, data_dir=config.data_dir, limit=asked.limit)
+    positions = public.config.max_position_embeddings
+    encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
+    batches = length_batches([len(row.input_ids) for row in encoded], asked.batch_size)
+    digest = examples_digest(config, examples, [row.input_ids for row in encoded], batches)
+    if job.first_batch and job.batch_plan != digest:
+        what = "the data, the job or digest_key (by default the certificate's key)"
+        raise UserInputError(*causes.not_as_begun(what))
     todo = batches[job.first_batch :]
     padded = [pad_batch([encoded[i] for i in batch], tokenizer.pad_token_id) for batch in todo]
     inputs = [BatchInputs(p["attention_mask"], p["input_ids"], p["token_type_ids"]) for p in padded]
     shapes = [(item.shape.batch_size, item.shape.seq_len) for item in inputs]
 
-    channel = PeerChannel(me=config.id, peer=job.model_owner, session_id=job.session_id)
+    channel = PeerChannel(party_id=config.id, peer_id=job.model_owner, session_id=job.session_id)
     link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
     wait_until_ready(link, job.model_owner, job.model_owner_address, config.join_timeout_s)
     metadata = [(SESSION_HEADER, job.session_id)]
@@ -64,7 +66,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     channel.attach(stream, stream.cancel)
     membership.on_abort(channel.abort)
     membership.watch(job.model_owner, channel.waited_s)
-    session = OwnerSession(party=DATA_OWNER, config=config, job=job, channel=channel, membership=membership)
+    session = OwnerSession(rank=DATA_OWNER, config=config, job=job, channel=channel, membership=membership)
     engine = create_engine(
         job.engine, rank=DATA_OWNER, public=public, channel=channel, weights=None, session_id=job.session_id
     )
@@ -81,23 +83,24 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
                 batch=job.first_batch + index,
                 report=report,
                 predictions=predictions(examples, batch, logits),
-                batch_plan=plan,
+                batch_plan=digest,
                 n_batches=len(batches),
                 terms=session.terms,
             )
         )
-    session.report(plan)
+    session.report(digest)
     membership.dismissed()
     channel.finish()
     link.close()
 
 
-def plan_digest(
+def examples_digest(
     config: DataOwnerConfig, examples: Examples, token_ids: list[list[int]], batches: list[list[int]]
 ) -> bytes:
-    """What a resumed run must find unchanged: the examples, their tokens and labels, and which batch each is in.
+    """Return a digest of the examples, their tokens and labels, and the batch of each: 32 bytes.
 
-    Keyed by the data owner's own key: to the coordinator, who keeps it, it must not answer guesses of a text.
+    A run can be resumed only if this digest is unchanged. The coordinator keeps it. It is keyed with the data owner's
+    own key, so that the coordinator cannot use it to check guesses of a text.
     """
     source = config.digest_key or (config.tls.key if config.tls is not None else None)
     key = source.read_bytes() if source is not None else b""
@@ -106,7 +109,7 @@ def plan_digest(
 
 
 def predictions(examples: Examples, rows: list[int], logits: torch.Tensor) -> pb.Predictions:
-    """A batch's results; logits (B, C)."""
+    """Return the results of a batch as the coordinator receives them; logits (B, C)."""
     return pb.Predictions(
         rows=rows,
         ids=[examples.ids[row] for row in rows],

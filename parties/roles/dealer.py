@@ -1,174 +1,246 @@
-"""The dealer: makes correlated randomness from its own seeds and plans it is told. It sees no input and no weight."""
+"""The dealer: makes correlated randomness from its own seeds and the plans it receives.
+
+The dealer sees no input and no weight. The coordinator tells it which sessions exist and when they end.
+"""
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import grpc
+import torch
 
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError, UserInputError
-from mpcformer.ring.random import fresh_key, keys_of
+from mpcformer.ring.random import fresh_key, scoped_keys
 from parties.roles.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DealerConfig
 from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.frames import serve_guarded, to_frames
-from parties.wire.tls import require_caller
+from parties.wire.callers import FirstMessage, refuse, refuse_unknown_session, require_caller
+from parties.wire.correlation_requests import from_wire
+from parties.wire.frames import to_frames
 
 log = logging.getLogger(__name__)
 MAX_PLAN = 100_000
-NO_SESSION = "no such session: the coordinator did not order it, or it has ended"
+MAX_CALLS = 8
+
+
+class RefusedError(Exception):
+    """A call that the rules of a session do not allow.
+
+    Args:
+        code: the status with which the call ends.
+        why: a sentence for the caller.
+    """
+
+    def __init__(self, code: grpc.StatusCode, why: str) -> None:
+        super().__init__(why)
+        self.code, self.why = code, why
+
+
+@dataclass(eq=False)
+class Dealing:
+    """A plan while it is dealt.
+
+    Args:
+        plan: the requests, validated.
+        first_operation: the operation index of the first request.
+        cancel: ends the call to which the corrections are streamed.
+    """
+
+    plan: list[Request]
+    first_operation: int
+    cancel: Callable[[], object]
 
 
 class Session:
-    """One session's owners, their seeds, and which operations were dealt.
+    """One session: its two owners, their seeds, and which operations were dealt.
 
     Args:
-        model_owner, data_owner: ids.
+        session_id: 16 bytes.
+        model_owner, data_owner: party ids.
     """
 
-    def __init__(self, model_owner: str, data_owner: str) -> None:
+    def __init__(self, session_id: bytes, model_owner: str, data_owner: str) -> None:
         self.model_owner, self.data_owner = model_owner, data_owner
-        self.seeds = {model_owner: fresh_key(), data_owner: fresh_key()}
-        self.opened: set[str] = set()
-        self.next_operation = 0
-        self.dealing: Callable[[], object] | None = None
-        self.ended = False
+        self._id = session_id
+        self._seeds = {model_owner: fresh_key(), data_owner: fresh_key()}
+        self._opened: set[str] = set()
+        self._next_operation = 0
+        self._dealing: Dealing | None = None
+        self._ended = False
+        self._lock = threading.Lock()
+
+    def seed_of(self, owner: str) -> bytes:
+        """Return the secret seed of an owner, 16 bytes; each owner gets it once.
+
+        Raises:
+            RefusedError: this owner has its seed already.
+        """
+        with self._lock:
+            if owner in self._opened:
+                what = f"{owner} has the seed of this session already"
+                raise RefusedError(grpc.StatusCode.ALREADY_EXISTS, what)
+            self._opened.add(owner)
+        return self._seeds[owner]
+
+    def begin(
+        self, caller: str, first_operation: int, plan: Sequence[pb.CorrelationRequest], cancel: Callable[[], object]
+    ) -> Dealing:
+        """Check a plan and reserve its operations, so that each is dealt once.
+
+        Args:
+            caller: the party id of the caller.
+            first_operation: the operation index of the plan's first request.
+            plan: the requests as they arrived.
+            cancel: ends the call.
+
+        Raises:
+            RefusedError: the caller may not ask for this plan, or not now, or the plan is invalid.
+        """
+        codes = grpc.StatusCode
+        if caller != self.model_owner:
+            raise RefusedError(codes.PERMISSION_DENIED, f"corrections are for {self.model_owner}, not {caller}")
+        if len(self._opened) < 2:
+            raise RefusedError(codes.FAILED_PRECONDITION, "both owners must open the session first")
+        try:
+            if not 1 <= len(plan) <= MAX_PLAN:
+                raise ProtocolError(f"a plan of {len(plan)} operations, expected 1..{MAX_PLAN}")
+            requests = [from_wire(item) for item in plan]
+            for request in requests:
+                validate(request)
+        except ProtocolError as error:
+            raise RefusedError(codes.INVALID_ARGUMENT, str(error)) from None
+        with self._lock:
+            if self._dealing is not None:
+                raise RefusedError(codes.RESOURCE_EXHAUSTED, "a session is dealt one plan at a time")
+            if first_operation != self._next_operation:
+                what = f"operation {first_operation} is not next ({self._next_operation}): each is dealt once"
+                raise RefusedError(codes.ALREADY_EXISTS, what)
+            self._next_operation += len(requests)
+            self._dealing = dealing = Dealing(requests, first_operation, cancel)
+        return dealing
+
+    def corrections(self, dealing: Dealing) -> Iterator[tuple[int, list[torch.Tensor]]]:
+        """Yield (operation index, correction) for each request of a plan.
+
+        Raises:
+            RefusedError: the session has ended meanwhile.
+        """
+        seeds = [self._seeds[self.model_owner], self._seeds[self.data_owner]]
+        weight_key = weight_mask_key(seeds[0], self._id)
+        for operation, request in enumerate(dealing.plan, start=dealing.first_operation):
+            if self._ended:
+                raise RefusedError(grpc.StatusCode.ABORTED, "the session has ended")
+            keys = [session_key(seed, self._id, operation, request) for seed in seeds]
+            with scoped_keys("dealing", self._id, operation):
+                correction = deal(request, keys[0], keys[1], weight_key)
+            metrics.dealt_operations.inc()
+            yield operation, correction
+
+    def finish(self, dealing: Dealing) -> None:
+        """Allow the next plan; calling this twice does no harm."""
+        with self._lock:
+            if self._dealing is dealing:
+                self._dealing = None
+
+    def end(self) -> None:
+        """Deal nothing more, and cancel the call that is served now."""
+        self._ended = True
+        if (dealing := self._dealing) is not None:
+            dealing.cancel()
 
 
 class DealerService(rpc.DealerServicer):
-    """The Dealer service: sessions are known by the coordinator's word, and end with it.
+    """The Dealer service: finds the session of a call and lets `Session` decide.
 
     Args:
-        party_id: the dealer's.
-        owners: ids that may call at all.
+        party_id: the dealer's party id.
+        owners: the party ids that may call at all.
+        max_calls: the number of calls that one owner may have open at the same time.
     """
 
-    def __init__(self, party_id: str, owners: list[str]) -> None:
-        self._id, self._owners = party_id, owners
+    def __init__(self, party_id: str, owners: list[str], max_calls: int = MAX_CALLS) -> None:
+        self._party_id, self._owners = party_id, owners
+        self._first = FirstMessage(max_calls)
         self._sessions: dict[bytes, Session] = {}
-        self._lock = threading.Lock()
 
     @contextmanager
     def session(self, session_id: bytes, model_owner: str, data_owner: str) -> Iterator[None]:
-        """Serve these two owners in this session; afterwards its seeds are forgotten."""
-        session = Session(model_owner, data_owner)
-        with self._lock:
-            self._sessions[session_id] = session
+        """Serve these two owners in this session; its seeds are forgotten afterwards."""
+        session = self._sessions[session_id] = Session(session_id, model_owner, data_owner)
         try:
             yield
         finally:
-            with self._lock:
-                session.ended = True
-                del self._sessions[session_id]
-            if session.dealing is not None:
-                session.dealing()
+            del self._sessions[session_id]
+            session.end()
 
     def _find(self, session_id: bytes, context: grpc.ServicerContext) -> tuple[Session, str]:
-        """The session and which of its owners calls."""
-        require_caller(context, *self._owners)
+        """Return the session and the party id of the owner that calls."""
         session = self._sessions.get(session_id)
         if session is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, NO_SESSION)
-            raise AssertionError("abort raises")
+            refuse_unknown_session(context)
         return session, require_caller(context, session.model_owner, session.data_owner)
 
     def OpenSession(  # noqa: N802 (gRPC's name)
-        self, request: pb.OpenSessionRequest, context: grpc.ServicerContext
+        self, request_iterator: Iterator[pb.OpenSessionRequest], context: grpc.ServicerContext
     ) -> pb.OpenSessionReply:
         """Give the calling owner its own fresh seed, once a session."""
+        require_caller(context, *self._owners)
+        request = self._first.take(request_iterator, context)
         session, caller = self._find(request.session_id, context)
-        with self._lock:
-            if caller in session.opened:
-                context.abort(grpc.StatusCode.ALREADY_EXISTS, f"{caller} has the seed of this session already")
-            session.opened.add(caller)
-        return pb.OpenSessionReply(seed=session.seeds[caller])
-
-    def Deal(self, request: pb.DealRequest, context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
-        """Stream the corrections of a plan to the model owner, each operation once."""
-        session, caller = self._find(request.session_id, context)
-        if caller != session.model_owner:
-            context.abort(grpc.StatusCode.PERMISSION_DENIED, f"corrections are for {session.model_owner}, not {caller}")
-        if len(session.opened) < 2:
-            context.abort(grpc.StatusCode.FAILED_PRECONDITION, "both owners must open the session first")
         try:
-            if not 1 <= len(request.plan) <= MAX_PLAN:
-                raise ProtocolError(f"a plan of {len(request.plan)} operations, expected 1..{MAX_PLAN}")
-            plan = [from_wire(item) for item in request.plan]
-            for item in plan:
-                validate(item)
-        except ProtocolError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        with self._lock:
-            if session.dealing is not None:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "a session is dealt one plan at a time")
-            if request.first_operation != session.next_operation:
-                context.abort(
-                    grpc.StatusCode.ALREADY_EXISTS,
-                    f"operation {request.first_operation} is not next ({session.next_operation}): each is dealt once",
+            return pb.OpenSessionReply(seed=session.seed_of(caller))
+        except RefusedError as error:
+            refuse(context, error.code, error.why)
+
+    def Deal(self, request_iterator: Iterator[pb.DealRequest], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
+        """Stream the corrections of a plan to the model owner."""
+        require_caller(context, *self._owners)
+        request = self._first.take(request_iterator, context)
+        session, caller = self._find(request.session_id, context)
+        try:
+            dealing = session.begin(caller, request.first_operation, request.plan, context.cancel)
+            context.add_callback(lambda: session.finish(dealing))
+            with session_log(request.session_id):
+                log.info("dealing %d operations from %d", len(dealing.plan), dealing.first_operation)
+            for operation, correction in session.corrections(dealing):
+                yield from to_frames(
+                    correction, session_id=request.session_id, sender=self._party_id, operation=operation
                 )
-            session.next_operation += len(plan)
-            cancel = session.dealing = context.cancel
-
-        def ended() -> None:
-            if session.dealing is cancel:
-                session.dealing = None
-
-        context.add_callback(ended)
-        with session_log(request.session_id):
-            log.info("dealing %d operations from %d", len(plan), request.first_operation)
-        seeds = [session.seeds[session.model_owner], session.seeds[session.data_owner]]
-        weight_key = weight_mask_key(seeds[0], request.session_id)
-        for operation, item in enumerate(plan, start=request.first_operation):
-            if session.ended:
-                context.abort(grpc.StatusCode.ABORTED, "the session has ended")
-            keys = [session_key(seed, request.session_id, operation, item) for seed in seeds]
-            with keys_of("dealing", request.session_id, operation):
-                correction = deal(item, keys[0], keys[1], weight_key)
-            metrics.dealt_operations.inc()
-            yield from to_frames(correction, session_id=request.session_id, sender=self._id, operation=operation)
-        ended()  # before the owner hears of the end, and asks for the next plan
-
-
-def from_wire(message: pb.CorrelationRequest) -> Request:
-    """A request as it came; not yet validated."""
-    shapes = tuple(tuple(shape.sizes) for shape in message.shapes)
-    return Request(message.kind, shapes, op=message.op, bits=message.bits, params=tuple(message.params))
-
-
-def to_wire(request: Request) -> pb.CorrelationRequest:
-    """A request as it travels."""
-    shapes = [pb.CorrelationShape(sizes=shape) for shape in request.shapes]
-    return pb.CorrelationRequest(
-        kind=request.kind, shapes=shapes, op=request.op, bits=request.bits, params=request.params
-    )
+            # The owner asks for its next plan as soon as it hears of the end of this one.
+            session.finish(dealing)
+        except RefusedError as error:
+            refuse(context, error.code, error.why)
 
 
 class Dealer:
-    """The dealer as a service."""
+    """The dealer as a service, from its configuration."""
 
     def __init__(self, config: DealerConfig) -> None:
         self._config = config
-        self._service = DealerService(config.id, [*config.model_owners, *config.data_owners])
+        owners = [*config.model_owners, *config.data_owners]
+        self._service = DealerService(config.id, owners, max_calls=2 * config.max_sessions)
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Dealer service."""
-        calls = 2 * self._config.max_sessions
-        serve_guarded(server, rpc.add_DealerServicer_to_server, self._service, calls)
+        rpc.add_DealerServicer_to_server(self._service, server)
 
     def run_session(self, job: pb.Job, membership: Membership) -> None:
-        """Deal until the coordinator says that all is done."""
+        """Deal until the coordinator says that the session is finished."""
         if job.model_owner not in self._config.model_owners:
             raise UserInputError(
                 f"the job names model owner {job.model_owner!r}",
-                f"{self._config.id}'s model_owners lack it",
+                f"add it to model_owners in {self._config.id}'s configuration, or correct the job",
             )
         with self._service.session(job.session_id, job.model_owner, job.data_owner):
-            membership.part_done()  # it has no last word of its own: the owners' end is its end
+            # The dealer has no result of its own to report: its part is done when the owners' is.
+            membership.part_done()
             membership.send(ready=pb.Ready())
             membership.dismissed()
         membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes()))

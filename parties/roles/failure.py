@@ -1,4 +1,4 @@
-"""A session's work with every failure told, logged and turned into an exit status (mpcformer/errors.py)."""
+"""A failure of a session: reported to the coordinator, logged, and turned into an exit status (mpcformer/errors.py)."""
 
 import logging
 from collections.abc import Callable
@@ -10,31 +10,35 @@ from parties.roles.membership import Membership
 log = logging.getLogger("parties")
 
 
-def work(run: Callable[[], None], membership: Membership) -> int:
-    """Run it; 0 if all went well. Failures are reported to the coordinator unless it told of them first."""
+def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
+    """Do a session's work and return an exit status, 0 if all went well.
+
+    A failure is reported to the coordinator, unless the coordinator has reported one first.
+    """
     try:
-        run()
+        work()
     except MPCFormerError as error:
         cause = membership.fail(error)
         log.error("%s", cause)
         return cause.exit_code
     except Exception as error:
-        # The message of an unforeseen error may quote data: only its type leaves this process, the trace stays out too.
-        place, told = _place(error), membership.error is not None
-        what = f"unexpected {type(error).__name__} at {place}"
-        cause = membership.fail(PartyError(membership.me, what, "please report this"))
-        log.error("%s", cause if told else what)
-        return cause.exit_code if told else UNEXPECTED
+        # The message and the trace of an unforeseen error may quote data: only its type and place leave this process.
+        was_told = membership.error is not None
+        what = f"unexpected {type(error).__name__} at {_place(error)}"
+        cause = membership.fail(PartyError(membership.party_id, what, "please report this"))
+        log.error("%s", cause if was_told else what)
+        return cause.exit_code if was_told else UNEXPECTED
     membership.leave()
     log.info("done")
     return 0
 
 
 def _place(error: BaseException) -> str:
-    frame = error.__traceback__
+    """Return the file, line and function in which an error was raised."""
+    trace = error.__traceback__
     place = "?"
-    while frame is not None:
-        code = frame.tb_frame.f_code
-        place = f"{Path(code.co_filename).name}:{frame.tb_lineno} in {code.co_name}"
-        frame = frame.tb_next
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
     return place

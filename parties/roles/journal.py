@@ -1,6 +1,7 @@
-"""A run's finished batches, one JSON line each, on disk before the next is waited for; --resume goes on from there.
+"""The journal of a run: one JSON line for each finished batch. With --resume a run continues from its journal.
 
-A line is whole or it is not there: the last one of a killed process may be torn, and is dropped.
+A batch is on disk before the next one is waited for. If the process is killed while it writes, the last line may be
+incomplete; such a line is dropped.
 """
 
 import fcntl
@@ -18,15 +19,15 @@ FILE_NAME = "journal.jsonl"
 
 
 class Journal:
-    """Finished batches of one job, in order.
+    """The finished batches of one job, in order. No other process can open the same journal.
 
     Args:
         path: the file.
-        facts: the job; a journal of another one is refused.
-        resume: go on with the file that is there.
+        facts: what the job is, as JSON values. The journal of another job is refused.
+        resume: continue the file that exists instead of a new one.
 
     Raises:
-        UserInputError: nothing to resume, or another job's journal.
+        UserInputError: there is no file to resume, it belongs to another job or is damaged, or another process uses it.
     """
 
     def __init__(self, path: Path, facts: dict[str, Any], *, resume: bool = False) -> None:
@@ -36,7 +37,7 @@ class Journal:
         head = json.loads(json.dumps({"job": facts}, default=str))
         if resume and not path.is_file():
             raise UserInputError(f"--resume: {path} does not exist", "start without --resume")
-        # Labels and logits are for their owner alone.
+        # Other users of this machine must not read labels and logits.
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._held = _hold(path)
         if resume:
@@ -58,7 +59,7 @@ class Journal:
         if found != head:
             different = [key for key in head["job"] if not found or found["job"].get(key) != head["job"][key]]
             raise UserInputError(
-                f"--resume: {self._path} is of another job: {', '.join(different) or 'it is damaged'}",
+                f"--resume: {self._path} belongs to another job: {', '.join(different) or 'it is damaged'}",
                 "give the same options, or start without --resume",
             )
         if torn:
@@ -67,26 +68,26 @@ class Journal:
 
     @property
     def batch_plan(self) -> bytes:
-        """What the data owner said its examples and batches are, empty before the first batch."""
+        """The digest of the examples and their batches that the data owner gave; empty before the first batch."""
         return bytes(self.batches[0][1].batch_plan) if self.batches else b""
 
     @property
     def student(self) -> str:
-        """Hex SHA-256 of the weights as their owner told it, empty before the first batch."""
+        """The SHA-256 of the weights that the model owner gave, in hexadecimal; empty before the first batch."""
         return self.batches[0][0].student if self.batches else ""
 
     def add(self, model_owner: pb.Batch, data_owner: pb.Batch) -> None:
-        """The next batch, as each owner reported it; on disk when this returns.
+        """Add the next batch as each owner reported it. It is on disk when this returns.
 
         Raises:
-            OSError: it could not be written.
+            OSError: the batch could not be written.
         """
         entry = {"model_owner": model_owner, "data_owner": data_owner}
         self._append({name: json_format.MessageToDict(message) for name, message in entry.items()})
         self.batches.append((model_owner, data_owner))
 
     def close(self) -> None:
-        """Let other processes have the file."""
+        """Close the file, so that other processes can open it."""
         self._held.close()
 
     def _append(self, value: dict[str, Any]) -> None:
@@ -97,10 +98,13 @@ class Journal:
 
 
 def check_free(path: Path) -> None:
-    """Refuse to touch a run that another process is at.
+    """Check that no other process works on a run.
+
+    Args:
+        path: the journal of the run.
 
     Raises:
-        UserInputError: somebody holds the journal.
+        UserInputError: another process uses the journal.
     """
     if path.is_file():
         _hold(path).close()

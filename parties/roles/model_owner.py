@@ -1,4 +1,4 @@
-"""The model owner: holds the weights, serves the stream between the owners. It sees no text and no logit."""
+"""The model owner: holds the weights and serves the stream between the owners. It sees no text and no logit."""
 
 import threading
 import time
@@ -16,23 +16,27 @@ from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student
 from mpcformer.modeling.load import WEIGHTS
-from parties.roles.dealer import NO_SESSION
 from parties.roles.membership import Membership
 from parties.roles.owner_session import OwnerSession
 from parties.roles.transcript import facts_digest
 from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.callers import SESSION_HEADER, refuse, refuse_unknown_session, require_caller
 from parties.wire.peer_channel import PeerChannel
-from parties.wire.tls import require_caller
 
 MAX_BATCHES = 1 << 20
-SESSION_HEADER = "session-bin"
 
 
 @dataclass
 class Expected:
-    """A session whose data owner may connect, once."""
+    """A session whose data owner may connect, once.
+
+    Args:
+        channel: the channel that takes over the stream.
+        data_owner: the party id of the data owner.
+        taken: locked as soon as the data owner has connected.
+    """
 
     channel: PeerChannel
     data_owner: str
@@ -40,10 +44,10 @@ class Expected:
 
 
 class PeerService(rpc.PeerServicer):
-    """Hands each session's one stream to its channel.
+    """The Peer service: hands the one stream of each session to the session's channel.
 
     Args:
-        data_owners: ids that may call at all.
+        data_owners: the party ids that may call at all.
     """
 
     def __init__(self, data_owners: list[str]) -> None:
@@ -52,7 +56,7 @@ class PeerService(rpc.PeerServicer):
 
     @contextmanager
     def expect(self, session_id: bytes, data_owner: str, channel: PeerChannel) -> Iterator[None]:
-        """Meanwhile the data owner may connect."""
+        """Let the data owner of a session connect while the block runs."""
         self._expected[session_id] = Expected(channel, data_owner)
         try:
             yield
@@ -60,26 +64,25 @@ class PeerService(rpc.PeerServicer):
             del self._expected[session_id]
 
     def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
-        """A session's stream, from its data owner alone."""
+        """Serve the stream of a session to its data owner."""
         require_caller(context, *self._data_owners)
         named = [value for key, value in context.invocation_metadata() if key == SESSION_HEADER]
         expected = self._expected.get(named[0]) if named else None
         if expected is None:
-            context.abort(grpc.StatusCode.NOT_FOUND, NO_SESSION)
-            raise AssertionError("abort raises")
+            refuse_unknown_session(context)
         require_caller(context, expected.data_owner)
         if not expected.taken.acquire(blocking=False):
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
         expected.channel.attach(request_iterator, context.cancel)
         context.add_callback(expected.channel.close)
         yield from expected.channel.outgoing()
 
 
 class ModelOwner:
-    """The model owner as a service: the student is loaded once, sessions share it.
+    """The model owner as a service. All sessions share the student, which is loaded once.
 
     Raises:
-        UserInputError: no student in the configured folder.
+        UserInputError: the configured folder contains no student.
     """
 
     def __init__(self, config: ModelOwnerConfig) -> None:
@@ -94,32 +97,30 @@ class ModelOwner:
         rpc.add_PeerServicer_to_server(self._peers, server)
 
     def claim(self) -> pb.ModelClaim:
-        """Which student it serves."""
+        """Return which student this model owner serves."""
         return pb.ModelClaim(student=self._digest, facts=facts_digest(self._public))
 
     def run_session(self, job: pb.Job, membership: Membership) -> None:
-        """One session, from the data owner's announcement to the last batch."""
+        """Run one session, from the data owner's announcement of its batches to the last batch."""
         config, started = self._config, time.perf_counter()
         if job.dealer not in config.dealers:
             raise UserInputError(
                 f"the job names dealer {job.dealer!r}",
-                f"{config.id}'s dealers lack it: is its randomness trusted?",
+                f"add it to dealers in {config.id}'s configuration if its randomness is trusted",
             )
         if job.embeddings == "public_table" and not config.public_embeddings:
             raise UserInputError(
-                "the job asks for public_table, which tells the embedding tables to the data owner",
+                "the job asks for public_table, which discloses the embedding tables to the data owner",
                 "set public_embeddings = true in the model owner's configuration, or use private_table",
             )
         public = replace(self._public, embeddings=job.embeddings)
-        channel = PeerChannel(me=config.id, peer=job.data_owner, session_id=job.session_id)
+        channel = PeerChannel(party_id=config.id, peer_id=job.data_owner, session_id=job.session_id)
         membership.on_abort(channel.abort)
         membership.watch(job.data_owner, channel.waited_s)
         with self._peers.expect(job.session_id, job.data_owner, channel):
             membership.send(ready=pb.Ready(student=self._digest))
             try:
-                session = OwnerSession(
-                    party=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership
-                )
+                session = OwnerSession(rank=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership)
                 engine = create_engine(
                     job.engine,
                     rank=MODEL_OWNER,
@@ -141,22 +142,23 @@ class ModelOwner:
                 session.report()
                 membership.dismissed()
             except Exception:
-                # A peer that does not read must not keep what is queued for it.
+                # Do not wait for a peer that has stopped reading: drop what is queued for it.
                 channel.abort(PartyError(config.id, "it left the session"))
                 raise
             channel.finish()
 
 
 def announced(channel: PeerChannel, positions: int, max_sentences: int, max_tokens: int) -> list[tuple[int, int]]:
-    """The session's batches as the data owner announces them: (sentences, padded length).
+    """Receive the data owner's announcement: (sentences, padded length) of each batch of the session.
 
     Args:
-        positions: of the model.
-        max_sentences: in a batch, by the job.
-        max_tokens: in a batch, padding included, by the configuration.
+        channel: the channel to the data owner.
+        positions: the number of positions of the model.
+        max_sentences: the largest number of sentences in a batch, from the job.
+        max_tokens: the largest number of tokens in a batch with padding, from the configuration.
 
     Raises:
-        ProtocolError: too many, or one that the model cannot take.
+        ProtocolError: there are too many batches, or a batch is larger than these limits.
     """
     (n_batches,) = channel.receive([Spec(torch.int64, (1,))])[0].tolist()
     if not 0 <= n_batches <= MAX_BATCHES:
@@ -173,6 +175,7 @@ def announced(channel: PeerChannel, positions: int, max_sentences: int, max_toke
 
 
 def _mask(channel: PeerChannel, batch_size: int, seq_len: int) -> torch.Tensor:
+    """Receive the attention mask of a batch: (batch_size, seq_len), ones followed by zeros in each row."""
     mask = channel.receive([Spec(torch.int64, (batch_size, seq_len))])[0]
     lengths = mask.sum(1)
     if not torch.equal(mask, (torch.arange(seq_len) < lengths[:, None]).long()) or int(lengths.min()) < 1:

@@ -1,4 +1,4 @@
-"""What both owners do in a session: agree, then for each batch the offline part, a barrier, and the online part."""
+"""What both owners do in a session: agree on everything public, then run each batch, offline before online."""
 
 import logging
 import time
@@ -9,44 +9,47 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations import CorrelationStore, Request, correction_specs, plan_digest
+from mpcformer.correlations import CorrelationStore, Request, correction_specs, correlation_plan_digest
 from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.roles import transcript
-from parties.roles.dealer import to_wire
 from parties.roles.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.frames import from_frames, open_channel
+from parties.wire import causes
+from parties.wire.correlation_requests import to_wire
+from parties.wire.frames import StreamEndedError, from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
-# Corrections that wait at the model owner at one time; a bert-base batch of one sentence of 128 tokens fits.
+# The size of the corrections that wait at the model owner at one time. The corrections for one sentence of 128 tokens
+# fit, for a student of the size of bert-base.
 POOL_BYTES = 768 << 20
 log = logging.getLogger(__name__)
 
 
 class OwnerSession:
-    """One owner's side of a session, from the dealer's seed to the last report.
+    """The part of one owner in a session, from the dealer's seed to the last report.
 
     Args:
-        party: 0 model owner, 1 data owner.
-        config, job: from file and coordinator.
-        channel: to the other owner.
-        membership: for progress.
+        rank: 0 for the model owner, 1 for the data owner.
+        config: the owner's configuration.
+        job: the job, as the coordinator stated it.
+        channel: the channel to the other owner.
+        membership: the connection to the coordinator.
     """
 
     def __init__(
         self,
         *,
-        party: int,
+        rank: int,
         config: ModelOwnerConfig | DataOwnerConfig,
         job: pb.Job,
         channel: PeerChannel,
         membership: Membership,
     ) -> None:
-        self.party, self.config, self.job, self.channel = party, config, job, channel
+        self.rank, self.config, self.job, self.channel = rank, config, job, channel
         self._setup = pb.Phase()
         self._transcript = self.terms = b""
         self._membership = membership
@@ -56,7 +59,7 @@ class OwnerSession:
         membership.watch(job.dealer, self._dealer_waited_s)
         self._dealer = rpc.DealerStub(self._dealer_channel)
         try:
-            self.store = CorrelationStore(party=party, seed=self._open_dealer(), session_id=job.session_id)
+            self.store = CorrelationStore(rank=rank, seed=self._open_dealer(), session_id=job.session_id)
         except BaseException:
             self._dealer_channel.close()
             raise
@@ -64,18 +67,31 @@ class OwnerSession:
     def _open_dealer(self) -> bytes:
         try:
             reply = self._dealer.OpenSession(
-                pb.OpenSessionRequest(session_id=self.job.session_id),
+                iter([pb.OpenSessionRequest(session_id=self.job.session_id)]),
                 timeout=self.config.join_timeout_s,
                 wait_for_ready=True,
             )
         except grpc.RpcError as error:
-            raise PartyError(self.job.dealer, f"it gave no seed: {error.details()}") from None
+            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
+                timeout_s = self.config.join_timeout_s
+                raise causes.unreachable(self.job.dealer, self.job.dealer_address, timeout_s) from None
+            raise causes.of_call(self.job.dealer, error) from None
         return bytes(reply.seed)
 
     def setup(
         self, engine: Engine, public: PublicModel, student: str, batches: list[tuple[int, int]], started: float
     ) -> None:
-        """Agree with the other owner on everything public, then the engine's own set-up; timed from `started`."""
+        """Agree with the other owner on everything public, then set up the engine.
+
+        Args:
+            engine, public: the engine and what is public of the model.
+            student: hex SHA-256 of the student's weights.
+            batches: (sentences, padded length) of every batch of this session.
+            started: the time from which the set-up is timed, in seconds of `time.perf_counter`.
+
+        Raises:
+            ProtocolError: the owners disagree; the error names the fields.
+        """
         agreed = transcript.fields(self.job, engine, public, student, batches, self.config.insecure)
         self._transcript = transcript.compare(self.channel, agreed)
         self.terms = transcript.terms(agreed)
@@ -87,9 +103,10 @@ class OwnerSession:
     def run_batch(
         self, engine: Engine, inputs: BatchInputs, index: int, n_batches: int
     ) -> tuple[pb.BatchReport, torch.Tensor | None]:
-        """One batch: the plan, then its segments, offline before online. Measures; logits (B, C) at the data owner.
+        """Run one batch of B sentences; return its measurements and, at the data owner, the logits (B, C).
 
-        As many segments go through their offline part together as their correlations fit into the pool.
+        The segments of the plan run in groups whose correlations fit into the pool together. For each group the
+        offline part runs first, then a barrier, then the online part.
         """
         report = pb.BatchReport(batch_size=inputs.shape.batch_size, seq_len=inputs.shape.seq_len)
         start = time.perf_counter()
@@ -147,10 +164,10 @@ class OwnerSession:
         phase.rounds += done.rounds
 
     def _compare_plans(self, plan: list[Request]) -> None:
-        mine = torch.frombuffer(bytearray(plan_digest(plan)), dtype=torch.uint8)
+        mine = torch.frombuffer(bytearray(correlation_plan_digest(plan)), dtype=torch.uint8)
         self.channel.send([mine])
         if not torch.equal(self.channel.receive([Spec.of(mine)])[0], mine):
-            raise ProtocolError("the owners derive different plans of correlations", "give both the same release")
+            raise ProtocolError(causes.disagreement("the plan of correlations"), "give both the same release")
 
     def _barrier(self) -> None:
         barrier = torch.zeros(1, dtype=torch.uint8)
@@ -158,14 +175,14 @@ class OwnerSession:
         self.channel.receive([Spec.of(barrier)])
 
     def _fetch(self, plan: list[Request], first: int, phase: pb.Phase) -> None:
-        """The dealer's corrections for operations from `first` on, into the model owner's store."""
-        if self.party != MODEL_OWNER:
+        """Fetch the dealer's corrections for a plan into the model owner's store; its first operation is `first`."""
+        if self.rank != MODEL_OWNER:
             return
         request = pb.DealRequest(
             session_id=self.job.session_id, first_operation=first, plan=[to_wire(item) for item in plan]
         )
         try:
-            frames = self._noting_when(self._dealer.Deal(request))
+            frames = self._noting_when(self._dealer.Deal(iter([request])))
             for operation, item in enumerate(plan, start=first):
                 correction, n_bytes = from_frames(
                     frames,
@@ -179,7 +196,9 @@ class OwnerSession:
             if next(frames, None) is not None:
                 raise PartyError(self.job.dealer, "it dealt more than the plan")
         except grpc.RpcError as error:
-            raise PartyError(self.job.dealer, f"it stopped dealing: {error.details()}") from None
+            raise causes.of_call(self.job.dealer, error) from None
+        except StreamEndedError:
+            raise PartyError(self.job.dealer, "it dealt less than the plan") from None
         except ProtocolError as error:
             raise PartyError(self.job.dealer, error.what, error.remedy) from None
         finally:
@@ -196,8 +215,8 @@ class OwnerSession:
         since = self._asked_dealer_at
         return 0.0 if since is None else time.monotonic() - since
 
-    def report(self, batch_plan: bytes = b"") -> None:
-        """The last word to the coordinator, and to the dealer."""
+    def report(self, examples_digest: bytes = b"") -> None:
+        """Send the last report to the coordinator, and close the channel to the dealer."""
         self._dealer_channel.close()
         self._membership.part_done()
         self._membership.send(
@@ -205,13 +224,16 @@ class OwnerSession:
                 setup=self._setup,
                 peak_rss_bytes=peak_rss_bytes(),
                 transcript=self._transcript,
-                batch_plan=batch_plan,
+                batch_plan=examples_digest,
             )
         )
 
 
 def pools(segments: list[list[Request]]) -> list[list[int]]:
-    """Consecutive segments whose corrections fit into the pool together; a larger segment goes alone."""
+    """Return groups of consecutive segments whose corrections fit into the pool together.
+
+    A segment that exceeds the pool is a group of its own.
+    """
     groups: list[list[int]] = []
     room = 0
     for index, segment in enumerate(segments):

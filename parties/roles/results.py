@@ -1,4 +1,4 @@
-"""What a finished job gave."""
+"""The results of a finished job, and the checks of what the owners report."""
 
 from dataclasses import dataclass
 
@@ -10,14 +10,14 @@ DIGEST_BYTES = 32
 
 @dataclass(frozen=True)
 class Results:
-    """What a finished job gave.
+    """The results of a finished job.
 
     Args:
-        batches: of the two owners by role, in order.
-        n_resumed: how many batches an earlier run made.
-        predictions: of all batches, in the order of the split.
-        reports: last words by role.
-        session_id: of the last session.
+        batches: the reports of both owners about each batch, by role, in order.
+        n_resumed: the number of batches that an earlier run had finished.
+        predictions: the predictions of all batches, in the order of the split.
+        reports: the final report of each party by role.
+        session_id: the id of the last session.
     """
 
     batches: dict[Role, list[pb.BatchReport]]
@@ -28,7 +28,7 @@ class Results:
 
 
 def merged(batches: list[pb.Predictions]) -> pb.Predictions:
-    """All batches' predictions, in the order of their rows."""
+    """Return the predictions of all batches in the order of their rows."""
     flat = [
         (row, b.ids[i], b.labels[i], b.groups[i], list(b.logits[i * b.n_outputs : (i + 1) * b.n_outputs]))
         for b in batches
@@ -46,13 +46,13 @@ def merged(batches: list[pb.Predictions]) -> pb.Predictions:
 
 
 def is_whole(batch: pb.Batch) -> bool:
-    """Whether a batch's predictions are as many as its sentences, and of one width."""
+    """Return whether a batch has one prediction for each sentence, and all of them the same number of outputs."""
     told, n = batch.predictions, batch.report.batch_size
     same = all(len(column) == n for column in (told.rows, told.ids, told.labels, told.groups))
     return n > 0 and same and told.n_outputs > 0 and len(told.logits) == n * told.n_outputs
 
 
 def digests_are_short(event: pb.PartyEvent) -> bool:
-    """Whether the byte strings of an event are digests: there is no room for anything else to reach the coordinator."""
+    """Return whether all byte strings of an event are as short as digests. Longer ones could carry a secret."""
     found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan, event.batch.terms)
     return all(len(digest) in (0, DIGEST_BYTES) for digest in found)

@@ -1,7 +1,7 @@
-"""A party that serves session after session: admission, quotas, one thread a session, health, graceful shutdown.
+"""A party that serves session after session: admission, quotas, one thread per session, health, graceful shutdown.
 
-What a session is made of (keys, correlations, engine, stream) belongs to its thread and goes with it; sessions share
-the loaded model, which none of them changes, and nothing else.
+The keys, correlations, engine and stream of a session belong to its thread and are dropped with it. Sessions share
+only the loaded model, which none of them changes.
 """
 
 import logging
@@ -16,20 +16,21 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, ProtocolError
-from mpcformer.ring.random import KEY_BYTES, keys_of
-from parties.roles.failure import work
+from mpcformer.ring.random import KEY_BYTES, scoped_keys
+from parties.roles.failure import report_failure_of
 from parties.roles.membership import Membership
 from parties.settings import metrics
 from parties.settings.config import ServiceConfig
 from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.diagnose_reply import callers_of, introduce
-from parties.wire.frames import serve_guarded
-from parties.wire.tls import require_caller
+from parties.wire import causes
+from parties.wire.callers import FirstMessage, refuse, require_caller
+from parties.wire.diagnose_reply import answer_diagnose, callers_of
 
 FIRST_COMMAND_TIMEOUT_S = 10.0
-# Calls at once: of each session its stream, the data owner's, the dealer's; and some for those that are turned away.
+# Each session needs a few calls at the same time: the coordinator's and the owners'. The spare ones are for callers
+# that are refused, and for diagnosis.
 CALLS_PER_SESSION, SPARE_CALLS = 4, 16
 RunSession = Callable[[pb.Job, Membership], None]
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Running:
-    """A session at work."""
+    """A session that is running."""
 
     membership: Membership
     peers: tuple[str, ...]
@@ -45,22 +46,22 @@ class Running:
 
 
 class _Health(health.HealthServicer):  # type: ignore[misc]
-    """Asked, not watched: a watching call stays as long as its caller likes."""
+    """A health service without Watch, whose calls would stay open for as long as their callers like."""
 
     def Watch(self, request: Any, context: grpc.ServicerContext, *more: Any) -> None:  # noqa: N802
-        """Refused."""
-        context.abort(grpc.StatusCode.UNIMPLEMENTED, "use Check")
+        """Refuse the call."""
+        refuse(context, grpc.StatusCode.UNIMPLEMENTED, "use Check")
 
 
 class SessionHost(rpc.PartyServicer):
     """The Party service.
 
     Args:
-        config: who may order sessions, and how many.
-        role: as it says hello.
-        run_session: does a session's work, in a thread of its own; raises MPCFormerError.
-        once: take a single session.
-        model: which student it serves, if it is a model owner.
+        config: states who may order sessions, and how many.
+        role: the role that this party states when it says hello.
+        run_session: does the work of a session, in a thread of its own; raises MPCFormerError.
+        once: whether to take a single session only.
+        model: which student a model owner serves.
     """
 
     def __init__(
@@ -74,29 +75,30 @@ class SessionHost(rpc.PartyServicer):
     ) -> None:
         self._config, self._role, self._run_session, self._once = config, role, run_session, once
         self._model = model
+        self._first = FirstMessage(SPARE_CALLS // 4)
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
         self.health = _Health()
-        # What the last session ended with, for a service that serves one.
+        # The number of sessions that have ended, and the exit status of the last one.
         self.n_done, self.last_status = 0, 0
 
     @property
     def n_calls(self) -> int:
-        """Calls that the server must carry at once."""
+        """The number of calls that the server must carry at the same time."""
         return CALLS_PER_SESSION * self._config.max_sessions + SPARE_CALLS
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Party and the health service."""
-        serve_guarded(server, rpc.add_PartyServicer_to_server, self, SPARE_CALLS // 4)
+        rpc.add_PartyServicer_to_server(self, server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, server)
         self.health.set("", health_pb2.HealthCheckResponse.SERVING)
 
     def Serve(self, request_iterator: Iterator[pb.Command], context: grpc.ServicerContext) -> Iterator[pb.PartyEvent]:  # noqa: N802
-        """One session, from its job to its end."""
+        """Run one session, from its job to its end."""
         config = self._config
         coordinator = require_caller(context, *config.coordinators)
-        membership = Membership(config, role=self._role, coordinator=coordinator)
+        membership = Membership(config, role=self._role, coordinator_id=coordinator)
         context.add_callback(membership.lost)
         membership.listen(request_iterator)
         try:
@@ -104,19 +106,17 @@ class SessionHost(rpc.PartyServicer):
         except MPCFormerError as error:
             log.error("no session begins: %s", error)
             self._done(error.exit_code)
-            context.abort(grpc.StatusCode.ABORTED, "no session begins")
-            raise AssertionError("abort raises") from None
+            refuse(context, grpc.StatusCode.ABORTED, "no session begins")
         if job is None:
             return
         try:
             self._check(job)
         except MPCFormerError as error:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, error.what)
-            raise AssertionError("abort raises") from None
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error.what)
         refusal = self._admit(job, coordinator, membership)
         if refusal:
             metrics.refused.inc()
-            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
         yield from membership.events()
 
     def _check(self, job: pb.Job) -> None:
@@ -126,14 +126,14 @@ class SessionHost(rpc.PartyServicer):
             raise ProtocolError(f"data owner {job.data_owner!r} is not in {self._config.id}'s configuration")
 
     def _admit(self, job: pb.Job, coordinator: str, membership: Membership) -> str:
-        """Start the session, or say why not."""
+        """Start the session and return an empty string, or return why it is refused."""
         config, peers = self._config, (coordinator, job.data_owner)
         with self._changed:
             busy = Counter(peer for running in self._running.values() for peer in running.peers)
             if self._draining or (self._once and self.n_done):
                 return f"{config.id} is shutting down"
             if job.session_id in self._running:
-                return "this session runs already: an id is used once"
+                return "this session runs already: a session id is used once"
             if len(self._running) >= config.max_sessions or (self._once and self._running):
                 return f"{config.id} serves {len(self._running)} sessions already; try again when one has ended"
             for peer in peers:
@@ -151,9 +151,9 @@ class SessionHost(rpc.PartyServicer):
         metrics.sessions.inc()
         status = UNEXPECTED
         try:
-            with session_log(job.session_id), keys_of("session", job.session_id):
+            with session_log(job.session_id), scoped_keys("session", job.session_id):
                 log.info("session of %s begins", job.data_owner)
-                status = work(lambda: self._run_session(job, membership), membership)
+                status = report_failure_of(lambda: self._run_session(job, membership), membership)
         finally:
             metrics.sessions.dec()
             metrics.ended.labels("well" if status == 0 else "failed").inc()
@@ -168,9 +168,12 @@ class SessionHost(rpc.PartyServicer):
             self.last_status = status
             self._changed.notify_all()
 
-    def Diagnose(self, request: pb.DiagnoseRequest, context: grpc.ServicerContext) -> pb.DiagnoseReply:  # noqa: N802
-        """Who this is; to those that it serves, which student and how much room."""
-        reply = introduce(context, self._config.id, self._role, callers_of(self._config))
+    def Diagnose(  # noqa: N802 (gRPC's name)
+        self, request_iterator: Iterator[pb.DiagnoseRequest], context: grpc.ServicerContext
+    ) -> pb.DiagnoseReply:
+        """Say who this is; tell callers that are served also which student it has and how many sessions are free."""
+        self._first.take(request_iterator, context)
+        reply = answer_diagnose(context, self._config.id, self._role, callers_of(self._config))
         if reply.serves_as:
             with self._changed:
                 free = 0 if self._draining else max(0, self._config.max_sessions - len(self._running))
@@ -180,25 +183,25 @@ class SessionHost(rpc.PartyServicer):
         return reply
 
     def wait_for_one(self, timeout_s: float, stop: threading.Event) -> int:
-        """The status of the only session, once it has ended.
+        """Wait until the only session has ended and return its exit status.
+
+        Args:
+            timeout_s: how long to wait for the session to begin.
+            stop: ends the wait when it is set.
 
         Raises:
-            PartyError: none began in time.
+            PartyError: no session began in time.
         """
         deadline = time.monotonic() + timeout_s
         with self._changed:
             while not self.n_done and not stop.is_set():
                 if not self._running and time.monotonic() > deadline:
-                    raise PartyError(
-                        self._config.coordinators[0],
-                        f"ordered no session for {timeout_s:.0f} s",
-                        "start the coordinator",
-                    )
+                    raise causes.no_session(self._config.coordinators[0], timeout_s)
                 self._changed.wait(0.2)
         return self.last_status
 
     def drain(self, grace_s: float) -> None:
-        """Take no more sessions; let those that run end for `grace_s`, then end them."""
+        """Take no more sessions; wait up to `grace_s` seconds for those that run, then end them."""
         self.health.enter_graceful_shutdown()
         with self._changed:
             self._draining = True

@@ -1,7 +1,8 @@
-"""Everything that the owners of a session must agree on, by name; a session opens with its comparison.
+"""The transcript: everything that the two owners of a session must agree on, compared when the session opens.
 
-Each owner lists what it believes: from its own files, and from the job as the coordinator told it. They exchange a
-digest of each field, so that a difference is named and no content told; the digest of all fields is the transcript.
+Each owner lists what it knows from its own files and from the job that the coordinator sent. The owners exchange a
+digest of each field: an error can then name the fields that differ without disclosing their content. The digest of all
+fields is the transcript.
 """
 
 import hashlib
@@ -16,10 +17,11 @@ from mpcformer.errors import ProtocolError
 from parties.settings.config import PROTOCOL_VERSION, Insecure
 from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
+from parties.wire import causes
 
-PER_SESSION = ("session", "batch plan", "job.first_batch", "job.batch_plan")
+PER_SESSION = ("session", "batch_shapes", "job.first_batch", "job.examples_digest")
 JOB_FIELDS = (
-    *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "batch_plan"),
+    *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch"),
     *("task", "split", "limit", "batch_size", "max_length"),
 )
 
@@ -32,14 +34,14 @@ def fields(
     batches: list[tuple[int, int]],
     insecure: Insecure | None = None,
 ) -> dict[str, str]:
-    """Name -> value of all that is agreed.
+    """Return name -> value of everything that must agree.
 
     Args:
-        job: as the coordinator told it.
-        engine, public: this owner's.
-        student: hex SHA-256 of the weights, as their owner claims it; the data owner has it from the public files.
+        job: the job as this owner received it from the coordinator.
+        engine, public: this owner's engine, and what it knows of the model.
+        student: hex SHA-256 of the weights as the model owner claims it; the data owner reads it in the public files.
         batches: (sentences, padded length) of every batch of this session.
-        insecure: as this owner's file says.
+        insecure: the insecure settings in this owner's configuration.
     """
     listed = {
         "protocol version": str(PROTOCOL_VERSION),
@@ -47,24 +49,25 @@ def fields(
         "session": bytes(job.session_id).hex(),
         "student": student,
         "constants of the engine": engine.fingerprint(),
-        "batch plan": json.dumps(batches),
+        "batch_shapes": json.dumps(batches),
         "insecure": insecure_text(insecure),
     }
+    listed["job.examples_digest"] = repr(job.batch_plan)
     listed |= {f"job.{name}": repr(getattr(job, name)) for name in JOB_FIELDS}
     return listed | {f"model.{name}": value for name, value in public.facts().items()}
 
 
 def terms(agreed: dict[str, str]) -> bytes:
-    """Digest of what does not change when a run goes on in another session, 32 bytes."""
+    """Return the digest of what stays the same when a run is resumed in another session, 32 bytes."""
     kept = {name: value for name, value in agreed.items() if name not in PER_SESSION}
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
 
 
 def compare(channel: Channel, mine: dict[str, str]) -> bytes:
-    """Exchange digests with the other owner; the transcript's own digest, 32 bytes.
+    """Compare the digests of all fields with the other owner; return the digest of the transcript, 32 bytes.
 
     Raises:
-        ProtocolError: naming the fields that differ.
+        ProtocolError: some fields differ; the error names them.
     """
     digests = torch.stack([_digest(f"{name}\0{value}") for name, value in mine.items()])
     channel.send([digests])
@@ -72,14 +75,14 @@ def compare(channel: Channel, mine: dict[str, str]) -> bytes:
     different = [name for name, a, b in zip(mine, digests, theirs, strict=True) if not torch.equal(a, b)]
     if different:
         raise ProtocolError(
-            f"the owners disagree on: {', '.join(different)}",
+            causes.disagreement(*different),
             "give both the same release, and the data owner the public files of this very student (mpcformer export)",
         )
     return hashlib.sha256(digests.numpy().tobytes()).digest()
 
 
 def facts_digest(public: PublicModel) -> bytes:
-    """What is public of a model, as both owners should know it, in 32 bytes."""
+    """Return the digest of what both owners should know of a model, 32 bytes."""
     return hashlib.sha256(json.dumps(public.facts(), sort_keys=True).encode()).digest()
 
 

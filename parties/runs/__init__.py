@@ -1,1 +1,1 @@
-"""One evaluation from checked input to a whole run folder, on this machine or between machines."""
+"""Run one job, on this machine or between machines, and write the folder of the run."""

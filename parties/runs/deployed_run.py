@@ -1,13 +1,12 @@
-"""A session between parties that others started: the coordinator alone, from its own configuration."""
+"""A run of one job between parties that their owners started: this process is the coordinator alone."""
 
-import shutil
 from pathlib import Path
 from typing import Any
 
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import check_new_folder
 from mpcformer.ring.random import fixed_keys
+from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import get_task
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
@@ -16,28 +15,32 @@ from parties.runs.live import Live
 from parties.settings.config import CoordinatorConfig
 from parties.settings.insecure import fixed_seed, warn
 from parties.settings.insecure import text as insecure_text
-from parties.settings.threat_model import threat_model
 
 
 def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[str, Any]:
-    """Wait for the parties, run the job, write the folder `out`; returns results.json's value.
+    """Wait for the parties, run the job, write the folder `out` and return the value of results.json.
 
-    Until it is whole the run is in `<out>.partial`, with the journal of its finished batches.
+    A run that ends early leaves `<out>.partial` with the journal of its finished batches, if there are any; see
+    `RunFolder`.
+
+    Args:
+        config: the coordinator's configuration, which contains the job.
+        out: the folder to write.
+        resume: continue an unfinished run of the same job.
 
     Raises:
-        UserInputError: an unknown task, a folder that is not empty, an address that cannot be bound, nothing to resume.
-        PartyError: naming the party that failed, or did not join.
+        UserInputError: the task is unknown, the folder is not empty, the address cannot be bound, or there is nothing
+            to resume.
+        PartyError: a party failed or did not join; the error names it.
     """
-    check_new_folder(out)
+    folder = RunFolder(out)
+    folder.check_new()
     warn(config.insecure)
-    task = get_task(config.job.task)
-    partial = out.with_name(f"{out.name}.partial")
-    if partial.exists() and not resume:
-        raise UserInputError(
-            f"--out: {partial} is there, of a run that did not finish", "--resume goes on with it; or remove it"
-        )
-    facts = config.job.model_dump() | {"insecure": insecure_text(config.insecure)}
-    journal = Journal(partial / FILE_NAME, facts, resume=resume)
+    get_task(config.job.task)  # raises if it is unknown
+    if not resume:
+        folder.check_not_interrupted()
+    facts = config.job.to_json() | {"insecure": insecure_text(config.insecure)}
+    journal = Journal(folder.partial / FILE_NAME, facts, resume=resume)
     try:
         with Live() as live:
             coordinator = Coordinator(config, journal=journal, on_progress=live.show)
@@ -47,32 +50,25 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
                     results = coordinator.run_job()
             finally:
                 coordinator.stop()
-        values = report.measured(task, results, config.insecure) | {
-            "batch_size": config.job.batch_size,
-            "engine": config.job.engine,
-            "embeddings": config.job.embeddings,
-            "network": {"profile": "as deployed", "transport": report.transport(config.insecure)},
-            "threat_model": threat_model(config.job.embeddings),
-        }
-        report.write(partial, facts, values, results, {})
+        network = {"profile": "as deployed", "transport": report.transport(config.insecure)}
+        values = report.measured(config.job, results, config.insecure) | {"network": network}
+        report.write(folder.partial, facts, values, results, {})
     except (MPCFormerError, OSError, KeyboardInterrupt) as error:
-        raise _with_way_on(error, journal, partial) from None
+        raise _with_way_on(error, journal, folder) from None
     finally:
         journal.close()
-    if out.is_dir():
-        out.rmdir()
-    partial.rename(out)
+    folder.publish()
     return values
 
 
-def _with_way_on(error: BaseException, journal: Journal, partial: Path) -> BaseException:
-    """The error with what can be done about the run; a run without any batch is removed."""
+def _with_way_on(error: BaseException, journal: Journal, folder: RunFolder) -> BaseException:
+    """Return the error with a remedy that says how to continue. A run without a finished batch is removed."""
     if not journal.batches:
-        shutil.rmtree(partial, ignore_errors=True)
+        folder.discard()
         return error
     way = f"--resume goes on from batch {len(journal.batches)}"
     if isinstance(error, OSError):
-        return UserInputError(f"{partial}: {error.strerror}", f"make room; {way}")
+        return UserInputError(f"{folder.partial}: {error.strerror}", f"make room; {way}")
     if isinstance(error, MPCFormerError):
         error.remedy = f"{error.remedy}; {way}".removeprefix("; ")
     return error

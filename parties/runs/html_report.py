@@ -1,4 +1,4 @@
-"""report.html, what a person looks at: one file without script that loads nothing, from the values of results.json."""
+"""Render report.html, the report for people: one file without scripts that loads nothing, made from results.json."""
 
 import math
 from collections.abc import Callable
@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from mpcformer.approximations import gelu_form, softmax_form
 from parties.runs.published import SOURCE, PublishedScore, published_scores
 
 FILE_NAME = "report.html"
@@ -13,7 +14,6 @@ DASH = "\N{EN DASH}"
 MODELS = (("teacher", "Teacher", "plaintext"), ("student", "Student", "plaintext"), ("private", "Student", "private"))
 PHASES = (("setup", "Set-up"), ("offline", "Offline"), ("online", "Online"))
 PARTIES = ("data-owner", "model-owner", "dealer")
-FORMS = {"quad": "Quad", "relu": "ReLU", "gelu": "GeLU", "2quad": "2Quad", "2relu": "2ReLU", "softmax": "softmax"}
 METRICS = {"f1": "F1", "matthews": "Matthews correlation"} | {
     name: f"{name.title()} correlation" for name in ("pearson", "spearman")
 }
@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 
 def render(values: dict[str, Any]) -> str:
-    """The report as HTML.
+    """Return the report as HTML.
 
     Args:
-        values: results.json. A true value under "insecure" puts a banner with its text on top.
+        values: the value of results.json. If "insecure" is true or a text, the report starts with a banner.
     """
     loader = PackageLoader("parties", "templates")
     environment = Environment(
@@ -38,7 +38,8 @@ def render(values: dict[str, Any]) -> str:
         "seconds": _or_dash(seconds),
         "size": _or_dash(size),
         "count": _or_dash(lambda value: f"{value:,}"),
-        "form": lambda form: FORMS.get(form, form),
+        "gelu": lambda name: gelu_form(name).title,
+        "softmax": lambda name: softmax_form(name).title,
         "metric": metric_name,
         "name": lambda text: str(text)[:1].upper() + str(text)[1:].replace("-", " "),
     }
@@ -60,30 +61,33 @@ def render(values: dict[str, Any]) -> str:
 
 
 def seconds(value: float) -> str:
-    """With a precision that suits its size."""
-    return f"{value:.4f} s" if value < 1 else f"{value:.2f} s" if value < 100 else f"{value:,.1f} s"
+    """Return a time with about four significant digits or, where it is long, in whole seconds."""
+    n_decimals = 4 if value < 1 else 2 if value < 100 else 1 if value < 10_000 else 0
+    return f"{value:,.{n_decimals}f} s"
 
 
 def size(n_bytes: float) -> str:
-    """In the binary unit that leaves one to four digits before the point."""
-    for unit in ("B", "KiB", "MiB"):
+    """Return a number of bytes in the binary unit that leaves at most four digits before the point."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
         if n_bytes < 1024:
             return f"{n_bytes:.0f} B" if unit == "B" else f"{n_bytes:.1f} {unit}"
         n_bytes /= 1024
-    return f"{n_bytes:,.1f} GiB"
+    return f"{n_bytes:,.1f} TiB"
 
 
 def metric_name(key: str) -> str:
-    """accuracy_matched -> Accuracy, matched."""
+    """Return the name of a metric for people, for example `Accuracy, matched` for accuracy_matched."""
     name, _, split = key.partition("_")
     return METRICS.get(name, name.capitalize()) + (f", {split}" if split else "")
 
 
 def bar_chart(amounts: dict[str, float]) -> dict[str, Any]:
-    """Geometry of a horizontal bar chart, the longest bar first; widths in per cent, so that text keeps its size.
+    """Return the geometry of a horizontal bar chart with the longest bar first.
+
+    Widths are percentages, because then the text keeps its size on every screen; heights are pixels.
 
     Args:
-        amounts: not negative, by name.
+        amounts: the lengths of the bars by name, none of them negative.
     """
     longest = max(amounts.values(), default=0.0) or 1.0
     power: float = 10.0 ** math.floor(math.log10(longest))
@@ -99,19 +103,19 @@ def bar_chart(amounts: dict[str, float]) -> dict[str, Any]:
 
 
 def _or_dash(text: Callable[[T], str]) -> Callable[[T | None], str]:
-    """The same for None too: a dash, which the report explains."""
+    """Return a function that also accepts None and returns a dash for it, which the report explains."""
     return lambda value: DASH if value is None else text(value)
 
 
 def _absent(values: dict[str, Any]) -> str | None:
-    """Why the teacher's or the student's figures are dashes; None: they are not."""
+    """Return why figures of the teacher or the student are missing, or None if all are there."""
     if values["student"] is None:
         return "the coordinator has neither the models nor the text, so nothing ran in plaintext to compare with."
     return "the run was given no teacher." if values["metrics"]["teacher"] is None else None
 
 
 def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
-    """What was computed, by what, where."""
+    """Return the names and the texts of the section `What was computed`."""
     student, network, seeds = values["student"], values["network"], values["seeds"]
     link = ""
     if "rtt_ms" in network:
@@ -119,8 +123,7 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
     deployed = f"{DASH} (each party's own configuration)"
     if student:
         model = f"BERT, {student['layers']} layers, hidden size {student['hidden']}"
-        forms = f"GeLU: {FORMS.get(student['gelu'], student['gelu'])}; "
-        forms += f"softmax: {FORMS.get(student['softmax'], student['softmax'])}"
+        forms = f"GeLU: {gelu_form(student['gelu']).title}; softmax: {softmax_form(student['softmax']).title}"
         digest = student["sha256"]
     else:
         model = forms = digest = f"{DASH} (the coordinator has no student)"
@@ -135,21 +138,21 @@ def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:
         ("Embeddings", values["embeddings"]),
         ("Network", f"{network['profile']}{link}; {network['transport']}"),
         ("Device", values.get("device", deployed)),
-        ("Threads of each party", str(values.get("threads_per_party", deployed))),
-        ("Seed of the training", f"{DASH} (not on record)" if seeds["training"] is None else str(seeds["training"])),
-        ("Seeds of the protocol", seeds["protocol"]),
+        ("Threads per party", str(values.get("threads_per_party", deployed))),
+        ("Training seed", f"{DASH} (not recorded)" if seeds["training"] is None else str(seeds["training"])),
+        ("Protocol seeds", seeds["protocol"]),
         ("Versions", ", ".join(f"{name} {version}" for name, version in values["versions"].items())),
     ]
 
 
 def _traffic(values: dict[str, Any]) -> dict[str, Any]:
-    """Bytes by phase and direction, and by party; None: nothing is counted there."""
+    """Return the bytes by phase and direction, and by party. None stands where nothing is counted."""
     by_phase = {label: values[phase]["bytes"] for phase, label in PHASES}
     directions = list(dict.fromkeys(direction for label in reversed(by_phase) for direction in by_phase[label]))
     total = {direction: sum(sizes.get(direction, 0) for sizes in by_phase.values()) for direction in directions}
 
     def of_party(party: str, end: int) -> int | None:
-        """All that it sent (end 0) or received (end 1)."""
+        """Return all bytes that a party sent (end 0) or received (end 1)."""
         return sum(n for direction, n in total.items() if direction.split("->")[end] == party) or None
 
     return {
@@ -162,7 +165,7 @@ def _traffic(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _published(values: dict[str, Any]) -> dict[str, Any] | None:
-    """The paper's scores and the run's, row by row; None where the paper has none."""
+    """Return the paper's scores and those of this run as table rows, or None if the paper has no scores to compare."""
     scores = published_scores(values["task"], values["split"])
     if not scores:
         return None
@@ -173,7 +176,7 @@ def _published(values: dict[str, Any]) -> dict[str, Any] | None:
     ]
 
     def ours(model: str, score: PublishedScore) -> float | None:
-        """The run's own score of the same meaning."""
+        """Return the score of this run that means the same as the paper's."""
         metrics, keys = values["metrics"][model], score.keys(values["split"])
         return sum(metrics[key] for key in keys) / len(keys) if metrics else None
 

@@ -1,8 +1,8 @@
-"""Network profiles: a relay on the loopback interface that gives the parties' links a round-trip time and a rate.
+"""Network profiles: a relay on the loopback interface gives the links of the parties a round-trip time and a rate.
 
-It passes bytes on and looks at none: what runs through it is TLS, which it cannot read. Each direction of a link is one
-queue: a chunk leaves when the one before it has, at the link's rate, and arrives half a round trip later. Threads, not
-an event loop, because they sleep to a twentieth of a millisecond.
+The relay passes bytes on and cannot read them, because they are TLS. Each direction of a link is one queue: a chunk
+leaves at the link's rate when the chunk before it has left, and arrives half a round trip later. The relay uses threads
+instead of an event loop, because threads sleep with a precision of a twentieth of a millisecond.
 """
 
 import math
@@ -19,18 +19,18 @@ from mpcformer.errors import UserInputError
 
 CHUNK = 1 << 16
 MIN_QUEUED = 64
-# The party is the one that the relay stands in front of; the caller is whoever connects to it.
+# The relay stands in front of the party; the caller connects to the relay.
 Side = Literal["party", "caller"]
 
 
 @dataclass(frozen=True)
 class NetworkProfile:
-    """A link between two parties.
+    """The properties of a link between two parties.
 
     Args:
-        name: as it was asked for.
-        rtt_s: round-trip time.
-        bytes_s: rate of each direction.
+        name: the name or the text that was asked for.
+        rtt_s: the round-trip time in seconds.
+        bytes_s: the rate of each direction in bytes per second.
     """
 
     name: str
@@ -38,19 +38,19 @@ class NetworkProfile:
     bytes_s: float
 
     def to_json(self) -> dict[str, object]:
-        """For a report."""
+        """Return the values that reports show."""
         return {"profile": self.name, "rtt_ms": self.rtt_s * 1e3, "mbit_s": self.bytes_s * 8 / 1e6}
 
 
-# The links that papers of this field report: a switched Gigabit network, and two sites of one continent.
+# Papers of this field report these links: a switched Gigabit network, and two sites on one continent.
 PROFILES = {"lan": NetworkProfile("lan", 0.5e-3, 1e9 / 8), "wan": NetworkProfile("wan", 40e-3, 100e6 / 8)}
 
 
 def network_profile(text: str) -> NetworkProfile | None:
-    """none, lan, wan, or RTT_MS,MBIT; None for none.
+    """Return the profile that `text` asks for: none, lan, wan, or RTT_MS,MBIT. The profile of `none` is None.
 
     Raises:
-        UserInputError: anything else.
+        UserInputError: the text is none of these.
     """
     if text == "none":
         return None
@@ -95,7 +95,7 @@ class Tap:
 
 
 class Lane:
-    """One direction of a link, shared by all connections through it."""
+    """One direction of a link, which all connections through the link share."""
 
     def __init__(self, profile: NetworkProfile, tap: Tap | None = None) -> None:
         self._profile = profile
@@ -107,17 +107,17 @@ class Lane:
         self.n_queued = max(MIN_QUEUED, round(2 * profile.bytes_s * profile.rtt_s / CHUNK))
 
     def arrival(self, n_bytes: int) -> float:
-        """When a chunk that is sent now arrives, by the monotonic clock."""
+        """Return when a chunk that is sent now arrives, by the monotonic clock."""
         with self._lock:
             self._free_at = max(time.monotonic(), self._free_at) + n_bytes / self._profile.bytes_s
             return self._free_at + self._profile.rtt_s / 2
 
     def close(self) -> None:
-        """Let go of connections that are stalled; their sockets are closed by now."""
+        """End the connections that are stalled. Their sockets are closed already."""
         self._closed.set()
 
     def carry(self, source: socket.socket, target: socket.socket) -> None:
-        """Pass on what `source` sends until it ends; then end `target`'s side."""
+        """Pass on what `source` sends until it ends, then end that direction at `target`."""
         waiting: queue.Queue[tuple[float, bytes] | None] = queue.Queue(self.n_queued)
         cut = threading.Event()
 
@@ -152,7 +152,7 @@ class Lane:
                 elif passed.then == "stall":
                     break
         if self.tap.stalls():
-            # Not even read any more, as if the line were dead; what was sent before still arrives.
+            # The relay stops reading, as if the line were dead. What was sent before still arrives.
             self._closed.wait()
         for chunk in self.tap.rest(source):
             waiting.put((self.arrival(len(chunk)), chunk))
@@ -165,12 +165,12 @@ class Lane:
 
 
 class Relay:
-    """A port of its own in front of a party's.
+    """A port in front of a party's port.
 
     Args:
-        target: HOST:PORT of the party.
-        profile: of the link.
-        taps: what sees the bytes of a direction; without one they are passed on unchanged.
+        target: the address of the party, HOST:PORT.
+        profile: the properties of the link.
+        taps: the tap of each direction; without one, bytes are passed on unchanged.
     """
 
     def __init__(self, target: str, profile: NetworkProfile, taps: Mapping[Side, Tap] | None = None) -> None:
@@ -186,7 +186,7 @@ class Relay:
         threading.Thread(target=self._accept, name="relay-accept", daemon=True).start()
 
     def cut(self) -> None:
-        """End all connections at once, whatever is on its way, and take no more."""
+        """End all connections at once, whatever is on its way, and accept no more."""
         with self._lock:
             self._ended = True
             for end in (self._server, *self._sockets):
@@ -196,16 +196,16 @@ class Relay:
             lane.close()
 
     def close(self) -> None:
-        """The same, at the end."""
+        """End the relay."""
         self.cut()
 
     def stall(self) -> None:
-        """From now on deliver nothing either way, but keep connections open and take new ones."""
+        """Deliver nothing any more in either direction, but keep connections open and accept new ones."""
         for lane in self._lanes.values():
             lane.stalled.set()
 
     def n_seen(self, towards: Side) -> int:
-        """Bytes that were sent in one direction, over all connections."""
+        """Return the number of bytes that were sent in one direction, over all connections."""
         return self._lanes[towards].tap.n_seen
 
     def _accept(self) -> None:
@@ -233,21 +233,25 @@ class Relay:
 
 
 class Relays:
-    """The relays of a simulation."""
+    """All relays of a simulation.
+
+    Args:
+        profile: the properties of every link; None uses no relay.
+    """
 
     def __init__(self, profile: NetworkProfile | None) -> None:
         self._profile = profile
         self._relays: list[Relay] = []
 
     def route(self, address: str) -> str:
-        """The address under which others reach `address`."""
+        """Return the address under which the other parties reach `address`."""
         if self._profile is None:
             return address
         self._relays.append(Relay(address, self._profile))
         return self._relays[-1].address
 
     def close(self) -> None:
-        """End all."""
+        """End all relays."""
         for relay in self._relays:
             relay.close()
 

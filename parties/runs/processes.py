@@ -1,4 +1,4 @@
-"""The parties of a simulation as processes of this machine: start, watch, end."""
+"""Start, watch and end the parties of a simulation, which are processes of this machine."""
 
 import os
 import subprocess
@@ -17,7 +17,11 @@ START_TIMEOUT_S = 60.0
 
 
 class Processes:
-    """The spawned parties. Spawned, not forked: gRPC does not survive a fork."""
+    """The processes of the parties. They are spawned, because gRPC does not survive a fork.
+
+    Args:
+        logs: the folder for the parties' logs.
+    """
 
     def __init__(self, logs: Path) -> None:
         self._logs = logs
@@ -25,7 +29,7 @@ class Processes:
         self._stopping = threading.Event()
 
     def start(self, name: str, *arguments: str) -> None:
-        """Run `python -m arguments...`, its output into the party's log."""
+        """Run `python -m arguments...` and write its output to the party's log."""
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "GRPC_VERBOSITY": "NONE"}
         with (self._logs / f"{name}.log").open("wb") as log:
             self.running[name] = subprocess.Popen(
@@ -33,10 +37,10 @@ class Processes:
             )
 
     def address_of(self, name: str, path: Path) -> str:
-        """Where a service listens, once it says so in a file.
+        """Wait until a service has written its address to a file, and return the address.
 
         Raises:
-            PartyError: it ended, or said nothing in time.
+            PartyError: the service ended, or wrote no address in time.
         """
         deadline = time.monotonic() + START_TIMEOUT_S
         while not path.is_file():
@@ -49,7 +53,7 @@ class Processes:
         return path.read_text()
 
     def watch(self, coordinator: Coordinator) -> None:
-        """Tell the coordinator at once when a process ends badly."""
+        """Tell the coordinator as soon as a process ends with an error."""
 
         def wait(name: str, process: subprocess.Popen[bytes]) -> None:
             status = process.wait()
@@ -66,21 +70,25 @@ class Processes:
         return "; ".join(lines[max(0, last) :])
 
     def stop(self, culprit: str | None = None) -> None:
-        """Wait for all to leave; ask those that do not, then kill them, and a silent culprit soon."""
+        """Wait until all processes have ended. Those that do not end are asked to, then killed.
+
+        Args:
+            culprit: the party that caused a failure, if one did. It is given less time than the others.
+        """
         asked_at = time.monotonic() + LEAVE_TIMEOUT_S / 2
         deadline = asked_at + LEAVE_TIMEOUT_S / 2
         for name, process in sorted(self.running.items(), key=lambda item: item[0] != culprit):
             try:
                 process.wait(CULPRIT_TIMEOUT_S if name == culprit else max(0.1, asked_at - time.monotonic()))
             except subprocess.TimeoutExpired:
-                process.terminate()  # a service that no session ever reached
+                process.terminate()  # a service waits for sessions as long as none has reached it
                 with suppress(subprocess.TimeoutExpired):
                     process.wait(0 if name == culprit else max(0.1, deadline - time.monotonic()))
                 process.kill()
                 process.wait()
 
     def kill(self) -> None:
-        """End all at once."""
+        """Kill all processes at once."""
         self._stopping.set()
         for process in self.running.values():
             if process.poll() is None:
@@ -90,7 +98,7 @@ class Processes:
 
 
 def describe_exit(status: int, last_line: str) -> str:
-    """What a process's exit status means."""
+    """Return a sentence about how a process ended."""
     if status < 0:
         return f"its process was killed by signal {-status}"
     return f"its process ended with status {status}: {last_line}"

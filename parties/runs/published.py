@@ -1,4 +1,4 @@
-"""What MPCFormer published for BERT-base, to be read beside a run's own scores; fractions, as those are."""
+"""The scores that MPCFormer published for BERT-base, as fractions, for comparison with those of a run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ SOURCE = "MPCFormer, ICLR 2023"
 
 @dataclass(frozen=True)
 class PublishedScore:
-    """One column of the paper's tables: a task's score of the teacher and of two distilled students, in plaintext.
+    """One column of the paper's tables: the plaintext scores of a teacher and of two distilled students on a task.
 
     Args:
-        metric: what was measured.
-        names: our metrics that mean the same; of two, their mean does.
-        split: where it was measured.
-        teacher, quad_2relu, quad_2quad: the scores; None: no figure is at hand.
+        metric: the name of the score.
+        names: the metrics of this project that mean the same. If there are two, their mean is meant.
+        split: the split that was measured.
+        teacher, quad_2relu, quad_2quad: the scores; None where the paper gives none.
     """
 
     metric: str
@@ -25,7 +25,7 @@ class PublishedScore:
     quad_2quad: float
 
     def keys(self, splits: Sequence[str]) -> tuple[str, ...]:
-        """The names in a run's metrics, which carry the split's where several were read."""
+        """Return the keys of a run's metrics. They end in the name of the split if the run read several splits."""
         suffix = f"_{self.split.removeprefix('validation_')}" if len(splits) > 1 else ""
         return tuple(name + suffix for name in self.names)
 
@@ -53,5 +53,5 @@ PUBLISHED: dict[str, tuple[PublishedScore, ...]] = {
 
 
 def published_scores(task: str, splits: Sequence[str]) -> tuple[PublishedScore, ...]:
-    """The scores to be read beside a run on these splits; none where the paper has none for them."""
+    """Return the published scores for a task on these splits, which may be none."""
     return tuple(score for score in PUBLISHED.get(task, ()) if score.split in splits)

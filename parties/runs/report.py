@@ -1,8 +1,7 @@
-"""What a run leaves: results.json, predictions.parquet, report.html, logs, manifest.json last; the terminal's table."""
+"""Write the results of a run to its folder, and print the table that the terminal shows."""
 
 import statistics
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,32 +18,43 @@ from mpcformer.console import PlainTable, console
 from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
+from mpcformer.run_folder import write_manifest
 from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
 from parties.roles.results import Results
 from parties.runs import html_report
 from parties.runs.plaintext import summary
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import Insecure, Role
 from parties.settings.insecure import fixed_seed
 from parties.settings.insecure import text as insecure_text
+from parties.settings.job import JobDescription
 from parties.settings.threat_model import threat_model
 from parties.stubs import parties_pb2 as pb
 
-# Two regression outputs agree when they differ by less than 1% of STS-B's scale.
+# Two outputs of a regression agree when they differ by less than 1% of the range of STS-B's scores, 0 to 5.
 REGRESSION_TOLERANCE = 0.05
 OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
-def measured(task: Task, results: Results, insecure: Insecure | None) -> dict[str, Any]:
-    """What the parties' own reports tell of a run: the part of results.json that needs no student at hand."""
-    seed = fixed_seed(insecure)
+def measured(job: JobDescription, results: Results, insecure: Insecure | None) -> dict[str, Any]:
+    """Return the part of results.json that follows from the job and the parties' reports, without any model.
+
+    Args:
+        job: what was asked for.
+        results: what the parties reported.
+        insecure: the run's settings for tests and measurements.
+    """
+    task, seed = get_task(job.task), fixed_seed(insecure)
     labels, groups = list(results.predictions.labels), list(results.predictions.groups)
     private = compute_metrics(task, private_logits(results.predictions), labels, groups)
     return {
         "task": task.name,
         "split": sorted(set(groups)),
         "examples": len(labels),
+        "batch_size": job.batch_size,
+        "engine": job.engine,
+        "embeddings": job.embeddings,
         "student": None,
         "metrics": {"teacher": None, "student": None, "private": private},
         "label_agreement": None,
@@ -65,33 +75,31 @@ def measured(task: Task, results: Results, insecure: Insecure | None) -> dict[st
             "protocol": "fresh, from the operating system" if seed is None else f"INSECURE: all follow from {seed}",
         },
         "bytes_are": "serialised frames as counted by the receiving channel, without TLS and HTTP/2 framing",
+        "threat_model": threat_model(job.embeddings),
     } | ({"insecure": insecure_text(insecure)} if insecure_text(insecure) else {})
 
 
-def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any]:
-    """results.json of a local run as a value.
+def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[str, Any]:
+    """Return the value of results.json of a local run.
 
     Args:
-        job: what was asked for.
+        options: what was run.
         results: what the parties reported.
-        plaintext: folder with the twins' logits and latency.json.
+        plaintext: the folder with latency.json and the logits of student and teacher in plaintext.
     """
-    task = get_task(job.task)
+    task = get_task(options.job.task)
     predictions = results.predictions
     private, twins = private_logits(predictions), twin_logits(plaintext)
     labels, groups = list(predictions.labels), list(predictions.groups)
-    config = MPCFormerConfig.from_pretrained(job.student)
-    distilled = read_json(job.student / "distillation.json") if (job.student / "distillation.json").is_file() else {}
+    config = MPCFormerConfig.from_pretrained(options.student)
+    distilled = read_json(record) if (record := options.student / "distillation.json").is_file() else {}
     scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
-    values = measured(task, results, job.insecure)
+    values = measured(options.job, results, options.insecure)
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
     return values | {
-        "batch_size": job.batch_size,
-        "engine": job.engine,
-        "embeddings": job.embeddings,
         "student": {
-            "sha256": sha256_file(job.student / WEIGHTS),
+            "sha256": sha256_file(options.student / WEIGHTS),
             "gelu": config.gelu,
             "softmax": config.softmax,
             "layers": config.num_hidden_layers,
@@ -101,26 +109,25 @@ def build(job: InferenceJob, results: Results, plaintext: Path) -> dict[str, Any
         "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
         "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
         "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
-        "network": (job.network.to_json() if job.network else {"profile": "none"})
-        | {"transport": f"{transport(job.insecure)} on the loopback interface"},
-        "threads_per_party": job.threads,
-        "device": job.device,
-        "threat_model": threat_model(job.embeddings),
+        "network": (options.network.to_json() if options.network else {"profile": "none"})
+        | {"transport": f"{transport(options.insecure)} on the loopback interface"},
+        "threads_per_party": options.threads,
+        "device": options.device,
     }
 
 
 def transport(insecure: Insecure | None) -> str:
-    """What carried the frames."""
+    """Return the name of the transport between the parties."""
     return "gRPC without TLS" if insecure and insecure.plaintext else "gRPC over mutual TLS"
 
 
 def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
-    """(N, C), as the data owner reported them."""
+    """Return the logits (N, C) that the data owner reported."""
     return np.asarray(predictions.logits, dtype=np.float32).reshape(-1, predictions.n_outputs)
 
 
 def twin_logits(plaintext: Path) -> dict[str, NDArray[np.float32]]:
-    """(N, C) by model name."""
+    """Return the plaintext logits (N, C) by model name."""
     return {path.stem: load_file(path)["logits"] for path in sorted(plaintext.glob("*.safetensors"))}
 
 
@@ -131,30 +138,19 @@ def write(
     results: Results,
     twins: dict[str, NDArray[np.float32]],
 ) -> None:
-    """Write results.json, predictions.parquet, report.html and last the manifest: a folder with one is whole.
+    """Write results.json, predictions.parquet, report.html and, last, manifest.json.
 
     Args:
-        out: an existing folder.
-        facts: the job, for the manifest.
-        values: results.json.
+        out: the folder, which exists.
+        facts: what was asked for, as JSON values, for the manifest.
+        values: the value of results.json.
         results: what the parties reported.
-        twins: plaintext logits (N, C) by model.
+        twins: the plaintext logits (N, C) by model name.
     """
     _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
     write_json(out / "results.json", values)
     write_text(out / html_report.FILE_NAME, html_report.render(values))
-    files = sorted(path for path in out.rglob("*") if path.is_file())
-    listed = {str(path.relative_to(out)): sha256_file(path) for path in files}
-    job_facts = {key: _plain(value) for key, value in facts.items()}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(out / "manifest.json", {"finished": finished, "job": job_facts, "sha256": listed})
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold."""
-    if isinstance(value, Insecure):
-        return value.model_dump()
-    return str(value) if isinstance(value, Path) else value
+    write_manifest(out, {"job": facts})
 
 
 def _write_predictions(
@@ -190,7 +186,7 @@ def _online(results: Results) -> dict[str, Any]:
 
 
 def breakdown(results: Results, role: Role = "data-owner") -> dict[str, float]:
-    """Online seconds at an owner by operation, waiting included."""
+    """Return the online seconds of an owner by operation, including the time it waited."""
     return _summed(batch.breakdown for batch in results.batches[role])
 
 
@@ -226,14 +222,20 @@ def _setup(results: Results) -> dict[str, Any]:
 
 
 def show(values: dict[str, Any], out: Path) -> None:
-    """The table: teacher, plaintext student and private student side by side; where to read more comes last."""
+    """Print the table, then where to read more.
+
+    Args:
+        values: the value of results.json.
+        out: the folder of the run. A coordinator's folder has no logs: each party keeps its own.
+    """
     console.print(table(values))
-    console.print(f"Everything is in {out} (results.json, predictions.parquet, logs/).", soft_wrap=True)
-    console.print(f"To look at: {out / html_report.FILE_NAME}", soft_wrap=True)
+    named = ", ".join(name for name in ("results.json", "predictions.parquet", "logs/") if (out / name).exists())
+    console.print(f"Everything is in {out} ({named}).", soft_wrap=True, markup=False)
+    console.print(f"Report: {out / html_report.FILE_NAME}", soft_wrap=True, markup=False)
 
 
 def table(values: dict[str, Any]) -> Group:
-    """The same numbers as results.json, for people."""
+    """Return the numbers of results.json as a table: teacher, plaintext student and private student side by side."""
     columns = ("teacher", "student", "private")
     titles = ("teacher\n(plaintext)", "student\n(plaintext)", "student\n(private)")
     student = values["student"]
@@ -255,19 +257,19 @@ def table(values: dict[str, Any]) -> Group:
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]
     agreed = (
-        f"private = plaintext student on {values['label_agreement']:.2%} of predictions;"
+        f"private and plaintext student agree on {values['label_agreement']:.2%} of predictions;"
         f" largest logit error {values['max_abs_logit_error']:.5f}"
         if student
         else "the coordinator has no student to compare with"
     )
     lines = [
         agreed,
-        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB an example both ways,"
-        f" {online['rounds_per_batch']} rounds a batch of {values['batch_size']}",
-        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB an example from the dealer;"
+        f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB per example in both directions,"
+        f" {online['rounds_per_batch']} rounds per batch of {values['batch_size']}",
+        f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB per example from the dealer;"
         f" set-up {values['setup']['seconds']:.1f} s",
         f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
-        f"leaks {values['threat_model']['leaks']}",
+        f"leaks: {values['threat_model']['leaks']}",
     ]
     if "insecure" in values:
         lines.insert(0, values["insecure"])

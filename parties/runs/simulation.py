@@ -1,6 +1,5 @@
-"""All parties on this machine, each its own process: certificates, configurations, spawn, watch, clean up."""
+"""Run all parties on this machine, each as a process: make certificates and configurations, start, watch, clean up."""
 
-import json
 import shutil
 import socket
 import tempfile
@@ -10,13 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from mpcformer.engines.registry import DEFAULT_ENGINE
+from pydantic import TypeAdapter
+
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.ring.random import fixed_keys
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
 from parties.roles.results import Results
 from parties.runs.network import NetworkProfile, Relays
+from parties.runs.plaintext import PlaintextOptions
 from parties.runs.processes import START_TIMEOUT_S, Processes, describe_exit
 from parties.settings.config import (
     AnyConfig,
@@ -25,7 +26,6 @@ from parties.settings.config import (
     DealerConfig,
     Device,
     Insecure,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
     Role,
@@ -33,6 +33,7 @@ from parties.settings.config import (
 )
 from parties.settings.config_file import to_toml
 from parties.settings.insecure import fixed_seed
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.wire.tls import make_certificates
@@ -43,35 +44,26 @@ UNKNOWN = "127.0.0.1:0"
 
 
 @dataclass(frozen=True)
-class InferenceJob:
-    """One private evaluation on this machine.
+class LocalRunOptions:
+    """One job on this machine, with the models, the data and the links of all parties; see `mpcformer infer --help`.
 
     Args:
-        student: folder of a distilled student.
-        teacher: folder of its teacher, if its scores are wanted.
-        task, data_dir, split, limit: which examples, see `load_examples`.
-        batch_size: sentences that share every round.
-        max_length: tokens kept; None refuses longer texts than the model's positions.
-        engine: see `ENGINES`.
-        embeddings: see `EMBEDDINGS`.
-        network: of the links between the parties; None: the loopback interface as it is.
-        port: coordinator's, dealer's and model owner's are port, port + 1, port + 2; 0 takes free ones.
-        threads: torch threads of each party.
+        student: the folder of a distilled student.
+        teacher: the folder of its teacher; None leaves the teacher's scores out.
+        job: what the parties compute.
+        data_dir: where the examples are, see `load_examples`.
+        network: the links between the parties; None is the loopback interface as it is.
+        port: the coordinator listens on this port, the dealer and the model owner on the next two; 0 takes free ones.
+        threads: the number of torch threads of each party.
         device: where the parties multiply matrices, cpu or cuda.
-        deadline_s: how long a party may keep another waiting.
-        insecure: for tests and measurements.
+        deadline_s: how many seconds a party may keep another waiting.
+        insecure: settings for tests and measurements.
     """
 
     student: Path
     teacher: Path | None
-    task: str
+    job: JobDescription
     data_dir: Path | None = None
-    split: str = "eval"
-    limit: int | None = None
-    batch_size: int = 16
-    max_length: int | None = None
-    engine: str = DEFAULT_ENGINE
-    embeddings: str = "private_table"
     network: NetworkProfile | None = None
     port: int = 0
     threads: int = 1
@@ -79,35 +71,36 @@ class InferenceJob:
     deadline_s: float = 300.0
     insecure: Insecure | None = None
 
-    def asked(self) -> JobConfig:
-        """The part that the parties are told."""
-        names = ("task", "split", "limit", "batch_size", "max_length", "engine", "embeddings")
-        return JobConfig(**{name: getattr(self, name) for name in names})
+    def to_json(self) -> dict[str, Any]:
+        """Return all options as JSON values, those of the job among them, for the manifest."""
+        values: dict[str, Any] = TypeAdapter(LocalRunOptions).dump_python(self, mode="json")
+        job: dict[str, Any] = values.pop("job")
+        return job | values
 
 
 def simulate(
-    job: InferenceJob,
+    options: LocalRunOptions,
     logs: Path,
     journal: Journal | None = None,
     on_progress: Callable[[pb.Progress], None] = lambda progress: None,
 ) -> Results:
-    """Run the job with all parties on this machine.
+    """Run a job with all parties on this machine.
 
     Args:
-        job: what to run.
-        logs: folder for the parties' logs, and for the journal if none is given.
-        journal: of finished batches.
+        options: what to run.
+        logs: the folder for the parties' logs, and for the journal if none is given.
+        journal: the journal that finished batches are added to.
         on_progress: see `Coordinator`.
 
     Raises:
-        MPCFormerError: naming the party that failed.
+        MPCFormerError: a party failed; the error names it.
     """
-    journal = journal or Journal(logs / FILE_NAME, job.asked().model_dump())
+    journal = journal or Journal(logs / FILE_NAME, options.job.to_json())
     with _workspace() as folder:
-        processes, relays = Processes(logs), Relays(job.network)
+        processes, relays = Processes(logs), Relays(options.network)
         coordinator: Coordinator | None = None
         try:
-            site = Site(job, folder)
+            site = Site(options, folder)
             for service in (site.dealer(), site.model_owner()):
                 processes.start(service.role, *site.command(service))
             config = site.coordinator()
@@ -117,12 +110,12 @@ def simulate(
             for peer in (config.dealer, config.model_owner):
                 peer.address = processes.address_of(peer.id, site.address_file(peer.id))
             processes.watch(coordinator)
-            with fixed_keys(fixed_seed(job.insecure), COORDINATOR):
+            with fixed_keys(fixed_seed(options.insecure), COORDINATOR):
                 results = coordinator.run_job()
             processes.stop()
             return results
         except (MPCFormerError, OSError) as error:
-            # The others know by now and end by themselves, and their logs say why; the culprit may never.
+            # The others know of the failure, log the reason and end by themselves. The culprit may never end.
             processes.stop(culprit=error.party if isinstance(error, PartyError) else None)
             raise
         finally:
@@ -133,93 +126,96 @@ def simulate(
 
 
 class Site:
-    """Certificates and configurations of a simulation.
+    """The certificates and configuration files of a simulation.
 
     Args:
-        job: what will run.
-        folder: a private one.
+        options: what will run.
+        folder: a folder that no other user can read.
     """
 
-    def __init__(self, job: InferenceJob, folder: Path) -> None:
-        self._job, self._folder = job, folder
+    def __init__(self, options: LocalRunOptions, folder: Path) -> None:
+        self._options, self._folder = options, folder
         self._tls: dict[str, TlsFiles] = {}
-        if not (job.insecure and job.insecure.plaintext):
+        if not (options.insecure and options.insecure.plaintext):
             self._tls = make_certificates(folder / "tls", [COORDINATOR, *ROLES])
 
     def _common(self, name: str) -> dict[str, Any]:
-        job = self._job
-        common: dict[str, Any] = {"id": name, "tls": self._tls.get(name), "insecure": job.insecure}
+        options = self._options
+        common: dict[str, Any] = {"id": name, "tls": self._tls.get(name), "insecure": options.insecure}
         if name != COORDINATOR:
-            device = cast(Device, job.device)
-            common |= {"role": name, "threads": job.threads, "device": device, "deadline_s": job.deadline_s}
+            device = cast(Device, options.device)
+            common |= {"role": name, "threads": options.threads, "device": device, "deadline_s": options.deadline_s}
         return common | {"join_timeout_s": START_TIMEOUT_S}
 
     def _service(self, name: str, offset: int) -> dict[str, Any]:
-        listen = _listen(self._job.port, offset)
+        listen = _listen(self._options.port, offset)
         return self._common(name) | {"listen": listen, "coordinators": [COORDINATOR], "data_owners": ["data-owner"]}
 
     def dealer(self) -> DealerConfig:
-        """The dealer's configuration."""
+        """Return the dealer's configuration."""
         return DealerConfig(**self._service("dealer", 1), model_owners=["model-owner"])
 
     def model_owner(self) -> ModelOwnerConfig:
-        """The model owner's."""
+        """Return the model owner's configuration."""
         return ModelOwnerConfig(
             **self._service("model-owner", 2),
             dealers=["dealer"],
-            student=self._job.student.resolve(),
-            public_embeddings=self._job.embeddings == "public_table",
+            student=self._options.student.resolve(),
+            public_embeddings=self._options.job.embeddings == "public_table",
         )
 
     def data_owner(self, coordinator: str) -> DataOwnerConfig:
-        """The data owner's, with its public files."""
+        """Return the data owner's configuration; its public files are exported."""
+        options = self._options
         return DataOwnerConfig(
             **self._common("data-owner"),
             coordinator=PeerAddress(id=COORDINATOR, address=coordinator),
             dealers=["dealer"],
             model_owners=["model-owner"],
-            public_model=export_public(self._job.student, self._folder / "public"),
-            data_dir=self._job.data_dir.resolve() if self._job.data_dir else None,
-            # The certificate is another one in each run; who could guess has the text here anyway.
-            digest_key=self._job.student.resolve() / "config.json",
+            public_model=export_public(options.student, self._folder / "public"),
+            data_dir=options.data_dir.resolve() if options.data_dir else None,
+            # The default, the certificate's key, differs from run to run here, so that no run could be resumed.
+            # Whoever can read the student's folder can read the texts of a simulation as well.
+            digest_key=options.student.resolve() / "config.json",
         )
 
     def coordinator(self) -> CoordinatorConfig:
-        """This process's; where the services listen is known when they do."""
+        """Return the configuration of the coordinator, which is this process.
+
+        The addresses of the services are filled in when they listen.
+        """
         return CoordinatorConfig(
             **self._common(COORDINATOR),
-            listen=_listen(self._job.port, 0),
+            listen=_listen(self._options.port, 0),
             dealer=PeerAddress(id="dealer", address=UNKNOWN),
             model_owner=PeerAddress(id="model-owner", address=UNKNOWN),
             data_owner="data-owner",
-            job=self._job.asked(),
+            job=self._options.job,
         )
 
     def address_file(self, name: str) -> Path:
-        """Where a service says where it listens."""
+        """Return the file that a service writes its address to."""
         return self._folder / f"{name}.address"
 
     def command(self, config: AnyConfig) -> list[str]:
-        """What runs a party, after `python -m`; its configuration is written."""
+        """Write a party's configuration and return the arguments of `python -m` that run the party."""
         path = self._folder / f"{config.id}.toml"
         path.write_text(to_toml(config))
         once = ["--once", "--address-file", str(self.address_file(config.id))] if config.id != "data-owner" else []
         return ["parties", "--config", str(path), *once]
 
 
-def plaintext(job: InferenceJob, logs: Path) -> Path:
-    """Logits and latency of student and teacher in plaintext, by a process of its own; the folder of its results.
+def plaintext(options: LocalRunOptions, logs: Path) -> Path:
+    """Measure student and teacher in plaintext, in a process of its own, and return the folder of its results.
 
     Raises:
         PartyError: that process failed.
     """
     out = logs.parent / "plaintext"
     out.mkdir()
-    models = {"student": str(job.student)} | ({"teacher": str(job.teacher)} if job.teacher else {})
-    fields = ("task", "split", "limit", "batch_size", "max_length", "threads")
-    spec = {name: getattr(job, name) for name in fields}
-    spec |= {"models": models, "data_dir": str(job.data_dir) if job.data_dir else None}
-    (out / "job.json").write_text(json.dumps(spec))
+    models = {"student": options.student} | ({"teacher": options.teacher} if options.teacher else {})
+    asked = PlaintextOptions(options.job, models, options.data_dir, options.threads)
+    (out / "job.json").write_bytes(TypeAdapter(PlaintextOptions).dump_json(asked))
     processes = Processes(logs)
     try:
         processes.start("plaintext", "parties.runs.plaintext", "--job", str(out / "job.json"), "--out", str(out))
@@ -232,16 +228,16 @@ def plaintext(job: InferenceJob, logs: Path) -> Path:
 
 
 def check_ports(port: int) -> None:
-    """Refuse a fixed port that is taken or impossible, before anything starts.
+    """Refuse a fixed port that is in use or impossible, before anything starts.
 
     Raises:
-        UserInputError: naming the port.
+        UserInputError: one of the three ports cannot be used; the error names it.
     """
     if port == 0:
         return
     if not 1024 <= port <= 65533:
         raise UserInputError(
-            f"--port: {port} is outside 1024..65533", "give one from there; the two after it are used too"
+            f"--port: {port} is outside 1024..65533", "choose a port in that range; the two after it are used too"
         )
     for number in range(port, port + 3):
         with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
@@ -260,7 +256,7 @@ def _listen(port: int, offset: int) -> str:
 
 @contextmanager
 def _workspace() -> Iterator[Path]:
-    """A private folder for keys and configurations, removed whatever happens."""
+    """Yield a private folder for keys and configurations, which is removed whatever happens."""
     folder = Path(tempfile.mkdtemp(prefix="mpcformer-"))
     try:
         yield folder

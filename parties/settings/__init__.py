@@ -1,1 +1,1 @@
-"""What a party is told before it starts: configuration, logs, metrics, public files, the threat model."""
+"""The settings that a party has before it starts: configuration, logs, metrics, public files, the threat model."""

@@ -1,4 +1,4 @@
-"""The configuration of a party, or of the coordinator: a TOML file, checked whole before anything starts."""
+"""The configuration of a party or of the coordinator: a TOML file that is checked completely before anything starts."""
 
 import ipaddress
 from pathlib import Path
@@ -6,13 +6,12 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
-from mpcformer.errors import UserInputError
+from parties.settings.job import JobDescription
 
 PROTOCOL_VERSION = 2
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
-# RFC 2544 keeps these for tests of networks: no router of the internet passes them on.
+# RFC 2544 reserves these addresses for tests of networks; routers of the internet do not forward them.
 TEST_NETWORK = ipaddress.ip_network("198.18.0.0/15")
 
 
@@ -24,7 +23,7 @@ def _address(value: str) -> str:
 
 
 def is_loopback(address: str) -> bool:
-    """Whether HOST:PORT cannot be reached from another machine."""
+    """Return whether HOST:PORT can be reached from this machine only."""
     host = address.rpartition(":")[0].strip("[]")
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -40,7 +39,7 @@ def _loopback(value: str) -> str:
 
 def _distinct(ids: list[str]) -> list[str]:
     if len(set(ids)) != len(ids):
-        raise ValueError("an id stands twice")
+        raise ValueError("an id is listed twice")
     return ids
 
 
@@ -50,13 +49,13 @@ Ids = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
 class Strict(BaseModel):
-    """Unknown keys are errors."""
+    """A model that treats unknown keys as errors."""
 
     model_config = ConfigDict(extra="forbid")
 
 
 class TlsFiles(Strict):
-    """PEM files: the authority both sides trust, and this party's certificate and key."""
+    """The PEM files of a party: the authority that both sides trust, and the party's own certificate and key."""
 
     authority: Path
     certificate: Path
@@ -64,10 +63,10 @@ class TlsFiles(Strict):
 
 
 class Plaintext(Strict):
-    """Instead of TLS, between processes of one machine alone: whoever connects is who it says it is.
+    """Takes the place of TLS between processes of one machine: every caller is believed to be who it says it is.
 
     Args:
-        id: who this party says it is.
+        id: the id that this party claims.
     """
 
     id: str
@@ -77,11 +76,11 @@ Credentials = TlsFiles | Plaintext
 
 
 class Insecure(Strict):
-    """What is for measurements and tests, is refused off the loopback interface, and stamps INSECURE on every output.
+    """Settings for measurements and tests: allowed on the loopback interface only, and noted on every output.
 
     Args:
-        plaintext: no TLS.
-        fixed_seed: all keys follow from this number; the networks of RFC 2544 (198.18.0.0/15) are allowed too.
+        plaintext: whether to do without TLS.
+        fixed_seed: a number from which all keys follow; addresses of RFC 2544 (198.18.0.0/15) are allowed as well.
     """
 
     plaintext: bool = False
@@ -89,20 +88,20 @@ class Insecure(Strict):
 
 
 class PeerAddress(Strict):
-    """A party that is called: the name in its certificate, and HOST:PORT."""
+    """A party that is called: the id in its certificate, and its address HOST:PORT."""
 
     id: str
     address: Address
 
 
 class Common(Strict):
-    """What every configuration has.
+    """The keys of every configuration.
 
     Args:
-        id: the party's name; its certificate's too.
-        tls: its certificate.
+        id: the party's id, which its certificate names too.
+        tls: the party's certificate.
         insecure: see `Insecure`.
-        join_timeout_s: how long it waits for the others at the start.
+        join_timeout_s: how long the party waits for the others at the start.
     """
 
     id: str
@@ -112,11 +111,11 @@ class Common(Strict):
 
     @property
     def credentials(self) -> Credentials:
-        """How this party shows who it is."""
+        """The credentials with which this party proves who it is."""
         return self.tls or Plaintext(id=self.id)
 
     def addresses(self) -> list[str]:
-        """Every address in this configuration."""
+        """Return every address in this configuration."""
         fields = (getattr(self, name, None) for name in ("listen", "coordinator", "dealer", "model_owner"))
         return [value.address if isinstance(value, PeerAddress) else value for value in fields if value is not None]
 
@@ -136,14 +135,14 @@ class Common(Strict):
 
 
 class PartyCommon(Common):
-    """What every party's configuration has.
+    """The keys of every configuration but the coordinator's.
 
     Args:
-        threads: torch threads.
-        device: where it multiplies matrices.
-        deadline_s: how long a peer may stay silent in the middle of a computation.
-        log: lines for people, or JSON objects.
-        metrics: HOST:PORT on the loopback interface for Prometheus; none if left out.
+        threads: the number of torch threads.
+        device: the device on which the party multiplies matrices.
+        deadline_s: how long a peer may send nothing in the middle of a computation.
+        log: whether log lines are text for people or JSON objects.
+        metrics: HOST:PORT on the loopback interface where Prometheus reads metrics; without it there are none.
     """
 
     threads: int = Field(default=1, ge=1)
@@ -154,16 +153,16 @@ class PartyCommon(Common):
 
 
 class ServiceConfig(PartyCommon):
-    """A party that serves session after session.
+    """The keys of a party that serves session after session.
 
     Args:
-        listen: HOST:PORT; port 0 takes a free one.
-        coordinators: ids that may order a session.
-        data_owners: ids that may take part in one.
-        max_sessions: at once; more are told to come back later.
-        max_sessions_per_peer: at once, of one coordinator or one data owner.
-        max_session_s: a session that takes longer is ended.
-        grace_s: how long sessions may go on after SIGTERM.
+        listen: HOST:PORT; with port 0 the operating system chooses a free one.
+        coordinators: the ids that may order a session.
+        data_owners: the ids that may take part in a session as data owner.
+        max_sessions: the number of sessions at the same time; further ones are refused.
+        max_sessions_per_peer: the same, for one coordinator or one data owner.
+        max_session_s: how long a session may take before it is ended.
+        grace_s: how long sessions may continue after SIGTERM.
     """
 
     listen: Address = "127.0.0.1:0"
@@ -176,10 +175,10 @@ class ServiceConfig(PartyCommon):
 
 
 class DealerConfig(ServiceConfig):
-    """The dealer's own file.
+    """The configuration of the dealer.
 
     Args:
-        model_owners: ids that may take part in a session.
+        model_owners: the ids that may take part in a session as model owner.
     """
 
     role: Literal["dealer"]
@@ -187,13 +186,13 @@ class DealerConfig(ServiceConfig):
 
 
 class ModelOwnerConfig(ServiceConfig):
-    """The model owner's own file.
+    """The configuration of the model owner.
 
     Args:
-        student: the distilled student's folder.
-        public_embeddings: may the embedding tables be told to the data owner.
-        max_batch_tokens: sentences times padded length of the largest batch that it takes.
-        dealers: ids of the dealers it trusts for randomness.
+        student: the folder of the distilled student.
+        public_embeddings: whether a job may disclose the embedding tables to the data owner.
+        max_batch_tokens: the limit for the number of sentences times the padded length of a batch.
+        dealers: the ids of the dealers that it trusts for randomness.
     """
 
     role: Literal["model-owner"]
@@ -204,16 +203,16 @@ class ModelOwnerConfig(ServiceConfig):
 
 
 class DataOwnerConfig(PartyCommon):
-    """The data owner's own file. It listens nowhere.
+    """The configuration of the data owner, which calls others and listens nowhere.
 
     Args:
-        coordinator: where it gets its job.
-        model_owners: ids that it works with.
-        dealers: ids of the dealers it trusts for randomness.
-        public_model: folder with config.json, ranges.json, student.json and the tokenizer; no weights.
-        data_dir: as in `load_examples`.
-        digest_key: a file, for nobody else, that keys what the coordinator keeps for --resume; default: tls.key, and
-            then a run begun before a renewal cannot go on after it.
+        coordinator: the coordinator that gives it its job.
+        model_owners: the ids of the model owners that it works with.
+        dealers: the ids of the dealers that it trusts for randomness.
+        public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights.
+        data_dir: the folder of the data, as in `load_examples`.
+        digest_key: a secret file with which it keys the digest that the coordinator keeps for --resume. The default is
+            tls.key; a run that began before that key was renewed cannot be resumed.
     """
 
     role: Literal["data-owner"]
@@ -225,36 +224,14 @@ class DataOwnerConfig(PartyCommon):
     digest_key: Path | None = None
 
 
-def _engine(name: str) -> str:
-    try:
-        return resolve(name)
-    except UserInputError as error:
-        raise ValueError(f"{error.what}; {error.remedy}") from None
-
-
-EngineName = Annotated[str, AfterValidator(_engine)]
-
-
-class JobConfig(Strict):
-    """What the parties shall compute; as the options of `mpcformer infer`."""
-
-    task: str
-    split: str = "eval"
-    limit: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=16, ge=1)
-    max_length: int | None = Field(default=None, ge=8)
-    engine: EngineName = DEFAULT_ENGINE
-    embeddings: Literal["private_table", "public_table"] = "private_table"
-
-
 class CoordinatorConfig(Common):
-    """The coordinator's own file.
+    """The configuration of the coordinator.
 
     Args:
-        listen: HOST:PORT that the data owner reaches.
-        dealer, model_owner: where they are served.
-        data_owner: the id of the one that will come.
-        job: what to compute.
+        listen: HOST:PORT, which the data owner must be able to reach.
+        dealer, model_owner: the services that the coordinator calls.
+        data_owner: the id of the data owner that will join.
+        job: what the parties shall compute.
     """
 
     id: str = "coordinator"
@@ -262,14 +239,14 @@ class CoordinatorConfig(Common):
     dealer: PeerAddress
     model_owner: PeerAddress
     data_owner: str
-    job: JobConfig
+    job: JobDescription
     join_timeout_s: float = Field(default=600.0, gt=0)
 
     @model_validator(mode="after")
     def _four_parties(self) -> Self:
         ids = [self.id, self.dealer.id, self.model_owner.id, self.data_owner]
         if len(set(ids)) != len(ids):
-            raise ValueError(f"the four ids {ids} are not four: parties that are one collude")
+            raise ValueError(f"the four ids {ids} are not distinct: one party in two roles would collude with itself")
         return self
 
 

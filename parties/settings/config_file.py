@@ -1,9 +1,10 @@
-"""Configurations as TOML files: read whole, every wrong key said at once; and written."""
+"""Read configurations from TOML files, with all wrong keys in one error, and write them."""
 
 import tomllib
 from pathlib import Path
 from typing import Any, get_args
 
+import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mpcformer.errors import UserInputError
@@ -19,10 +20,10 @@ from parties.settings.config import (
 
 
 def load_party(path: Path) -> DealerConfig | ModelOwnerConfig | DataOwnerConfig:
-    """A party's file; see `_load`."""
+    """Read the file of a party; see `_load` for the errors."""
     if "role" not in _read(path):
         raise UserInputError(
-            f"--config: {path}: role is missing, so this is no party's file",
+            f"--config: {path}: role is missing, so this is not a party's file",
             f"give role, one of: {', '.join(get_args(Role))}; a coordinator's file is for: mpcformer coordinate",
         )
     config: DealerConfig | ModelOwnerConfig | DataOwnerConfig = _load(path, PartyConfig)
@@ -30,7 +31,7 @@ def load_party(path: Path) -> DealerConfig | ModelOwnerConfig | DataOwnerConfig:
 
 
 def load_coordinator(path: Path) -> CoordinatorConfig:
-    """The coordinator's file; see `_load`."""
+    """Read the file of the coordinator; see `_load` for the errors."""
     if "role" in (values := _read(path)):
         raise UserInputError(
             f"--config: {path}: role is {values['role']!r}, so this is a party's file, not the coordinator's",
@@ -41,7 +42,7 @@ def load_coordinator(path: Path) -> CoordinatorConfig:
 
 
 def load_any(path: Path) -> AnyConfig:
-    """Either: a file with a `role` is a party's."""
+    """Read the file of a party, if it has a `role`, or else of the coordinator."""
     return load_party(path) if "role" in _read(path) else load_coordinator(path)
 
 
@@ -53,10 +54,10 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _load(path: Path, kind: Any) -> Any:
-    """Read a file; its relative paths are relative to the file's folder.
+    """Read a file. Relative paths in it are relative to the folder of the file.
 
     Raises:
-        UserInputError: unreadable, not TOML, or any wrong key; all errors at once.
+        UserInputError: the file is unreadable or not TOML, or it contains wrong keys; the error names all of them.
     """
     values = _read(path)
     try:
@@ -69,7 +70,7 @@ def _load(path: Path, kind: Any) -> Any:
 
 
 def _place(loc: tuple[int | str, ...], several_roles: bool) -> str:
-    # Where several roles are possible pydantic puts the one that is meant first.
+    # For a union of roles, pydantic puts the role that the file states in front of the key.
     keys = loc[1:] if several_roles and loc and loc[0] in get_args(Role) else loc
     return ".".join(map(str, keys)) or "file"
 
@@ -88,25 +89,5 @@ def _anchor(config: BaseModel, folder: Path) -> None:
 
 
 def to_toml(config: BaseModel) -> str:
-    """A configuration as TOML (strings, numbers, lists of strings and flat tables)."""
-    fields = config.model_dump(mode="json", exclude_none=True)
-    tables = {key: fields.pop(key) for key in [key for key, value in fields.items() if isinstance(value, dict)]}
-    lines = [_line(key, value) for key, value in fields.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", *(_line(key, value) for key, value in table.items())]
-    return "\n".join(lines) + "\n"
-
-
-def _line(key: str, value: Any) -> str:
-    return f"{key} = {_value(value)}"
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, list):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    if isinstance(value, str):
-        escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-        return f'"{escaped}"'
-    return str(value)
+    """Return a configuration as TOML, without the settings that are None."""
+    return tomli_w.dumps(config.model_dump(mode="json", exclude_none=True))

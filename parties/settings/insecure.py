@@ -1,11 +1,11 @@
-"""INSECURE never by accident: one text, on every output of a run that used what only tests and measurements may."""
+"""The warning on every output of a run with insecure settings, which only tests and measurements may use."""
 
 from mpcformer.console import err_console
 from parties.settings.config import Insecure
 
 
 def text(insecure: Insecure | None) -> str:
-    """What is insecure about a run; empty if nothing is."""
+    """Return what is insecure about a run; empty if nothing is."""
     if insecure is None:
         return ""
     parts = []
@@ -17,11 +17,11 @@ def text(insecure: Insecure | None) -> str:
 
 
 def fixed_seed(insecure: Insecure | None) -> int | None:
-    """The number that all keys follow from; None: keys are fresh."""
+    """Return the number from which all keys follow, or None if the keys are fresh."""
     return insecure.fixed_seed if insecure else None
 
 
 def warn(insecure: Insecure | None) -> None:
-    """Say it on the terminal."""
+    """Print the warning on the terminal, if there is one."""
     if text(insecure):
         err_console.print(text(insecure), style="bold red", soft_wrap=True)

@@ -1,4 +1,4 @@
-"""What a party counts, for Prometheus on a loopback port. Numbers of sessions, bytes and seconds; never content."""
+"""The metrics of a party, for Prometheus on a loopback port: counts of sessions, bytes and seconds, never content."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
@@ -8,20 +8,22 @@ from parties.settings.config import PartyCommon
 REGISTRY = CollectorRegistry()
 _SECONDS = (1, 3, 10, 30, 100, 300, 1000, 3000)
 
-sessions = Gauge("mpcformer_sessions", "Sessions at work.", registry=REGISTRY)
+sessions = Gauge("mpcformer_sessions", "Sessions that are running.", registry=REGISTRY)
 ended = Counter("mpcformer_sessions_ended", "Sessions that ended.", ["how"], registry=REGISTRY)
 refused = Counter("mpcformer_sessions_refused", "Sessions turned away for lack of room.", registry=REGISTRY)
-session_seconds = Histogram("mpcformer_session_seconds", "How long sessions took.", buckets=_SECONDS, registry=REGISTRY)
+session_seconds = Histogram(
+    "mpcformer_session_seconds", "Duration of sessions in seconds.", buckets=_SECONDS, registry=REGISTRY
+)
 batches = Counter("mpcformer_batches", "Batches computed.", registry=REGISTRY)
 sentences = Counter("mpcformer_sentences", "Sentences computed.", registry=REGISTRY)
-rounds = Counter("mpcformer_rounds", "Messages waited for one after the other.", registry=REGISTRY)
+rounds = Counter("mpcformer_rounds", "Communication rounds.", registry=REGISTRY)
 phase_seconds = Counter("mpcformer_phase_seconds", "Seconds of work by phase.", ["phase"], registry=REGISTRY)
 received_bytes = Counter("mpcformer_received_bytes", "Bytes of frames received.", ["sender"], registry=REGISTRY)
 dealt_operations = Counter("mpcformer_dealt_operations", "Correlations dealt.", registry=REGISTRY)
 
 
 def serve(config: PartyCommon) -> None:
-    """Answer on the configured port, if there is one; /metrics as Prometheus reads it."""
+    """Serve /metrics in the format of Prometheus on the configured port, if there is one."""
     if config.metrics is not None:
         host, _, port = config.metrics.rpartition(":")
         try:

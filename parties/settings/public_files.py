@@ -1,4 +1,4 @@
-"""What the model owner gives the data owner of a student, once: never a weight."""
+"""The public files of a student, which the model owner gives to the data owner once. They contain no weight."""
 
 import shutil
 from pathlib import Path
@@ -7,7 +7,7 @@ from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.modeling.ranges import FILE_NAME as RANGES
 
-# Which weights the model owner claims to use: {"sha256": hex}.
+# States which weights the model owner claims to use: {"sha256": hex}.
 STUDENT_RECORD = "student.json"
 COPIED = (
     "config.json",
@@ -20,7 +20,7 @@ COPIED = (
 
 
 def export_public(student: Path, target: Path) -> Path:
-    """Copy configuration, ranges and tokenizer of a student, and note its digest."""
+    """Copy configuration, ranges and tokenizer of a student into a new folder, and write down its digest."""
     target.mkdir()
     for name in COPIED:
         if (student / name).is_file():

@@ -1,4 +1,4 @@
-"""What is promised to whom: one text, shown where a user meets it."""
+"""The threat model as one text, which is shown wherever a user meets it."""
 
 THREAT_MODEL = {
     "parties": "semi-honest and non-colluding; the dealer is trusted for randomness only",
@@ -6,14 +6,14 @@ THREAT_MODEL = {
     "protects": "the text from all but the data owner, the weights from all but the model owner",
     "leaks": (
         "to both owners and the dealer: architecture, forms, calibrated ranges, number of batches, batch sizes and"
-        " padded lengths; to both owners: true lengths, and one bit a batch: did an activation leave its range;"
-        " to the data owner: the logits; to the coordinator: logits and labels"
+        " padded lengths; to both owners: true lengths, and one bit for each batch: whether an activation left its"
+        " range; to the data owner: the logits; to the coordinator: logits and labels"
     ),
 }
 
 
 def threat_model(embeddings: str) -> dict[str, str]:
-    """The promise of one run; public embedding tables are one thing more that the data owner learns."""
+    """Return the threat model of one run; with public embedding tables the data owner learns these too."""
     if embeddings == "private_table":
         return dict(THREAT_MODEL)
     more = "; to the data owner also: the word, position and token-type embeddings (--embeddings public_table)"

@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class PeerStub:
-    """Model owner serves, data owner calls: the one stream on which masked values travel between the two owners.
+    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
     """
 
     def __init__(self, channel):
@@ -43,7 +43,7 @@ class PeerStub:
 
 
 class PeerServicer:
-    """Model owner serves, data owner calls: the one stream on which masked values travel between the two owners.
+    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
     """
 
     def Exchange(self, request_iterator, context):
@@ -69,7 +69,7 @@ def add_PeerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Peer:
-    """Model owner serves, data owner calls: the one stream on which masked values travel between the two owners.
+    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
     """
 
     @staticmethod
@@ -110,12 +110,12 @@ class DealerStub:
         Args:
             channel: A grpc.Channel.
         """
-        self.OpenSession = channel.unary_unary(
+        self.OpenSession = channel.stream_unary(
                 '/mpcformer.v1.Dealer/OpenSession',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.OpenSessionRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.OpenSessionReply.FromString,
                 _registered_method=True)
-        self.Deal = channel.unary_stream(
+        self.Deal = channel.stream_stream(
                 '/mpcformer.v1.Dealer/Deal',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DealRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.Frame.FromString,
@@ -126,15 +126,15 @@ class DealerServicer:
     """The dealer makes correlated randomness. It sees no input and no weight.
     """
 
-    def OpenSession(self, request, context):
-        """Each owner, once a session: its own secret seed.
+    def OpenSession(self, request_iterator, context):
+        """Gives each owner its own secret seed, once a session.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Deal(self, request, context):
-        """Model owner only: corrections for a plan, in order. An operation index is dealt once.
+    def Deal(self, request_iterator, context):
+        """Streams the corrections for a plan to the model owner, in order. Each operation index is dealt once.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -143,12 +143,12 @@ class DealerServicer:
 
 def add_DealerServicer_to_server(servicer, server):
     rpc_method_handlers = {
-            'OpenSession': grpc.unary_unary_rpc_method_handler(
+            'OpenSession': grpc.stream_unary_rpc_method_handler(
                     servicer.OpenSession,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.OpenSessionRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.OpenSessionReply.SerializeToString,
             ),
-            'Deal': grpc.unary_stream_rpc_method_handler(
+            'Deal': grpc.stream_stream_rpc_method_handler(
                     servicer.Deal,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DealRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.Frame.SerializeToString,
@@ -166,7 +166,7 @@ class Dealer:
     """
 
     @staticmethod
-    def OpenSession(request,
+    def OpenSession(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -176,8 +176,8 @@ class Dealer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/mpcformer.v1.Dealer/OpenSession',
             parties_dot_stubs_dot_parties__pb2.OpenSessionRequest.SerializeToString,
@@ -193,7 +193,7 @@ class Dealer:
             _registered_method=True)
 
     @staticmethod
-    def Deal(request,
+    def Deal(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -203,8 +203,8 @@ class Dealer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
             '/mpcformer.v1.Dealer/Deal',
             parties_dot_stubs_dot_parties__pb2.DealRequest.SerializeToString,
@@ -221,8 +221,8 @@ class Dealer:
 
 
 class PartyStub:
-    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
-    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """The dealer and the model owner serve session after session. A coordinator opens one stream for each session. Its first
+    command is the job; the party answers with Hello and Ready, or refuses the call.
     """
 
     def __init__(self, channel):
@@ -236,7 +236,7 @@ class PartyStub:
                 request_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
                 _registered_method=True)
-        self.Diagnose = channel.unary_unary(
+        self.Diagnose = channel.stream_unary(
                 '/mpcformer.v1.Party/Diagnose',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
@@ -244,8 +244,8 @@ class PartyStub:
 
 
 class PartyServicer:
-    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
-    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """The dealer and the model owner serve session after session. A coordinator opens one stream for each session. Its first
+    command is the job; the party answers with Hello and Ready, or refuses the call.
     """
 
     def Serve(self, request_iterator, context):
@@ -254,8 +254,8 @@ class PartyServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Diagnose(self, request, context):
-        """Before there is a session: who answers here, and would it serve the caller?
+    def Diagnose(self, request_iterator, context):
+        """Says, without a session, who answers here and whether it would serve the caller.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -269,7 +269,7 @@ def add_PartyServicer_to_server(servicer, server):
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
             ),
-            'Diagnose': grpc.unary_unary_rpc_method_handler(
+            'Diagnose': grpc.stream_unary_rpc_method_handler(
                     servicer.Diagnose,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.SerializeToString,
@@ -283,8 +283,8 @@ def add_PartyServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Party:
-    """Dealer and model owner serve session after session; a coordinator opens one stream for each.
-    Its first command is the job; the answer is Hello and Ready, or a refusal.
+    """The dealer and the model owner serve session after session. A coordinator opens one stream for each session. Its first
+    command is the job; the party answers with Hello and Ready, or refuses the call.
     """
 
     @staticmethod
@@ -315,7 +315,7 @@ class Party:
             _registered_method=True)
 
     @staticmethod
-    def Diagnose(request,
+    def Diagnose(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -325,8 +325,8 @@ class Party:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/mpcformer.v1.Party/Diagnose',
             parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
@@ -343,7 +343,7 @@ class Party:
 
 
 class CoordinatorStub:
-    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
+    """A data owner listens nowhere: it calls the coordinator to get its job. The coordinator sees no share.
     """
 
     def __init__(self, channel):
@@ -357,7 +357,7 @@ class CoordinatorStub:
                 request_serializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.Command.FromString,
                 _registered_method=True)
-        self.Diagnose = channel.unary_unary(
+        self.Diagnose = channel.stream_unary(
                 '/mpcformer.v1.Coordinator/Diagnose',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,
                 response_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.FromString,
@@ -365,7 +365,7 @@ class CoordinatorStub:
 
 
 class CoordinatorServicer:
-    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
+    """A data owner listens nowhere: it calls the coordinator to get its job. The coordinator sees no share.
     """
 
     def Join(self, request_iterator, context):
@@ -374,7 +374,7 @@ class CoordinatorServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def Diagnose(self, request, context):
+    def Diagnose(self, request_iterator, context):
         """Missing associated documentation comment in .proto file."""
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -388,7 +388,7 @@ def add_CoordinatorServicer_to_server(servicer, server):
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.PartyEvent.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.Command.SerializeToString,
             ),
-            'Diagnose': grpc.unary_unary_rpc_method_handler(
+            'Diagnose': grpc.stream_unary_rpc_method_handler(
                     servicer.Diagnose,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.FromString,
                     response_serializer=parties_dot_stubs_dot_parties__pb2.DiagnoseReply.SerializeToString,
@@ -402,7 +402,7 @@ def add_CoordinatorServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Coordinator:
-    """A data owner listens nowhere: it comes to the coordinator for its job. The coordinator sees no share.
+    """A data owner listens nowhere: it calls the coordinator to get its job. The coordinator sees no share.
     """
 
     @staticmethod
@@ -433,7 +433,7 @@ class Coordinator:
             _registered_method=True)
 
     @staticmethod
-    def Diagnose(request,
+    def Diagnose(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -443,8 +443,8 @@ class Coordinator:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_unary(
-            request,
+        return grpc.experimental.stream_unary(
+            request_iterator,
             target,
             '/mpcformer.v1.Coordinator/Diagnose',
             parties_dot_stubs_dot_parties__pb2.DiagnoseRequest.SerializeToString,

@@ -1,1 +1,1 @@
-"""The connection between parties: certificates, channels, servers, frames."""
+"""The connections between parties: certificates, callers, channels, servers and frames."""

@@ -1,4 +1,4 @@
-"""A server's answer to `mpcformer doctor --config` of a party that is about to call it."""
+"""The answer of a server to `mpcformer doctor --config`, which a party runs before it calls that server."""
 
 import time
 from collections.abc import Mapping, Sequence
@@ -8,21 +8,22 @@ import grpc
 from mpcformer import __version__
 from parties.settings.config import PROTOCOL_VERSION, DealerConfig, ServiceConfig
 from parties.stubs import parties_pb2 as pb
-from parties.wire.tls import caller_names
+from parties.wire.callers import caller_names, refuse
 
 
-def introduce(
+def answer_diagnose(
     context: grpc.ServicerContext, party_id: str, role: str, listed: Mapping[str, Sequence[str]]
 ) -> pb.DiagnoseReply:
-    """Who this server is, and as what it serves the caller.
+    """Return who this server is and the roles in which it serves the caller.
 
     Args:
-        party_id, role: the server's.
-        listed: role -> ids that its configuration lists in it.
+        context: the call.
+        party_id, role: the id and the role of this server.
+        listed: role -> the ids that the server's configuration lists in that role.
     """
     callers = set(caller_names(context))
     if not callers:
-        context.abort(grpc.StatusCode.PERMISSION_DENIED, "the caller's certificate names nobody")
+        refuse(context, grpc.StatusCode.PERMISSION_DENIED, "the caller's certificate names nobody")
     return pb.DiagnoseReply(
         protocol_version=PROTOCOL_VERSION,
         release=__version__,
@@ -34,11 +35,11 @@ def introduce(
 
 
 def callers_of(config: ServiceConfig) -> dict[str, list[str]]:
-    """Role -> ids that may call a service."""
+    """Return role -> the ids that may call a service."""
     listed = {"coordinator": config.coordinators, "data-owner": config.data_owners}
     return listed | ({"model-owner": config.model_owners} if isinstance(config, DealerConfig) else {})
 
 
 def now() -> float:
-    """Unix time, by this machine's clock."""
+    """Return the Unix time of this machine's clock, in seconds."""
     return time.time()

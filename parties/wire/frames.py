@@ -1,36 +1,36 @@
-"""One factory for channels, one for servers, and messages cut into frames.
+"""gRPC channels and servers with one set of options, and messages cut into frames.
 
 A message (a list of tensors) becomes frames of at most 1 MiB: gRPC refuses more than 4 MiB, and small frames let both
-directions move. The receiver knows what it expects; a frame is checked against that before any of its bytes is kept,
-and memory is taken for the expectation, never for what a header claims.
+directions move at the same time. The receiver knows which message comes next. It checks each frame against that
+expectation before it keeps any byte, and allocates memory for the expectation, never for what a header claims.
 """
 
 import os
-import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-# What goes wrong is told in our own words; gRPC's own log would stand between them.
+# Failures are reported in our own words (causes.py); gRPC's log lines would stand between them.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.errors import PartyError, ProtocolError, UserInputError
+from mpcformer.errors import ProtocolError, UserInputError
 from parties.settings.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
-from parties.wire import tls
+from parties.wire import causes, tls
+from parties.wire.callers import PARTY_HEADER
 
 FRAME_BYTES = 1 << 20
-FIRST_MESSAGE_S = 10.0
+# Errors quote at most so many characters or dimensions of what a peer sent.
 MAX_SHOWN = 40
+# The dtypes that messages may have.
 DTYPES = {torch.int64: pb.DTYPE_INT64, torch.uint8: pb.DTYPE_UINT8}
 
 COMMON_OPTIONS = [
-    # A peer that is stopped or cut off keeps its TCP connection: only pings find out. 4 + 6 s stays below 20 s.
+    # The TCP connection of a peer that is stopped or cut off stays open: only pings notice, within 4 + 6 s.
     ("grpc.keepalive_time_ms", 4_000),
     ("grpc.keepalive_timeout_ms", 6_000),
     ("grpc.keepalive_permit_without_calls", 1),
@@ -40,149 +40,70 @@ COMMON_OPTIONS = [
     ("grpc.max_send_message_length", 4 << 20),
 ]
 CLIENT_OPTIONS = [
-    # A call that failed half-way must fail: correlations are used once.
+    # A call that failed half-way must not be repeated, because correlations are used once.
     ("grpc.enable_retries", 0),
-    # Shares do not pass through a proxy that the environment happens to name.
+    # Shares must not pass through a proxy that the environment happens to name.
     ("grpc.enable_http_proxy", 0),
 ]
 SERVER_OPTIONS = [
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
     ("grpc.http2.max_ping_strikes", 0),
-    # Whoever connects and does not finish the handshake is let go.
+    # Drop connections whose handshake is not finished in time.
     ("grpc.server_handshake_timeout_ms", 10_000),
-    # A port in use is an error, not something to share.
+    # Do not share a port that is in use: report it.
     ("grpc.so_reuseport", 0),
 ]
 
 
-class _SayWho(grpc.UnaryUnaryClientInterceptor, grpc.UnaryStreamClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
-    """Without certificates a caller says who it is."""
+class _ClaimId(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientInterceptor, grpc.StreamStreamClientInterceptor):  # type: ignore[misc]
+    """Writes the caller's id into a header of each call, because there is no certificate that states it."""
 
     def __init__(self, party_id: str) -> None:
-        self._header = (tls.PARTY_HEADER, party_id)
+        self._header = (PARTY_HEADER, party_id)
 
     def _call(self, continuation: Any, details: Any, request: Any) -> Any:
         return continuation(details._replace(metadata=[*(details.metadata or ()), self._header]), request)
 
-    intercept_unary_unary = intercept_unary_stream = intercept_stream_stream = _call
+    intercept_unary_unary = intercept_stream_unary = intercept_stream_stream = _call
 
 
 def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.Channel:
-    """A mutually authenticated channel to the party `peer_id`, whatever its address is called."""
+    """Return a mutually authenticated channel to the party `peer_id`; the host name in its address does not matter."""
     options: list[tuple[str, int | str]] = [*COMMON_OPTIONS, *CLIENT_OPTIONS]
     if isinstance(credentials, Plaintext):
         channel = grpc.secure_channel(address, tls.channel_credentials(credentials), options)
-        return grpc.intercept_channel(channel, _SayWho(credentials.id))
+        return grpc.intercept_channel(channel, _ClaimId(credentials.id))
     options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
     return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
 
 
-class FirstMessage:
-    """Serves methods that take one message, without waiting for it before the caller is known, or for ever.
-
-    gRPC reads a unary call's message in a worker before it calls the method: callers that send none would keep workers
-    from everybody. Here the method is called first, checks the caller, and then takes the message in time.
-
-    Args:
-        max_calls: of one caller at once.
-    """
-
-    def __init__(self, max_calls: int) -> None:
-        self._max_calls = max_calls
-        self._calls: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def wrap(self, method: Callable[[Any, grpc.ServicerContext], Any]) -> Callable[[Iterator[Any], Any], Any]:
-        """The method as one that takes a stream, of which it reads the first message."""
-
-        def call(requests: Iterator[Any], context: grpc.ServicerContext) -> Any:
-            name = ",".join(tls.caller_names(context)) or "nobody"
-            with self._lock:
-                self._calls[name] += 1
-                busy = self._calls[name] > self._max_calls
-            context.add_callback(lambda: self._end(name))
-            if busy:
-                context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, f"{name} has {self._max_calls} calls open already")
-            timer = threading.Timer(FIRST_MESSAGE_S, context.cancel)
-            timer.daemon = True
-            timer.start()
-            try:
-                request = next(requests, None)
-            finally:
-                timer.cancel()
-            if request is None:
-                context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-            return method(request, context)
-
-        return call
-
-    def _end(self, name: str) -> None:
-        with self._lock:
-            self._calls[name] -= 1
-            if not self._calls[name]:
-                del self._calls[name]
-
-
-def serve_guarded(server: grpc.Server, add: Callable[[Any, Any], None], servicer: Any, max_calls: int) -> None:
-    """Register a service, its methods of one message by way of `FirstMessage`; `add` is generated code's."""
-    first = FirstMessage(max_calls)
-
-    class Rewriting:
-        """Stands before the server, for the generated code to register at."""
-
-        def add_generic_rpc_handlers(self, handlers: Any) -> None:
-            """Nothing: the newer way does the same."""
-
-        def add_registered_method_handlers(self, service: str, methods: dict[str, Any]) -> None:
-            """Register the methods, those of one message rewritten."""
-            rewritten = {name: _rewritten(handler, first) for name, handler in methods.items()}
-            generic = grpc.method_handlers_generic_handler(service, rewritten)
-            server.add_generic_rpc_handlers((generic,))
-            server.add_registered_method_handlers(service, rewritten)
-
-    add(servicer, Rewriting())
-
-
-def _rewritten(handler: Any, first: FirstMessage) -> Any:
-    codecs = {
-        "request_deserializer": handler.request_deserializer,
-        "response_serializer": handler.response_serializer,
-    }
-    if handler.unary_unary is not None:
-        return grpc.stream_unary_rpc_method_handler(first.wrap(handler.unary_unary), **codecs)
-    if handler.unary_stream is not None:
-        return grpc.stream_stream_rpc_method_handler(first.wrap(handler.unary_stream), **codecs)
-    return handler
-
-
 def wait_until_ready(channel: grpc.Channel, peer_id: str, address: str, timeout_s: float) -> None:
-    """Until the peer answers.
+    """Wait until the peer answers.
 
     Raises:
-        PartyError: it does not; the channel is closed.
+        PartyError: the peer did not answer in time; the channel is closed.
     """
     try:
         grpc.channel_ready_future(channel).result(timeout=timeout_s)
     except grpc.FutureTimeoutError:
         channel.close()
-        raise PartyError(
-            peer_id,
-            f"no answer at {address} for {timeout_s:.0f} s",
-            "check the address, that it runs, and that both certificates come from one authority; mpcformer doctor"
-            " --config tells which",
-        ) from None
+        raise causes.unreachable(peer_id, address, timeout_s) from None
 
 
 def start_server(
     add_services: Callable[[grpc.Server], None], listen: str, credentials: Credentials, *, max_workers: int = 16
 ) -> tuple[grpc.Server, str]:
-    """A started server and its HOST:PORT.
+    """Start a server; return it and its HOST:PORT.
 
     Args:
-        max_workers: calls at once; a stream is a call as long as it lives. More are refused, not queued.
+        add_services: registers the services at the server.
+        listen: HOST:PORT; with port 0 the operating system chooses one.
+        credentials: the server's own.
+        max_workers: the number of calls that may be open at the same time, streams included. Further calls are
+            refused, not queued.
 
     Raises:
-        UserInputError: the address cannot be bound.
+        UserInputError: the server cannot listen on this address.
     """
     workers = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="rpc")
     server = grpc.server(workers, options=[*COMMON_OPTIONS, *SERVER_OPTIONS], maximum_concurrent_rpcs=max_workers)
@@ -197,8 +118,12 @@ def start_server(
     return server, f"{listen.rpartition(':')[0]}:{port}"
 
 
+class StreamEndedError(ProtocolError):
+    """The peer ended its stream in the middle of a message."""
+
+
 def to_frames(tensors: Sequence[torch.Tensor], *, session_id: bytes, sender: str, operation: int) -> Iterator[pb.Frame]:
-    """Cut one message into frames; the payload is copied once, frame by frame, as they are sent."""
+    """Cut one message into frames. The payload is copied once, frame by frame, while the frames are sent."""
     headers = [pb.TensorHeader(dtype=DTYPES[t.dtype], shape=list(t.shape)) for t in tensors]
     views = [memoryview(t.contiguous().view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
     total, offset = sum(len(view) for view in views), 0
@@ -220,10 +145,11 @@ def to_frames(tensors: Sequence[torch.Tensor], *, session_id: bytes, sender: str
 def from_frames(
     frames: Iterator[pb.Frame], specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int
 ) -> tuple[list[torch.Tensor], int]:
-    """Collect one message of exactly `specs`; also the bytes of its serialised frames.
+    """Collect one message that matches `specs`; return its tensors and the size of its serialised frames in bytes.
 
     Raises:
-        ProtocolError: another session, sender, operation, shape, dtype, offset or length; or the stream ended.
+        ProtocolError: a frame differs in session, sender, operation, shape, dtype, offset or length.
+        StreamEndedError: the stream ended within the message.
     """
     tensors = [torch.empty(spec.shape, dtype=spec.dtype) for spec in specs]
     views = [memoryview(t.view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
@@ -231,7 +157,7 @@ def from_frames(
     while offset < total or offset == 0:
         frame = next(frames, None)
         if frame is None:
-            raise ProtocolError(f"{sender}'s stream ended in operation {operation} at byte {offset} of {total}")
+            raise StreamEndedError(f"{sender}'s stream ended in operation {operation} at byte {offset} of {total}")
         _check(frame, specs, session_id=session_id, sender=sender, operation=operation, offset=offset, total=total)
         _fill(views, offset, frame.payload)
         offset += len(frame.payload)
@@ -258,7 +184,7 @@ def _check(
 
 
 def _check_headers(frame: pb.Frame, specs: Sequence[Spec], place: str) -> None:
-    # Counts first, and only the difference told: a frame's room holds a million headers, or dimensions.
+    # Compare the counts first and report only what differs: one frame has room for a million headers or dimensions.
     if len(frame.tensors) != len(specs):
         raise ProtocolError(f"{place} holds {len(frame.tensors)} tensors, expected {len(specs)}")
     for index, (header, spec) in enumerate(zip(frame.tensors, specs, strict=True)):
@@ -270,7 +196,7 @@ def _check_headers(frame: pb.Frame, specs: Sequence[Spec], place: str) -> None:
 
 
 def _shown(value: str | int) -> str:
-    """A claim as an error quotes it: errors travel too, and must fit into a message."""
+    """Return a claim as an error quotes it, cut short: errors travel to other parties and must fit into a message."""
     return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
 
 

@@ -1,8 +1,8 @@
-"""A party's key and certificate as they lie in files: taken only if they fit together, and replaced together.
+"""The files with a party's key and certificate: used only if they belong together, and replaced together.
 
-Two files cannot be renamed at once. Both new ones are written beside the old ones, then the key is renamed, then the
-certificate; who finds a key whose certificate is not there yet looks for it under its temporary name. So there is the
-old pair or the new one at every moment, a crash or not.
+Two files cannot be renamed at the same moment. Both new files are written beside the old ones, then the key is renamed,
+then the certificate. A reader that finds a key without its certificate looks for the certificate under its temporary
+name. At every moment, even after a crash, a reader therefore finds either the old pair or the new one.
 """
 
 import logging
@@ -26,7 +26,7 @@ MEND = "install both files of the pair, as mpcformer certs wrote them"
 
 @dataclass(frozen=True)
 class Identity:
-    """PEM bytes: the authority that is trusted, and a certificate and key that fit together."""
+    """PEM bytes of the trusted authority, and of a certificate and a key that belong together."""
 
     authority: bytes
     certificate: bytes
@@ -34,30 +34,30 @@ class Identity:
 
 
 def load_certificate(path: Path) -> x509.Certificate:
-    """A certificate's file.
+    """Read a certificate from its file.
 
     Raises:
-        UserInputError: unreadable, or no certificate.
+        UserInputError: the file is unreadable or is no certificate.
     """
     return _certificate(path, _bytes(path))
 
 
 def load_key(path: Path) -> PrivateKeyTypes:
-    """A private key's file.
+    """Read a private key from its file.
 
     Raises:
-        UserInputError: unreadable, or no key.
+        UserInputError: the file is unreadable or is no key.
     """
     return _key(path, _bytes(path))
 
 
 def belongs(key: PrivateKeyTypes, certificate: x509.Certificate) -> bool:
-    """Whether the certificate is for this key."""
+    """Return whether the certificate belongs to this key."""
     return _public(key.public_key()) == _public(certificate.public_key())
 
 
 def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
-    """Whether that authority signed it."""
+    """Return whether that authority signed the certificate."""
     try:
         certificate.verify_directly_issued_by(authority)
     except (InvalidSignature, ValueError, TypeError):
@@ -66,7 +66,7 @@ def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> boo
 
 
 def names(certificate: x509.Certificate) -> list[str]:
-    """The ids that a certificate names."""
+    """Return the ids that a certificate names."""
     try:
         extension = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     except x509.ExtensionNotFound:
@@ -75,12 +75,12 @@ def names(certificate: x509.Certificate) -> list[str]:
 
 
 def beside(path: Path) -> Path:
-    """Where a file's successor lies until it takes the name."""
+    """Return where the successor of a file lies until it takes the file's name."""
     return path.with_name(f"{path.name}.new")
 
 
 def certificate_path(files: TlsFiles) -> Path:
-    """The certificate's file; its successor's if that is the one that fits the key: its replacement was interrupted."""
+    """Return the file of the certificate that belongs to the key: its successor after an interrupted replacement."""
     successor = beside(files.certificate)
     if successor.is_file():
         key = load_key(files.key)
@@ -90,22 +90,22 @@ def certificate_path(files: TlsFiles) -> Path:
 
 
 def read(files: TlsFiles) -> Identity:
-    """A party's files.
+    """Read the files of a party.
 
     Raises:
-        UserInputError: a file is unreadable or not what it should be, or the key is not the certificate's.
+        UserInputError: a file is unreadable or not what it should be, or key and certificate do not belong together.
     """
     try:
         return _read(files)
     except UserInputError:
-        return _read(files)  # they may have been renamed meanwhile
+        return _read(files)  # The files may have been renamed between two reads.
 
 
 class Served:
-    """What a server shows, for gRPC to ask before each handshake: renewed files are taken when they fit together.
+    """The certificate that a server shows; gRPC asks before each handshake whether the files were renewed.
 
     Raises:
-        UserInputError: they do not fit at the start.
+        UserInputError: the files do not belong together when the server starts.
     """
 
     def __init__(self, files: TlsFiles) -> None:
@@ -114,14 +114,14 @@ class Served:
         self.identity = read(files)
 
     def configuration(self) -> grpc.ServerCertificateConfiguration:
-        """What is shown now."""
+        """Return what the server shows now."""
         shown = self.identity
         return grpc.ssl_server_certificate_configuration([(shown.key, shown.certificate)], shown.authority)
 
     def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """What is to be shown from now on; None: as before."""
+        """Return what the server shows from now on, or None if nothing has changed."""
         with self._lock:
-            # Before reading: files that change meanwhile are read again at the next handshake.
+            # The stamps are taken before reading: files that change meanwhile are read again at the next handshake.
             stamps = self._stamps()
             if stamps == self._seen:
                 return None
@@ -132,7 +132,7 @@ class Served:
                     raise UserInputError(f"{self._files.authority} did not sign {self._files.certificate}", MEND)
             except UserInputError as error:
                 if stamps != self._refused:
-                    log.warning("the certificate stays as it was: %s", error)
+                    log.warning("still shows the old certificate: %s", error)
                 self._refused = stamps
                 return None
             self._seen = stamps
@@ -155,13 +155,13 @@ def stage(files: TlsFiles, certificate: bytes, key: bytes) -> None:
 
 
 def discard(files: TlsFiles) -> None:
-    """Forget what was staged."""
+    """Remove what was staged."""
     for path in (files.certificate, files.key):
         beside(path).unlink(missing_ok=True)
 
 
 def commit(files: TlsFiles) -> None:
-    """Let the staged pair take the place of the old one, the key first."""
+    """Put the staged pair in the place of the old one, the key first."""
     for path in (files.key, files.certificate):
         beside(path).replace(path)
         _flush_folder(path.parent)
@@ -174,7 +174,7 @@ def finish(files: TlsFiles) -> None:
 
 
 def write_private(path: Path, data: bytes) -> None:
-    """A new file, on the disk, that nobody else on this machine can read."""
+    """Write a new file that no other user can read, and flush it to the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as handle:
         handle.write(data)
@@ -211,21 +211,21 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserInputError(f"{path}: {error.strerror}", "check the path, and whose file it is") from None
+        raise UserInputError(f"{path}: {error.strerror}", "check the path, and which user owns the file") from None
 
 
 def _certificate(path: Path, data: bytes) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(data)
     except ValueError:
-        raise UserInputError(f"{path} is no certificate in PEM", MEND) from None
+        raise UserInputError(f"{path} is not a certificate in PEM format", MEND) from None
 
 
 def _key(path: Path, data: bytes) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(data, password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm):
-        raise UserInputError(f"{path} is no private key in PEM, or one with a password", MEND) from None
+        raise UserInputError(f"{path} is not a private key in PEM format, or has a password", MEND) from None
 
 
 def _public(key: PublicKeyTypes) -> bytes:

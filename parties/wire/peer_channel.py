@@ -1,7 +1,7 @@
-"""The protocols' Channel on the owners' gRPC stream.
+"""The channel of the protocols (`mpcformer.channel.Channel`) on the gRPC stream between the two owners.
 
-Sending is queued and cut into frames by gRPC's own thread, so that both owners can send at once without blocking.
-Receiving pulls frames straight from the stream: gRPC's flow control bounds what waits in memory.
+`send` only queues a message and a thread of gRPC cuts it into frames, so both owners can send at the same time without
+blocking each other. `receive` pulls frames straight from the stream: gRPC's flow control limits what waits in memory.
 """
 
 import queue
@@ -13,9 +13,10 @@ import grpc
 import torch
 
 from mpcformer.channel import Counters, Spec
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
+from mpcformer.errors import MPCFormerError, ProtocolError
 from parties.stubs import parties_pb2 as pb
-from parties.wire.frames import from_frames, to_frames
+from parties.wire import causes
+from parties.wire.frames import StreamEndedError, from_frames, to_frames
 
 MAX_ROUNDS = 1 << 31
 FLUSH_TIMEOUT_S = 5.0
@@ -25,13 +26,14 @@ class PeerChannel:
     """One end of the stream between the owners.
 
     Args:
-        me, peer: party ids.
+        party_id: the id of this party.
+        peer_id: the id of the party at the other end.
         session_id: 16 bytes.
     """
 
-    def __init__(self, *, me: str, peer: str, session_id: bytes) -> None:
+    def __init__(self, *, party_id: str, peer_id: str, session_id: bytes) -> None:
         self.counters = Counters()
-        self._me, self._peer, self._session_id = me, peer, session_id
+        self._party_id, self._peer_id, self._session_id = party_id, peer_id, session_id
         self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
         self._incoming: Iterator[pb.Frame] | None = None
         self._attached = threading.Event()
@@ -41,16 +43,22 @@ class PeerChannel:
         self._waiting_since: float | None = None
 
     def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
-        """Join the stream: its frames, and how to end it."""
+        """Join the stream.
+
+        Args:
+            incoming: the frames of the peer.
+            cancel: ends the stream at once.
+        """
         self._incoming, self._cancel = incoming, cancel
         self._attached.set()
 
     def outgoing(self) -> Iterator[pb.Frame]:
-        """The frames to send, for gRPC to iterate over; ends after `close`."""
+        """Yield the frames to send, for gRPC to iterate over; end after `close`."""
         try:
             while (item := self._outbox.get()) is not None:
                 operation, rounds, tensors = item
-                for frame in to_frames(tensors, session_id=self._session_id, sender=self._me, operation=operation):
+                frames = to_frames(tensors, session_id=self._session_id, sender=self._party_id, operation=operation)
+                for frame in frames:
                     frame.round = rounds
                     self.counters.bytes_sent += frame.ByteSize()
                     yield frame
@@ -58,16 +66,16 @@ class PeerChannel:
             self._sent_all.set()
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Queue one message; the tensors must not be changed afterwards."""
+        """Queue one message. The tensors must not be changed afterwards."""
         self._outbox.put((self.counters.messages_sent, self.counters.rounds, list(tensors)))
         self.counters.messages_sent += 1
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
-        """The next message.
+        """Return the next message of the peer.
 
         Raises:
             PartyError: the peer's stream ended, or the session was aborted.
-            ProtocolError: something else than `specs` arrived.
+            ProtocolError: the message that arrived does not match `specs`.
         """
         self._waiting_since = start = time.monotonic()
         try:
@@ -79,15 +87,15 @@ class PeerChannel:
                 self._noting_rounds(self._incoming),
                 specs,
                 session_id=self._session_id,
-                sender=self._peer,
+                sender=self._peer_id,
                 operation=self.counters.messages_received,
             )
         except grpc.RpcError as error:
-            detail = error.details() if isinstance(error, grpc.Call) else str(error)
-            raise self._error or PartyError(self._peer, f"its stream broke: {detail or 'connection lost'}") from None
+            raise self._error or causes.of_call(self._peer_id, error) from None
+        except StreamEndedError:
+            raise self._error or causes.connection_ended(self._peer_id) from None
         except ProtocolError as error:
-            ended = "stream ended" in str(error)
-            raise self._error or (PartyError(self._peer, "it ended the stream") if ended else error) from None
+            raise self._error or error from None
         finally:
             self._waiting_since = None
         self.counters.seconds_waited += time.monotonic() - start
@@ -101,22 +109,22 @@ class PeerChannel:
             yield frame
 
     def waited_s(self) -> float:
-        """Seconds that `receive` has been waiting, 0 if it is not."""
+        """Return for how many seconds `receive` has been waiting; 0 if it is not waiting."""
         since = self._waiting_since
         return 0.0 if since is None else time.monotonic() - since
 
     def abort(self, error: MPCFormerError) -> None:
-        """End the session from another thread: a waiting `receive` raises `error`."""
+        """End the session from another thread; a `receive` that is waiting raises `error`."""
         self._error = self._error or error
         self._cancel()
         self.close()
 
     def close(self) -> None:
-        """No more to send."""
+        """Send nothing more: `outgoing` ends after the messages that are queued."""
         self._outbox.put(None)
 
     def finish(self) -> None:
-        """Let what is queued go out, but not for ever, and end the stream."""
+        """Send what is queued, wait for that a limited time, and end the stream."""
         self.close()
         if not self._sent_all.wait(FLUSH_TIMEOUT_S):
             self._cancel()

@@ -1,8 +1,8 @@
-"""Mutual TLS: certificates, and the one place where gRPC's credentials are made.
+"""Mutual TLS: the certificates, and the one place where gRPC's credentials are made.
 
-A certificate's subject alternative name is the party's id. The client checks the server's name against the id it means
-to call, the server the caller's in every method. Without TLS, which configurations allow on the loopback interface
-alone and gRPC's own check of local connections again, a caller is who it says it is.
+The subject alternative name of a certificate is the id of its party. The client compares the server's name with the id
+that it means to call; the server checks the caller's name in every method (callers.py). Without TLS a caller is who it
+says it is. Configurations allow that on the loopback interface only, and gRPC checks again that connections are local.
 """
 
 import datetime
@@ -19,21 +19,23 @@ from parties.settings.config import Credentials, Plaintext, TlsFiles
 from parties.wire import identity
 
 VALIDITY = datetime.timedelta(days=2)
-# An authority outlives what it signs, so that there is something to renew; but not for ever.
+# An authority lives longer than the certificates that it signs: these can be renewed, until it expires itself.
 AUTHORITY_TIMES = 10
 AUTHORITY_VALIDITY = datetime.timedelta(days=730)
 CLOCK_SKEW = datetime.timedelta(minutes=5)
-PARTY_HEADER = "party"
 AUTHORITY, AUTHORITY_KEY = "authority.pem", "authority.key"
 
 
 def make_certificates(
     folder: Path, party_ids: list[str], validity: datetime.timedelta = VALIDITY, *, keep_authority: bool = False
 ) -> dict[str, TlsFiles]:
-    """An authority and a certificate for each id, below `folder`; keys are readable by their owner alone.
+    """Make an authority and a certificate for each id, in `folder`. Only the user that runs this can read the keys.
 
     Args:
-        keep_authority: write authority.key, which renewal needs; else that key is used here and forgotten.
+        folder: where the files are written; it is made if it does not exist.
+        party_ids: the parties that get a certificate.
+        validity: how long the certificates are valid.
+        keep_authority: whether to write authority.key, which renewal needs; otherwise that key is forgotten.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     authority_key = ec.generate_private_key(ec.SECP256R1())
@@ -54,11 +56,11 @@ def make_certificates(
 def renew_certificates(
     folder: Path, party_ids: list[str], validity: datetime.timedelta = VALIDITY
 ) -> dict[str, TlsFiles]:
-    """A new key and certificate for each id, from the authority kept in `folder`; nothing is written unless all can be.
+    """Make a new key and certificate for each id, from the authority in `folder`. All are replaced, or none.
 
     Raises:
-        UserInputError: no such party, the authority's key is missing, another's, or too old for this, or the folder
-            cannot be written to.
+        UserInputError: a party has no certificate here; the authority's key is missing or does not fit; the authority
+            expires too soon; or the folder cannot be written to.
     """
     authority, authority_key = _kept_authority(folder, validity)
     renewed = {party_id: files_of(folder, party_id) for party_id in party_ids}
@@ -78,14 +80,14 @@ def renew_certificates(
 
 
 def files_of(folder: Path, party_id: str) -> TlsFiles:
-    """Where a party's files are."""
+    """Return where the files of a party are."""
     return TlsFiles(
         authority=folder / AUTHORITY, certificate=folder / f"{party_id}.pem", key=folder / f"{party_id}.key"
     )
 
 
 def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
-    """Demand a certificate of every caller; renewed files of our own are taken without a restart."""
+    """Return credentials that demand a certificate of every caller and follow our own files when they are renewed."""
     if isinstance(credentials, Plaintext):
         return grpc.local_server_credentials(grpc.LocalConnectionType.LOCAL_TCP)
     served = identity.Served(credentials)
@@ -95,32 +97,11 @@ def server_credentials(credentials: Credentials) -> grpc.ServerCredentials:
 
 
 def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
-    """Show our certificate, and trust one authority."""
+    """Return credentials that show our certificate and trust one authority."""
     if isinstance(credentials, Plaintext):
         return grpc.local_channel_credentials(grpc.LocalConnectionType.LOCAL_TCP)
     ours = identity.read(credentials)
     return grpc.ssl_channel_credentials(ours.authority, ours.key, ours.certificate)
-
-
-def caller_names(context: grpc.ServicerContext) -> list[str]:
-    """The ids in the caller's certificate; without TLS what it says."""
-    secured = context.auth_context()
-    if secured.get("transport_security_type") == [b"local"]:
-        return [value for key, value in context.invocation_metadata() if key == PARTY_HEADER]
-    return [name.decode() for name in secured.get("x509_subject_alternative_name", [])]
-
-
-def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
-    """The caller's id, if it is one of `allowed`; otherwise the call ends with PERMISSION_DENIED naming the caller."""
-    names = caller_names(context)
-    for name in allowed:
-        if name in names:
-            return name
-    context.abort(
-        grpc.StatusCode.PERMISSION_DENIED,
-        f"the caller's certificate names {names or ['nobody']}, which is not served here",
-    )
-    raise AssertionError("abort raises")
 
 
 def _certificate(
@@ -152,7 +133,7 @@ def _certificate(
 def _issue(
     party_id: str, authority: x509.Certificate, authority_key: ec.EllipticCurvePrivateKey, validity: datetime.timedelta
 ) -> tuple[bytes, bytes]:
-    """A certificate and its new key, as PEM."""
+    """Return a certificate and its new key, as PEM."""
     key = ec.generate_private_key(ec.SECP256R1())
     certificate = _certificate(party_id, key, authority, authority_key, validity)
     return certificate.public_bytes(serialization.Encoding.PEM), _key_pem(key)
@@ -164,7 +145,7 @@ def _key_pem(key: ec.EllipticCurvePrivateKey) -> bytes:
 
 
 def _kept_authority(folder: Path, validity: datetime.timedelta) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
-    """The authority that `make_certificates` kept; one that has long enough to live."""
+    """Return the certificate and key that `make_certificates` kept, if they will be valid for long enough."""
     anew = "make everything anew: mpcformer certs init"
     path = folder / AUTHORITY_KEY
     authority = identity.load_certificate(folder / AUTHORITY)

@@ -8,11 +8,14 @@ from mpcformer.approximations import (
     GELU_FORMS,
     SOFTMAX_FORMS,
     TWO_RELU_EPSILON,
+    GeluForm,
+    SoftmaxForm,
     quad,
     two_quad,
     two_quad_const,
     two_relu,
 )
+from mpcformer.approximations.forms import LiftSquare
 
 SCORES = torch.tensor([[[[1.0, -2.0, 3.0]]]])  # (1, 1, 1, 3)
 MASK = torch.tensor([[[[1.0, 1.0, 0.0]]]])  # the last key is padding
@@ -61,3 +64,56 @@ def test_huge_scores_at_padding_change_nothing(form: str) -> None:
     wild = SCORES.clone()
     wild[..., 2] = 500.0
     assert torch.allclose(SOFTMAX_FORMS[form](wild, MASK)[0], SOFTMAX_FORMS[form](SCORES, MASK)[0])
+
+
+@pytest.mark.parametrize("form", GELU_FORMS.values(), ids=GELU_FORMS)
+@pytest.mark.parametrize("size", [0.1, 3.0, 300.0])
+def test_the_stated_length_of_a_row_is_never_exceeded(form: GeluForm, size: float) -> None:
+    """The proof that no text overflows a ring rests on it."""
+    rows = size * torch.randn(200, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows[:50] = size * torch.eye(50, dtype=torch.float64)
+    rows[50:100] = rows[50:100].abs()
+    for row in rows:
+        bound = form.longest(float(row.abs().max()), float(row.norm()), row.numel())
+        assert float(form(row).norm()) <= bound * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("form", GELU_FORMS.values(), ids=GELU_FORMS)
+def test_a_shifted_square_is_the_function(form: GeluForm) -> None:
+    x = torch.linspace(-9, 9, 101, dtype=torch.float64)
+    if form.square is not None:
+        square = form.square
+        assert torch.allclose(square.factor * (x + square.shift) ** 2 + square.offset, form(x))
+    for realisation in form.private.values():
+        if isinstance(realisation, LiftSquare):
+            assert realisation.square is form.square
+
+
+@pytest.mark.parametrize("form", SOFTMAX_FORMS.values(), ids=SOFTMAX_FORMS)
+@pytest.mark.parametrize("size", [0.1, 3.0, 30.0])
+def test_weights_are_what_the_form_states(form: SoftmaxForm, size: float) -> None:
+    """Never negative; adding up to at most one where rows are divided, and to their mean over c where they are not."""
+    scores = size * torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mask = torch.ones(2, 1, 1, 8, dtype=torch.float64)
+    mask[1, ..., 5:] = 0
+    weights, row_mean = form(scores, mask)
+    assert float(weights.min()) >= 0
+    assert float(weights[1, ..., 5:].abs().max()) == 0
+    total = weights.sum(-1, keepdim=True)
+    if form.divisor is None:
+        assert float(total.max()) <= 1 + 1e-9
+    else:
+        assert torch.allclose(total, row_mean / form.divisor)
+        assert torch.allclose(form(scores, mask, torch.tensor(7.0))[0], weights * form.divisor / 7)
+    if form.square_shift is not None:
+        numerators = mask * (scores + form.square_shift) ** 2
+        assert torch.allclose(weights / total, numerators / numerators.sum(-1, keepdim=True))
+
+
+def test_every_form_has_its_own_name_and_says_what_it_is() -> None:
+    for forms in (GELU_FORMS, SOFTMAX_FORMS):
+        for name, form in forms.items():
+            assert form.name == name
+            assert form.title
+            assert form.description
+        assert len({form.title for form in forms.values()}) == len(forms)

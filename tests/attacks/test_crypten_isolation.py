@@ -1,4 +1,4 @@
-"""CrypTen's own generators, providers and torch.distributed are never reached by a private inference."""
+"""A private inference never uses CrypTen's own generators and providers, or torch.distributed."""
 
 import random
 
@@ -18,7 +18,7 @@ X = torch.linspace(0.5, 4.0, 24).view(4, 6)
 
 
 def everything(party: int) -> torch.Tensor:
-    """Each kind of operation that an inference is made of."""
+    """Run every kind of operation that an inference consists of."""
     x = shared(X)
     w = shared(X.t().contiguous(), owner=0)
     y = ops.matmul(ops.relu(ops.add_public(ops.square(x), -3.0)), w)
@@ -66,7 +66,7 @@ def test_no_other_source_of_randomness_and_no_torch_distributed(monkeypatch: pyt
     states = torch.get_rng_state()
     (left, right), _, requests = run_pair(everything)
     assert torch.equal(left, right)
-    assert torch.equal(states, torch.get_rng_state()), "torch's global generator moved"
+    assert torch.equal(states, torch.get_rng_state()), "torch's global generator was used"
     assert {r.kind for r in requests} == {"additive_triple", "square_pair", "truncation", "binary_triple", "bit_pair"}
 
 
@@ -85,13 +85,13 @@ def test_insecure_parts_refuse_to_start() -> None:
 
 
 def test_communicator_has_no_object_channel() -> None:
-    """send_obj and its like would unpickle what the peer sends."""
+    """Methods such as send_obj would unpickle what the peer sends."""
     with pytest.raises(ProtocolError, match="send_obj is not part"):
         run_pair(lambda party: compat.current().communicator.send_obj({}, 0))
 
 
 class Recorder:
-    """A channel end that keeps what it sends."""
+    """A channel end that records what it sends."""
 
     def __init__(self, end: MemoryChannel) -> None:
         self.counters, self.receive, self._end = end.counters, end.receive, end
@@ -103,7 +103,7 @@ class Recorder:
 
 
 def test_what_is_opened_looks_uniform_whatever_the_input() -> None:
-    """Bytes on the wire, for two very different inputs: chi-square against uniform, Bonferroni over both."""
+    """Bytes on the wire pass a chi-square test of uniformity for two very different inputs (Bonferroni over both)."""
     for value in (0.0, 1000.0):
         ends = memory_pair(20)
         recorder = Recorder(ends[1])

@@ -1,4 +1,4 @@
-"""What each owner receives looks the same whatever the input and the weights: uniform, and new in every run."""
+"""What each owner receives is uniform and new in every run, and does not depend on the input or the weights."""
 
 from pathlib import Path
 from typing import Any
@@ -8,13 +8,10 @@ import pytest
 import torch
 from scipy import stats
 
-from mpcformer.channel import MemoryChannel, Spec
-from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
-from mpcformer.engines.base import BatchInputs, load_public_model
-from mpcformer.engines.registry import ENGINES, create_engine
-from mpcformer.modeling import load_student
-from mpcformer.ring.random import fresh_key
-from tests.pair import in_two_threads
+from mpcformer.channel import MemoryChannel, Spec, memory_pair
+from mpcformer.engines.base import BatchInputs
+from mpcformer.engines.registry import ENGINES
+from tests.pair import run_private
 from tests.tiny import save_student
 
 N_RUNS = {"lift": 30, "crypten": 10}
@@ -25,7 +22,7 @@ View = list[bytes]
 def views(
     folder: Path, token: int, engine: str, monkeypatch: pytest.MonkeyPatch, n_batches: int = 1
 ) -> tuple[View, View]:
-    """All messages that the model owner and the data owner receive after set-up, for a text of one repeated word."""
+    """Return all messages that each owner receives after set-up, for a text that repeats one word."""
     seen: dict[int, View] = {}
     receive = MemoryChannel.receive
 
@@ -34,50 +31,25 @@ def views(
         seen.setdefault(id(self), []).append(b"".join(t.contiguous().numpy().tobytes() for t in tensors))
         return tensors
 
-    public, weights = load_public_model(folder), load_student(folder).state_dict()
-    from mpcformer.channel import memory_pair
-
-    ends = memory_pair(20)
-    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
-    engines = [
-        create_engine(
-            engine, rank=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
-        )
-        for p in (0, 1)
-    ]
-    stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
     ids = torch.tensor([[2, token, token, token, 3, 0]])
-    mask = torch.tensor([[1, 1, 1, 1, 1, 0]])
-    inputs = BatchInputs(mask, ids, torch.zeros_like(ids))
-    plan = engines[1].plan(inputs.shape)
-    requests = [request for segment in plan for request in segment]
-    weight_key = weight_mask_key(seeds[0], session_id)
-    for operation, request in enumerate(requests * n_batches):
-        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
-        stores[0].put(operation, request, deal(request, *keys, weight_key))
-
-    def owner(party: int) -> None:
-        engines[party].setup(stores[party])
-        for _ in range(n_batches):
-            engines[party].start(inputs if party else BatchInputs(mask), stores[party])
-            for segment in range(len(plan)):
-                engines[party].offline(segment)
-            for segment in range(len(plan)):
-                engines[party].online(segment)
-
+    inputs = BatchInputs(torch.tensor([[1, 1, 1, 1, 1, 0]]), ids, torch.zeros_like(ids))
+    ends = memory_pair(20)
     with monkeypatch.context() as patch:
         patch.setattr(MemoryChannel, "receive", record)
-        in_two_threads(owner)
+        _, logits, *_ = run_private(folder, inputs, engine=engine, n_batches=n_batches, ends=ends)
     at_model_owner, at_data_owner = seen[id(ends[0])], seen[id(ends[1])]
     if engine == "lift":
-        # Rounded shares of logits have 19 bits, sign-extended to 24: the third byte repeats a bit of them.
-        last, n_logits = at_data_owner[-1], weights["classifier.bias"].numel()
+        # Rounded shares of logits have 19 bits and are sign-extended to 24, so the third byte contains repeated bits.
+        last, n_logits = at_data_owner[-1], logits.numel()
         at_data_owner[-1] = last[:8] + b"".join(last[8 + 3 * n : 10 + 3 * n] for n in range(n_logits))
     return at_model_owner, at_data_owner
 
 
 def p_values(left: list[View], right: list[View], *, uniform: bool) -> list[float]:
-    """Each message's bytes over all runs: alike for both inputs and, where asked, uniform for each."""
+    """Return the p-values of tests on the bytes of each message over all runs.
+
+    The tests' hypotheses are that both inputs give the same distribution and, if `uniform`, that it is uniform.
+    """
     found: list[float] = []
     for messages in zip(*left, *right, strict=True):
         groups = [messages[: len(left)], messages[len(left) :]]
@@ -90,7 +62,7 @@ def p_values(left: list[View], right: list[View], *, uniform: bool) -> list[floa
         if uniform:
             found += [float(stats.chisquare(count).pvalue) for count in counts]
             if len(messages[0]) >= 8:
-                # The first eight bytes of each run's message, as one number.
+                # Read the first eight bytes of each run's message as one number.
                 words = [np.array([int.from_bytes(m[:8], "little") for m in group]) / 2.0**64 for group in groups]
                 found.append(float(stats.ks_2samp(*words).pvalue))
                 found += [float(stats.kstest(group, "uniform").pvalue) for group in words]
@@ -108,7 +80,7 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
         pytest.param({"gelu": "gelu", "softmax": "softmax"}, marks=pytest.mark.slow),
         {"softmax": "2quad-const"},
         {"softmax": "2quad-const", "constant_norms": ["all"]},
-        {"vocab_size": 7000},  # rows looked up by buckets
+        {"vocab_size": 7000},  # rows are looked up by buckets
     ],
     ids=["exact", "2quad-const", "constant norms", "large vocabulary"],
 )
@@ -120,17 +92,17 @@ def test_views_of_other_students(
 
 def check_views(folder: Path, engine: str, n_runs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = {token: [views(folder, token, engine, monkeypatch) for _ in range(n_runs)] for token in (5, 11)}
-    # CrypTen opens single bits as whole words: alike for all inputs, but not uniform in every byte.
+    # CrypTen opens single bits as whole words. They are alike for all inputs, but not uniform in every byte.
     uniform = engine == "lift"
     for party in (0, 1):
         found = p_values([run[party] for run in runs[5]], [run[party] for run in runs[11]], uniform=uniform)
-        assert min(found) > ERROR / len(found), "Bonferroni: one message in ten thousand suites may fail by chance"
+        assert min(found) > ERROR / len(found), "with Bonferroni, one suite in ten thousand fails by chance"
         long = [m for token in runs for run in runs[token] for m in run[party] if len(m) >= (8 if uniform else 512)]
         assert len(set(long)) == len(long), "two messages are equal: a mask was used twice"
 
 
 def test_the_statistics_would_notice_a_missing_mask(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same test on messages of which one is not masked."""
+    """The same test fails if one of the messages is not masked."""
     runs = {token: [views(student, token, "lift", monkeypatch)[0] for _ in range(10)] for token in (5, 11)}
     for token, group in runs.items():
         for run in group:
@@ -140,7 +112,7 @@ def test_the_statistics_would_notice_a_missing_mask(student: Path, monkeypatch: 
 
 
 def test_the_same_text_twice_in_a_session_looks_new(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The masks of the weights stay for a session; nothing else does. A known text tells nothing of the next one."""
+    """Within a session only the masks of the weights stay, so a known text reveals nothing about the next one."""
     for view in views(student, 5, "lift", monkeypatch, n_batches=3):
         long = [message for message in view if len(message) >= 8]
         assert len(set(long)) == len(long)

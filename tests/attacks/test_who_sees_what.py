@@ -1,4 +1,4 @@
-"""What each party could see by the wire's own definition: nobody is sent what is not theirs."""
+"""The definition of the wire has no field in which a party could be sent data that it must not see."""
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
@@ -7,7 +7,7 @@ from parties.stubs import parties_pb2 as pb
 
 
 def fields(message: Descriptor, seen: frozenset[str] = frozenset()) -> dict[str, FieldDescriptor]:
-    """All fields of a message and of the messages in it, by full name."""
+    """Return all fields of a message, and of the messages inside it, by their full names."""
     found: dict[str, FieldDescriptor] = {}
     for field in message.fields:
         found[field.full_name] = field
@@ -21,7 +21,7 @@ def byte_fields(message: Descriptor) -> set[str]:
 
 
 def test_the_coordinator_is_sent_no_share() -> None:
-    """No byte string but digests reaches it (and no longer one, below), and numbers only as results."""
+    """The only byte strings that reach it are digests, whose length is tested below; the only numbers are results."""
     event = pb.PartyEvent.DESCRIPTOR
     assert byte_fields(event) == {
         f"mpcformer.v1.{n}" for n in ("Report.transcript", "Report.batch_plan", "Batch.batch_plan", "Batch.terms")

@@ -1,4 +1,4 @@
-"""The command line as its user meets it: help that fits a screen, one line for a wrong argument, exit statuses."""
+"""The command line: help fits a screen, a wrong argument gives a short error, and exit statuses are right."""
 
 import subprocess
 import sys

@@ -13,7 +13,8 @@ import experiments
 import mpcformer
 import parties
 from distill.ready import RUNS
-from experiments import bench_command, compare, estimate, replay, transport
+from experiments import bench_command, estimate, replay, transport
+from experiments.records import compare
 from experiments.spec.outputs import Tolerances
 from experiments.spec.spec import find, load
 from mpcformer import doctor
@@ -135,7 +136,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
         "model": f"model {ODD}", "layers": 1, "gelu": "quad", "softmax": "2quad", "batch_size": 1, "seq_len": 8,
         "threads_per_party": 1, "network": {"profile": "none"}, "engines": {"e": engine},
     }  # fmt: skip
-    bench_command._show(values)
+    bench_command.show(values)
     said = capsys.readouterr().out
     for text in (f"model {ODD}: ", "┃ quantity", "│ online seconds [s] ", "│ dealer bytes [MiB] ", "dealer [MiB] "):
         assert text in said

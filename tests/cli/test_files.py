@@ -1,4 +1,4 @@
-"""Files are whole or absent."""
+"""Files are written as a whole or not at all, and existing files are not overwritten."""
 
 from pathlib import Path
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from mpcformer.cli import build_app
 from mpcformer.errors import UserInputError
-from parties.__main__ import main
+from parties.roles.start_party import run_party
 from tests.tiny import save_bert
 
 PLAIN = "{bert} holds a plain BERT, not a distilled student"
@@ -67,7 +67,7 @@ def test_a_model_owner_with_a_plain_bert(bert: Path, tmp_path: Path, capfd: pyte
         dealers = ["t"]
         insecure = {{ plaintext = true }}
     """)
-    assert main(config, once=True) == 2
+    assert run_party(config, once=True) == 2
     said = capfd.readouterr().err
     assert PLAIN.format(bert=bert) in said
     assert f"fix: distil it first: mpcformer distill --teacher {bert}" in said

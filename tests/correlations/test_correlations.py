@@ -1,4 +1,4 @@
-"""Correlations: the shares multiply out, party 1 needs nothing, each is used once, and nothing malformed is dealt."""
+"""Shares of correlations multiply out, rank 1 needs no message, each is used once, nothing malformed is dealt."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from mpcformer.correlations import (
     CorrelationStore,
     Request,
     correction_specs,
+    correlation_plan_digest,
     deal,
     expand,
-    plan_digest,
     session_key,
     unpacked,
 )
-from mpcformer.correlations.kinds import logical_shift
 from mpcformer.errors import ProtocolError
+from mpcformer.ring.packing import logical_shift
 from mpcformer.ring.random import fresh_key
 
 KEY_0, KEY_1 = bytes(range(16)), bytes(range(16, 32))
@@ -68,20 +68,20 @@ def test_binary_triple_and_bit_pair() -> None:
     assert set((word_0 + word_1).tolist()) == {0, 1}
 
 
-def test_party_one_learns_nothing_from_the_dealer_and_sessions_differ() -> None:
+def test_rank_one_gets_nothing_from_the_dealer_and_sessions_differ() -> None:
     request = Request("square_pair", ((8,),))
     sessions, requests = (b"a" * 16, b"b" * 16), (request, Request("square_pair", ((9,),)))
     keys = {session_key(KEY_0, session, op, r) for session in sessions for op in range(10) for r in requests}
     assert len(keys) == 40
-    store = CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16)
-    with pytest.raises(ProtocolError, match="party 1 takes no corrections"):
+    store = CorrelationStore(rank=1, seed=KEY_1, session_id=b"s" * 16)
+    with pytest.raises(ProtocolError, match="rank 1 takes no corrections"):
         store.put(0, request, [])
     assert store.take(request).shares[0].shape == (8,)
 
 
 def test_a_correlation_is_used_once() -> None:
     request = Request("square_pair", ((8,),))
-    store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
+    store = CorrelationStore(rank=0, seed=KEY_0, session_id=b"s" * 16)
     correction = [torch.zeros(8, dtype=torch.int64)]
     store.put(0, request, correction)
     with pytest.raises(ProtocolError, match="used once"):
@@ -95,7 +95,7 @@ def test_a_correlation_is_used_once() -> None:
 
 def test_looking_ahead_is_done_once_and_binds() -> None:
     request, other = Request("square_pair", ((8,),)), Request("lifted", ((8,),), op="plain", bits=32)
-    store = CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16)
+    store = CorrelationStore(rank=1, seed=KEY_1, session_id=b"s" * 16)
     ahead = store.preview(0, request).shares
     with pytest.raises(ProtocolError, match="looked at ahead"):
         store.preview(0, request)
@@ -113,21 +113,21 @@ def test_looking_ahead_is_done_once_and_binds() -> None:
 
 
 def test_the_masks_of_weights_serve_one_model() -> None:
-    store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
+    store = CorrelationStore(rank=0, seed=KEY_0, session_id=b"s" * 16)
     store.weight_mask_key()
     with pytest.raises(ProtocolError, match="used once"):
         store.weight_mask_key()
 
 
 def test_the_same_index_for_another_request_is_other_randomness() -> None:
-    """A model owner that asks for a bit pair where the data owner uses a mask learns nothing of the mask."""
+    """A model owner that asks for a bit pair where the data owner uses a mask learns nothing about the mask."""
     mask = Request("lifted", ((64,),), op="plain", bits=32)
-    drawn = [CorrelationStore(party=1, seed=KEY_1, session_id=b"s" * 16).take(r).shares[0] for r in (mask, BITS)]
+    drawn = [CorrelationStore(rank=1, seed=KEY_1, session_id=b"s" * 16).take(r).shares[0] for r in (mask, BITS)]
     assert not torch.equal(drawn[0] & 1, drawn[1] & 1)
 
 
 def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> None:
-    store = CorrelationStore(party=0, seed=KEY_0, session_id=b"s" * 16)
+    store = CorrelationStore(rank=0, seed=KEY_0, session_id=b"s" * 16)
     request = Request("square_pair", ((8,),))
     with pytest.raises(ProtocolError, match="operation 0: correction"):
         store.put(0, request, [torch.zeros(9, dtype=torch.int64)])
@@ -163,7 +163,7 @@ def test_malformed_requests(request_: Request, message: str) -> None:
 def test_plan_digest_sees_every_field_and_the_order() -> None:
     a, b = Request("truncation", ((4,),), bits=16), Request("truncation", ((4,),), bits=17)
     plans = [[a, b], [b, a], [a], [Request("square_pair", ((4,),)), b]]
-    assert len({plan_digest(plan) for plan in plans}) == len(plans)
+    assert len({correlation_plan_digest(plan) for plan in plans}) == len(plans)
 
 
 def test_shares_are_hidden_from_repr() -> None:

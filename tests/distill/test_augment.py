@@ -1,4 +1,4 @@
-"""Replaced tokens: which stay, how many go, what stands in for them."""
+"""Replaced tokens: which tokens stay, how many are replaced, and by what."""
 
 import torch
 
@@ -8,7 +8,7 @@ CLS, SEP, PAD = 101, 102, 0
 
 
 def batch(n: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Texts of two segments, each token its own id, the last two columns padding."""
+    """Texts of two segments in which every token has its own id; the last two columns are padding."""
     ids = torch.arange(1000, 1000 + n * length).view(n, length)
     ids[:, 0], ids[:, length // 2], ids[:, -3], ids[:, -2:] = CLS, SEP, SEP, PAD
     return ids, (ids != PAD).long()
@@ -24,8 +24,8 @@ def test_about_the_share_goes_in_about_half_of_the_texts() -> None:
     assert abs(float(changed[touched].mean()) - 0.25) < 0.03
     special = ids < 1000
     assert torch.equal(new[special], ids[special])
-    assert set(new[~special].tolist()) <= set(ids[~special].tolist()), "what stands in is a word of the batch"
-    assert len(set(new[new != ids].tolist())) > 1000, "drawn from all of it"
+    assert set(new[~special].tolist()) <= set(ids[~special].tolist()), "replacements are words of the batch"
+    assert len(set(new[new != ids].tolist())) > 1000, "replacements are drawn from the whole batch"
 
 
 def test_the_seed_decides_and_nothing_else() -> None:

@@ -1,4 +1,8 @@
-"""The recipes: losses fall, the teacher stays still, resuming changes nothing, the reported split is never opened."""
+"""The recipes of teachers and students.
+
+Losses fall, the teacher does not change, a resumed run gives the same weights, and the evaluation split is never
+opened.
+"""
 
 import json
 import math
@@ -12,12 +16,13 @@ from safetensors.torch import load_file
 
 import distill.student
 import distill.training.loop
+from distill.objectives.losses import logit_loss
 from distill.ready import RUNS
 from distill.recipe import DistillRecipe, TeacherRecipe, paper_recipe
 from distill.start.deviations import set_deviations
+from distill.start.fit_attention import ROW_MEANS
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.losses import ROW_MEANS, logit_loss
 from distill.training.prepare import Prepared
 from distill.training.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR
@@ -30,8 +35,8 @@ from mpcformer.modeling import (
     load_student,
     load_tokenizer,
 )
-from mpcformer.modeling.bounds import norm_source
 from mpcformer.modeling.ranges import Ranges
+from mpcformer.modeling.weights import norm_source
 from mpcformer.tasks import carve_selection, encode, get_task, load_examples
 from tests.tiny import TRAINING, save_bert, save_parquet
 
@@ -42,7 +47,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
     base = save_bert(folder / "base")
     recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=6, learning_rate=3e-3, **TRAINING)
     record = train_teacher(recipe, folder / "teacher")
-    assert record["selection_score"] >= 0.9, "made-up sentences are easy"
+    assert record["selection_score"] >= 0.9, "the made-up sentences are easy"
     return folder / "teacher"
 
 
@@ -61,7 +66,8 @@ def test_teacher_is_a_plain_bert_with_a_record(teacher: Path) -> None:
 
 def test_student_learns_and_is_calibrated(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
     before = load_file(teacher / "model.safetensors")
-    # Without replaced words: the fit starts this student near its floor, and passes compare on the same sentences only.
+    # No words are replaced: the fit already brings this student close to its lowest loss, so the losses of two epochs
+    # can only be compared on the same sentences.
     record = distill_student(recipe_for(teacher, data_dir, epochs1=10, epochs2=4, replaced=0.0), tmp_path / "student")
     inner = [row["loss"] for row in record["log"] if row["stage"].startswith("stage 1")]
     assert inner[-1] < inner[0]
@@ -70,7 +76,7 @@ def test_student_learns_and_is_calibrated(teacher: Path, data_dir: Path, tmp_pat
     student = load_student(tmp_path / "student")
     assert (student.config.gelu, student.config.softmax, student.config.task) == ("quad", "2quad", "sst2")
     ranges = load_ranges(tmp_path / "student")
-    assert ranges.n_examples == record["n_training"] > 50, "a part of the texts is too few: others leave its ranges"
+    assert ranges.n_examples == record["n_training"] > 50, "with a part of the texts, the others would leave the ranges"
     assert ranges.bounds["layer.0.row_mean"][0] > 0
     after = load_file(teacher / "model.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -91,8 +97,8 @@ def test_a_student_is_tried_with_both_engines_when_it_is_made(
     verdicts = distill_student(recipe, tmp_path / "wide")["engines"]
     assert "layer.0.row_mean spans" in verdicts["lift"]
     card = (tmp_path / "wide" / "README.md").read_text()
-    assert f"Engine `lift` refuses it: {verdicts['lift']}." in card
-    assert "refuses it" not in (tmp_path / "narrow" / "README.md").read_text()
+    assert f"Engine `lift` refuses this student: {verdicts['lift']}." in card
+    assert "refuses this student" not in (tmp_path / "narrow" / "README.md").read_text()
 
 
 def test_teacher_is_in_evaluation_mode_while_distilling(
@@ -179,7 +185,7 @@ def test_training_keeps_the_rows_in_their_range(teacher: Path, data_dir: Path, t
 def test_paper_recipe() -> None:
     assert paper_recipe("stsb")["epochs1"] == 100
     assert paper_recipe("imdb")["max_length"] == 512
-    with pytest.raises(UserInputError, match="published none for 'wnli'"):
+    with pytest.raises(UserInputError, match="published no recipe for 'wnli'"):
         paper_recipe("wnli")
 
 

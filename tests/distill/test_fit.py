@@ -1,4 +1,4 @@
-"""The fitted start: what it promises of each step, and that a student begins near its teacher."""
+"""The fitted start: each step does what it promises, and a student starts close to its teacher."""
 
 import math
 from pathlib import Path
@@ -11,11 +11,14 @@ from torch.nn import functional as F
 
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.start.deviations import set_deviations
-from distill.start.fit import CURVATURE, _fit_units, _Text, fit, layer_spans
+from distill.start.fit import fit
+from distill.start.fit_attention import ROW_MEANS
+from distill.start.fit_units import CURVATURE, fit_units
+from distill.start.layer_trace import Text
 from distill.start.ridge import refit
+from distill.start.spans import layer_spans
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.losses import ROW_MEANS
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
 from mpcformer.modeling.model import Context
 from mpcformer.tasks import Encoded
@@ -25,13 +28,13 @@ Model = MPCFormerForSequenceClassification
 
 
 def model(source: Model, **changes: object) -> Model:
-    """An untrained one of the same widths, other forms and sizes."""
+    """An untrained model of the same widths, with Quad, 2Quad and the given changes."""
     config = MPCFormerConfig(**{**source.config.to_dict(), "gelu": "quad", "softmax": "2quad", **changes})
     return Model(config).eval()
 
 
 def trained(folder: Path, data_dir: Path, epochs: int) -> Model:
-    """A teacher trained a little: random weights have no attention to speak of."""
+    """A teacher after a short training, because random weights attend to all tokens almost equally."""
     base = save_bert(folder / "base")
     recipe = TeacherRecipe(model=str(base), data_dir=data_dir, epochs=epochs, learning_rate=3e-3, **TRAINING)
     train_teacher(recipe, folder / "teacher")
@@ -44,7 +47,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Model:
 
 
 def texts(n: int = 40, seed: int = 0) -> list[dict[str, torch.Tensor]]:
-    """Random ids in batches of eight, a third of them padded."""
+    """Texts of random ids in batches of eight; a third of the texts is padded."""
     generator = torch.Generator().manual_seed(seed)
     ids = torch.randint(4, len(WORDS), (n, 12), generator=generator)
     mask = torch.ones_like(ids)
@@ -53,7 +56,7 @@ def texts(n: int = 40, seed: int = 0) -> list[dict[str, torch.Tensor]]:
 
 
 def distance(a: Model, b: Model) -> float:
-    """Mean squared error of the last hidden state on texts that no fit has seen."""
+    """The mean squared error of the last hidden state on texts that no fit has used."""
     total = 0.0
     with torch.no_grad():
         for batch in texts(seed=9):
@@ -68,8 +71,8 @@ def test_a_fitted_student_is_far_nearer_than_the_teachers_weights(teacher: Model
 
 
 def test_with_2relu_too_while_attention_is_soft(tmp_path: Path, data_dir: Path) -> None:
-    # 2ReLU's fit follows sharper attention worse: of the copied weights' distance 3% is left after three passes of the
-    # teacher, 16% after six, and fitting on ten times the texts changes neither.
+    # The fit of 2ReLU gets worse as the teacher's attention gets sharper. Of the distance of copied weights it leaves
+    # 3% if the teacher was trained for three epochs, and 16% after six. Ten times as many texts change neither.
     check_far_nearer(trained(tmp_path, data_dir, epochs=3), "2relu")
 
 
@@ -111,7 +114,7 @@ def test_fewer_layers_and_units(teacher: Model) -> None:
 
 
 def test_which_units_are_kept(teacher: Model) -> None:
-    """Those whose output is cut off are the first to go."""
+    """Units whose outputs have weight zero are dropped first."""
     source = model(teacher, gelu="gelu", softmax="softmax")
     source.load_state_dict(teacher.state_dict())
     dead = [3, 17, 60]
@@ -143,7 +146,7 @@ def test_padding_does_not_count(teacher: Model) -> None:
 
 
 def test_softmax_is_indifferent_to_what_centres_the_scores(teacher: Model) -> None:
-    """The key bias moves all of a row's scores alike: the teacher's probabilities stay."""
+    """A key bias shifts all scores of a row equally, so the teacher's probabilities stay the same."""
     moved = model(teacher, gelu="gelu", softmax="softmax")
     moved.load_state_dict(teacher.state_dict())
     for layer in moved.bert.layers:
@@ -163,7 +166,7 @@ def test_scores_are_centred(teacher: Model) -> None:
 
 @torch.no_grad()
 def test_no_row_leaves_its_range_where_a_scale_allows_it(teacher: Model) -> None:
-    """Even of a teacher whose scores are ten times as large."""
+    """This holds even for a teacher whose scores are ten times as large."""
     sharp = model(teacher, gelu="gelu", softmax="softmax")
     sharp.load_state_dict(teacher.state_dict())
     for layer in sharp.bert.layers:
@@ -181,7 +184,7 @@ def test_no_row_leaves_its_range_where_a_scale_allows_it(teacher: Model) -> None
 
 @torch.no_grad()
 def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
-    """Against polynomial regression on the same inputs, unit by unit, where the curvature is not at its limit."""
+    """Each unit is compared with polynomial regression on the same inputs, unless its curvature is at a limit."""
     student, batch = model(teacher), texts(40)
     layer = student.bert.layers[0]
     layer.load_state_dict(teacher.bert.layers[0].state_dict(), strict=False)
@@ -191,9 +194,9 @@ def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
         x = teacher.bert.embeddings(
             one["input_ids"], torch.zeros_like(one["input_ids"]), Context(mask[:, None, None, :], None, [])
         )
-        embedded.append(_Text(mask, x, x))
+        embedded.append(Text(mask, x, x))
 
-    def inputs(text: _Text) -> torch.Tensor:
+    def inputs(text: Text) -> torch.Tensor:
         context = Context(text.keys, None, [])
         middle = layer.attention["output"](
             layer.attention["self"](text.student, context, ""), text.student, context, ""
@@ -202,7 +205,7 @@ def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
 
     h = torch.cat([inputs(text) for text in embedded]).double()
     before = layer.output.dense(torch.zeros(1, 64))
-    _fit_units(layer, embedded)
+    fit_units(layer, embedded)
     ours = layer.activation(torch.cat([inputs(text) for text in embedded]).double())
     offsets = layer.output.dense.bias - before[0]
     wanted = F.gelu(h)
@@ -214,7 +217,7 @@ def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
         fitted[:, unit] = (powers @ solution)[:, 0]
         inside = CURVATURE[0] < float(solution[2]) < CURVATURE[1]
         constant = (fitted[:, unit] - ours[:, unit]).std()
-        if inside:  # Quad of the new weights is that polynomial up to a constant, which the next bias takes up
+        if inside:  # Quad with the new weights is this polynomial up to a constant, which the next bias adds
             free += 1
             assert constant < 1e-4
     assert free > 32
@@ -228,7 +231,7 @@ def test_a_refit_finds_a_linear_map_and_leaves_a_good_one() -> None:
     generator = torch.Generator().manual_seed(0)
     linear, target = torch.nn.Linear(6, 3), torch.nn.Linear(6, 3)
     rows = [torch.randn(50, 6, generator=generator) for _ in range(4)]
-    for _ in range(20):  # each pass goes most of the way: the ridge draws towards the last
+    for _ in range(20):  # each pass goes most of the way, because the ridge penalises the change
         refit(linear, [(x, target(x)) for x in rows])
     assert torch.allclose(linear.weight, target.weight, atol=1e-5)
     assert torch.allclose(linear.bias, target.bias, atol=1e-5)

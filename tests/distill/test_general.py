@@ -1,4 +1,4 @@
-"""The general student: it learns from texts of several tasks, and students of each start from it."""
+"""The general student: it learns from the texts of several tasks, and the students of all tasks can start from it."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ import distill.general
 import distill.training.loop
 from distill.general import distill_general
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
-from distill.start.start import OF_TASK
+from distill.start.initialise import TASK_WEIGHTS
 from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
@@ -26,7 +26,7 @@ LIKE = {key: value for key, value in TRAINING.items() if key != "task"}
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A backbone, data of two tasks, a general student and a teacher."""
+    """A folder with a backbone, the data of two tasks, a general student and a teacher."""
     folder = tmp_path_factory.mktemp("general")
     save_bert(folder / "base")
     for task in ("sst2", "mrpc"):
@@ -96,7 +96,7 @@ def test_a_student_starts_from_its_body_with_the_teachers_head(shop: Path, tmp_p
         load_file(folder / "model.safetensors") for folder in (tmp_path / "student", shop / "general", shop / "teacher")
     )
     for name, value in student.items():
-        assert torch.equal(value, (teacher if name.startswith(OF_TASK) else general)[name]), name
+        assert torch.equal(value, (teacher if name.startswith(TASK_WEIGHTS) else general)[name]), name
     assert record["fit"] == []
     assert len(record["general"]["sha256"]) == 64
     assert record["general"]["sha256"] in (tmp_path / "student" / "README.md").read_text()
@@ -167,7 +167,7 @@ def test_a_general_student_that_does_not_fit_is_refused_before_training(shop: Pa
         ({"general": shop / "base"}, "has gelu gelu"),
         ({"general": tmp_path / "none"}, "none is not a folder"),
         ({"general": None}, "with general student None"),
-        ({"start": "fitted"}, "start 'fitted' with general student"),
+        ({"start": "fitted"}, "start 'fitted' was given with general student"),
         ({"layers": 1}, "--layers: 1"),
     ):
         with pytest.raises(UserInputError) as error:

@@ -1,4 +1,4 @@
-"""Several learning rates: the best on the sentences set aside is kept, ties to the first, nothing is trained twice."""
+"""Several learning rates: the teacher with the best selection score is kept, and no teacher is trained twice."""
 
 import json
 from dataclasses import replace
@@ -36,7 +36,7 @@ def recipe(base: Path, data_dir: Path) -> TeacherRecipe:
 
 
 def made_up(scores: dict[float, float], trained: list[float]) -> Any:
-    """In place of train_teacher: a folder with a record of that rate's score."""
+    """A replacement for train_teacher that only writes a folder with a record of the rate's score."""
 
     def train(recipe: TeacherRecipe, out: Path, **options: Any) -> dict[str, Any]:
         trained.append(recipe.learning_rate)

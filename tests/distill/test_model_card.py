@@ -1,4 +1,4 @@
-"""The model card: what the hub reads, what a person reads, and what must not be in it."""
+"""The model card: what the hub reads, what people read, and what the card must not contain."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def test_a_students_card_says_what_its_record_says(models: tuple[Path, Path]) ->
         f"| torch | {record['versions']['torch']} |",
         sha256_file(student / "model.safetensors"),
         record["teacher"]["sha256"],
-        "The private promise is the system's, not the file's.",
+        "Privacy comes from running the model with MPCFormer, not from the files.",
         "mpcformer infer --student FOLDER",
     ):
         assert said in card, said
@@ -70,7 +70,7 @@ def test_cards_name_no_place_and_quote_no_sentence(models: tuple[Path, Path], da
         for place in (folder.parent, data_dir, Path.home(), Path.cwd()):
             assert str(place) not in card
         assert not [text for text, _ in sentences(108) if text in card]
-        # Data and model were folders: nothing on the hub is claimed.
+        # Data and model were folders, so the card names nothing on the hub.
         assert not {"base_model", "datasets"} & set(front_matter(folder))
 
 

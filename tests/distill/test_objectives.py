@@ -1,4 +1,4 @@
-"""What stages match, gradual replacement and layer-wise rates: by hand, and in a training."""
+"""Losses, gradual replacement and layer-wise learning rates: compared with values by hand, and in trainings."""
 
 import itertools
 import math
@@ -11,12 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import distill.student
-from distill.objectives.replacement import FIRST, mixed_forward
-from distill.recipe import DistillRecipe, TeacherRecipe
-from distill.student import distill_student
-from distill.teacher import train_teacher
-from distill.training.losses import (
-    ROW_MEANS,
+from distill.objectives.losses import (
     direction_loss,
     logit_loss,
     probability_loss,
@@ -25,6 +20,11 @@ from distill.training.losses import (
     sinkhorn_loss,
     state_loss,
 )
+from distill.objectives.replacement import FIRST, mixed_forward
+from distill.recipe import DistillRecipe, TeacherRecipe
+from distill.start.fit_attention import ROW_MEANS
+from distill.student import distill_student
+from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint
 from tests.tiny import TRAINING, save_bert
@@ -67,12 +67,12 @@ def test_losses_by_hand() -> None:
 
 def test_rows_inside_their_range_cost_nothing() -> None:
     mask = torch.tensor([[1, 1, 0]])
-    scores = torch.zeros(1, 2, 3, 3)  # each row's mean is 25
+    scores = torch.zeros(1, 2, 3, 3)  # the mean of each row is 25
     scores[:, :, 2], scores[..., 2] = 1e3, 1e3  # padding
     assert row_loss(SimpleNamespace(attention_scores=[scores]), mask).item() == 0.0
     low, high = scores.clone(), scores.clone()
-    low[0, 0, 0, :2] = -4.0  # one row of four has a mean of 1
-    high[0, 1, 1, :2] = 15.0  # and one of 400
+    low[0, 0, 0, :2] = -4.0  # one row of four gets a mean of 1
+    high[0, 1, 1, :2] = 15.0  # and one gets a mean of 400
     loss = row_loss(SimpleNamespace(attention_scores=[scores, low, high]), mask).item()
     least, most = ROW_MEANS
     assert loss == pytest.approx((math.log(least) ** 2 + math.log(400 / most) ** 2) / 4)
@@ -80,7 +80,7 @@ def test_rows_inside_their_range_cost_nothing() -> None:
 
 def test_directions_do_not_mind_lengths() -> None:
     theirs = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])
-    ours = torch.tensor([[[3.0, 0.0], [4.0, 0.0], [-9.0, 9.0]]])  # as theirs, at a right angle, padding
+    ours = torch.tensor([[[3.0, 0.0], [4.0, 0.0], [-9.0, 9.0]]])  # the same direction, a right angle, and padding
     both = (SimpleNamespace(hidden_states=[theirs, theirs]), SimpleNamespace(hidden_states=[ours, ours]))
     assert direction_loss(*both, MASK, [(0, 1)]).item() == pytest.approx(0.5 + 0.5)
 
@@ -88,11 +88,11 @@ def test_directions_do_not_mind_lengths() -> None:
 def test_probabilities_are_compared_row_by_row() -> None:
     theirs, ours = torch.full((1, 1, 3, 3), 0.5), torch.full((1, 1, 3, 3), 0.5)
     ours[0, 0, 0] = torch.tensor([0.75, 0.25, 9.0])
-    ours[0, 0, 2] = 7.0  # padding asks nothing
+    ours[0, 0, 2] = 7.0  # padding has no effect
     divergence = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
     assert probability_loss([theirs], [ours], MASK).item() == pytest.approx(divergence / 2)
     assert probability_loss([theirs], [theirs], MASK).item() == 0.0
-    # Rows that add up to something else differ, even if in proportion.
+    # Rows with another sum differ, even if they are proportional.
     assert probability_loss([theirs], [0.5 * theirs], MASK).item() > 0.1
 
 
@@ -103,7 +103,7 @@ def test_sinkhorn_minds_the_set_and_not_the_order(regression: bool) -> None:
     assert sinkhorn_loss(theirs, theirs, regression).item() < 0.05
     away = theirs + 1.0 if regression else -3.0 * theirs + torch.tensor([2.0, 0.0])
     assert sinkhorn_loss(theirs, away, regression).item() > 0.2
-    if regression:  # each value is moved by one, and the cheapest transport moves nothing further
+    if regression:  # every value moves by 1, and the cheapest transport is no longer
         assert sinkhorn_loss(theirs, away, regression).item() == pytest.approx(1.0, abs=0.01)
 
 
@@ -133,7 +133,7 @@ def test_a_mixture_is_one_model_or_the_other(teacher: Path) -> None:
 
 @pytest.fixture(scope="module")
 def plain(teacher: Path, data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[int, int], Path]:
-    """Students by our recipe, by epochs of each stage."""
+    """Students of our recipe; the keys are the epochs of both stages."""
     folders = {epochs: tmp_path_factory.mktemp("plain") / "student" for epochs in ((1, 0), (0, 2))}
     for (epochs1, epochs2), folder in folders.items():
         distill_student(recipe_for(teacher, data_dir, epochs1=epochs1, epochs2=epochs2), folder)
@@ -210,7 +210,7 @@ def _stop_after(n_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_texts_with_replaced_words_have_no_label(
     teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With every row replaced, labels weigh nothing; with none they do."""
+    """Labels have no effect if tokens are replaced in every row, and they have one if none are."""
     monkeypatch.setattr("distill.objectives.augment.ROWS", 1.1)
     weights = {}
     for replaced, also in itertools.product((0.0, 1.0), ((), ("labels",))):
@@ -222,7 +222,7 @@ def test_texts_with_replaced_words_have_no_label(
 
 
 def test_lower_layers_move_less(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
-    """After one step of Adam, which moves a weight with a gradient worth the name by its rate."""
+    """The first step of Adam changes a weight by its learning rate, unless its gradient is almost zero."""
     moved = {}
     common: dict[str, Any] = {"epochs1": 0, "batch_size": 64, "layer_rates": 0.25}
     for name, epochs in (("start", 0), ("moved", 1)):

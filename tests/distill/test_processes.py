@@ -1,4 +1,4 @@
-"""Several processes train as one does: the same weights from the same recipe, and one of them that writes."""
+"""Training on several processes gives the same weights as on one, and only the main process writes files."""
 
 import functools
 import importlib.util
@@ -20,7 +20,7 @@ from distill.grid import train_teachers
 from distill.recipe import DistillRecipe, GeneralRecipe, TeacherRecipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
-from distill.training.loop import Data
+from distill.training.data import Data
 from distill.training.processes import Processes, current
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import Encoded
@@ -28,7 +28,8 @@ from tests.tiny import TRAINING, save_bert, save_parquet
 from tests.together import together
 
 CPU = torch.device("cpu")
-# 71 sentences of 6 to 14 tokens in batches of 7: two processes' shares are of 4 and 3 rows, and at the end of 1 and 0.
+# There are 71 sentences of 6 to 14 tokens, in batches of 7. The shares of two processes have 4 and 3 rows; in the last
+# batch they have 1 and 0.
 SETTINGS = TRAINING | {"batch_size": 7}
 N_TRAINING = 71
 STEPS_PER_EPOCH = 11
@@ -47,14 +48,14 @@ def student_recipe(teacher: Path, data: Path, **changes: Any) -> DistillRecipe:
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Without dropout, which every process draws for itself."""
+    """A backbone without dropout, because every process draws its own dropout."""
     folder = tmp_path_factory.mktemp("processes") / "base"
     return save_bert(folder, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
 
 
 @pytest.fixture(scope="module")
 def alone(base: Path, data_dir: Path) -> Path:
-    """teacher and student of one process."""
+    """A folder with a teacher and a student that a single process trained."""
     folder = base.with_name("alone")
     assert train_teacher(teacher_recipe(base, data_dir), folder / "teacher")["n_training"] == N_TRAINING
     distill_student(student_recipe(folder / "teacher", data_dir), folder / "student")
@@ -70,7 +71,7 @@ def make_teachers(base: Path, data: Path, out: Path) -> Any:
 
 
 def make_student(teacher: Path, data: Path, out: Path, stop: int | None = None, resume: bool = False) -> Any:
-    """The record; None if it was stopped before step `stop`, counted over both stages."""
+    """Return the record, or None if the run was stopped before step `stop`, counted over both stages."""
     step, calls = distill.training.loop._Runner._step, [0]
 
     def stopping(self: Any, *arguments: Any) -> float:
@@ -92,7 +93,7 @@ def assert_same_weights(one: Path, other: Path) -> None:
     a, b = (load_file(folder / "model.safetensors") for folder in (one, other))
     assert a.keys() == b.keys()
     for key in a:
-        # Softmax does not see a key's bias: its gradient is rounding alone, of which AdamW makes whole steps.
+        # Softmax ignores the key bias, so its gradient consists of rounding errors, from which AdamW makes full steps.
         tolerance = 2e-2 if key.endswith("key.bias") else 2e-5
         torch.testing.assert_close(a[key], b[key], rtol=0, atol=tolerance, msg=lambda text, key=key: f"{key}: {text}")
 
@@ -142,7 +143,7 @@ def test_a_general_student(base: Path, data_dir: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "stop", [5, 3 * STEPS_PER_EPOCH + 5]
-)  # inside stage 1; in stage 2's second epoch, when there is a best
+)  # within stage 1; within the second epoch of stage 2, when a best epoch exists
 @pytest.mark.parametrize("before", [1, 2])
 def test_a_run_goes_on_with_another_number_of_processes(
     alone: Path, data_dir: Path, tmp_path: Path, stop: int, before: int
@@ -192,12 +193,12 @@ def test_each_process_draws_its_own_dropout(data_dir: Path, tmp_path: Path) -> N
     arguments = (seeds_of_a_teacher, base, data_dir)
     main, other = together(tmp_path / "logs", *arguments, tmp_path / "two")
     assert main == seeds_of_a_teacher(base, data_dir, tmp_path / "one")
-    assert len(set(main) & set(other)) <= 1, "at most that of the new head"
+    assert len(set(main) & set(other)) <= 1, "at most the seed of the new head is shared"
     assert len(set(other)) >= 8
 
 
 def talk() -> list[Any]:
-    """What a process hears, in the order of the assertions below."""
+    """Return what a process receives, in the order of the assertions below."""
     team = current()
     found: list[Any] = [team.on_main(lambda: {"rank": team.rank, "half": 0.1})]
 

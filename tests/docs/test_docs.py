@@ -8,7 +8,7 @@ import yaml
 from mkdocs.commands.build import build
 from mkdocs.config import load_config
 
-from scripts.docs_hooks import LINK, PAGES, rewrite
+from scripts.docs_hooks import IMAGE, LINK, PAGES, labelled, rewrite
 from tests.command_lines import parse
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -16,6 +16,9 @@ PAGES_IN_DOCS = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [*(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")), *PAGES_IN_DOCS]
 # An indented line that begins with it, or has a launcher before it, or code inside a line.
 COMMAND = re.compile(r"^ {4}(?:accelerate launch [^\n]*?-m )?(mpcformer [^\n]+)$|`(mpcformer [^`\n]+)`", re.MULTILINE)
+# An address cannot be wrapped.
+ADDRESS = re.compile(r"https?://\S+|\]\([^)]+\)")
+MAX_COLUMNS = 100
 TARGET = re.compile(r"^ {4}make ([a-z-]+)|`make ([a-z-]+)`", re.MULTILINE)
 
 
@@ -41,6 +44,34 @@ def test_relative_links_resolve(path: Path) -> None:
         assert found.exists(), target
         assert found.is_relative_to(ROOT), target
         assert not anchor or anchor in anchors(found), target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_images_exist_and_say_what_they_show(path: Path) -> None:
+    for text, target in IMAGE.findall(path.read_text()):
+        assert (path.parent / target).is_file(), target
+        assert len(text) > 10, target
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_prose_is_wrapped(path: Path) -> None:
+    fenced = False
+    for line in path.read_text().splitlines():
+        fenced ^= line.startswith("```")
+        if not fenced and len(line) > MAX_COLUMNS and not line.startswith(("|", "    ", "![", "<!--")):
+            assert len(ADDRESS.sub("", line)) <= MAX_COLUMNS, line
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_a_page_says_first_who_should_read_it(path: Path) -> None:
+    title, _, first, *_ = path.read_text().splitlines()
+    assert title.startswith("# ")
+    assert first.startswith("This page is for "), first
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=name)
+def test_drawings_are_images(path: Path) -> None:
+    assert not re.search("[\u2500-\u257f\u25b2-\u25c4]", path.read_text()), "text art: draw an SVG in docs/figures"
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=name)
@@ -89,6 +120,19 @@ def test_links_are_rewritten_for_the_site() -> None:
     assert rewrite(said, folder="docs") == "[a](results.md), [b](index.md), [c](#x), files (`parties/deploy`)"
 
 
+def test_images_are_rewritten_for_the_site() -> None:
+    assert rewrite("![a](docs/figures/x.svg)", folder="") == "![a](figures/x.svg)"
+    assert rewrite("![a](figures/x.svg)", folder="docs") == "![a](figures/x.svg)"
+
+
+def test_cells_of_tables_have_their_columns_names() -> None:
+    table = (
+        "<table><thead><tr><th></th><th>a <b>c</b></th></tr></thead>"
+        '<tbody><tr><td>x</td><td style="y">1</td></tr></tbody></table>'
+    )
+    assert labelled(table) == table.replace('<td style="y">', '<td data-label="a c" style="y">')
+
+
 def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     build(load_config(str(ROOT / "mkdocs.yml"), site_dir=str(tmp_path), strict=True))
     pages = list(tmp_path.rglob("*.html"))
@@ -101,3 +145,6 @@ def test_the_site_builds_and_loads_nothing_from_elsewhere(tmp_path: Path) -> Non
     for style in tmp_path.rglob("*.css"):
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", style.read_text())
     assert (tmp_path / "search" / "search_index.json").is_file()
+    # A browser lets no page that is opened from disk read a JSON file; it reads this one, by a shim that is ours.
+    assert (tmp_path / "search" / "search_index.js").is_file()
+    assert "javascripts/iframe-worker.js" in (tmp_path / "index.html").read_text()

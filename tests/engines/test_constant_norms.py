@@ -17,7 +17,8 @@ from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_student
 from mpcformer.modeling.ranges import VARIANCE_REACH
-from tests.engines.test_engine import batch_of, run_private
+from mpcformer.modeling.weights import bert_weights
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 LOG_DEVIATION = "bert.encoder.layer.1.attention.output.LayerNorm.log_deviation"
@@ -45,7 +46,7 @@ def as_learnt(folder: Path) -> Path:
         ("gelu", "softmax", ["all"]),
     ],
 )
-def test_private_logits_equal_the_plaintext_students(
+def test_students_with_constant_norms_give_the_plaintext_logits(
     tmp_path: Path, data_dir: Path, gelu: str, softmax: str, constant: list[str]
 ) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax, constant_norms=constant)
@@ -170,17 +171,17 @@ def test_padding_may_be_as_long_as_it_likes(tmp_path: Path, data_dir: Path) -> N
 def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_dir: Path, log: float) -> None:
     public, state = student(tmp_path, data_dir)
     constants = engine_constants(public)
-    check_overflow(public.config, constants, state)
+    check_overflow(public.config, constants, bert_weights(state, public.config))
     state[LOG_DEVIATION] = torch.tensor(log)
     with pytest.raises(RangeError, match=r"layer\.1\.activation may reach"):
-        check_overflow(public.config, constants, state)
+        check_overflow(public.config, constants, bert_weights(state, public.config))
     from mpcformer.engines.crypten.constants import model_constants
 
     crypten = model_constants(
+        gelu="quad",
         softmax="2quad",
         n_layers=2,
         bounds=public.ranges.bounds,
-        row_epsilon=0.0,
         constant_norms=public.config.constant_norms,
     )
     with pytest.raises(RangeError, match="divided by its deviation reaches") as refused:

@@ -2,85 +2,30 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mpcformer.channel import Counters, memory_pair
-from mpcformer.correlations import CorrelationStore, Request, deal, row_lookup, session_key, weight_mask_key
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.channel import memory_pair
+from mpcformer.correlations import CorrelationStore, Request, row_lookup
 from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel, load_public_model
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.bert import CrypTenBert
 from mpcformer.engines.crypten.engine import RESIDUAL_LIMIT
 from mpcformer.engines.crypten.newton import rsqrt_plan
-from mpcformer.engines.plaintext import predict
 from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
-from mpcformer.modeling import Ranges, load_student, load_tokenizer
+from mpcformer.modeling import Ranges, load_student
 from mpcformer.ring.random import fresh_key
-from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
-from tests.pair import in_two_threads, run_pair, shared
+from tests.pair import batch_of, run_pair, run_private, shared
 from tests.tiny import save_parquet, save_student
 
 
-def run_private(
-    folder: Path,
-    inputs: BatchInputs,
-    *,
-    engine: str = "crypten",
-    public: PublicModel | None = None,
-    n_batches: int = 1,
-) -> list[Any]:
-    """Both owners' results of the last batch, the plan by segments, and the data owner's counters."""
-    public = public or load_public_model(folder)
-    weights, ends = load_student(folder).state_dict(), memory_pair(20)
-    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
-    engines = [
-        create_engine(
-            engine, rank=p, public=public, channel=ends[p], weights=None if p else weights, session_id=session_id
-        )
-        for p in (0, 1)
-    ]
-    stores = [CorrelationStore(party=p, seed=seeds[p], session_id=session_id) for p in (0, 1)]
-    plan = engines[1].plan(inputs.shape)
-    requests = [request for segment in plan for request in segment]
-    weight_key = weight_mask_key(seeds[0], session_id)
-    for operation, request in enumerate(requests * n_batches):
-        keys = [session_key(seed, session_id, operation, request) for seed in seeds]
-        stores[0].put(operation, request, deal(request, *keys, weight_key))
-    online = [Counters(), Counters()]
-
-    def party(index: int) -> torch.Tensor | None:
-        engines[index].setup(stores[index])
-        mine = inputs if index == 1 else BatchInputs(inputs.attention_mask)
-        for _ in range(n_batches):
-            engines[index].start(mine, stores[index])
-            for segment in range(len(plan)):
-                engines[index].offline(segment)
-            before = ends[index].counters.copy()
-            results = [engines[index].online(segment) for segment in range(len(plan))]
-            online[index] = ends[index].counters.minus(before)
-        return results[-1]
-
-    results = in_two_threads(party)
-    assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
-    return [*results, plan, online[1]]
-
-
-def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:
-    """The evaluation split as one batch, and the plaintext student's logits."""
-    tokenizer = load_tokenizer(folder)
-    encoded = encode(tokenizer, load_examples(get_task(task), EVAL, data_dir=data), positions=32)
-    padded = pad_batch(encoded, tokenizer.pad_token_id)
-    logits, _ = predict(load_student(folder), encoded, pad_id=tokenizer.pad_token_id, batch_size=len(encoded))
-    return BatchInputs(padded["attention_mask"], padded["input_ids"], padded["token_type_ids"]), logits
-
-
-@pytest.mark.parametrize("gelu", ["quad", "relu", "gelu"])
-@pytest.mark.parametrize("softmax", ["2quad", "2quad-const", "2relu", "softmax"])
+@pytest.mark.parametrize("gelu", GELU_FORMS)
+@pytest.mark.parametrize("softmax", SOFTMAX_FORMS)
 def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: Path, gelu: str, softmax: str) -> None:
     folder = save_student(tmp_path / "student", data_dir, gelu=gelu, softmax=softmax)
     inputs, expected = batch_of(folder, data_dir)
@@ -312,7 +257,7 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
         create_engine("crypten", rank=0, public=public, channel=None, weights=None)
     engine = create_engine("crypten", rank=1, public=public, channel=None, weights=None)
     inputs = BatchInputs(torch.ones(1, 2, dtype=torch.long))
-    store = CorrelationStore(party=1, seed=fresh_key(), session_id=fresh_key())
+    store = CorrelationStore(rank=1, seed=fresh_key(), session_id=fresh_key())
     with pytest.raises(ProtocolError, match="before setup"):
         engine.start(inputs, store)
     with pytest.raises(ProtocolError, match="can only plan"):

@@ -9,7 +9,7 @@ import pytest
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.engines.registry import ENGINES, estimate_batch
 from mpcformer.modeling import MPCFormerConfig
-from tests.engines.test_engine import batch_of, run_private
+from tests.pair import batch_of, run_private
 from tests.tiny import save_student
 
 NARROW = {"num_attention_heads": 2, "head_size": 8, "intermediate_size": 24}
@@ -26,7 +26,7 @@ NARROW = {"num_attention_heads": 2, "head_size": 8, "intermediate_size": 24}
         ({"num_hidden_layers": 3, "intermediate_size": 20}, "2quad-const", ["output"]),
     ],
 )
-def test_private_logits_equal_the_plaintext_students(
+def test_students_of_other_shapes_give_the_plaintext_logits(
     tmp_path: Path, data_dir: Path, shape: dict[str, Any], softmax: str, constant: list[str]
 ) -> None:
     folder = save_student(tmp_path / "student", data_dir, softmax=softmax, constant_norms=constant, **shape)

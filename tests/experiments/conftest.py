@@ -1,4 +1,4 @@
-"""One replay of glue at scale smoke for all tests that look at it."""
+"""Fixtures: one replay of glue at scale smoke, which many tests look at."""
 
 from pathlib import Path
 

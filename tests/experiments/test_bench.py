@@ -1,4 +1,4 @@
-"""`mpcformer bench` and `estimate` on a tiny student: what the JSON holds, and that counting agrees with running."""
+"""Test `mpcformer bench` and `estimate` on a tiny student: the JSON's contents, and that both agree on the cost."""
 
 from pathlib import Path
 
@@ -6,7 +6,9 @@ import pytest
 from typer.testing import CliRunner
 
 from experiments import estimate
-from experiments.bench_command import BenchOptions, bench_model, run
+from experiments.bench_command import run
+from experiments.measuring.engines import BenchOptions
+from experiments.measuring.model import bench_model
 from mpcformer.cli import build_app
 from mpcformer.engines.base import load_public_model
 from mpcformer.engines.stopwatch import OPERATIONS
@@ -26,7 +28,7 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
         cost = costs[name]
         assert measured["rounds"] == pytest.approx(cost.rounds, rel=0.1)
         for key in ("online_bytes", "dealer_bytes"):
-            # A frame's head adds some 60 bytes to a message, which a tiny student's messages feel.
+            # The header of a frame adds about 60 bytes to a message, which matters for small messages.
             assert getattr(cost, key) <= measured[key] < 1.1 * getattr(cost, key) + 100 * 2 * cost.rounds
         assert set(measured["breakdown"]) == set(OPERATIONS)
         assert 0 < sum(measured["breakdown"].values()) <= 1.05 * measured["online_seconds"]

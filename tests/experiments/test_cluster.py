@@ -1,6 +1,6 @@
-"""Trainings on other machines, with a made-up Ray: how many at a time, what each gets, what is refused and how.
+"""Test trainings on other machines with a made-up Ray: numbers of calls and cores, and the errors.
 
-`test_replay.py` has the test with the real one.
+`test_replay.py` has a test with the real Ray.
 """
 
 import socket
@@ -25,7 +25,7 @@ from tests.ports import free_port
 
 
 class RayError(Exception):
-    """As Ray's: `cause` is what was raised there."""
+    """An error like Ray's own; `cause` is the exception that the call raised."""
 
     def __init__(self, text: str, cause: Exception | None = None) -> None:
         super().__init__(text)
@@ -33,7 +33,7 @@ class RayError(Exception):
 
 
 class MadeUpRay:
-    """A cluster that does the youngest task first, when somebody waits; `at` is called before each."""
+    """A cluster that runs the newest task first, when somebody waits for a task. `at` is called before each task."""
 
     exceptions = SimpleNamespace(RayError=RayError)
 
@@ -114,11 +114,11 @@ def test_so_many_at_a_time_and_all_are_done(ray: MadeUpRay, capsys: pytest.Captu
     ("machines", "jobs", "gpu", "threads"),
     [
         ([{"CPU": 16.0}, {"CPU": 16.0}], 2, False, 16),
-        ([{"CPU": 16.0}, {"CPU": 16.0}], 1, False, 16),  # a call is on one machine
-        ([{"CPU": 16.0}, {"CPU": 4.0}], 2, False, 4),  # whichever machine it is
+        ([{"CPU": 16.0}, {"CPU": 16.0}], 1, False, 16),  # a call runs on one machine
+        ([{"CPU": 16.0}, {"CPU": 4.0}], 2, False, 4),  # the call must fit on either machine
         ([{"CPU": 2.0}], 5, False, 1),
         ([{"CPU": 64.0, "GPU": 8.0}, {"CPU": 2.0}], 8, True, 8),
-        ([{}, {"CPU": 8.0}], 2, False, 4),  # a head that only heads
+        ([{}, {"CPU": 8.0}], 2, False, 4),  # a head node without cores
     ],
 )
 def test_cores_of_a_call(ray: MadeUpRay, machines: Any, jobs: int, gpu: bool, threads: int) -> None:
@@ -155,7 +155,7 @@ def test_a_failure_of_rays_own_is_told_by_its_last_line(ray: MadeUpRay) -> None:
     def work(number: int, threads: int) -> None:
         raise RayError("Traceback\n  in a worker\nThe worker died: out of memory\n")
 
-    with pytest.raises(MPCFormerError, match=r"call 0: The worker died: out of memory\n.*same line again"):
+    with pytest.raises(MPCFormerError, match=r"call 0: The worker died: out of memory\n.*same command again"):
         cluster.run(work, calls(1), jobs=1, address=None, gpu=False)
     with pytest.raises(MPCFormerError, match="call 0: of many lines"):
         cluster.run(lambda *_: 1 / 0, calls(1), jobs=1, address=None, gpu=False)  # type: ignore[arg-type, return-value]
@@ -201,7 +201,7 @@ def test_wrong_options(tmp_path: Path, options: dict[str, str], message: str) ->
 
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Training:
-    """A teacher of made-up data, by relative paths."""
+    """The training of a teacher on made-up data, with relative paths."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     base, data, task = write_model(Path("base")), write_data(Path("data"), get_task("sst2")), get_task("sst2")
@@ -231,7 +231,7 @@ def test_a_folder_that_does_not_show_what_was_made_is_named(
 ) -> None:
     monkeypatch.setattr(models, "make_elsewhere", lambda *_: None)
     monkeypatch.setattr(models, "SHARED_S", 0.0)
-    with pytest.raises(MPCFormerError, match=f"models/{training.name} was made elsewhere and is not here"):
+    with pytest.raises(MPCFormerError, match=f"models/{training.name} was made on another machine and is missing here"):
         ModelCache(Path("models"), pool="ray").provide([training])
 
 
@@ -248,7 +248,7 @@ def test_a_machine_that_sees_or_would_make_something_else_makes_nothing(
         assert host in caught.value.what
         assert [path.name for path in cache.iterdir()] in ([], [".sign"])
 
-    refused(whole, f"machine {host} does not see {cache} as the asking one does")
+    refused(whole, f"machine {host} does not see the replay's files in {cache}")
     sign.touch()
     elsewhere = replace(whole.recipe, data_dir=tmp_path / "nowhere")
     refused(replace(whole, recipe=elsewhere), f"has no folder {tmp_path / 'nowhere'}")

@@ -1,4 +1,4 @@
-"""Experiments of kind `counts`: their rows are what `mpcformer estimate` says, and their record holds."""
+"""Test experiments of kind `counts`: their rows equal the output of `mpcformer estimate` and their record."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The demo itself, small: real MiniLM, real sentences, real processes; a second call keeps what is whole."""
+"""Test a small demo with the real MiniLM, real sentences and real processes. A second call keeps finished parts."""
 
 import json
 from pathlib import Path
@@ -32,7 +32,8 @@ def test_private_equals_plaintext_on_a_real_model(folder: Path) -> None:
 
 def test_everything_lies_where_the_readme_says(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
-    assert names == {"teacher", "student", *demo.RUN_FILES}
+    of_the_run = {"results.json", "predictions.parquet", "report.html", "journal.jsonl", "logs", "plaintext"}
+    assert names == {"teacher", "student", "manifest.json", *of_the_run}
     assert "report.html" in names
     manifest = json.loads((folder / "manifest.json").read_text())
     for name, digest in manifest["sha256"].items():
@@ -49,7 +50,7 @@ def test_wrong_numbers_and_models_of_other_numbers_are_refused(folder: Path, tmp
         with pytest.raises(UserInputError, match=message):
             run(DemoOptions(**options))  # type: ignore[arg-type]
     assert not list(tmp_path.iterdir())
-    with pytest.raises(UserInputError, match=r"--train-limit: 200, but .*teacher is of 150 sentences"):
+    with pytest.raises(UserInputError, match=r"--train-limit: 200, but .*teacher was made with 150 sentences"):
         run(DemoOptions(out=folder, examples=2, train_limit=200, batch_size=4))
 
 

@@ -1,4 +1,4 @@
-"""A replay at scale smoke: everything for real but tiny; nothing is done twice; a record holds or is refused."""
+"""Test replays at scale smoke: all steps run on tiny models, none runs twice, and records are compared and saved."""
 
 import re
 import shutil
@@ -13,9 +13,10 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from experiments import commands, record
+from experiments import commands
 from experiments.kinds import models
 from experiments.kinds.madeup import write_data, write_model
+from experiments.records import save
 from experiments.replay import ReplayOptions, run
 from experiments.spec.quantities import Row
 from experiments.spec.spec import find
@@ -55,7 +56,7 @@ def test_what_was_measured(folder: Path) -> None:
         private = by_model[task, "our recipe"]
         assert private["label_agreement"] > 0.9
         assert abs(private["private_score"] - private["compared_score"]) < 0.05
-        assert private["kept"] == pytest.approx(private["score"] / by_model[task, "teacher"]["score"])
+        assert private["score_share"] == pytest.approx(private["score"] / by_model[task, "teacher"]["score"])
         start = by_model[task, "the fit alone, untrained"]
         assert start["score"] > by_model[task, "random initialisation"]["score"] - 0.2
         assert private["rounds"] > 10
@@ -69,7 +70,7 @@ def test_the_report_is_one_file_that_loads_nothing(folder: Path) -> None:
     assert html.count("<table>") == 4
     for word in ("http://", "https://", "<script", 'src="/'):
         assert word not in html
-    # beside made-up sentences the paper's scores would say nothing
+    # The paper's scores mean nothing beside made-up sentences.
     assert "Published, not measured here" not in html
     for promise in THREAT_MODEL.values():
         assert escape(promise.split("; ")[0]) in html
@@ -131,7 +132,7 @@ def test_stopped_between_steps_it_goes_on_and_trains_nothing_twice(
     batches = read_json(resumed / "results.json")["batches"]
     assert batches["all"] == batches["of_a_run_before"] > 0
     assert not list((shop / "again" / "runs").glob("*.failed"))
-    # the same models of the same data give the same scores, and cost the same
+    # The same models and the same data give the same scores at the same cost.
     first = read_json(folder / "results.json")
     for key in ("score", "online_bytes", "dealer_bytes", "rounds"):
         assert [row["values"].get(key) for row in values["rows"]] == [row["values"].get(key) for row in first["rows"]]
@@ -156,7 +157,7 @@ def test_a_record_is_the_results_and_says_nothing_of_the_machine_or_the_sentence
     folder: Path, shop: Path, tmp_path: Path, counted: Counted, capsys: pytest.CaptureFixture[str]
 ) -> None:
     records = tmp_path / "new" / "records"
-    for _ in range(2):  # the second overwrites the first
+    for _ in range(2):  # the second record overwrites the first
         run(glue(shop, record=records, check=folder / "results.json"))
         assert f"recorded: {records / 'glue-smoke.json'}" in capsys.readouterr().out.replace("\n", "")
     text = (records / "glue-smoke.json").read_text()
@@ -188,15 +189,15 @@ def test_what_differs_from_a_record_is_not_recorded(folder: Path, shop: Path, tm
 )
 def test_a_path_is_not_recorded(tmp_path: Path, place: str) -> None:
     with pytest.raises(UserInputError, match="is a path of this machine"):
-        record.target(tmp_path / "records", "glue", "cpu", {"tasks": ["rte"], "teacher": {"from": place}})
+        save.target(tmp_path / "records", "glue", "cpu", {"tasks": ["rte"], "teacher": {"from": place}})
     with pytest.raises(UserInputError, match="is a path of this machine"):
-        record.write(tmp_path / "records" / "a.json", {"rows": [{place: 1}]})
+        save.write(tmp_path / "records" / "a.json", {"rows": [{place: 1}]})
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_path_is_recorded(tmp_path: Path) -> None:
     for text in ("google-bert/bert-base-uncased", "s/example", "and/or", "none", "5,200", "1/2, 3/4"):
-        assert record.target(tmp_path, "glue", "cpu", {"a": text}) == tmp_path / "glue-cpu.json"
+        assert save.target(tmp_path, "glue", "cpu", {"a": text}) == tmp_path / "glue-cpu.json"
 
 
 def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None:
@@ -204,7 +205,7 @@ def test_a_folder_of_something_else_is_refused(shop: Path, folder: Path) -> None
         run(ReplayOptions("approximations", scale="smoke", out=folder, models=shop / "models"))
     (shop / "other").mkdir()
     (shop / "other" / "precious").touch()
-    with pytest.raises(UserInputError, match="is not a replay's"):
+    with pytest.raises(UserInputError, match="is not from a replay"):
         run(glue(shop, "other"))
 
 
@@ -241,7 +242,7 @@ def test_where_distances_are_shown_they_are_measured_and_nowhere_else(
     (ours,) = (row for row in rows if (row["key"]["task"], row["key"]["model"]) == ("stsb", "our recipe"))
     log = read_json(shop / "models" / ours["origin"]["model"] / "distillation.json")["log"]
     assert distances["our recipe"] == pytest.approx(-max(row["selection_score"] for row in log), rel=1e-3, abs=2e-6)
-    # A tiny model on made-up sentences is fitted all but exactly: no student of general weights comes as near.
+    # The fit of a tiny model on made-up sentences is almost exact, so no student of general weights is as close.
     assert distances["the fit alone, untrained"] < distances["our recipe"] < distances["random initialisation"]
     assert (out / file).is_file()
 
@@ -254,7 +255,7 @@ def test_approximations_on_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "as recorded" in done.output
     rows = {row["key"]["form"]: row["values"] for row in read_json(tmp_path / "out" / "results.json")["rows"]}
-    assert rows["pieces"]["max_error"] < 0.0023  # what approximations/exact.py promises
+    assert rows["pieces"]["max_error"] < 0.0023  # the bound that approximations/gelu_exact.py states
     assert rows["quad"]["max_error"] == pytest.approx(3.5)  # (x + 1)^2 / 8 + 3 / 8 at 6, and at -6
     assert rows["squaring"]["max_error"] < rows["2relu"]["max_error"] < rows["2quad"]["max_error"]
 
@@ -278,7 +279,7 @@ def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
     "name", ["ablation-data", "ablation-recipe", "breakdown", "forms", "glue", "imdb", "networks", "pareto"]
 )
 def test_the_others_are_as_recorded(name: str, tmp_path: Path) -> None:
-    record = RESULTS / f"{name}-smoke.json"  # were a protocol's bytes or rounds changed, this would say so
+    record = RESULTS / f"{name}-smoke.json"  # this fails if the bytes or rounds of a protocol change
     run(ReplayOptions(name, scale="smoke", out=tmp_path / name, models=tmp_path / "models", check=record))
     assert (tmp_path / name / "manifest.json").is_file()
     assert list((tmp_path / name / "figures").iterdir()) or name == "imdb"

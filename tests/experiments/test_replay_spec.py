@@ -1,11 +1,12 @@
-"""An experiment's TOML: the shipped ones are whole, a wrong one is refused before work starts, all errors at once."""
+"""Test the TOML of experiments: shipped files are complete; wrong files are refused with all errors before work."""
 
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from experiments.compare import check_settings, differences, load_recorded
+from experiments.records.compare import check_settings, differences
+from experiments.records.recorded import load_recorded
 from experiments.replay import ReplayOptions, run
 from experiments.spec.outputs import Tolerance, Tolerances
 from experiments.spec.quantities import AXES, QUANTITIES, Row
@@ -29,7 +30,7 @@ NAMES = [
 
 
 def wrong(tmp_path: Path, name: str, *changes: tuple[str, str]) -> Path:
-    """A shipped experiment with some words replaced."""
+    """Write a shipped experiment with some words replaced, and return the file."""
     text = find(name).read_text()
     for old, new in changes:
         assert old in text
@@ -77,9 +78,9 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("forms", "[scale.cpu]", "[scale.laptop]", "scale.laptop is unknown; choose one of: smoke, cpu, full"),
         ("glue", 'private = ["our recipe"]', 'private = ["theirs"]', "private: model 'theirs' is unknown"),
         ("glue", 'tasks = ["sst2", "stsb"]', 'tasks = ["wnli"]', "wnli has no published recipe"),
-        ("glue", 'name = "no distillation"', 'name = "our recipe"', "'our recipe' is there twice"),
+        ("glue", 'name = "no distillation"', 'name = "our recipe"', "'our recipe' appears twice"),
         ("glue", 'name = "no distillation"', 'name = "teacher"', "the teacher's own name"),
-        ("glue", 'name = "private"', 'name = "cost"', "'cost' is there twice"),
+        ("glue", 'name = "private"', 'name = "cost"', "'cost' appears twice"),
         ("glue", "score = { absolute = 0.07 }", "score = { absolute = 1, ratio = 2 }", "give absolute or ratio"),
         ("glue", 'kind = "students"', 'kind = "pupils"', "pupils"),
         ("forms", 'rows = ["task", "gelu", "softmax"]', 'rows = ["task", "gelu"]', "forms: scale.smoke varies softmax"),
@@ -106,18 +107,21 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
             "teacher.epoch: Extra",
         ),
         ("glue", "learning_rate = 3e-3", "learning_rate = 3e-3, learning_rates = [1e-3]", "learning_rates, not both"),
-        ("glue", "learning_rate = 3e-3", "learning_rates = []", r"teacher: learning_rates: \[\] is no list"),
-        ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 1e-3]", "is no list of different rates"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = []", r"teacher: learning_rates: \[\] is not a list"),
+        ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 1e-3]", "is not a list of different rates"),
         ("glue", "learning_rate = 3e-3", "learning_rates = [1e-3, 0]", r"teacher.learning_rates.1: .*greater than 0"),
         *(
             ("glue", "[scale.cpu]", f"[scale.smoke.by_task.stsb]\n{own}\n[scale.cpu]", message)
             for own, message in (
-                ('teacher = { after = "mrpc" }', "'mrpc' of stsb is no start .* choose another of tasks .sst2, stsb."),
-                ('teacher = { after = "stsb" }', "'stsb' of stsb is no start"),
-                ('seeds = [0, 1]\nteacher = { after = "sst2" }', r"stsb has seeds \[1\], which sst2 has not"),
+                (
+                    'teacher = { after = "mrpc" }',
+                    "stsb cannot start from 'mrpc'.* choose another of tasks .sst2, stsb.",
+                ),
+                ('teacher = { after = "stsb" }', "of stsb cannot start from 'stsb'"),
+                ('seeds = [0, 1]\nteacher = { after = "sst2" }', r"stsb has seeds \[1\], which sst2 lacks"),
             )
         ),
-        ("glue", "learning_rate = 3e-3", 'learning_rate = 3e-3, after = "sst2"', "'sst2' of sst2 is no start"),
+        ("glue", "learning_rate = 3e-3", 'learning_rate = 3e-3, after = "sst2"', "of sst2 cannot start from 'sst2'"),
         (
             "pareto",
             'models = ["full", "1 layer',
@@ -133,7 +137,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("approximations", "points = 1001", "gelu_range = [2.0, 1.0]", r"2\.0 is not below 1\.0"),
         ("approximations", 'kind = "functions"', 'kind = "functions"\nseed = 1', "seed"),
         ("counts", 'models = ["MiniLM, quad', 'models = ["TinyLM, quad', "scale.smoke.models: model 'TinyLM, quad"),
-        ("counts", 'name = "BERT-base, relu + 2relu"', 'name = "BERT-base, quad + 2quad"', "is there twice"),
+        ("counts", 'name = "BERT-base, relu + 2relu"', 'name = "BERT-base, quad + 2quad"', "appears twice"),
         ("counts", 'model = "minilm"', 'model = "maxilm"', "model 'maxilm' is unknown"),
         ("counts", 'columns = "engine"', "", "rounds: scale.smoke varies engine"),
     ],
@@ -161,7 +165,7 @@ student = { learning_rate2 = 2e-3 }
     assert (own.teacher.epochs, own.teacher.learning_rate) == (2, 3e-3)
     assert (own.student.epochs1, own.student.learning_rate2, own.student.paper_share) == (6, 2e-3, 0.1)
     assert scale.axes() == {**plain.axes(), "seed": 2}
-    # a dump names what was given, and nothing where nothing was: older records and kept steps stay what they are
+    # A dump contains only the settings that were given, so that older records and finished steps stay valid.
     assert "by_task" not in plain.model_dump(mode="json")
     assert scale.model_dump(mode="json")["by_task"] == {
         "stsb": {"eval_limit": 8, "seeds": [3, 4], "teacher": {"epochs": 2}, "student": {"learning_rate2": 2e-3}}
@@ -207,9 +211,9 @@ def test_wrong_options_leave_nothing(tmp_path: Path) -> None:
         ({"scale": "huge"}, "--scale: 'huge' is unknown"),
         ({"jobs": 0}, "--jobs: 0"),
         ({"data_dir": tmp_path}, "--data-dir: .* is not for this"),
-        ({"check": record}, "is of glue at scale full, not glue at smoke"),
+        ({"check": record}, "belongs to glue at scale full, not glue at smoke"),
         ({"check": tmp_path / "none.json"}, "does not exist"),
-        ({"record": records}, "--record: .*glue-smoke.json is of imdb at scale smoke, not glue at smoke"),
+        ({"record": records}, "--record: .*glue-smoke.json belongs to imdb at scale smoke, not glue at smoke"),
         ({"record": others}, "--record: .*glue-smoke.json holds no results"),
         ({"record": file}, "--record: .* is a file"),
         ({"out": file}, "--out: .* is a file"),
@@ -259,7 +263,7 @@ def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
     scale = scale_of(spec, scale_name)
     recorded = load_recorded(path, name, scale_name)
     check_settings(recorded, spec, scale, path)
-    # check_settings lets what an older version left out have its default; a committed record leaves nothing out
+    # check_settings fills in defaults for settings that an older version lacked; a committed record must have them all.
     assert recorded["models"] == models_of(spec)
     assert recorded["examples"] or spec.kind != "students"
     rows = [Row.from_json(row) for row in recorded["rows"]]
@@ -272,7 +276,7 @@ def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
 
 
 def record_of(name: str, scale: str) -> dict[str, Any]:
-    """A record of a shipped experiment as it is now, without rows."""
+    """Return a record without rows of a shipped experiment as it is now."""
     spec = load(find(name))
     settings = scale_of(spec, scale).model_dump(mode="json")
     return {"experiment": name, "scale": scale, "rows": [], "settings": settings, "models": models_of(spec)}
@@ -311,7 +315,7 @@ def test_a_record_of_other_settings_is_refused_before_work(
 def test_a_record_of_another_version(tmp_path: Path) -> None:
     spec, recorded = load(find("glue")), record_of("glue", "smoke")
     scale, path = scale_of(spec, "smoke"), tmp_path / "record.json"
-    del recorded["settings"]["device"], recorded["models"]  # as if these came later
+    del recorded["settings"]["device"], recorded["models"]  # as if these had been introduced later
     check_settings(recorded, spec, scale, path)
     recorded["settings"]["speed"] = 3
     with pytest.raises(UserInputError, match="keys that this version does not know"):

@@ -1,4 +1,4 @@
-"""Tables and figures of an experiment's rows."""
+"""Test the tables and figures of an experiment's rows."""
 
 from pathlib import Path
 from typing import Any
@@ -7,7 +7,6 @@ import matplotlib as mpl
 import pytest
 from matplotlib.figure import Figure
 
-from experiments.kinds.experiment import Found
 from experiments.render.figures import COLOURS, STYLE, _panel, draw, pareto
 from experiments.render.tables import build, csv_text, latex, markdown
 from experiments.spec.outputs import BarsFigure, LinesFigure, TableSpec
@@ -16,9 +15,9 @@ from mpcformer.files import read_json
 
 
 def test_figures_are_the_same_bytes_each_time(folder: Path) -> None:
-    found = Found([Row.from_json(row) for row in read_json(folder / "results.json")["rows"]])
+    rows = [Row.from_json(row) for row in read_json(folder / "results.json")["rows"]]
     spec = BarsFigure(name="a", title="b", kind="bars", x="model", series="task", y="score")
-    first, second = draw(spec, found), draw(spec, found)
+    first, second = draw(spec, rows), draw(spec, rows)
     assert [(d.svg, d.png) for d in first] == [(d.svg, d.png) for d in second]
     assert b"<dc:date>" not in first[0].svg
 

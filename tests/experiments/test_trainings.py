@@ -1,4 +1,4 @@
-"""Which trainings an experiment asks for, and that none is done twice or from the start again."""
+"""Test which trainings an experiment asks for, and that none is repeated or restarted from the beginning."""
 
 import json
 from collections import Counter
@@ -12,7 +12,7 @@ import distill.training.loop
 from distill.recipe import DistillRecipe, TeacherRecipe
 from experiments import replay
 from experiments.kinds import models, students
-from experiments.kinds.experiment import Found
+from experiments.kinds.experiment import Measured, Workplace
 from experiments.kinds.trainings import Teacher, TrainingData, Trainings
 from experiments.replay import ReplayOptions, run
 from experiments.spec.scales import StudentsScale
@@ -27,12 +27,12 @@ def test_other_data_recipe_or_start_is_another_model(folder: Path, shop: Path) -
     facts = [json.loads(path.read_text()) for path in (shop / "models").glob("*.json")]
     kinds = Counter(fact["kind"] for fact in facts)
     assert kinds == {"teacher": 2, "general": 1, "student": 10}
-    place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
+    workplace = Workplace(shop / "glue", None, models.ModelCache(shop / "models"))
     spec = replay.load(find("glue"))
-    work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
+    work = students.Students(spec, spec.scale["smoke"], workplace)  # type: ignore[arg-type]
     work._load()
     training = work.trainings.teacher("sst2", 0, 3e-3)
-    assert place.models.path(training).is_dir()
+    assert workplace.models.path(training).is_dir()
     for change in ({"data": "other"}, {"source": "other"}, {"torch_threads": 2}):
         assert replace(training, **change).name != training.name
     assert work.trainings.teacher("sst2", 1, 3e-3).name != training.name
@@ -57,7 +57,7 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4, replaced = 0.1 }
 [scale.cpu]"""
     (tmp_path / "glue.toml").write_text(find("glue").read_text().replace("[scale.cpu]", section))
     plain, other = (
-        students.Students(spec, spec.scale["smoke"], replay.Place(shop / "glue", None, models.ModelCache(shop / "m")))  # type: ignore[arg-type]
+        students.Students(spec, spec.scale["smoke"], Workplace(shop / "glue", None, models.ModelCache(shop / "m")))  # type: ignore[arg-type]
         for spec in (replay.load(find("glue")), replay.load(tmp_path / "glue.toml"))
     )
     plain._load()
@@ -93,7 +93,7 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4, replaced = 0.1 }
 
     monkeypatch.setattr(local_run, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
-        other._infer({"task": "stsb", "engine": "lift", "network": "none"}, some, some, Found())
+        other._infer({"task": "stsb", "engine": "lift", "network": "none"}, some, some, Measured())
     assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
 
 
@@ -177,16 +177,16 @@ def test_a_teacher_may_start_from_another_tasks(folder: Path, shop: Path, counte
     own = {"by_task": {"stsb": {"teacher": {"epochs": 1, "learning_rate": 1e-5, "after": "sst2"}}}}
     scale = StudentsScale.model_validate(spec.scale["smoke"].model_dump(mode="json") | own)
     assert scale.model_dump(mode="json")["by_task"] == own["by_task"]
-    place = replay.Place(shop / "glue", None, models.ModelCache(shop / "models"))
-    work = students.Students(spec, scale, place)
+    workplace = Workplace(shop / "glue", None, models.ModelCache(shop / "models"))
+    work = students.Students(spec, scale, workplace)
     work._load()
-    found = work._teachers(Found())
-    first, second = (found[name, 0].folder for name in ("sst2", "stsb"))
-    assert list(found) == [("sst2", 0), ("stsb", 0)]
+    teachers = work._teachers(Measured())
+    first, second = (teachers[name, 0].folder for name in ("sst2", "stsb"))
+    assert list(teachers) == [("sst2", 0), ("stsb", 0)]
     assert len(counted.trained) == 1, "the one it starts from is there already"
     assert read_json(second / "teacher.json")["after"] == ["sst2"]
     assert "trained for sst2 before" in (second / "README.md").read_text()
-    # It began with the other's weights: one pass leaves it nearer to them than to the backbone.
+    # It began with the weights of the other teacher, so after one pass it is nearer to them than to the backbone.
     start, end = (load_checkpoint(path).bert.state_dict() for path in (first, second))
     backbone = load_checkpoint(work.trainings.backbone).bert.state_dict()
     distance = [sum(float((end[k] - other[k]).norm()) for k in end) for other in (start, backbone)]
@@ -226,22 +226,22 @@ def test_of_teachers_that_score_the_same_the_first_is_taken(shop: Path, tmp_path
     spec = replay.load(find("glue"))
     assert isinstance(spec, StudentsExperiment)
     scale = StudentsScale(backbone="made-up", data="made-up", tasks=("sst2",), **rates)  # type: ignore[arg-type]
-    work = students.Students(spec, scale, replay.Place(shop / "glue", None, models.ModelCache(tmp_path)))
+    work = students.Students(spec, scale, Workplace(shop / "glue", None, models.ModelCache(tmp_path)))
     work._load()
-    grid, found = [work.trainings.teacher("sst2", 0, rate) for rate in scale.teacher.rates], Found()
+    grid, measured = [work.trainings.teacher("sst2", 0, rate) for rate in scale.teacher.rates], Measured()
     for training, score in zip(grid, (0.7, 0.8, 0.8), strict=True):
-        work.place.models.path(training).mkdir()
-        write_json(work.place.models.path(training) / "teacher.json", {"selection_score": score})
-    assert work._best(("sst2", 0), grid, found) == grid[1]
-    assert found.teachers[0]["learning_rate"] == 5e-5
+        work.workplace.models.path(training).mkdir()
+        write_json(work.workplace.models.path(training) / "teacher.json", {"selection_score": score})
+    assert work._best(("sst2", 0), grid, measured) == grid[1]
+    assert measured.teachers[0]["learning_rate"] == 5e-5
 
 
 def test_a_training_goes_on_from_its_last_checkpoint(
     folder: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = replay.load(find("glue"))
-    place = replay.Place(shop / "glue", None, models.ModelCache(tmp_path / "models"))
-    work = students.Students(spec, spec.scale["smoke"], place)  # type: ignore[arg-type]
+    workplace = Workplace(shop / "glue", None, models.ModelCache(tmp_path / "models"))
+    work = students.Students(spec, spec.scale["smoke"], workplace)  # type: ignore[arg-type]
     work._load()
     training, calls = work.trainings.teacher("sst2", 0, 3e-3), []
     step, teacher = distill.training.loop._Runner._step, models.train_teacher
@@ -254,12 +254,12 @@ def test_a_training_goes_on_from_its_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(distill.training.loop._Runner, "_step", stopped)
         with pytest.raises(KeyboardInterrupt):
-            place.models.provide([training])
+            workplace.models.provide([training])
     monkeypatch.setattr(
         models, "train_teacher", lambda r, out, **k: (calls.append(k["resume"]), teacher(r, out, **k))[1]
     )
-    assert place.models.provide([training]) == 1
-    assert place.models.provide([training, training]) == 0
+    assert workplace.models.provide([training]) == 1
+    assert workplace.models.provide([training, training]) == 0
     assert calls == [True]
     weights = [cache / training.name / "model.safetensors" for cache in (shop / "models", tmp_path / "models")]
     assert sha256_file(weights[0]) == sha256_file(weights[1])

@@ -1,4 +1,4 @@
-"""Secrets that must not turn up in anything a party leaves behind: words of the text, weights, keys, ring elements."""
+"""Searches what parties leave behind for secrets: words of the text, weights, keys, ring elements."""
 
 import re
 from pathlib import Path
@@ -7,13 +7,13 @@ from safetensors.numpy import load_file
 
 from tests.tiny import BAD, GOOD
 
-# A key in hexadecimal, or a ring element in decimal; eight or sixteen digits name sessions and transcripts.
+# A key in hexadecimal, or a ring element in decimal. Sessions and transcripts are named by eight or sixteen digits.
 NUMBERS = re.compile(rb"[0-9a-f]{32}|\d{15,}")
 MIN_BYTES = 16
 
 
 def found(folder: Path, student: Path) -> list[str]:
-    """What of them is in the files below `folder`; logs and consoles are searched for numbers too."""
+    """Return the secrets found in the files below `folder`; logs are searched for long numbers too."""
     weights = [array.tobytes()[: 4 * MIN_BYTES] for array in load_file(student / "model.safetensors").values()]
     canaries = [word.encode() for word in (*GOOD, *BAD)] + [w for w in weights if len(w) >= MIN_BYTES and any(w)]
     leaks = []

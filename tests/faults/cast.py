@@ -1,7 +1,8 @@
-"""Parties for fault tests: each a process forked from one that has the imports done, halted at a chosen point.
+"""Parties for fault tests, each as a forked process that has its imports done and can be halted at a chosen point.
 
-A process that is to be observed or struck at a point calls `Gate.wait` there: it says that it has come, and goes on
-when it is told to. The product knows nothing of it: the point is a function that is wrapped in that process alone.
+A process that is to be observed or struck at a point calls `Gate.wait` there: it reports that the point is reached, and
+continues when the gate is opened. The product contains no code for this: the point is a function that is wrapped in
+that process only.
 """
 
 import importlib
@@ -19,19 +20,20 @@ from parties.settings.config import (
     CoordinatorConfig,
     DataOwnerConfig,
     DealerConfig,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
     TlsFiles,
 )
 from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
 from tests.forked import context, leave, redirect
 from tests.ports import free_port
 
 PARTIES = ("dealer", "model-owner", "data-owner", "coordinator")
 START_LIMIT_S = 90.0
 
-# Where a process is halted: function, and at which of its calls. With a sentence a batch, some are done by then.
+# The points where a process can be halted: a function, and at which of its calls. Batches have one sentence, so some
+# are finished by then.
 POINTS: dict[str, tuple[str, int]] = {
     "offline": ("mpcformer.engines.lift.bert.PrivateBert.offline", 6),
     "linear": ("mpcformer.engines.lift.bert.PrivateBert._apply", 20),
@@ -41,20 +43,20 @@ POINTS: dict[str, tuple[str, int]] = {
     "dealing": ("parties.roles.dealer.deal", 60),
     "hello dealer": ("parties.roles.service.SessionHost.add_to", 1),
     "hello model-owner": ("parties.roles.service.SessionHost.add_to", 1),
-    "hello data-owner": ("parties.__main__._take_part", 1),
+    "hello data-owner": ("parties.roles.start_party._take_part", 1),
     "hello coordinator": ("parties.roles.coordinator.start_server", 1),
 }
 
 
 @dataclass(frozen=True)
 class Gate:
-    """A halt at a point, by two files."""
+    """Halts a process at a point; two files carry the signals."""
 
     folder: Path
     point: str
 
     def wait(self) -> None:
-        """Say that the point is reached, and wait until the gate is opened."""
+        """Report that the point is reached, and wait until the gate is opened."""
         (self.folder / "reached").touch()
         deadline = time.monotonic() + START_LIMIT_S
         while not (self.folder / "go").exists() and time.monotonic() < deadline:
@@ -91,12 +93,12 @@ class Gate:
             time.sleep(0.01)
 
     def open(self) -> None:
-        """Let it go on."""
+        """Let the process continue."""
         (self.folder / "go").touch()
 
 
 def _child(log: Path, gate: Gate | None, main: Callable[..., int], *arguments: Any) -> None:
-    """What runs in a forked process."""
+    """Run a party or the coordinator; this is the main function of a forked process."""
     redirect(log)
     if gate is not None:
         gate.install()
@@ -104,9 +106,9 @@ def _child(log: Path, gate: Gate | None, main: Callable[..., int], *arguments: A
 
 
 def _party(path: Path, once: bool) -> int:
-    from parties.__main__ import main
+    from parties.roles.start_party import run_party
 
-    return main(path, once=once)
+    return run_party(path, once=once)
 
 
 def _coordinate(path: Path, out: Path, resume: bool) -> int:
@@ -126,12 +128,12 @@ class Cast:
     """All parties of a job, each from its configuration, with a relay on every link.
 
     Args:
-        folder: for configurations and logs; `out` below it is the coordinator's.
-        student, public, data_dir: as the parties need them.
-        tls: certificates by party.
-        job: what to compute.
-        join_timeout_s: by party.
-        changes: more configuration, by party.
+        folder: the folder for configurations and logs, and for the coordinator's run folder.
+        student, public, data_dir: the folders that the owners need.
+        tls: party id -> certificate files.
+        job: what the parties shall compute.
+        join_timeout_s: party id -> how long it waits for the others.
+        changes: party id -> further keys of its configuration.
     """
 
     def __init__(
@@ -142,7 +144,7 @@ class Cast:
         public: Path,
         data_dir: Path,
         tls: dict[str, TlsFiles],
-        job: JobConfig,
+        job: JobDescription,
         join_timeout_s: dict[str, float] | None = None,
         changes: dict[str, dict[str, Any]] | None = None,
     ) -> None:
@@ -202,7 +204,7 @@ class Cast:
         }
 
     def start(self, *names: str, gates: dict[str, Gate] | None = None, once: bool = True, resume: bool = False) -> None:
-        """Fork these parties; in the coordinator's process its services are reached by the owners through relays."""
+        """Fork these parties. The coordinator gives the owners addresses of relays in front of the services."""
         for name in names:
             path = self.folder / f"{name}.toml"
             path.write_text(to_toml(self.configs[name]))
@@ -219,23 +221,23 @@ class Cast:
             self.processes[name] = process
 
     def log_of(self, name: str) -> Path:
-        """Everything that a party said."""
+        """Return the file with everything that a party printed."""
         return self.folder / f"{name}.log"
 
     def said(self, name: str) -> str:
-        """Its log's text."""
+        """Return what a party has printed."""
         path = self.log_of(name)
         return path.read_text() if path.is_file() else ""
 
     def wait(self, name: str, timeout_s: float) -> int:
-        """A party's exit status; fails if it does not end in time."""
+        """Return the exit status of a party; fail if it does not end in time."""
         process = self.processes[name]
         process.join(timeout_s)
         assert process.exitcode is not None, f"{name} still runs after {timeout_s:.0f} s; it said: {self.said(name)}"
         return process.exitcode
 
     def cut_off(self, name: str) -> None:
-        """Cut all links of a party."""
+        """Cut all connections of a party."""
         for link, relay in self.relays.items():
             near, far = link.split("->")
             owners = near == "owners" and name == "model-owner"
@@ -243,7 +245,7 @@ class Cast:
                 relay.cut()
 
     def end(self) -> None:
-        """Kill what is left."""
+        """Kill the processes that are left and close the relays."""
         for process in self.processes.values():
             if process.exitcode is None and process.pid is not None:
                 process.kill()
@@ -253,7 +255,7 @@ class Cast:
 
 
 def _routed(routes: dict[str, str], path: Path, out: Path, resume: bool) -> int:
-    """The coordinator, telling the owners addresses of their own."""
+    """Run a coordinator that gives the owners the addresses in `routes` in place of the services' own."""
     from parties.roles import coordinator
 
     original = coordinator.Coordinator._job

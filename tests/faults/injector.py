@@ -1,7 +1,7 @@
-"""An attacker on the network, for tests: what one can do to the bytes of a link without any key.
+"""An attacker on the network, for tests: it does to the bytes of a link what is possible without any key.
 
-A `Fault` hits one direction of one link once, at a byte offset counted over all connections through its relay; a chunk
-is what the relay read at one go.
+A `Fault` hits one direction of one link once, at a byte offset that is counted over all connections through its relay.
+A chunk is what the relay reads at once.
 """
 
 from dataclasses import dataclass
@@ -17,12 +17,12 @@ class Fault:
     """One fault.
 
     Args:
-        kind: cut: close the connection both ways, `at_byte` bytes having passed; another one may be opened.
-            corrupt: flip a bit of the byte at `at_byte`. duplicate: deliver the chunk that holds it twice.
-            reorder: deliver that chunk after its connection's next one. stall: from there on deliver nothing on any
-            connection, but keep all open.
-        at_byte: the offset.
-        towards: which direction it hits.
+        kind: "cut" closes the connection both ways after `at_byte` bytes; another one may be opened. "corrupt" flips a
+            bit of the byte at `at_byte`. "duplicate" delivers the chunk with that byte twice. "reorder" delivers that
+            chunk after the next one of its connection. "stall" delivers nothing from there on, on any connection, but
+            keeps all connections open.
+        at_byte: the offset, in bytes.
+        towards: the direction that it hits.
         bit: which bit of the byte is flipped, 0 to 7.
     """
 
@@ -33,7 +33,7 @@ class Fault:
 
 
 class Attacker(Tap):
-    """Counts one direction's bytes, and strikes when its fault, if there is one, is reached."""
+    """Counts the bytes of one direction, and strikes at the offset of its fault."""
 
     def __init__(self, fault: Fault) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Attacker(Tap):
         self._held: tuple[object, bytes] | None = None
 
     def pass_on(self, connection: object, data: bytes) -> Passed:
-        """What is delivered instead of a chunk of `connection`."""
+        """Return what is delivered in place of a chunk of `connection`."""
         with self._lock:
             start, self.n_seen = self.n_seen, self.n_seen + len(data)
             if self._held is not None and self._held[0] is connection:
@@ -52,11 +52,11 @@ class Attacker(Tap):
             return self._hit(fault, connection, data, max(0, fault.at_byte - start))
 
     def stalls(self) -> bool:
-        """Whether this direction is dead by now."""
+        """Return whether this direction has stopped delivering anything."""
         return self._fault.kind == "stall" and self.n_seen > self._fault.at_byte
 
     def rest(self, connection: object) -> list[bytes]:
-        """What was held back of a connection that ends."""
+        """Return the chunks that were held back of a connection that ends."""
         with self._lock:
             return self._take_held() if self._held is not None and self._held[0] is connection else []
 

@@ -1,4 +1,4 @@
-"""The search for secrets finds them where they are."""
+"""The search for secrets finds secrets that are there."""
 
 from pathlib import Path
 

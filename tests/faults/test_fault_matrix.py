@@ -1,6 +1,7 @@
-"""Every party, struck at every stage, in every way: all others end in time, name it, and leave no result.
+"""When any party is struck at any stage in any way, all others end in time, name it, and leave no result.
 
-72 cases, several at a time (detecting is mostly waiting): pytest -m slow tests/faults/test_fault_matrix.py
+There are 72 cases, of which several run at a time, because most of their time is waiting:
+pytest -m slow tests/faults/test_fault_matrix.py
 """
 
 import os
@@ -13,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from parties.settings.config import JobConfig, TlsFiles
+from parties.settings.config import TlsFiles
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.wire.tls import make_certificates
 from tests.faults import canaries
@@ -24,7 +26,7 @@ WAYS = ("kill", "stop", "cut")
 AT_ONCE = 4
 JOIN_TIMEOUT_S = 15.0
 LIMIT_S = 20.0
-# One of each party, stage and way, in the default suite.
+# The default suite contains each party, stage and way at least once.
 FEW = {("dealer", "offline", "kill"), ("model-owner", "softmax", "cut"), ("data-owner", "reveal", "stop")}
 FEW |= {("coordinator", "writing", "kill"), ("model-owner", "hello", "kill"), ("data-owner", "linear", "cut")}
 CASES = [
@@ -34,7 +36,7 @@ CASES = [
 
 
 class Matrix:
-    """The material of all cases, and the threads that run them."""
+    """The files that all cases need, and the threads that run the cases."""
 
     def __init__(self, folder: Path, student: Path, data_dir: Path) -> None:
         self.folder, self.student, self.data_dir = folder, student, data_dir
@@ -45,10 +47,10 @@ class Matrix:
         self.seconds: dict[tuple[str, str, str], float] = {}
 
     def run(self, victim: str, stage: str, way: str) -> float:
-        """One case; seconds from the strike until all others had ended."""
+        """Run one case; return the seconds from the strike until all others had ended."""
         folder = self.folder / f"{victim}-{stage}-{way}"
         folder.mkdir()
-        # Who has never come is noticed by who waits for it: the coordinator, unless that is the one.
+        # The coordinator waits for a party that never joins, and so notices it; the others wait for the coordinator.
         early = stage == "hello"
         patient = JOIN_TIMEOUT_S + 15 if early and victim != "coordinator" else JOIN_TIMEOUT_S if early else 60.0
         waits = dict.fromkeys(PARTIES, patient) | ({"coordinator": JOIN_TIMEOUT_S} if early else {})
@@ -60,7 +62,7 @@ class Matrix:
             public=self.public,
             data_dir=self.data_dir,
             tls=self.tls,
-            job=JobConfig(task="sst2", batch_size=1, limit=6),
+            job=JobDescription(task="sst2", batch_size=1, limit=6),
             join_timeout_s=waits,
         )
         halted = victim if early else "coordinator" if stage == "writing" else "data-owner"

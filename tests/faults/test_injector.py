@@ -1,4 +1,4 @@
-"""The attacker itself: each fault does to a byte stream what it says, where it says, and nothing else."""
+"""Each fault of the attacker does what it says to a byte stream, where it says, and nothing else."""
 
 import socket
 import time
@@ -13,7 +13,8 @@ from tests.faults.injector import Attacker, Fault
 from tests.parties.test_network import Echo, connect, exchange
 
 FAST = NetworkProfile("x", 0.0, 1e9)
-# How long nothing comes before it is believed that nothing will; and how long a chunk is waited for that may not come.
+# How long a connection must be quiet before a test concludes that nothing more arrives, and how long it waits for a
+# chunk that may never arrive.
 QUIET_S, CHUNK_S = 0.5, 0.3
 SIDES: tuple[Side, ...] = ("party", "caller")
 CHUNKS = [bytes([65 + i]) * 10 for i in range(5)]
@@ -28,10 +29,10 @@ def attacked(fault: Fault | None) -> Iterator[tuple[Relay, socket.socket]]:
 
 
 def echoed(relay: Relay, end: socket.socket) -> bytes:
-    """What comes back for five chunks, until the other side ends or is quiet; each is read at one go, both ways."""
+    """Send five chunks, each of which the relay reads at once; return what comes back."""
     received = b""
     end.settimeout(QUIET_S)
-    with suppress(OSError):  # cut
+    with suppress(OSError):  # The connection may be cut.
         for chunk in CHUNKS:
             n_seen = [relay.n_seen(side) for side in SIDES]
             end.sendall(chunk)
@@ -64,7 +65,7 @@ def test_each_fault_both_ways(kind: str, expected: bytes, towards: str) -> None:
     with attacked(Fault(kind, 15, towards, bit=2)) as (relay, end):  # type: ignore[arg-type]
         received = echoed(relay, end)
         if kind == "cut" and towards == "party":
-            # What was under way in the other direction may be lost.
+            # Bytes on their way in the other direction may be lost.
             assert expected.startswith(received)
         else:
             assert received == expected
@@ -108,7 +109,7 @@ def test_a_stall_at_any_time_keeps_all_open_and_delivers_nothing() -> None:
 
 
 def test_what_is_held_back_is_its_own_connections() -> None:
-    """Chunks of two connections are never mixed, and the last chunk has none to follow."""
+    """Chunks of two connections are never mixed, and no chunk follows the last one."""
     attacker = Attacker(Fault("reorder", 0))
     first, second = object(), object()
     assert attacker.pass_on(first, b"1") == Passed([])

@@ -1,4 +1,4 @@
-"""A party that dies or stops answering is named, and all others end within 20 s. Real processes, amid a job."""
+"""A party that dies or stops answering during a job is named, and all others end within 20 s."""
 
 import json
 import os
@@ -15,7 +15,8 @@ import pytest
 
 from mpcformer.errors import PartyError
 from parties.runs import simulation
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from tests.forked import ForkedProcesses, context
 
@@ -23,9 +24,9 @@ LIMIT_S = 20.0
 STARTUP_LIMIT_S = 90.0
 
 
-def job_for(student: Path, data_dir: Path) -> InferenceJob:
-    # One sentence a batch: the job is long enough to be hit in its middle.
-    return InferenceJob(student=student, teacher=None, task="sst2", data_dir=data_dir, batch_size=1)
+def job_for(student: Path, data_dir: Path) -> LocalRunOptions:
+    # With one sentence per batch the job is long enough to be hit in its middle.
+    return LocalRunOptions(student=student, teacher=None, job=JobDescription("sst2", batch_size=1), data_dir=data_dir)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,7 @@ def test_a_party_that_fails_is_named_and_ends_the_others(
             assert process.returncode > 0, f"{name} ended well, or had to be killed"
 
 
-@pytest.mark.slow  # the fault matrix strikes the coordinator of `coordinate`; this is the one of `infer`
+@pytest.mark.slow  # The fault matrix strikes the coordinator of `coordinate`; this test strikes that of `infer`.
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGSTOP], ids=["kill", "stop"])
 def test_parties_end_when_the_coordinator_is_gone(
     student: Path, data_dir: Path, tmp_path: Path, how: signal.Signals
@@ -81,12 +82,12 @@ def test_parties_end_when_the_coordinator_is_gone(
     assert not (tmp_path / "run").exists()
     for party in ("dealer", "model-owner", "data-owner"):
         log = (tmp_path / "run.partial" / "logs" / f"{party}.log").read_text()
-        said = "stopped answering" if how == signal.SIGSTOP else "the connection to it "
+        said = "stopped answering for 8 s" if how == signal.SIGSTOP else "its connection ended"
         assert f"coordinator: {said}" in log, party
 
 
 def running(process: psutil.Process) -> bool:
-    """Whether it does anything: a stopped parent leaves its ended children as zombies."""
+    """Return whether a process is running; the ended children of a stopped parent are zombies."""
     try:
         return bool(process.status() != psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
@@ -94,7 +95,7 @@ def running(process: psutil.Process) -> bool:
 
 
 def wait_for_work(process: subprocess.Popen[bytes], logs: Path) -> list[psutil.Process]:
-    """The party processes, once the dealer deals."""
+    """Wait until the dealer deals; return the processes of the parties."""
     deadline = time.monotonic() + STARTUP_LIMIT_S
     while time.monotonic() < deadline:
         log = logs / "dealer.log"
@@ -105,7 +106,7 @@ def wait_for_work(process: subprocess.Popen[bytes], logs: Path) -> list[psutil.P
 
 
 def test_a_party_that_cannot_start_is_named(student: Path, data_dir: Path, tmp_path: Path) -> None:
-    """The model owner's weights are damaged between the check and its start."""
+    """The model owner's weights are damaged after they were checked and before it starts."""
     broken = tmp_path / "student"
     broken.mkdir()
     for name in ("config.json", "ranges.json", "tokenizer.json", "tokenizer_config.json"):
@@ -136,7 +137,7 @@ def test_owners_that_disagree_on_the_model_stop_and_say_on_what(
 
 
 def test_nothing_is_left_running_or_on_disk(student: Path, data_dir: Path, tmp_path: Path, monkeypatch: Any) -> None:
-    context.Process(target=int).start()  # from now on the process that forks is among the children
+    context.Process(target=int).start()  # From now on the process that forks is one of the children.
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     (tmp_path / "logs").mkdir()
     threads = {thread.name for thread in threading.enumerate()}

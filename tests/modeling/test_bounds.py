@@ -15,14 +15,20 @@ from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.base import load_public_model
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift import norms
-from mpcformer.engines.lift.carried import carried_rooms
 from mpcformer.engines.lift.engine import engine_constants
-from mpcformer.engines.lift.overflow import check_overflow, rooms, value_shift
+from mpcformer.engines.lift.overflow import check_overflow, rooms, rounded_rooms, value_shift
+from mpcformer.engines.lift.rows import layer_scales, row_bits
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.engines.lift.weights import owned_weights
 from mpcformer.errors import RangeError
-from mpcformer.modeling import load_student
-from mpcformer.modeling.bounds import column_bound, head_length, model_bounds, score_bound, spectral_norm
+from mpcformer.modeling import MPCFormerConfig, load_student
+from mpcformer.modeling.bounds import WorstCase, column_bound, head_length, score_bound, spectral_norm, worst_case
+from mpcformer.modeling.weights import bert_weights
 from tests.tiny import save_student
+
+
+def checked(config: MPCFormerConfig, scales: LiftScales, state: dict[str, torch.Tensor]) -> WorstCase:
+    return check_overflow(config, scales, bert_weights(state, config))
 
 
 def normal(n_rows: int, hidden: int, seed: int) -> torch.Tensor:
@@ -79,7 +85,7 @@ def test_no_text_exceeds_a_models_bounds(
     config = student.config
     limits = load_public_model(folder).ranges.norm_limits(config.constant_norms)
     row_means = [100.0] * 2 if "const" in softmax else None
-    bounds = model_bounds(config.num_attention_heads, gelu, student.state_dict(), row_means, limits)
+    bounds = worst_case(config, bert_weights(student.state_dict(), config), row_means, limits)
     largest: dict[str, float] = {}
 
     def observe(name: str, values: torch.Tensor, valid: torch.Tensor) -> None:
@@ -119,11 +125,11 @@ def test_no_text_exceeds_a_models_bounds(
 def test_a_model_that_could_overflow_is_refused(student: Path, weight: str, factor: float, message: str) -> None:
     public, state = load_public_model(student), load_student(student).state_dict()
     constants = engine_constants(public)
-    bounds = check_overflow(public.config, constants, state)
+    bounds = checked(public.config, constants, state)
     assert all(fp.BOUND_SLACK * room.value < room.room for room in rooms(constants, bounds))
     state[weight] = state[weight] * factor
     with pytest.raises(RangeError, match=message) as refused:
-        check_overflow(public.config, constants, state)
+        checked(public.config, constants, state)
     figures = re.search(r"may reach (\S+) for some text", refused.value.what)
     assert figures is not None
     assert figures[1] not in refused.value.told, "the coordinator is told of no weight"
@@ -149,10 +155,10 @@ def test_bounds_of_the_integers_are_those_of_the_weights(
     state |= {name: weight * 1.5 for name, weight in state.items() if "value" in name}
     public = load_public_model(folder)
     constants = engine_constants(public)
-    bounds = check_overflow(public.config, constants, state)
+    bounds = checked(public.config, constants, state)
     owned = owned_weights(public.config, constants, state)
     exact = {room.name: room for room in rooms(constants, bounds)}
-    carried = {room.name: room for room in carried_rooms(public.config, constants, owned.weights, owned.biases)}
+    carried = {room.name: room for room in rounded_rooms(public.config, constants, owned.weights, owned.biases)}
     assert list(carried) == list(exact)
     for name, room in carried.items():
         expected = exact[name].value
@@ -178,7 +184,7 @@ def test_weights_that_rounding_makes_too_large_are_refused(tmp_path: Path, data_
     refusals = []
     for factor in 1.2 ** torch.arange(60):
         state[f"{source}.intermediate.dense.weight"] = factor * inner
-        refusals.append([_refused(check, public.config, constants, state) for check in (check_overflow, owned_weights)])
+        refusals.append([_refused(check, public.config, constants, state) for check in (checked, owned_weights)])
     assert ["", ""] in refusals
     assert ["", name] in refusals, "the exact weights would fit, the rounded ones do not"
     assert [name, name] in refusals
@@ -218,10 +224,10 @@ def test_a_divisor_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_d
     folder = save_student(tmp_path / "student", data_dir, softmax="2quad-const")
     public, state = load_public_model(folder), load_student(folder).state_dict()
     constants = engine_constants(public)
-    check_overflow(public.config, constants, state)
+    checked(public.config, constants, state)
     state["bert.encoder.layer.1.attention.self.log_divisor"] = torch.tensor(divisor, dtype=torch.float64).log()
     with pytest.raises(RangeError, match=r"layer\.1\.attended may reach"):
-        check_overflow(public.config, constants, state)
+        checked(public.config, constants, state)
 
 
 def test_rows_that_would_drown_in_rounding_are_refused(tmp_path: Path, data_dir: Path) -> None:
@@ -235,10 +241,10 @@ def test_rows_that_would_drown_in_rounding_are_refused(tmp_path: Path, data_dir:
         state["bert.encoder.layer.1.attention.self.log_divisor"] = torch.tensor(log_divisor)
         if refused:
             with pytest.raises(RangeError, match=r"layer\.1\.row_mean: .* errors grow 300 times") as caught:
-                check_overflow(public.config, constants, state)
+                checked(public.config, constants, state)
             assert "300" not in caught.value.told
         else:
-            check_overflow(public.config, constants, state)
+            checked(public.config, constants, state)
 
 
 def test_what_follows_a_constant_norm_stays_below_its_bounds(tmp_path: Path, data_dir: Path) -> None:
@@ -246,7 +252,7 @@ def test_what_follows_a_constant_norm_stays_below_its_bounds(tmp_path: Path, dat
     folder = save_student(tmp_path / "student", data_dir, constant_norms=["all"])
     student, public = load_student(folder), load_public_model(folder)
     state, limits = student.state_dict(), public.ranges.norm_limits(student.config.constant_norms)
-    bounds = model_bounds(student.config.num_attention_heads, "quad", state, norm_limits=limits)
+    bounds = worst_case(student.config, bert_weights(state, student.config), norm_limits=limits)
     layer = student.bert.layers[0]
     norm, inner = layer.attention["output"].LayerNorm, layer.intermediate["dense"]
     reached = _farthest(norm, inner, limits["layer.0.attention"])
@@ -283,13 +289,13 @@ def test_rows_without_division_fit_512_positions_or_are_refused(log_high: float,
     """The numerators' ring holds the context for the longest text, and no number of a row wraps around the guard."""
     bounds = {"x.row_mean": (0.0, 10**log_high), "x.score_reach": (-(10**log_reach), 10**log_reach)}
     try:
-        layer = fp._layer("x", [norms.Norm(13, 13, None)] * 2, bounds, "2quad-const")
+        layer = layer_scales("x", [norms.Norm(13, 13, None)] * 2, bounds, "2quad-const")
     except RangeError:
         assert log_high > 4 or log_reach > 4, "only what is very large may be refused"
         return
     assert 1.5 * 1.125 * 10**log_high <= layer.unit * (1 + 1e-9)
     for log_keys in (1, 7, 9):
-        bits = fp.row_bits(layer, log_keys)
+        bits = row_bits(layer, log_keys)
         highest = (2.0**8 + 5) ** 2 * 4.0**fp.SCORE_SCALE * 2.0 ** (log_keys + fp.KEY_FACTOR_BITS) * 9 / 8
         assert highest < 2.0**62
         assert 8 < bits < 61
@@ -313,13 +319,13 @@ def test_a_layer_norms_factor_is_fine_enough_or_refused(log_low: float, log_rati
 def test_what_a_normalised_row_cannot_see_takes_no_room(student: Path) -> None:
     """c 1 1^T added to the queries' and keys' weights changes neither the model nor its bounds."""
     model = load_student(student)
-    before = model_bounds(model.config.num_attention_heads, "quad", model.state_dict())
+    before = worst_case(model.config, bert_weights(model.state_dict(), model.config))
     state = dict(model.state_dict())
     gain = state["bert.embeddings.LayerNorm.weight"]
     for part in ("query", "key"):
         name = f"bert.encoder.layer.0.attention.self.{part}.weight"
         state[name] = state[name] + 1e3 / gain[None, :]
-    after = model_bounds(model.config.num_attention_heads, "quad", state)
+    after = worst_case(model.config, bert_weights(state, model.config))
     assert after.layers[0].scores == pytest.approx(before.layers[0].scores, rel=0.01)
 
 

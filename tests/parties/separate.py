@@ -1,4 +1,4 @@
-"""Parties as separate processes with files of their own: on this host, or each in a network namespace of its own."""
+"""Run parties as separate processes with their own files, on this host or each in a network namespace of its own."""
 
 import os
 import subprocess
@@ -15,11 +15,11 @@ from parties.settings.config import (
     DataOwnerConfig,
     DealerConfig,
     Insecure,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
 )
 from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.wire.tls import make_certificates
 from tests.ports import free_port
@@ -33,11 +33,11 @@ RUN_S, END_S = 240, 40
 
 @dataclass(frozen=True)
 class Hosts:
-    """Where each party is.
+    """Where the parties run.
 
     Args:
-        addresses: HOST:PORT by id, of those that listen.
-        prefixes: what goes before a party's command line, by id.
+        addresses: party id -> HOST:PORT, for the parties that listen.
+        prefixes: party id -> what is put in front of its command line.
     """
 
     addresses: dict[str, str]
@@ -49,11 +49,11 @@ class Hosts:
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left.
+    """What a run left behind.
 
     Args:
-        folder: of the coordinator.
-        said: everything that each party's process wrote; of the coordinator, to stderr alone.
+        folder: the run folder of the coordinator.
+        said: everything that the process of each party wrote; for the coordinator only what it wrote to stderr.
     """
 
     folder: Path
@@ -66,9 +66,10 @@ def this_host() -> Hosts:
 
 @contextmanager
 def namespaces() -> Iterator[Hosts]:
-    """Each party in a network namespace of its own, on one bridge, which is in a fifth: nothing of this host's changes.
+    """Put each party into a network namespace of its own; a fifth one has the bridge that connects them.
 
-    The addresses are RFC 2544's, kept for tests. All is removed again, whatever happens.
+    The network of this host does not change. The addresses are those that RFC 2544 reserves for tests. The namespaces
+    are removed again, whatever happens.
     """
     if os.geteuid() != 0:
         pytest.skip("network namespaces are root's to make")
@@ -80,7 +81,7 @@ def namespaces() -> Iterator[Hosts]:
                 _ip("netns", "add", name)
             except (OSError, subprocess.CalledProcessError) as error:
                 pytest.skip(f"this machine makes no network namespaces: {error}")
-            made.callback(_ip, "netns", "delete", name)  # and with it both ends of its links
+            made.callback(_ip, "netns", "delete", name)  # This also deletes both ends of its links.
         _ip("-n", hub, "link", "add", "bridge", "type", "bridge")
         _ip("-n", hub, "link", "set", "bridge", "up")
         for number, party in enumerate(IDS, start=1):
@@ -94,13 +95,23 @@ def namespaces() -> Iterator[Hosts]:
 
 
 def run(
-    folder: Path, hosts: Hosts, student: Path, data: Path, job: JobConfig, insecure: Insecure | None, n_jobs: int = 1
+    folder: Path,
+    hosts: Hosts,
+    student: Path,
+    data: Path,
+    job: JobDescription,
+    insecure: Insecure | None,
+    n_jobs: int = 1,
 ) -> list[Run]:
-    """Write the files, start the services, run one job after the other, end everybody.
+    """Write the files, start the services, run one job after the other, and end all parties.
 
     Args:
-        folder: an empty one.
-        student, data: the owners' own.
+        folder: an empty folder.
+        hosts: where the parties run.
+        student, data: the folders of the model owner and of the data owner.
+        job: the job.
+        insecure: the insecure settings of all files.
+        n_jobs: the number of jobs.
     """
     _write_files(folder, hosts, student, data, job, insecure)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
@@ -133,7 +144,7 @@ def run(
 
 
 def _write_files(
-    folder: Path, hosts: Hosts, student: Path, data: Path, job: JobConfig, insecure: Insecure | None
+    folder: Path, hosts: Hosts, student: Path, data: Path, job: JobDescription, insecure: Insecure | None
 ) -> None:
     tls = make_certificates(folder / "certs", list(IDS))
     peers = {party: PeerAddress(id=party, address=address) for party, address in hosts.addresses.items()}

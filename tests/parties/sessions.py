@@ -1,4 +1,4 @@
-"""Small sessions over real links, many to a second: both ends in this process, mutual TLS, a relay between them."""
+"""Small and fast sessions over real connections: both ends in this process, mutual TLS, a relay between them."""
 
 import threading
 import time
@@ -12,18 +12,19 @@ from mpcformer.channel import Spec
 from mpcformer.correlations import Request, correction_specs, deal, session_key
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
-from parties.roles.dealer import DealerService, to_wire
+from parties.roles.dealer import DealerService
 from parties.runs.network import NetworkProfile, Relay, Side
 from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire import tls
+from parties.wire.callers import require_caller
+from parties.wire.correlation_requests import to_wire
 from parties.wire.frames import from_frames, open_channel, start_server
 from parties.wire.peer_channel import PeerChannel
 from tests.faults.injector import Fault, attacked
 
 FAST = NetworkProfile("x", 0.0, 1e9)
-# What an owner sends, by turns: an opening, a header, a packed wire, products. About 60 kB each way.
+# The messages that an owner sends, such as openings, headers, packed words and products: about 60 kB each way.
 MESSAGES: list[list[tuple[torch.dtype, tuple[int, ...]]]] = [
     [(torch.int64, (3,))],
     [(torch.int64, (16, 128)), (torch.uint8, (4000,))],
@@ -32,14 +33,14 @@ MESSAGES: list[list[tuple[torch.dtype, tuple[int, ...]]]] = [
     [(torch.uint8, (16_000,))],
     [(torch.uint8, (1,))],
 ]
-# About 60 kB of corrections; all of kinds whose result follows from the seeds alone.
+# About 60 kB of corrections, all of kinds whose result follows from the seeds alone.
 PLAN = [
     Request("square_pair", ((16, 64),)),
     Request("matmul_masks", ((4, 32, 8), (4, 32, 8)), bits=40),
     Request("truncation", ((9, 9),), bits=16),
     Request("lifted", ((16, 64),), op="square", bits=32),
 ]
-# How long an owner waits for a message, and how long a session may last: a peer is told at the latest after the first.
+# How long an owner waits for a message before it ends the session, and how long a session may last.
 DEADLINE_S, LIMIT_S, POLL_S = 2.5, 15.0, 0.01
 
 
@@ -47,7 +48,11 @@ DEADLINE_S, LIMIT_S, POLL_S = 2.5, 15.0, 0.01
 class Outcome:
     """How a session ended at both ends.
 
-    errors: what came out of each end that did not get all its values; wrong: ends that got others.
+    Args:
+        errors: the error of each end that did not receive all its values.
+        wrong: the ends that received other values than were sent.
+        n_seen: the bytes that passed the relay in each direction.
+        seconds: how long the session took.
     """
 
     errors: dict[str, BaseException] = field(default_factory=dict)
@@ -56,7 +61,7 @@ class Outcome:
     seconds: float = 0.0
 
     def check(self) -> None:
-        """Right values, or a typed error, in time."""
+        """Assert that each end received the right values, or raised a typed error, in time."""
         assert not self.wrong, self.wrong
         untyped = {name: repr(error) for name, error in self.errors.items() if not isinstance(error, MPCFormerError)}
         assert not untyped, untyped
@@ -64,7 +69,7 @@ class Outcome:
 
 
 def message(sender: str, index: int) -> list[torch.Tensor]:
-    """What `sender` says at its turn; other values for each sender and turn."""
+    """Return what `sender` sends at a turn; the values differ for each sender and turn."""
     start = 1 + index + 100 * (sender == "model-owner")
     tensors = []
     for dtype, shape in MESSAGES[index]:
@@ -74,13 +79,13 @@ def message(sender: str, index: int) -> list[torch.Tensor]:
 
 
 class PeerService(rpc.PeerServicer):
-    """Hands the one stream to the channel, as the model owner does."""
+    """Hands its one stream to a channel, as the model owner does."""
 
     def __init__(self, channel: PeerChannel) -> None:
         self._channel = channel
 
     def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
-        tls.require_caller(context, "data-owner")
+        require_caller(context, "data-owner")
         self._channel.attach(request_iterator, context.cancel)
         yield from self._channel.outgoing()
 
@@ -88,15 +93,15 @@ class PeerService(rpc.PeerServicer):
 def owners_session(
     files: dict[str, TlsFiles], fault: Fault | None, strike: Callable[[Relay], None] | None = None
 ) -> Outcome:
-    """Both owners exchange MESSAGES, each waiting for the other's at every turn, through a relay with `fault`.
+    """Let both owners exchange MESSAGES through a relay with a fault; each waits for the other at every turn.
 
-    An end that fails leaves the stream, as its process would end; the other is not told by anyone else.
-    `strike` is called with the relay after the third turn.
+    An end that fails leaves the stream, as if its process ended; nobody else tells the other end. `strike` is called
+    with the relay after the third turn.
     """
     outcome, session = Outcome(), fresh_key()
     channels = {
-        "model-owner": PeerChannel(me="model-owner", peer="data-owner", session_id=session),
-        "data-owner": PeerChannel(me="data-owner", peer="model-owner", session_id=session),
+        "model-owner": PeerChannel(party_id="model-owner", peer_id="data-owner", session_id=session),
+        "data-owner": PeerChannel(party_id="data-owner", peer_id="model-owner", session_id=session),
     }
     service = PeerService(channels["model-owner"])
     server, address = start_server(
@@ -134,12 +139,12 @@ def owners_session(
         channel.close()
     relay.close()
     link.close()
-    server.stop(0)  # not waited for: a test must end
+    server.stop(0)  # The test does not wait for the server, because it must end.
     return outcome
 
 
 def _watch(threads: list[threading.Thread], channels: dict[str, PeerChannel]) -> None:
-    """What a party's heartbeat does: end a session in which one waits too long."""
+    """End a session in which an end waits too long, as the heartbeat of a party does."""
     ends_at = time.monotonic() + LIMIT_S
     while any(thread.is_alive() for thread in threads) and time.monotonic() < ends_at:
         for me, channel in channels.items():
@@ -150,7 +155,7 @@ def _watch(threads: list[threading.Thread], channels: dict[str, PeerChannel]) ->
 
 
 def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
-    """Both owners open a session at the dealer and the model owner fetches PLAN, all through a relay with `fault`."""
+    """Let both owners open a session at the dealer, and the model owner fetch PLAN, through a relay with a fault."""
     outcome, session = Outcome(), fresh_key()
     service = DealerService("dealer", ["model-owner", "data-owner"])
     ordered = service.session(session, "model-owner", "data-owner")
@@ -165,10 +170,10 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
         seeds = {}
         for me, link in links.items():
             request = pb.OpenSessionRequest(session_id=session)
-            reply = rpc.DealerStub(link).OpenSession(request, timeout=DEADLINE_S, wait_for_ready=True)
+            reply = rpc.DealerStub(link).OpenSession(iter([request]), timeout=DEADLINE_S, wait_for_ready=True)
             seeds[me] = bytes(reply.seed)
         deal_request = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in PLAN])
-        frames = rpc.DealerStub(links["model-owner"]).Deal(deal_request, timeout=DEADLINE_S)
+        frames = rpc.DealerStub(links["model-owner"]).Deal(iter([deal_request]), timeout=DEADLINE_S)
         for operation, item in enumerate(PLAN):
             labels = {"session_id": session, "sender": "dealer", "operation": operation}
             received, _ = from_frames(frames, correction_specs(item), **labels)
@@ -177,7 +182,7 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
             if not all(torch.equal(a, b) for a, b in zip(received, expected, strict=True)):
                 outcome.wrong.append(me)
     except grpc.RpcError as error:
-        # As an owner's session names it.
+        # An owner reports the error in this way.
         outcome.errors[me] = PartyError("dealer", f"it stopped: {error.details()}")  # type: ignore[attr-defined]
     except BaseException as error:
         outcome.errors[me] = error
@@ -186,5 +191,5 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
     relay.close()
     for link in links.values():
         link.close()
-    server.stop(0)  # not waited for: a test must end
+    server.stop(0)  # The test does not wait for the server, because it must end.
     return outcome

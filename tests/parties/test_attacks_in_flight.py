@@ -1,4 +1,4 @@
-"""An attacker on the network breaks sessions and nothing else: right values, or a typed error within the deadline."""
+"""An attacker on the network can only break sessions: they end with right values or, in time, with a typed error."""
 
 import random
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from tests.parties.sessions import LIMIT_S, Outcome, dealer_session, owners_sess
 
 SESSIONS = {"owners": owners_session, "dealer": dealer_session}
 N_FLIPS = 100
-# A session takes 20 ms; but one whose handshake fails waits a second before the next, a stalled one for its deadline.
+# A session takes 20 ms, but after a failed handshake it waits a second, and a stalled one waits for its deadline.
 AT_ONCE = 8
 SIDES: tuple[Side, ...] = ("party", "caller")
 
@@ -34,7 +34,7 @@ def run_all(link: str, files: dict[str, TlsFiles], faults: list[Fault]) -> list[
 
 
 def any_byte(sizes: dict[Side, int], index: int) -> Fault:
-    """A bit of any byte of a session, either way, all as likely."""
+    """Return a flip of a bit in any byte of a session, in either direction, with equal probability."""
     generator = random.Random(index)
     at = generator.randrange(sum(sizes.values()))
     towards: Side = "party" if at < sizes["party"] else "caller"
@@ -54,7 +54,7 @@ def test_a_session_without_a_fault_ends_well(link: str, files: dict[str, TlsFile
 def test_a_flipped_bit_never_gives_another_value(link: str, files: dict[str, TlsFiles]) -> None:
     sizes = SESSIONS[link](files, None).n_seen
     outcomes = run_all(link, files, [any_byte(sizes, index) for index in range(N_FLIPS)])
-    # Beyond the handshake, which is tried again, a flip ends the session.
+    # A handshake is tried again after a flip; after the handshake a flip ends the session.
     assert sum(bool(outcome.errors) for outcome in outcomes) > N_FLIPS / 2
     assert {type(error) for outcome in outcomes for error in outcome.errors.values()} == {PartyError}
 
@@ -62,14 +62,14 @@ def test_a_flipped_bit_never_gives_another_value(link: str, files: dict[str, Tls
 @pytest.mark.parametrize("link", SESSIONS)
 @pytest.mark.parametrize("kind", ["cut", "duplicate", "reorder", "stall"])
 def test_other_faults_end_typed_too(link: str, kind: str, files: dict[str, TlsFiles]) -> None:
-    """In the first byte, in the handshake, and among the values."""
+    """Faults in the first byte, in the handshake, and among the values end a session with a typed error."""
     places: list[tuple[int, Side]] = [(at, side) for at in (0, 700, 2000) for side in SIDES]
     places += [(at, "caller") for at in (12_000, 30_000, 45_000)]
     places += [(at, "party") for at in (12_000, 45_000) if link == "owners"]
     outcomes = run_all(link, files, [Fault(kind, at, side) for at, side in places])  # type: ignore[arg-type]
     for (at, side), outcome in zip(places, outcomes, strict=True):
         assert outcome.n_seen[side] > at, "the session ended before it was hit"
-        # A second copy of the last chunk comes too late to do harm; after a broken handshake there is another.
+        # A second copy of the last chunk comes too late to do harm, and a broken handshake is tried again.
         if kind == "stall" or (kind == "cut" and at > 10_000):
             assert outcome.errors, (kind, at, side)
     assert any(outcome.errors for outcome in outcomes)

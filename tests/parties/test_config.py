@@ -1,4 +1,4 @@
-"""Configurations: written and read back alike, every wrong key said at once, insecurity on one machine only."""
+"""Configurations are read back as they were written, report all wrong keys at once, and keep insecurity local."""
 
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
 def test_the_other_kind_of_file_is_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "other.toml"
     path.write_text('id = "c"\n')
-    with pytest.raises(UserInputError, match="role is missing, so this is no party's file"):
+    with pytest.raises(UserInputError, match="role is missing, so this is not a party's file"):
         load_party(path)
     with pytest.raises(UserInputError, match="dealer: Field required"):
         load_coordinator(path)
@@ -63,7 +63,7 @@ def test_the_other_kind_of_file_is_told_apart(tmp_path: Path) -> None:
 def test_roles_hold_what_is_theirs_alone() -> None:
     with pytest.raises(ValidationError, match="student"):
         DealerConfig(role="dealer", id="d", tls=TLS, model_owners=["m"], student=Path("s"), **SERVICE)  # type: ignore[call-arg]
-    with pytest.raises(ValidationError, match="an id stands twice"):
+    with pytest.raises(ValidationError, match="an id is listed twice"):
         DealerConfig(role="dealer", id="d", tls=TLS, model_owners=["m", "m"], **SERVICE)
 
 
@@ -118,7 +118,7 @@ def test_addresses_and_the_coordinators_file(tmp_path: Path) -> None:
     assert "HOST:PORT" in caught.value.what
     assert "job.batch_size: " in caught.value.what
     path.write_text(COORDINATOR.replace('"patient"', '"clinic"'))
-    with pytest.raises(UserInputError, match="are not four: parties that are one collude"):
+    with pytest.raises(UserInputError, match="are not distinct: one party in two roles would collude with itself"):
         load_coordinator(path)
     path.write_text(COORDINATOR)
     config = load_any(path)

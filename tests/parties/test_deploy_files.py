@@ -1,6 +1,6 @@
-"""parties/deploy: containers, services and cluster objects agree with the TOML files, the commands and each other.
+"""The files in parties/deploy agree with the TOML files, with the commands, and with each other.
 
-No container is run here: what a runtime makes of these files is not tried.
+No container runs here: the tests do not try how a runtime treats these files.
 """
 
 import re
@@ -33,7 +33,7 @@ SERVICES, ONCE = ("dealer", "model-owner"), ("coordinator", "data-owner")
 IDS = (*SERVICES, *ONCE)
 INSIDE = Path("/etc/mpcformer")
 IMAGE = f"mpcformer:{__version__}"
-# A session that does not end is waited for so long at the end, one after the other.
+# How long a service waits at its end for each session that does not end, one after the other.
 LAST_WAIT_S, SERVER_STOP_S = 5, 1
 
 
@@ -42,7 +42,7 @@ def config(party: str) -> AnyConfig:
 
 
 def paths(party: str) -> set[Path]:
-    """What a party's file names, relative to it."""
+    """Return the paths that the file of a party names, relative to that file."""
     settings = config(party)
     assert settings.tls
     named = [settings.tls.authority, settings.tls.certificate, settings.tls.key]
@@ -57,7 +57,7 @@ def port(party: str) -> int | None:
 
 
 def hosts() -> dict[str, str]:
-    """Under which name the others call whom, and that the ports are those that are listened on."""
+    """Return the host name under which each party is called, and check the ports."""
     found = {}
     for settings in map(config, IDS):
         for peer in (value for _, value in settings if isinstance(value, PeerAddress)):
@@ -68,7 +68,7 @@ def hosts() -> dict[str, str]:
 
 
 def callers() -> dict[str, set[str]]:
-    """Who calls whom, from the files: the owners' calls among themselves and to the dealer follow from their lists."""
+    """Return who calls whom by the files; the calls of the owners follow from their lists."""
     called: dict[str, set[str]] = {"coordinator": set(), "dealer": set(), "model-owner": set()}
     for party, settings in ((party, config(party)) for party in IDS):
         if isinstance(settings, CoordinatorConfig):
@@ -84,7 +84,7 @@ def callers() -> dict[str, set[str]]:
 
 
 def check_command(words: list[str]) -> None:
-    """It is a command of this release, with these options, on a file that is one of the examples."""
+    """Assert that this is a command of this release with its options, on one of the example files."""
     commands = typer.main.get_command(build_app()).commands  # type: ignore[attr-defined]
     name, *rest = words
     assert name in commands
@@ -176,7 +176,7 @@ def test_the_cluster_runs_the_example_files(objects: list[dict[str, Any]], party
 def test_the_clusters_names_are_those_in_the_files(objects: list[dict[str, Any]]) -> None:
     services = named(objects, "Service")
     for party, host in hosts().items():
-        # Inside a cluster SERVICE.NAMESPACE is a name.
+        # SERVICE.NAMESPACE is a host name inside a cluster.
         name, _, namespace = host.partition(".")
         service = services.pop(name)
         assert service["metadata"]["namespace"] == namespace
@@ -251,13 +251,13 @@ def test_the_units_are_sound_and_hardened(party: str, tmp_path: Path) -> None:
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze to verify it with")
     here = tmp_path / f"mpcformer-{party}.service"
-    here.write_text(unit.replace(start[0], "/bin/true"))  # verify wants a program that is there
+    here.write_text(unit.replace(start[0], "/bin/true"))  # `verify` demands that the program exists.
     for options in (["verify", "--man=no"], ["security", "--offline=true", "--no-pager", "--threshold=20"]):
         said = subprocess.run(
             ["systemd-analyze", *options, here], capture_output=True, text=True, timeout=60, check=False
         )
         if "unrecognized option" in said.stderr:
-            continue  # an older systemd
+            continue  # This is an older systemd.
         assert said.returncode == 0, said
         assert here.name not in said.stderr, said.stderr
 

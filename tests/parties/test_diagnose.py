@@ -1,4 +1,4 @@
-"""mpcformer doctor --config: what keeps two parties apart is told by name. Real servers, each wrong in one way."""
+"""mpcformer doctor --config names what keeps two parties apart: real servers, each of which is wrong in one way."""
 
 import socket
 import threading
@@ -26,13 +26,13 @@ from parties.settings.config import (
     DataOwnerConfig,
     DealerConfig,
     Insecure,
-    JobConfig,
     ModelOwnerConfig,
     PeerAddress,
     Plaintext,
     TlsFiles,
 )
 from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.wire import diagnose_reply, tls
@@ -45,7 +45,7 @@ MODEL = pb.ModelClaim(student="ab" * 32, facts=b"f" * 32)
 
 @dataclass
 class Site:
-    """Certificates, configurations, and servers that run in this process."""
+    """The certificates, configurations and servers of a test, all in this process."""
 
     folder: Path
     servers: list[grpc.Server] = field(default_factory=list)
@@ -73,7 +73,7 @@ class Site:
             dealer=PeerAddress(id="dealer", address=dealer),
             model_owner=PeerAddress(id="model-owner", address=model_owner),
             data_owner="data-owner",
-            job=JobConfig(task="sst2"),
+            job=JobDescription(task="sst2"),
         )
 
     def data_owner(self, coordinator: str, public: Path, data: Path | None = None, **changes: Any) -> DataOwnerConfig:
@@ -96,7 +96,7 @@ class Site:
         return {row.check: row for row in diagnosis.diagnose(path)}
 
     def seen(self, dealer: str) -> dict[str, Finding]:
-        """What the coordinator's doctor says of a dealer at this address."""
+        """Return what the coordinator's doctor finds about a dealer at this address."""
         rows = self.diagnose(self.coordinator(dealer, closed_port()))
         assert rows["model-owner: address"].status == 3
         return {name.removeprefix("dealer: "): row for name, row in rows.items() if name.startswith("dealer: ")}
@@ -120,7 +120,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
 
 
 def only(rows: dict[str, Finding], check: str, *texts: str) -> None:
-    """This check alone failed, naming what was found and a remedy."""
+    """Assert that only this check failed, and that it states what was found and a remedy."""
     assert wrongs(rows) == {check}, rows
     for text in texts:
         assert text in rows[check].found
@@ -140,7 +140,7 @@ def test_all_well_as_the_coordinator_sees_it(site: Site, tmp_path: Path) -> None
 
 
 def test_all_well_as_the_data_owner_sees_it(site: Site, student: Path, data_dir: Path, tmp_path: Path) -> None:
-    """The coordinator tells it where the others are; its public files are compared with the model owner's claim."""
+    """It learns from the coordinator where the others are, and compares its public files with the model owner's."""
     public = export_public(student, tmp_path / "public")
     served = site.model_owner(student)
     model_owner = site.serve(served, ModelOwner(served).claim())
@@ -153,7 +153,7 @@ def test_all_well_as_the_data_owner_sees_it(site: Site, student: Path, data_dir:
         assert rows["model-owner: student"].found.endswith("as in public_model")
         assert "parquet files in ." in rows["data_dir"].found
         (public / "student.json").write_text('{"sha256": "' + "0" * 64 + '"}')
-        only(site.diagnose(mine), "model-owner: student", "public_model is of 0000000000000000...")
+        only(site.diagnose(mine), "model-owner: student", "public_model belongs to 0000000000000000...")
         export_public(student, tmp_path / "other")
         edited = (tmp_path / "other" / "config.json").read_text().replace('"gelu": "quad"', '"gelu": "relu"')
         (tmp_path / "other" / "config.json").write_text(edited)
@@ -184,11 +184,11 @@ def test_a_closed_port_an_unknown_name_and_silence(site: Site, monkeypatch: pyte
     only(site.seen("nowhere.invalid:7001"), "address", "the name nowhere.invalid does not resolve")
     only(site.seen("hanging.invalid:7001"), "address", "no answer about the name hanging.invalid")
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        only(site.seen(f"127.0.0.1:{silent.getsockname()[1]}"), "TLS", "takes connections and says nothing")
+        only(site.seen(f"127.0.0.1:{silent.getsockname()[1]}"), "TLS", "accepts connections but sends nothing")
 
 
 def unknown(name: str, resolve: Any) -> Any:
-    """A resolver that does not know a name, and hangs over another."""
+    """Return a resolver that does not know a name, and does not answer for another."""
 
     def answer(host: str, *arguments: Any, **options: Any) -> Any:
         if host == name:
@@ -202,7 +202,7 @@ def unknown(name: str, resolve: Any) -> Any:
 
 def test_a_filtered_port(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "STEP_S", 0.5)
-    with socket.socket() as full:  # a queue that is full drops what comes, as a firewall does
+    with socket.socket() as full:  # A full queue drops what arrives, as a firewall does.
         full.bind(("127.0.0.1", 0))
         full.listen(0)
         address = full.getsockname()
@@ -225,10 +225,10 @@ def test_wrong_authorities(site: Site, tmp_path: Path) -> None:
     foreign = tls.make_certificates(tmp_path / "foreign", IDS)
     address = site.serve(site.dealer(tls=foreign["dealer"]))
     only(site.seen(address), "certificate", "it is from another authority than")
-    # The other way round: we believe the dealer, but it does not believe us.
+    # The other way round: we trust the dealer, but it does not trust us.
     mixed = site.tls["dealer"].model_copy(update={"authority": foreign["dealer"].authority})
     address = site.serve(site.dealer(tls=mixed))
-    only(site.seen(address), "our certificate", "dealer refuses ours")
+    only(site.seen(address), "our certificate", "dealer refuses our certificate")
 
 
 def test_expired_certificates(site: Site) -> None:
@@ -269,7 +269,7 @@ def test_other_versions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
         only(site.seen(address), "protocol", "release 9.9.9, here ")
     server, address = start_server(lambda s: None, "127.0.0.1:0", site.tls["dealer"])
     site.servers.append(server)
-    only(site.seen(address), "protocol", "there is no dealer that answers")
+    only(site.seen(address), "protocol", "no dealer answers there")
 
 
 def test_another_role(site: Site, tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_own_key(site: Site) -> None:
     only(rows, "key", "dealer.key is not the key of")
     assert rows["listening, peers"].remedy
     key.write_bytes(b"nonsense")
-    only(site.diagnose(dealer), "certificate files", "is no private key in PEM")
+    only(site.diagnose(dealer), "certificate files", "is not a private key in PEM format")
     key.unlink()
     only(site.diagnose(dealer), "certificate files", "No such file")
     key.write_bytes(mine)
@@ -337,13 +337,13 @@ def test_own_port(site: Site) -> None:
     check, dealer = f"listen 0.0.0.0:{port}", site.dealer(listen=f"0.0.0.0:{port}")
     assert "free" in site.diagnose(dealer)[check].found
     site.serve(dealer)
-    assert site.diagnose(dealer)[check].found == "in use by dealer itself: it runs"
+    assert site.diagnose(dealer)[check].found == "in use by dealer itself: it is running"
     coordinator = site.coordinator(closed_port(), closed_port()).model_copy(update={"listen": f"127.0.0.1:{port}"})
     found = site.diagnose(coordinator)[f"listen 127.0.0.1:{port}"]
     assert found.status == 2
     assert "in use, and not by coordinator: it names ['dealer']" in found.found
     site.tls["dealer"].authority.write_bytes(b"")
-    only(site.diagnose(dealer), "certificate files", "authority.pem is no certificate")
+    only(site.diagnose(dealer), "certificate files", "authority.pem is not a certificate in PEM format")
 
 
 def test_without_tls_only_what_there_is_is_checked(site: Site) -> None:

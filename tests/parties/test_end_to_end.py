@@ -1,7 +1,8 @@
-"""Real processes, real gRPC, real CrypTen: a tiny student's private evaluation, and what its folder holds."""
+"""A tiny student runs privately between real processes over gRPC, and the run's folder contains what it should."""
 
 import json
 import re
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,21 +16,19 @@ from mpcformer.errors import MPCFormerError, RangeError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student
 from parties.runs import local_run, simulation
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import ModelOwnerConfig
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from tests.tiny import GOOD, save_parquet, save_student
 
 
-def job_for(student: Path, data: Path, /, **changes: object) -> InferenceJob:
-    values = {
-        "student": student,
-        "teacher": local_run.teacher_of(student),
-        "task": "sst2",
-        "data_dir": data,
-        "batch_size": 5,
-    }
-    return InferenceJob(**(values | changes))  # type: ignore[arg-type]
+def job_for(student: Path, data: Path, /, **changes: object) -> LocalRunOptions:
+    """Return the options of a small run; `changes` may name fields of the job as well."""
+    asked = {field.name: changes.pop(field.name) for field in fields(JobDescription) if field.name in changes}
+    job = JobDescription(**({"task": "sst2", "batch_size": 5} | asked))  # type: ignore[arg-type]
+    options = LocalRunOptions(student, local_run.teacher_of(student), job, data)
+    return replace(options, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +76,7 @@ def test_results_have_the_promised_shape(finished: Path, student: Path) -> None:
 
 
 def test_bytes_and_rounds_on_the_wire_are_what_the_dry_run_says(finished: Path, student: Path) -> None:
-    """What an engine counts without running is what the wire carried; the frames add little."""
+    """What an engine counts without running is what the channels carry, apart from a little for the frames."""
     from mpcformer.engines.base import BatchShape
     from mpcformer.engines.registry import estimate_batch
     from mpcformer.modeling import load_tokenizer

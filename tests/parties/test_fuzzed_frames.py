@@ -1,4 +1,4 @@
-"""Ten thousand frames that no honest party sends: refused by a ProtocolError, or read for exactly what they hold."""
+"""Ten thousand frames that no honest party sends are refused by a ProtocolError, or read as exactly what they hold."""
 
 import random
 import tracemalloc
@@ -34,7 +34,7 @@ Frames = list[pb.Frame]
 
 @pytest.fixture
 def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Messages of several frames without megabytes; and no tensor but those expected."""
+    """Make frames small, so messages have several frames, and fail if any tensor is made but the expected ones."""
     monkeypatch.setattr(frames, "FRAME_BYTES", PIECE)
     shapes = {tuple(tensor.shape) for message in MESSAGES for tensor in message}
     empty = torch.empty
@@ -47,7 +47,7 @@ def small_frames(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def judge(frames: Frames, message: list[torch.Tensor]) -> bool:
-    """Read what claims to be `message`; whether it was accepted."""
+    """Read frames that claim to be `message`; return whether they were accepted."""
     specs = [Spec.of(tensor) for tensor in message]
     try:
         tensors, _ = from_frames(iter(frames), specs, **LABELS)
@@ -68,7 +68,7 @@ def judge(frames: Frames, message: list[torch.Tensor]) -> bool:
 
 
 def garble(data: bytes, generator: random.Random) -> bytes:
-    """One or two mutations of serialised bytes."""
+    """Return serialised bytes with one or two mutations."""
     for _ in range(generator.randint(1, 2)):
         at, end = sorted(generator.randint(0, len(data)) for _ in range(2))
         end = min(end, at + 20)
@@ -90,7 +90,7 @@ def garble(data: bytes, generator: random.Random) -> bytes:
 
 
 def change_field(frames: Frames, generator: random.Random) -> None:
-    """One field of one frame, or the order of frames; payloads keep their bytes."""
+    """Change one field of one frame, or the order of frames, but no byte of a payload."""
     frame = generator.choice(frames)
     header = generator.choice(frame.tensors) if frame.tensors else frame.tensors.add()
     number = generator.choice(NUMBERS)
@@ -128,7 +128,7 @@ def test_frames_garbled_byte_by_byte() -> None:
         try:
             frames[place] = pb.Frame.FromString(garble(frames[place].SerializeToString(), generator))
         except DecodeError:
-            continue  # gRPC ends the stream, see below
+            continue  # gRPC ends the stream, as a test below shows.
         n_parsed += 1
         n_accepted += judge(frames, MESSAGES[which])
     peak = tracemalloc.get_traced_memory()[1]
@@ -139,7 +139,7 @@ def test_frames_garbled_byte_by_byte() -> None:
 
 @pytest.mark.usefixtures("small_frames")
 def test_frames_changed_field_by_field() -> None:
-    """Payloads are the honest ones: what is accepted is the honest message."""
+    """The payloads are honest, so whatever is accepted must be the honest message."""
     generator = random.Random(1)
     n_accepted = 0
     tracemalloc.start()
@@ -179,7 +179,7 @@ def test_a_frame_full_of_claims_costs_no_more_than_itself(change: Callable[[pb.F
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8 << 20
-    # The error is reported to the coordinator, in a message that is limited itself.
+    # The error is reported to the coordinator, in a message whose size is limited too.
     assert len(str(caught.value)) < 1000
 
 
@@ -198,9 +198,9 @@ GARBAGE = {
 @pytest.mark.parametrize("name", GARBAGE)
 @pytest.mark.parametrize("liar", ["model-owner", "data-owner"])
 def test_what_is_no_frame_ends_the_stream_typed(name: str, liar: str, files: dict[str, TlsFiles]) -> None:
-    """Either owner may be the one that sends it."""
+    """Either owner may send something that is no frame."""
     honest = {"model-owner": "data-owner", "data-owner": "model-owner"}[liar]
-    channel = PeerChannel(me=honest, peer=liar, session_id=b"s" * 16)
+    channel = PeerChannel(party_id=honest, peer_id=liar, session_id=b"s" * 16)
     big = [("grpc.max_send_message_length", 1 << 24)]
 
     def add(server: grpc.Server) -> None:
@@ -226,5 +226,5 @@ def test_what_is_no_frame_ends_the_stream_typed(name: str, liar: str, files: dic
         channel.receive([Spec(torch.int64, (3,))])
     link.close()
     channel.close()
-    # Not waited for: a gRPC server may never stop after a request that did not parse.
+    # The test does not wait: a gRPC server may never stop after a request that did not parse.
     server.stop(0)

@@ -1,4 +1,4 @@
-"""What the dealer is asked for by a stranger to the rules: refused by a ProtocolError, or dealt as it was specified."""
+"""Requests that break the dealer's rules are refused by a ProtocolError; all others are dealt as specified."""
 
 import math
 import random
@@ -15,11 +15,12 @@ from mpcformer.correlations import Request, correction_specs, deal, validate
 from mpcformer.correlations.kinds import KINDS
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
-from parties.roles.dealer import DealerService, from_wire, to_wire
+from parties.roles.dealer import DealerService
 from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import tls
+from parties.wire.correlation_requests import from_wire, to_wire
 from parties.wire.frames import open_channel, start_server
 from tests.parties.test_fuzzed_frames import garble
 
@@ -67,7 +68,7 @@ OPS = (
 
 
 def change(message: pb.CorrelationRequest, generator: random.Random) -> None:
-    """One field, to what it may be elsewhere or nowhere."""
+    """Change one field to a value that may be right for other requests, or for none."""
     shape = generator.choice(message.shapes) if message.shapes else message.shapes.add()
     size, param = generator.choice(SIZES), generator.choice(PARAMS)
     place = generator.randrange(8)
@@ -90,7 +91,7 @@ def change(message: pb.CorrelationRequest, generator: random.Random) -> None:
 
 
 def fuzzed(index: int) -> pb.CorrelationRequest:
-    """An honest request with one to three changes, every third time of its bytes instead of its fields."""
+    """Return an honest request with one to three changed fields, or every third time with changed bytes."""
     generator = random.Random(index)
     message = to_wire(generator.choice(HONEST))
     if index % 3:
@@ -105,13 +106,13 @@ def fuzzed(index: int) -> pb.CorrelationRequest:
 
 
 def is_small(request: Request) -> bool:
-    """Whether it may be dealt in a test: its operands are small, and what is dealt."""
+    """Return whether a request is small enough to be dealt in a test."""
     sizes = [math.prod(shape) for shape in request.shapes]
     return sum(sizes) + sum(spec.n_bytes for spec in correction_specs(request)) < SMALL
 
 
 def refusal(request: Request) -> str:
-    """Why it is refused; empty if it is not."""
+    """Return why a request is refused, or an empty string."""
     try:
         validate(request)
     except ProtocolError as error:
@@ -145,7 +146,7 @@ def test_fuzzed_requests_are_refused_or_dealt_as_specified() -> None:
 def test_validation_takes_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     requests = [from_wire(fuzzed(index)) for index in range(N_REQUESTS // 4)]
     for request in requests:
-        refusal(request)  # what torch imports at its first use is not counted
+        refusal(request)  # The first use makes torch import modules, which is not to be counted.
 
     def refuse(*args: object, **kwargs: object) -> torch.Tensor:
         raise AssertionError("a tensor was made")
@@ -186,7 +187,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
 
 @pytest.fixture
 def stubs(files: dict[str, TlsFiles]) -> Iterator[list[rpc.DealerStub]]:
-    """The model owner's and the data owner's, at a running dealer."""
+    """Return the stubs with which model owner and data owner call a running dealer."""
     service = DealerService("dealer", ["model-owner", "data-owner"])
     server, address = start_server(
         lambda s: rpc.add_DealerServicer_to_server(service, s), "127.0.0.1:0", files["dealer"]
@@ -200,11 +201,11 @@ def stubs(files: dict[str, TlsFiles]) -> Iterator[list[rpc.DealerStub]]:
 
 
 def test_fuzzed_calls_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
-    """Its service answers, or says why not: no call ends in an exception of its own."""
+    """The service answers or says why it refuses: no call ends with an exception inside the dealer."""
     generator, refused, n_dealt = random.Random(0), set(), 0
     session, first = SESSION, 0
     for stub in stubs:
-        stub.OpenSession(pb.OpenSessionRequest(session_id=session), timeout=5)
+        stub.OpenSession(iter([pb.OpenSessionRequest(session_id=session)]), timeout=5)
     for index in range(N_CALLS):
         plan = [fuzzed(index + N_REQUESTS)] * generator.choice((0, 1, 1, 1, 2))
         requests = [from_wire(item) for item in plan]
@@ -216,7 +217,7 @@ def test_fuzzed_calls_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
         if index % 11 == 0:
             message.session_id = generator.randbytes(generator.choice((0, 16, 17)))
         try:
-            n_frames = len(list(stubs[0].Deal(message, timeout=5)))
+            n_frames = len(list(stubs[0].Deal(iter([message]), timeout=5)))
             assert n_frames == len(plan), "small ones take a frame each"
             first += len(plan)
             n_dealt += 1
@@ -233,6 +234,6 @@ def test_fuzzed_sessions_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
         length = generator.choice((0, 1, 15, 16, 16, 16, 17, 4096))
         request = pb.OpenSessionRequest(session_id=generator.randbytes(length))
         with pytest.raises(grpc.RpcError, match="no such session") as caught:
-            stubs[0].OpenSession(request, timeout=5)
+            stubs[0].OpenSession(iter([request]), timeout=5)
         assert caught.value.code() == grpc.StatusCode.NOT_FOUND
-    assert len(stubs[0].OpenSession(pb.OpenSessionRequest(session_id=SESSION), timeout=5).seed) == 16
+    assert len(stubs[0].OpenSession(iter([pb.OpenSessionRequest(session_id=SESSION)]), timeout=5).seed) == 16

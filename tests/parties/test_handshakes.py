@@ -1,4 +1,4 @@
-"""Bad handshakes on the link between the owners, either end being the liar: refused, typed, and nothing is served."""
+"""Bad handshakes between the owners, with either end as the liar, are refused with a typed error and serve nothing."""
 
 import datetime
 import time
@@ -25,13 +25,13 @@ from tests.parties.sessions import PeerService
 
 DAY, PAST = datetime.timedelta(days=1), datetime.timedelta(minutes=-1)
 GREETING = torch.arange(3)
-# With wait_for_ready a call whose handshake is refused waits for a better one, until the deadline.
+# With wait_for_ready a call whose handshake is refused tries again until the deadline.
 DEADLINE_S, LIMIT_S = 0.7, 5.0
 
 
 @dataclass
 class Authority:
-    """One whose key is not forgotten."""
+    """A certificate authority with its key."""
 
     key: ec.EllipticCurvePrivateKey
     certificate: x509.Certificate
@@ -42,12 +42,12 @@ class Authority:
         return Authority(key, tls._certificate(name, key, None, key, DAY))
 
     def issue(self, folder: Path, name: str, trusted: "Authority", validity: datetime.timedelta = DAY) -> TlsFiles:
-        """Files of `name`, who trusts `trusted`."""
+        """Return the files of `name`, who trusts the authority `trusted`."""
         key = ec.generate_private_key(ec.SECP256R1())
         return self.write(folder, tls._certificate(name, key, self.certificate, self.key, validity), key, trusted)
 
     def self_signed(self, folder: Path, name: str) -> TlsFiles:
-        """Files of `name` that it issued itself, and who trusts this authority."""
+        """Return files of `name` with a certificate that it signed itself; it trusts this authority."""
         own = Authority.new(name)
         certificate = tls._certificate(name, own.key, own.certificate, own.key, DAY)
         return self.write(folder, certificate, own.key, self)
@@ -67,7 +67,7 @@ class Authority:
 
 
 class Served(PeerChannel):
-    """The model owner's end, and whether anybody got through to it."""
+    """The model owner's end, which notes whether any stream reached it."""
 
     served = False
 
@@ -78,7 +78,7 @@ class Served(PeerChannel):
 
 @dataclass
 class Ended:
-    """How a call ended."""
+    """The end of a call: what was received, the error, and whether the server served the stream."""
 
     received: list[torch.Tensor]
     error: PartyError | None
@@ -86,13 +86,13 @@ class Ended:
 
 
 def call(server_files: TlsFiles, caller_files: TlsFiles, wait: bool) -> Ended:
-    """The data owner calls the model owner, who greets; as in production, but with a short deadline."""
-    serving = Served(me="model-owner", peer="data-owner", session_id=b"s" * 16)
+    """Let the data owner call the model owner, who sends a greeting; as in production, but with a short deadline."""
+    serving = Served(party_id="model-owner", peer_id="data-owner", session_id=b"s" * 16)
     serving.send([GREETING])
     server, address = start_server(
         lambda s: rpc.add_PeerServicer_to_server(PeerService(serving), s), "127.0.0.1:0", server_files
     )
-    channel = PeerChannel(me="data-owner", peer="model-owner", session_id=b"s" * 16)
+    channel = PeerChannel(party_id="data-owner", peer_id="model-owner", session_id=b"s" * 16)
     link = open_channel(address, "model-owner", caller_files)
     timeout = DEADLINE_S if wait else LIMIT_S
     stream = rpc.PeerStub(link).Exchange(channel.outgoing(), wait_for_ready=wait, timeout=timeout)
@@ -118,7 +118,7 @@ def authority() -> Authority:
 
 
 def liars_files(what: str, who: str, authority: Authority, folder: Path) -> TlsFiles:
-    """What a liar who says it is `who` shows; it trusts the right authority, so that it is the one refused."""
+    """Return the files of a liar that claims to be `who`; it trusts the right authority, so only its peer refuses."""
     if what == "another authority":
         return Authority.new("another authority").issue(folder, who, authority)
     if what == "an authority of the same name":
@@ -161,7 +161,7 @@ def test_no_certificate(wait: bool, authority: Authority, tmp_path: Path, monkey
 
 
 def test_good_certificates_are_all_that_is_needed(authority: Authority, tmp_path: Path) -> None:
-    """The same call, with nothing wrong: so it is the certificates that the others are refused for."""
+    """The same call succeeds with good certificates, so the other calls fail because of theirs."""
     files = {name: authority.issue(tmp_path / name, name, authority) for name in ("model-owner", "data-owner")}
     ended = call(files["model-owner"], files["data-owner"], wait=True)
     assert ended.error is None

@@ -1,14 +1,17 @@
-"""report.html of a real run, and of values that a real run has only elsewhere: all of it shown, nothing loaded."""
+"""report.html of a real run and of other values: it shows everything, loads nothing, and clips nothing."""
 
 import copy
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
+from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file
 from parties.runs import local_run, report
 from parties.runs.html_report import DASH, bar_chart, render, seconds, size
@@ -31,7 +34,7 @@ def values(run: Path) -> dict[str, Any]:
 
 @pytest.fixture
 def of_coordinator(values: dict[str, Any]) -> dict[str, Any]:
-    """What a coordinator knows of the same run."""
+    """Return what a coordinator knows of the same run."""
     for local in ("device", "threads_per_party", "label_agreement_tolerance"):
         del values[local]
     values["metrics"] |= {"teacher": None, "student": None}
@@ -46,13 +49,13 @@ def of_coordinator(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def text_of(html: str) -> str:
-    """What a reader sees, white space collapsed."""
+    """Return what a reader sees, with white space collapsed."""
     body = html.partition("<body>")[2]
     return " ".join(unescape(re.sub(r"<[^>]*>", " ", body)).split())
 
 
 def cells(html: str, section: str) -> dict[str, list[str]]:
-    """A section's table rows by their header, without the exact bytes below a size."""
+    """Return the table rows of a section by their header, without the exact bytes below a size."""
     part = html.partition(f'<h2 id="{section}">')[2].partition("</section>")[0]
     rows = re.findall(r'<th scope="row">(.*?)</th>(.*?)</tr>', part, re.DOTALL)
     return {name: re.findall(r"<td[^>]*>([^<]*)", row) for name, row in rows}
@@ -69,7 +72,9 @@ def test_the_terminals_last_line_names_it(
     run: Path, values: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     report.show(values, run)
-    assert capsys.readouterr().out.splitlines()[-1].endswith(str(run / "report.html"))
+    *_, before, last = capsys.readouterr().out.splitlines()
+    assert before == f"Everything is in {run} (results.json, predictions.parquet, logs/)."
+    assert last.endswith(str(run / "report.html"))
 
 
 def test_every_number_appears(values: dict[str, Any]) -> None:
@@ -132,17 +137,34 @@ def test_nothing_is_loaded_and_nothing_runs(run: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [("task",), ("engine",), ("insecure",), ("student", "gelu"), ("threat_model", "leaks")]
+    "path",
+    [("task",), ("engine",), ("insecure",), ("student", "gelu"), ("student", "sha256"), ("threat_model", "leaks")],
 )
-def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...]) -> None:
+def test_text_is_escaped(values: dict[str, Any], path: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    # A report prints the title of a form that is registered, and refuses any other.
+    script = '<script>alert("x")</script>'
+    monkeypatch.setitem(GELU_FORMS, script, replace(GELU_FORMS["quad"], name=script, title=script))
     inner = values
     for key in path[:-1]:
         inner = inner[key]
-    inner[path[-1]] = '<script>alert("x")</script>'
+    inner[path[-1]] = script
     values["online"]["breakdown_seconds"]["<script>"] = 1.0
     html = render(values)
     assert "<script" not in html
     assert "&lt;script&gt;alert(&#34;x&#34;)&lt;/script&gt;" in html
+
+
+@pytest.mark.parametrize("kind", ["gelu", "softmax"])
+def test_an_unknown_form_is_refused(values: dict[str, Any], kind: str) -> None:
+    values["student"][kind] = '<script>alert("x")</script>'
+    with pytest.raises(UserInputError, match=r"script.* is unknown"):
+        render(values)
+
+
+@pytest.mark.parametrize("name", SOFTMAX_FORMS)
+def test_every_form_has_a_title(values: dict[str, Any], name: str) -> None:
+    values["student"]["softmax"] = name
+    assert f"GeLU: Quad; softmax: {SOFTMAX_FORMS[name].title}" in text_of(render(values))
 
 
 def test_a_dash_and_why_where_the_coordinator_knows_nothing(of_coordinator: dict[str, Any]) -> None:
@@ -257,6 +279,22 @@ def test_an_engine_without_a_breakdown_is_an_empty_chart() -> None:
 
 def test_a_browser_renders_it(run: Path, tmp_path: Path) -> None:
     check_page(run / "report.html", tmp_path, "Where the online time goes", "Threat model")
+
+
+def test_a_browser_clips_nothing_of_a_large_run(values: dict[str, Any], tmp_path: Path) -> None:
+    online = values["online"]
+    for phase in ("setup", "offline", "online"):
+        values[phase]["seconds"] = 234_567.8
+        values[phase]["bytes"] = dict.fromkeys(values[phase]["bytes"], 987_654_321_098_765)
+    online["breakdown_seconds"] = dict.fromkeys(online["breakdown_seconds"], 234_567.8)
+    for party in online["by_party"]:
+        online["by_party"][party] = {
+            "seconds": online["breakdown_seconds"],
+            "waited": dict.fromkeys(online["breakdown_seconds"], 112_233.4),
+        }
+    values["examples"] = 1_234_567
+    (tmp_path / "report.html").write_text(render(values | {"insecure": "INSECURE " * 40}))
+    check_page(tmp_path / "report.html", tmp_path, "898.3 TiB", "234,568 s")
 
 
 def test_work_and_waiting_are_told_apart_by_party(values: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""INSECURE is agreed on: a party whose file differs from the coordinator's is refused, a run resumed otherwise too."""
+"""Parties whose insecure settings differ from the coordinator's are refused; so is resuming a run with other ones."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,12 +9,13 @@ from mpcformer.errors import UserInputError
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
 from parties.runs import deployed_run
-from parties.settings.config import PROTOCOL_VERSION, CoordinatorConfig, Insecure, JobConfig, PeerAddress
+from parties.settings.config import PROTOCOL_VERSION, CoordinatorConfig, Insecure, PeerAddress
 from parties.settings.insecure import text
+from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from parties.wire.tls import make_certificates
 
-JOB = JobConfig(task="sst2")
+JOB = JobDescription(task="sst2")
 FIXED = Insecure(fixed_seed=7)
 
 
@@ -57,7 +58,7 @@ def test_a_party_whose_file_differs_is_refused(
 def test_a_run_is_resumed_as_it_began(
     config: CoordinatorConfig, tmp_path: Path, before: Insecure | None, now: Insecure | None
 ) -> None:
-    Journal(tmp_path / "run.partial" / FILE_NAME, JOB.model_dump() | {"insecure": text(before)})
+    Journal(tmp_path / "run.partial" / FILE_NAME, JOB.to_json() | {"insecure": text(before)})
     config.insecure = now
-    with pytest.raises(UserInputError, match="is of another job: insecure"):
+    with pytest.raises(UserInputError, match="belongs to another job: insecure"):
         deployed_run.run(config, tmp_path / "run", resume=True)

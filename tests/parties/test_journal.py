@@ -1,4 +1,4 @@
-"""Finished batches are on disk; a run goes on from the last whole one, with the same job, data and student only."""
+"""Finished batches are on disk, and a run continues from the last one if job, data and student are the same."""
 
 import errno
 import json
@@ -60,10 +60,10 @@ def test_another_jobs_journal_or_none(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match=f"{FILE_NAME} does not exist"):
         Journal(path, JOB, resume=True)
     Journal(path, JOB).close()
-    with pytest.raises(UserInputError, match="is of another job: limit"):
+    with pytest.raises(UserInputError, match="belongs to another job: limit"):
         Journal(path, JOB | {"limit": 3}, resume=True)
     path.write_text("")
-    with pytest.raises(UserInputError, match="is of another job"):
+    with pytest.raises(UserInputError, match="belongs to another job"):
         Journal(path, JOB, resume=True)
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
@@ -116,8 +116,8 @@ def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
     monkeypatch.undo()
 
     for changed, message in (
-        ({"batch_size": 3}, "is of another job: batch_size"),
-        ({"limit": 7}, "is of another job: limit"),
+        ({"batch_size": 3}, "belongs to another job: batch_size"),
+        ({"limit": 7}, "belongs to another job: limit"),
     ):
         with pytest.raises(UserInputError, match=message):
             local_run.run(job_for(student, data_dir, **({"batch_size": 4} | changed)), out, resume=True)
@@ -130,7 +130,7 @@ def test_a_full_disk_leaves_no_result_and_the_run_goes_on_from_there(
 
 
 def test_other_data_or_another_student_is_noticed(student: Path, data_dir: Path, tmp_path: Path) -> None:
-    """The coordinator between organisations has neither: the owners tell it."""
+    """A coordinator between organisations has neither data nor student: the owners notice a change."""
     logs = tmp_path / "logs"
     logs.mkdir()
     job = job_for(student, data_dir, batch_size=6)

@@ -1,4 +1,4 @@
-"""Shaped links: they delay and slow as they say, and an attacker on them cannot change a result."""
+"""Relays give links the round-trip time and the rate that was asked for, and an attacker on them changes no result."""
 
 import socket
 import threading
@@ -17,7 +17,7 @@ from tests.parties.test_end_to_end import job_for
 
 
 class Echo:
-    """A server that sends back what it receives."""
+    """Yield the address of a server that sends back what it receives."""
 
     def __init__(self) -> None:
         self._server = socket.create_server(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ def connect(address: str) -> socket.socket:
 
 
 def exchange(end: socket.socket, data: bytes) -> tuple[bytes, float]:
-    """What comes back, and how long it took."""
+    """Return what comes back, and how many seconds that took."""
     started = time.monotonic()
     sender = threading.Thread(target=end.sendall, args=(data,))
     sender.start()
@@ -117,7 +117,7 @@ def test_a_run_on_a_shaped_network_reports_it_and_takes_its_rounds_time(
 def test_a_bit_flipped_on_the_network_never_gives_a_result(
     student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TLS notices, the parties end, and the error names one of them."""
+    """TLS notices a change, the parties end, and the error names one of them."""
     made: list[Relay] = []
 
     class Attacked(Relays):

@@ -1,4 +1,4 @@
-"""Without TLS, for measurements on one machine: it works, says so everywhere, and does not mix with TLS."""
+"""Runs without TLS, for measurements on one machine, work, say so everywhere, and do not mix with TLS."""
 
 import json
 from collections.abc import Iterator
@@ -10,12 +10,14 @@ import pytest
 
 from parties.roles.dealer import DealerService
 from parties.runs import local_run
-from parties.runs.simulation import InferenceJob
+from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import Credentials, Insecure, Plaintext, TlsFiles
+from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.callers import PARTY_HEADER
 from parties.wire.frames import open_channel, start_server
-from parties.wire.tls import PARTY_HEADER, make_certificates
+from parties.wire.tls import make_certificates
 
 SESSION = b"s" * 16
 TIMEOUT_S = 5
@@ -40,7 +42,7 @@ def dealer(credentials: Credentials) -> Iterator[str]:
 def call(address: str, credentials: Credentials, metadata: tuple[tuple[str, str], ...] = ()) -> bytes:
     with open_channel(address, "dealer", credentials) as channel:
         request = pb.OpenSessionRequest(session_id=SESSION)
-        return bytes(rpc.DealerStub(channel).OpenSession(request, timeout=TIMEOUT_S, metadata=metadata).seed)
+        return bytes(rpc.DealerStub(channel).OpenSession(iter([request]), timeout=TIMEOUT_S, metadata=metadata).seed)
 
 
 def code_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
@@ -51,7 +53,7 @@ def code_of(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
 def test_a_run_without_tls_works_and_says_so_everywhere(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    job = InferenceJob(student, None, "sst2", data_dir=data_dir, limit=4, insecure=Insecure(plaintext=True))
+    job = LocalRunOptions(student, None, JobDescription("sst2", limit=4), data_dir, insecure=Insecure(plaintext=True))
     local_run.check(job, tmp_path / "run")
     values = local_run.run(job, tmp_path / "run")
     assert values["label_agreement"] == 1.0
@@ -87,7 +89,7 @@ def test_a_caller_that_is_in_no_list_is_refused_without_tls_too() -> None:
         assert code_of(caught) == grpc.StatusCode.PERMISSION_DENIED
         silent = grpc.secure_channel(address, grpc.local_channel_credentials())
         with silent, pytest.raises(grpc.RpcError, match="names \\['nobody'\\]") as caught:
-            rpc.DealerStub(silent).OpenSession(pb.OpenSessionRequest(session_id=SESSION), timeout=TIMEOUT_S)
+            rpc.DealerStub(silent).OpenSession(iter([pb.OpenSessionRequest(session_id=SESSION)]), timeout=TIMEOUT_S)
         assert code_of(caught) == grpc.StatusCode.PERMISSION_DENIED
 
 

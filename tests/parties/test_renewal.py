@@ -1,4 +1,4 @@
-"""Renewed certificates: taken by a running server, never half, and refused where the authority is not there."""
+"""A running server uses renewed certificates, never half a pair; renewing needs the authority's key."""
 
 import datetime
 import socket
@@ -38,7 +38,7 @@ def files(folder: Path) -> dict[str, TlsFiles]:
 
 @pytest.fixture
 def dealer(files: dict[str, TlsFiles]) -> Iterator[str]:
-    """A running dealer's address."""
+    """Return the address of a running dealer."""
     service = DealerService("dealer", ["model-owner", "data-owner"])
     with service.session(b"s" * 16, "model-owner", "data-owner"):
         server, address = start_server(
@@ -53,7 +53,7 @@ def serial(path: Path) -> int:
 
 
 def served(address: str, caller: TlsFiles) -> int:
-    """The serial number of the certificate that a new connection sees."""
+    """Return the serial number of the certificate that a new connection sees."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.load_verify_locations(caller.authority)
     context.load_cert_chain(caller.certificate, caller.key)
@@ -69,7 +69,7 @@ def served(address: str, caller: TlsFiles) -> int:
 
 def open_session(address: str, caller: TlsFiles) -> bytes:
     with open_channel(address, "dealer", caller) as channel:
-        return rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=b"s" * 16), timeout=5).seed
+        return rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=b"s" * 16)]), timeout=5).seed
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -103,13 +103,13 @@ def test_an_expired_caller_is_let_in_once_it_is_renewed(dealer: str, folder: Pat
 def test_a_half_installed_pair_changes_nothing(
     dealer: str, folder: Path, files: dict[str, TlsFiles], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Somebody copies the files one by one: the server keeps the old pair until both are there."""
+    """When the files are copied one by one, the server keeps the old pair until both new files are there."""
     before = serial(files["dealer"].certificate)
     new_certificate, new_key = _new_pair(folder)
     files["dealer"].key.write_bytes(new_key)
     for _ in range(2):
         assert served(dealer, files["data-owner"]) == before
-    assert caplog.text.count("the certificate stays as it was") == 1, "said once, not at each handshake"
+    assert caplog.text.count("still shows the old certificate") == 1, "said once, not at each handshake"
     assert "dealer.key is not the key of" in caplog.text
     files["dealer"].certificate.write_bytes(new_certificate)
     assert served(dealer, files["data-owner"]) == serial(files["dealer"].certificate) != before
@@ -147,7 +147,7 @@ def test_a_crash_leaves_the_old_pair_or_the_new(
     with pytest.raises(KeyboardInterrupt):
         tls.renew_certificates(folder, ["dealer"])
     monkeypatch.undo()
-    identity.read(files["dealer"])  # they fit
+    identity.read(files["dealer"])  # The files belong together.
     assert (served(dealer, files["data-owner"]) == before) == (n_renames == 0)
     tls.renew_certificates(folder, ["dealer"])
     assert not list(folder.glob("*.new"))

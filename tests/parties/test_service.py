@@ -1,4 +1,4 @@
-"""Services: who is let in and how many, that sessions leave nothing behind, health, shutdown, metrics."""
+"""Services: admission and quotas, sessions that leave nothing behind, health, shutdown, metrics."""
 
 import queue
 import threading
@@ -14,15 +14,16 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mpcformer.errors import PartyError, RangeError
-from parties.__main__ import _take_part
 from parties.roles.coordinator import Coordinator
 from parties.roles.dealer import Dealer
 from parties.roles.journal import Journal
 from parties.roles.membership import Membership
 from parties.roles.results import Results
 from parties.roles.service import SessionHost
+from parties.roles.start_party import _take_part
 from parties.settings import metrics
-from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, JobConfig, PeerAddress, TlsFiles
+from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, PeerAddress, TlsFiles
+from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -41,7 +42,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
 
 
 class Service:
-    """A dealer in this process, and coordinators that hold sessions of it open."""
+    """A dealer in this process, and coordinators that keep sessions at it open."""
 
     def __init__(self, files: dict[str, TlsFiles], **changes: object) -> None:
         settings: dict[str, object] = {
@@ -65,7 +66,7 @@ class Service:
     def order(
         self, session: bytes, *, coordinator: str = "coordinator", **changes: str
     ) -> tuple[Iterator[pb.PartyEvent], Callable[[pb.Command | None], None]]:
-        """The events of a session that is ordered, and how to send it commands."""
+        """Order a session; return its events, and a function that sends it commands."""
         channel = self._open.enter_context(open_channel(self.address, "dealer", self.files[coordinator]))
         commands: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
         named = {"dealer": "dealer", "model_owner": "model-owner", "data_owner": "data-owner"} | changes
@@ -74,14 +75,14 @@ class Service:
         return events, commands.put
 
     def begin(self, session: bytes, **changes: str) -> Callable[[pb.Command | None], None]:
-        """A session that is ready."""
+        """Order a session, wait until it is ready, and return a function that sends it commands."""
         events, send = self.order(session, **changes)
         wait_for(events, "ready")
-        self._kept.append(events)  # a call that nobody holds is cancelled
+        self._kept.append(events)  # A call is cancelled as soon as nothing refers to it.
         return send
 
     def refusal(self, session: bytes, **changes: str) -> tuple[grpc.StatusCode, str]:
-        """How a session is turned away."""
+        """Order a session that is refused; return the status and the reason."""
         events, _ = self.order(session, **changes)
         with pytest.raises(grpc.RpcError) as caught:
             list(events)
@@ -133,7 +134,7 @@ def test_only_whom_the_configuration_names(service: Service) -> None:
 
 def ask_for_seed(service: Service, number: bytes, owner: str) -> bytes:
     with open_channel(service.address, "dealer", service.files[owner]) as channel:
-        reply = rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=number), timeout=5)
+        reply = rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=number)]), timeout=5)
         return bytes(reply.seed)
 
 
@@ -178,13 +179,13 @@ def test_a_coordinator_that_goes_away_ends_its_session_alone(service: Service) -
 
 
 def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Service) -> None:
-    """Otherwise nothing would end the session: not silence, not a deadline, not the coordinator's end."""
+    """Otherwise nothing would end the session: neither silence nor a deadline nor the end of the coordinator."""
     config = service.config
     for command, what in (
         (pb.Command(finish=pb.Finish()), "dismissed this party before its part was done"),
         (pb.Command(job=pb.Job()), "gave a second job"),
     ):
-        membership = Membership(config, role="model-owner", coordinator="coordinator")
+        membership = Membership(config, role="model-owner", coordinator_id="coordinator")
         commands: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
         membership.listen(iter(commands.get, None))
         commands.put(pb.Command(job=pb.Job(task="sst2")))
@@ -197,8 +198,8 @@ def test_who_computes_cannot_be_dismissed_and_a_job_is_given_once(service: Servi
 
 
 def test_figures_of_the_weights_stay_with_their_owner(service: Service) -> None:
-    """A model is refused by name; how large its values are is for the owner's own log."""
-    membership = Membership(service.config, role="model-owner", coordinator="coordinator")
+    """The others are told which model is refused; only the owner's own log says how large its values are."""
+    membership = Membership(service.config, role="model-owner", coordinator_id="coordinator")
     error = RangeError("layer.0.output may reach 2.3e+05", "distil again", told="layer.0.output may reach too far")
     membership.abort(error)
     failure = next(event for event in membership.events() if event.HasField("failure")).failure
@@ -208,7 +209,7 @@ def test_figures_of_the_weights_stay_with_their_owner(service: Service) -> None:
 
 
 def test_callers_that_send_nothing_keep_nobody_out(service: Service) -> None:
-    """A certificate of the authority, on no list: its calls are refused before their message is waited for."""
+    """A caller with a certificate that no list names is refused before the service waits for its message."""
     silent: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
     methods = ("Dealer/OpenSession", "Dealer/Deal", "Party/Diagnose", "grpc.health.v1.Health/Watch")
     with open_channel(service.address, "dealer", service.files["stranger"]) as channel:
@@ -268,7 +269,7 @@ def test_metrics_are_numbers_on_a_loopback_port(files: dict[str, TlsFiles], serv
 
 
 class Sessions:
-    """Services as processes, and whole sessions whose coordinator and data owner are threads of this one."""
+    """Services as processes, and whole sessions whose coordinator and data owner are threads of this process."""
 
     def __init__(self, cast: Cast) -> None:
         self.cast = cast
@@ -276,7 +277,7 @@ class Sessions:
         self._n = 0
 
     def run(self) -> Results:
-        """One session."""
+        """Run one session and return its results."""
         self._n += 1
         before = self.cast.configs["coordinator"]
         assert isinstance(before, CoordinatorConfig)
@@ -306,7 +307,7 @@ class Sessions:
             coordinator.stop()
 
     def used(self) -> dict[str, tuple[int, int, int]]:
-        """(resident bytes, threads, file handles) of each service."""
+        """Return (resident bytes, threads, file handles) of each service."""
         found = {}
         for name, process in self.cast.processes.items():
             one = psutil.Process(process.pid)
@@ -322,7 +323,7 @@ def sessions(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path
         public=export_public(student, tmp_path / "public"),
         data_dir=data_dir,
         tls={name: files[name] for name in PARTIES},
-        job=JobConfig(task="sst2", batch_size=4, limit=4),
+        job=JobDescription(task="sst2", batch_size=4, limit=4),
         changes={name: {"max_sessions_per_peer": 4} for name in ("dealer", "model-owner")},
     )
     yield Sessions(cast)

@@ -1,4 +1,4 @@
-"""What a process loads before it works: seconds of every run, of every party and of every refused command."""
+"""A process loads only what it needs: imports cost seconds in every run, every party and every refused command."""
 
 import subprocess
 import sys
@@ -8,23 +8,39 @@ import pytest
 
 import distill
 
+ROOT = Path(distill.__file__).parents[1]
 SCORES = {"sklearn", "scipy.stats", "pandas"}
 MODELS = {"mpcformer.modeling.model", "transformers.modeling_utils", "datasets"}
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """Return the modules that a new Python process has loaded at its end; its last line lists them."""
+    done = subprocess.run(
+        [sys.executable, *arguments], check=True, capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    return set(done.stdout.splitlines()[-1].split())
 
 
 @pytest.mark.parametrize(
     ("module", "unneeded"),
     [
         ("parties.roles.dealer", {*SCORES, *MODELS, "transformers", "crypten"}),
-        ("parties.roles.data_owner", {*SCORES, *MODELS}),
+        ("parties.roles.data_owner", {*SCORES, *MODELS, "crypten"}),
+        ("parties.roles.model_owner", {*SCORES, *MODELS, "crypten"}),
         ("parties.runs.local_run", {*SCORES, *MODELS}),
     ],
 )
 def test_nothing_is_loaded_that_is_not_needed(module: str, unneeded: set[str]) -> None:
-    code = f"import sys, {module}; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=120)
-    assert module in loaded.stdout.split()
-    assert not unneeded & set(loaded.stdout.split())
+    loaded = modules_after("-c", f"import sys, {module}; print(*sys.modules)")
+    assert module in loaded
+    assert not unneeded & loaded
+
+
+def test_the_default_engine_never_loads_the_reference_engine(student: Path, data_dir: Path, tmp_path: Path) -> None:
+    """All parties run a whole job in one process, so this covers every line that either owner executes."""
+    loaded = modules_after("-m", "tests.parties.one_process", str(student), str(data_dir), str(tmp_path))
+    assert {"parties.roles.model_owner", "parties.roles.data_owner", "parties.roles.dealer"} <= loaded
+    assert "crypten" not in loaded
 
 
 def test_a_models_classes_are_there_when_somebody_asks() -> None:

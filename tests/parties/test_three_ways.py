@@ -1,6 +1,6 @@
-"""The same job by a simulation, by separate processes, in separate networks: the same logits, bit for bit.
+"""A job gives the same logits, bit for bit, in a simulation, in separate processes and in separate networks.
 
-That holds where all keys follow from a number; and whatever such a run writes says INSECURE.
+This holds if all keys follow from a number. Everything that such a run writes says INSECURE.
 """
 
 import json
@@ -13,20 +13,21 @@ import pytest
 
 from mpcformer.ring.random import fixed_keys, fresh_key
 from parties.runs import local_run
-from parties.runs.simulation import InferenceJob
-from parties.settings.config import Insecure, JobConfig
+from parties.runs.simulation import LocalRunOptions
+from parties.settings.config import Insecure
+from parties.settings.job import JobDescription
 from tests.parties import separate
 
 FIXED = Insecure(fixed_seed=7)
 TOLERANCE = 0.01
 slow = pytest.mark.slow
-# Many processes, on machines that are shared.
+# These tests start many processes and may run on shared machines.
 pytestmark = pytest.mark.timeout(900)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """A run's logits and labels by example, and all that it wrote, by where."""
+    """The logits and labels of a run by example, and the texts that it wrote by their place."""
 
     logits: dict[int, list[float]]
     labels: dict[int, int]
@@ -40,8 +41,8 @@ def outcome(folder: Path, said: dict[str, str]) -> Outcome:
     return Outcome(logits, dict(zip(table["id"], table["private_prediction"], strict=True)), written)
 
 
-def job(engine: str) -> JobConfig:
-    return JobConfig.model_validate({"task": "sst2", "limit": 6, "batch_size": 4, "engine": engine})
+def job(engine: str) -> JobDescription:
+    return JobDescription(task="sst2", limit=6, batch_size=4, engine=engine)
 
 
 @pytest.fixture
@@ -49,9 +50,8 @@ def simulated(
     student: Path, data_dir: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., Outcome]:
     def run(engine: str = "lift", insecure: Insecure | None = FIXED) -> Outcome:
-        asked = job(engine).model_dump()
         folder = tmp_path / f"simulated-{len(list(tmp_path.iterdir()))}"
-        local_run.run(InferenceJob(student, None, data_dir=data_dir, insecure=insecure, **asked), folder)
+        local_run.run(LocalRunOptions(student, None, job(engine), data_dir, insecure=insecure), folder)
         logs = {path.stem: path.read_text() for path in (folder / "logs").glob("*.log") if path.stem != "plaintext"}
         return outcome(folder, logs | {"terminal": capfd.readouterr().err})
 

@@ -1,4 +1,4 @@
-"""Who may call whom: every bad handshake is refused, keys are private, names are checked on both sides."""
+"""Every bad handshake is refused, keys are private, and both sides check the other's name."""
 
 import stat
 from collections.abc import Callable, Iterator
@@ -11,11 +11,12 @@ import pytest
 from mpcformer.correlations import Request, correction_specs, deal, expand, session_key
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import fresh_key
-from parties.roles.dealer import DealerService, to_wire
+from parties.roles.dealer import DealerService
 from parties.settings.config import TlsFiles
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import tls
+from parties.wire.correlation_requests import to_wire
 from parties.wire.frames import from_frames, open_channel, start_server
 
 IDS = ["dealer", "model-owner", "data-owner", "stranger"]
@@ -34,14 +35,14 @@ def service() -> DealerService:
 
 @pytest.fixture
 def order(service: DealerService) -> Iterator[Callable[[bytes], None]]:
-    """Orders a session, as a coordinator does."""
+    """Return a function that orders a session, as a coordinator does."""
     with ExitStack() as sessions:
         yield lambda session: sessions.enter_context(service.session(session, "model-owner", "data-owner"))
 
 
 @pytest.fixture
 def dealer(files: dict[str, TlsFiles], service: DealerService, order: Callable[[bytes], None]) -> Iterator[str]:
-    """A running dealer's address; the session b"s" * 16 is ordered."""
+    """Return the address of a running dealer at which the session b"s" * 16 is ordered."""
     order(b"s" * 16)
     server, address = start_server(
         lambda s: rpc.add_DealerServicer_to_server(service, s), "127.0.0.1:0", files["dealer"]
@@ -52,7 +53,7 @@ def dealer(files: dict[str, TlsFiles], service: DealerService, order: Callable[[
 
 def call(address: str, files: TlsFiles, peer: str = "dealer", session: bytes = b"s" * 16) -> pb.OpenSessionReply:
     with open_channel(address, peer, files) as channel:
-        return rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=session), timeout=TIMEOUT_S)
+        return rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=session)]), timeout=TIMEOUT_S)
 
 
 def status(error: pytest.ExceptionInfo[grpc.RpcError]) -> grpc.StatusCode:
@@ -91,12 +92,12 @@ def test_no_certificate(dealer: str, files: dict[str, TlsFiles]) -> None:
     credentials = grpc.ssl_channel_credentials(files["dealer"].authority.read_bytes())
     options = [("grpc.ssl_target_name_override", "dealer")]
     with grpc.secure_channel(dealer, credentials, options=options) as channel, pytest.raises(grpc.RpcError):
-        rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=b"s" * 16), timeout=TIMEOUT_S)
+        rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=b"s" * 16)]), timeout=TIMEOUT_S)
 
 
 def test_plaintext(dealer: str) -> None:
     with grpc.insecure_channel(dealer) as channel, pytest.raises(grpc.RpcError):
-        rpc.DealerStub(channel).OpenSession(pb.OpenSessionRequest(session_id=b"s" * 16), timeout=TIMEOUT_S)
+        rpc.DealerStub(channel).OpenSession(iter([pb.OpenSessionRequest(session_id=b"s" * 16)]), timeout=TIMEOUT_S)
 
 
 def test_another_authority(dealer: str, tmp_path: Path) -> None:
@@ -123,7 +124,7 @@ def open_session(address: str, files: dict[str, TlsFiles], session: bytes) -> tu
 
 def deal_over_wire(address: str, files: TlsFiles, request: pb.DealRequest) -> Iterator[pb.Frame]:
     with open_channel(address, "dealer", files) as channel:
-        yield from rpc.DealerStub(channel).Deal(request, timeout=TIMEOUT_S)
+        yield from rpc.DealerStub(channel).Deal(iter([request]), timeout=TIMEOUT_S)
 
 
 def test_what_is_dealt_is_what_the_seeds_give(

@@ -1,4 +1,4 @@
-"""One differing field stops the owners, and is named; nothing else is."""
+"""A field that differs stops the owners; the error names that field and no other."""
 
 import threading
 from pathlib import Path
@@ -30,7 +30,7 @@ def job() -> pb.Job:
 
 
 def both(mine: dict[str, str], theirs: dict[str, str]) -> list[bytes | ProtocolError]:
-    """What each owner comes to."""
+    """Return the result of each owner."""
     results: list[bytes | ProtocolError] = [b"", b""]
 
     def run(rank: int, channel: object, listed: dict[str, str]) -> None:
@@ -65,8 +65,16 @@ def test_agreement(fields: dict[str, str]) -> None:
 
 
 def test_every_field_counts_and_is_named(fields: dict[str, str]) -> None:
-    promised = {"protocol version", "release", "session", "student", "constants of the engine", "batch plan"}
-    promised |= {"job.task", "job.engine", "job.dealer", "job.first_batch", "model.ranges", "model.hidden_size"}
+    promised = {"protocol version", "release", "session", "student", "constants of the engine", "batch_shapes"}
+    promised |= {
+        "job.task",
+        "job.engine",
+        "job.dealer",
+        "job.first_batch",
+        "job.examples_digest",
+        "model.ranges",
+        "model.hidden_size",
+    }
     assert promised <= set(fields)
     for name in fields:
         for result in both(fields, fields | {name: f"{fields[name]}x"}):
@@ -84,4 +92,4 @@ def test_owners_derive_the_same(student: Path, fields: dict[str, str]) -> None:
     changed = job()
     changed.limit = 3
     differing = transcript.fields(changed, engine, public, "ab" * 32, BATCHES[:1])
-    assert {name for name in fields if fields[name] != differing[name]} == {"job.limit", "batch plan"}
+    assert {name for name in fields if fields[name] != differing[name]} == {"job.limit", "batch_shapes"}

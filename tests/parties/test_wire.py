@@ -1,4 +1,4 @@
-"""Frames: what goes in comes out, and whatever differs from the expectation is refused by name."""
+"""Frames carry messages unchanged; the receiver refuses whatever differs from its expectation and names it."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""Comparisons and piecewise polynomials against their plaintext twins; what they cost."""
+"""Comparisons and piecewise polynomials give what their plaintext twins give, at the stated cost."""
 
 import math
 
@@ -7,31 +7,34 @@ import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
+from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations import Request, validate
 from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
-from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.scales import activation
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
-from mpcformer.protocols.piecewise import Evaluation, Function, Piece, clamp, relu
+from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction, clamp, relu
 from mpcformer.ring.packing import WIDTHS
-from tests.protocols.test_protocols import dealer_bytes, integers, look_up, run, split
+from tests.pair import dealer_bytes, integers, run_protocol, share
+
+GELU = activation(GELU_FORMS["gelu"])
 
 
-def evaluated(function: Function, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
-    """The function's result; rounds, bytes one way, correlations."""
-    shares = split(x, function.bits)
+def evaluated(function: PiecewiseFunction, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
+    """Return the function's result, the rounds, the bytes in one direction, and the correlations."""
+    shares = share(x, function.bits)
 
     def owner(party: Party) -> torch.Tensor:
         evaluation = Evaluation(function, party.take(function.request(tuple(x.shape))), party.rank)
         return evaluation.evaluate(party, party.open([evaluation.half(shares[party.rank])])[0])
 
-    results, counters, requests = run(owner)
+    results, counters, requests = run_protocol(owner)
     assert counters[0].bytes_sent == counters[1].bytes_sent
     return results[0] + results[1], counters[0].rounds, counters[0].bytes_sent, requests
 
 
-def twin(function: Function, x: torch.Tensor, early: int = 0) -> torch.Tensor:
-    """In the clear; with `early`, thresholds that much lower."""
+def twin(function: PiecewiseFunction, x: torch.Tensor, early: int = 0) -> torch.Tensor:
+    """Evaluate the function in the clear, with every threshold lowered by `early`."""
     total = torch.full_like(x, function.constant)
     for piece in function.pieces:
         counts = sum(((x >= t - early).long() for t in piece.thresholds), torch.zeros_like(x)) % 2
@@ -39,11 +42,11 @@ def twin(function: Function, x: torch.Tensor, early: int = 0) -> torch.Tensor:
     return total
 
 
-def steps(*degrees: int) -> Function:
-    """Pieces of the given degrees that begin at spread thresholds."""
+def steps(*degrees: int) -> PiecewiseFunction:
+    """Make a function of pieces with these degrees, which begin at thresholds far apart."""
     thresholds = (-3000, -1000, -1, 0, 1, 7, 1000, 2000)
     pieces = [Piece((t,), (t + 3, 5, 2)[: d + 1]) for t, d in zip(thresholds, degrees, strict=False)]
-    return Function(24, tuple(pieces), 17)
+    return PiecewiseFunction(24, tuple(pieces), 17)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +57,11 @@ def steps(*degrees: int) -> Function:
         (steps(0), 3),
         (steps(2, 2, 2, 2, 2, 2, 2, 2), 3),
         (steps(0, 1, 2, 0, 1), 3),
-        (fp.GELU.function, 3),
+        (GELU.function, 3),
     ],
     ids=["relu", "clamp", "bit", "quadratics", "mixed", "gelu"],
 )
-def test_pieces_are_exact_in_a_ring_of_24_bits(function: Function, rounds: int) -> None:
+def test_pieces_are_exact_in_a_ring_of_24_bits(function: PiecewiseFunction, rounds: int) -> None:
     x = integers(9, 301, bits=23)
     for row, t in enumerate(function.thresholds):  # every number around every threshold
         x[row % 9] = torch.arange(-150, 151) + t
@@ -67,7 +70,7 @@ def test_pieces_are_exact_in_a_ring_of_24_bits(function: Function, rounds: int) 
     n, n_thresholds = x.numel(), len(function.thresholds)
     inputs = next(width // 8 for width in WIDTHS if width >= 8 * n_thresholds)
     assert (n_rounds, n_bytes) == (rounds, n * (3 + inputs + 1))
-    lifted = 2 * 5 + (5 + 8 if function.op == "square" else 0)
+    lifted = 2 * 5 + (5 + 8 if function.use == "square" else 0)
     pieces = sum((8, 8 + 8 + 5, 8 + 8 + 5 + 8 + 5)[len(piece.coefficients) - 1] for piece in function.pieces)
     assert dealer_bytes(requests) == n * (lifted + 8 * CHUNKS + 2 * n_thresholds + pieces)
 
@@ -75,7 +78,7 @@ def test_pieces_are_exact_in_a_ring_of_24_bits(function: Function, rounds: int) 
 @settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(st.sampled_from([32, 40, 48]), st.integers(-(2**21), 2**21))
 def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, threshold: int) -> None:
-    function = Function(bits, (Piece((threshold,), (1,)),))
+    function = PiecewiseFunction(bits, (Piece((threshold,), (1,)),))
     early = 1 << (bits - 1 - CHUNKS * CHUNK_BITS)
     x = torch.cat(
         [integers(200, bits=bits - 1), threshold + torch.arange(-300, 300), threshold - early - torch.arange(3)]
@@ -87,7 +90,7 @@ def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, 
 
 
 def test_the_borrows_polynomial() -> None:
-    """All inputs under all masks: the selected products of masks add up to the borrow of the unmasked inputs."""
+    """For all inputs under all masks, the selected products of masks add up to the borrow of the unmasked inputs."""
     selected, constant = selectors()
     products = mask_products()
     opened, masks = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
@@ -99,12 +102,12 @@ def test_the_borrows_polynomial() -> None:
 
 
 def test_gelu_is_as_near_as_stated() -> None:
-    from mpcformer.approximations.exact import GELU_ERROR, GELU_SCALE
+    from mpcformer.approximations.gelu_exact import GELU_ERROR, GELU_SCALE
 
-    function = fp.GELU.function
+    function = GELU.function
     assert function is not None
-    x = torch.arange(-20 << fp.GELU.scale, 20 << fp.GELU.scale, 3)
-    real = x.double() * 2.0**-fp.GELU.scale
+    x = torch.arange(-20 << GELU.scale, 20 << GELU.scale, 3)
+    real = x.double() * 2.0**-GELU.scale
     expected = 0.5 * real * (1 + torch.erf(real / math.sqrt(2)))
     assert float((twin(function, x).double() * 2.0**-GELU_SCALE - expected).abs().max()) < GELU_ERROR
 
@@ -121,26 +124,6 @@ def test_gelu_is_as_near_as_stated() -> None:
         ("square", 20, (1.0, 2.0), "20"),
     ],
 )
-def test_malformed_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
+def test_malformed_piecewise_requests(op: str, bits: int, params: tuple[float, ...], message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
         validate(Request("piecewise", ((3,),), op=op, bits=bits, params=params))
-
-
-@pytest.mark.parametrize("log_keys", range(1, 10))
-@pytest.mark.parametrize(("squarings", "limit"), [(3, 4.0), (4, 16.0), (6, 54.7), (8, 256.0)])
-def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
-    """Reciprocals of row means at all lengths and clamps: near enough, and no mark."""
-    shift = max(0, squarings - 8) + 2
-    layer = fp.Layer(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
-    unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)
-    y = limit / 2**squarings
-    ranges = [(0.875 * ((1 - y) ** 2 + 1) ** 4, 1.125 * ((1 + y) ** 2 + 1) ** 4)] + [(0.8, 1.2 * 2**log_keys)] * 2
-    for function, (low, high), error in zip(
-        fp.softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
-    ):
-        real = torch.logspace(math.log10(low), math.log10(high), 300, dtype=torch.float64)
-        x = (real / unit).round().long()
-        value, mark, _, _ = look_up(function, x)
-        relative = value.double() * 2.0**-function.upper.spec.scale * real - 1
-        assert float(relative.abs().max()) < error
-        assert int(mark.count_nonzero()) == 0

@@ -1,4 +1,4 @@
-"""Looked-up rows against plain indexing; what is sent, and that nothing in it depends on the words."""
+"""Looked-up rows equal plain indexing, at the stated cost, and no message depends on the words."""
 
 import math
 from typing import Any
@@ -20,8 +20,8 @@ from mpcformer.correlations.row_lookup import (
     MAX_WORDS,
     N_BUCKETS,
     N_GROUPS,
+    LookupSpec,
     Places,
-    Size,
 )
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
@@ -29,7 +29,7 @@ from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
 from mpcformer.ring.packing import packed_bytes, unpack
 from mpcformer.ring.random import Stream, fresh_key
-from tests.protocols.test_protocols import dealer_bytes, run
+from tests.pair import dealer_bytes, run_protocol
 
 WIDTH, N_TYPES, SALT = 8, 2, 123_456_789
 
@@ -41,9 +41,9 @@ def number(*shape: int, below: int) -> torch.Tensor:
 def looked_up(
     table: torch.Tensor, words: torch.Tensor, types: torch.Tensor
 ) -> tuple[torch.Tensor, list[Counters], list[Request], dict[str, torch.Tensor]]:
-    """Rows (n, H) modulo 2^32, what was counted and asked for, and the messages of both owners."""
+    """Return the rows (n, H) modulo 2^32, what was counted and asked for, and the messages of both owners."""
     request = row_lookup.request("words", words.numel(), N_TYPES, tuple(table.shape), SALT)
-    size, messages = Size.of(request), {}
+    spec, messages = LookupSpec.of(request), {}
 
     def received(party: Party, *shapes: tuple[int, ...]) -> list[torch.Tensor]:
         message = party.receive([(shape, BITS) for shape in shapes])
@@ -57,16 +57,16 @@ def looked_up(
         if party.rank == 1:
             asked = row_lookup.Asked(request, tensors)
             party.send(asked.halves(words, types))
-            messages["answers"], *_ = received(party, size.answers)
+            messages["answers"], *_ = received(party, spec.answers)
             return asked.share(words, messages["answers"], masked)
-        messages["questions"], messages["choices"] = received(party, size.questions, size.choices)
+        messages["questions"], messages["choices"] = received(party, spec.questions, spec.choices)
         answers, share = row_lookup.model_owner_answer(
-            request, messages["questions"], messages["choices"], table - masked, table[size.n_words :], tensors
+            request, messages["questions"], messages["choices"], table - masked, table[spec.n_words :], tensors
         )
         party.send([(answers, BITS)])
         return share
 
-    results, counters, requests = run(owner)
+    results, counters, requests = run_protocol(owner)
     return (results[0] + results[1]).to(torch.int32), counters, requests, messages
 
 
@@ -77,7 +77,7 @@ def a_table(n_words: int) -> torch.Tensor:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(1, 3000), st.integers(1, 600), st.data())
 def test_rows_are_exact(n_words: int, n_rows: int, data: Any) -> None:
-    """Whatever the table's size, few words or many, alike or not, in one part or several."""
+    """Rows are exact for tables of any size and for any number of words, repeated or not, in one part or several."""
     different = data.draw(st.integers(1, n_words))
     table, words = a_table(n_words), number(n_rows, below=different)
     types = number(n_rows, below=N_TYPES)
@@ -118,7 +118,7 @@ def test_a_lookup_is_chosen_where_it_sends_less() -> None:
 
 @pytest.mark.parametrize("n_words", [1, 143, 144, 1000, 30522, MAX_WORDS])
 def test_places(n_words: int) -> None:
-    """Each word lies once in each group, the buckets are alike in size, and no four words have the same three."""
+    """Each word lies once in each group, buckets have nearly the same size, and no four words share three buckets."""
     where = correlation.places(n_words, SALT)
     group = torch.arange(N_GROUPS)[:, None].expand(-1, n_words)
     assert torch.equal(where.bucket // GROUP_BUCKETS, group)
@@ -173,14 +173,14 @@ def test_masks_are_used_once() -> None:
     request = row_lookup.request("words", 2, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
     asked, words = row_lookup.Asked(request, _masks(request)), torch.tensor([0, 1])
     with pytest.raises(ProtocolError, match="not asked"):
-        asked.share(words, torch.zeros(Size.of(request).answers), torch.zeros(1002, WIDTH))
+        asked.share(words, torch.zeros(LookupSpec.of(request).answers), torch.zeros(1002, WIDTH))
     asked.halves(words, words)
     with pytest.raises(ProtocolError, match="used once"):
         asked.halves(words, words)
 
 
 def test_messages_are_masked_on_all_bits() -> None:
-    """Of an all-zero table and one repeated word: every bit of every message is a fair coin, and new each time."""
+    """With a table of zeros and one repeated word, every bit of every message is a fair coin, and new each time."""
     table, words = torch.zeros(1000 + N_TYPES, WIDTH, dtype=torch.int32), torch.full((40,), 3)
     runs = [looked_up(table, words, words - 3)[3] for _ in range(2)]
     for name in ("questions", "choices", "answers"):
@@ -192,13 +192,13 @@ def test_messages_are_masked_on_all_bits() -> None:
 
 
 def test_unused_buckets_are_asked_too() -> None:
-    """The number of different words does not show: without its mask every bucket's vector holds a one or nothing."""
+    """The number of different words does not show, because a vector is sent for every bucket."""
     request = row_lookup.request("words", 6, N_TYPES, (1000 + N_TYPES, WIDTH), SALT)
     for words in ([5, 5, 5, 5, 5, 5], [1, 2, 3, 4, 5, 6]):
         masks = _masks(request)
         asked = row_lookup.Asked(request, [tensor.clone() for tensor in masks])
         (questions, _), (choices, _) = asked.halves(torch.tensor(words), torch.tensor([0, 1, 0, 1, 0, 1]))
-        assert questions.shape == Size.of(request).questions
+        assert questions.shape == LookupSpec.of(request).questions
         plain = questions + masks[0]
         assert int(plain.sum()) == len(set(words))
         assert set(plain.reshape(-1).tolist()) == {0, 1}

@@ -1,4 +1,4 @@
-"""The matrix product by limbs is the integers' modulo 2^64, whatever they are."""
+"""The matrix product by limbs equals the product of the integers modulo 2^64."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def test_the_product_by_limbs(n: int, bits: int) -> None:
     x, weight = stream.int64((5, n)), stream.bits((n, 3), bits) - (1 << (bits - 1))
     x[0] = -(2**63)
     x[1] = torch.tensor(EDGES).repeat(n)[:n]
-    weight[:, 0] = -(1 << (bits - 1))  # the largest sums that there are
+    weight[:, 0] = -(1 << (bits - 1))  # this makes the largest sums possible
     assert torch.equal(gemm.limb_matmul(x, weight), x @ weight)
 
 
@@ -43,16 +43,19 @@ def test_short_weights_take_one_limb() -> None:
 
 def test_a_device_is_checked_before_work(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserInputError, match="--device: 'tpu' is unknown"):
-        gemm.use("tpu")
+        gemm.check_device("tpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(UserInputError, match="no CUDA device"):
+        gemm.check_device("cuda")
+    with pytest.raises(UserInputError, match="no CUDA device"):
         gemm.use("cuda")
+    gemm.check_device("cpu")
     gemm.use("cpu")
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
 def test_the_accelerators_way_gives_the_processors_numbers(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    """The same path as on a GPU, with its tensors on the processor."""
+    """The code takes the path for a GPU, but its tensors are on the processor."""
     stream = Stream(fresh_key())
     x, weight = stream.int64((4, 50)), stream.int64((50, 6)).to(dtype)
     expected = gemm.matmul(x, weight)

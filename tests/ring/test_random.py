@@ -1,4 +1,4 @@
-"""The one CSPRNG: standard vectors, independence of labels, and no state shared by accident."""
+"""The only source of randomness meets standard vectors, separates labels, and shares no state by accident."""
 
 import threading
 
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mpcformer.ring.random import KEY_BYTES, Stream, derive_key, fixed_keys, fresh_key, keys_of
+from mpcformer.ring.random import KEY_BYTES, Stream, derive_key, fixed_keys, fresh_key, scoped_keys
 
 NIST_KEY = bytes.fromhex("2b7e151628aed2a6abf7158809cf4f3c")  # SP 800-38A, appendix F
 
@@ -46,8 +46,8 @@ def test_fresh_keys_differ_and_bad_keys_are_refused() -> None:
         Stream(bytes(15))
 
 
-def fixed(seed: int | None, party: str) -> list[bytes]:
-    with fixed_keys(seed, party):
+def fixed(seed: int | None, party_id: str) -> list[bytes]:
+    with fixed_keys(seed, party_id):
         return [fresh_key() for _ in range(3)]
 
 
@@ -64,21 +64,21 @@ def test_fixed_keys_follow_from_seed_and_party_and_end_with_their_block() -> Non
     assert fresh_key() not in fixed(7, "dealer")
 
 
-def test_fixed_keys_of_something_do_not_depend_on_what_came_before() -> None:
+def test_scoped_keys_do_not_depend_on_what_was_drawn_before() -> None:
     def drawn(before: int) -> list[bytes]:
         with fixed_keys(7, "dealer"):
             for _ in range(before):
                 fresh_key()
-            with keys_of("session", b"1"):
+            with scoped_keys("session", b"1"):
                 first = [fresh_key(), fresh_key()]
-            with keys_of("session", b"2"):
+            with scoped_keys("session", b"2"):
                 return [*first, fresh_key()]
 
     assert drawn(0) == drawn(5)
     assert len(set(drawn(0))) == 3
-    with keys_of("session", b"1"):
+    with scoped_keys("session", b"1"):
         fresh = fresh_key()
-    with keys_of("session", b"1"):
+    with scoped_keys("session", b"1"):
         assert fresh_key() != fresh, "where nothing is fixed keys are fresh"
 
 

@@ -1,4 +1,4 @@
-"""Batches: every example once, sizes bounded, like lengths together; encoding refuses what does not fit."""
+"""Batches contain every example once and group similar lengths; encoding refuses texts that do not fit."""
 
 from pathlib import Path
 

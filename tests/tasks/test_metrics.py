@@ -1,4 +1,4 @@
-"""Metrics against values worked out by hand."""
+"""Metrics equal values that were worked out by hand."""
 
 import numpy as np
 import pytest

@@ -1,11 +1,12 @@
 """BERT for sequence classification on CrypTen's shares: MPCFormer's computation, made correct.
 
-Every linear map is a Beaver product of two shared matrices, both re-opened (masked) each time, as in MPCFormer's own
-benchmark. What differs from it: the embedding's LayerNorm and the layers' are real, the public mask multiplies the
-scores, row sums are scaled by public powers of two before their reciprocal, the division follows the product with V,
-truncation is exact, and pooler and classifier are there.
+Every linear map is a Beaver product of two shared matrices, both of which are opened (masked) each time, as in
+MPCFormer's own benchmark. It differs from that benchmark in six points: all LayerNorms are real, the public mask
+multiplies the scores, row sums are scaled by public powers of two before their reciprocal, the division follows the
+product with V, truncation is exact, and pooler and classifier are included.
 
-Shapes at the line: B sentences, L positions, H hidden, A heads, D head size, V + T words and token types.
+Letters in the shapes beside the code: B sentences, L positions, H hidden, A heads, D head size, V + T words and token
+types.
 """
 
 import math
@@ -13,11 +14,12 @@ from typing import Any
 
 import torch
 
-from mpcformer.approximations import QUAD_SHIFT
+from mpcformer.approximations import gelu_form, softmax_form
+from mpcformer.approximations.forms import CRYPTEN, ScoreUnit
 from mpcformer.channel import Counters
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.compat import current
-from mpcformer.engines.crypten.constants import LayerConstants, ModelConstants, NormConstants
+from mpcformer.engines.crypten.constants import LayerScales, NewtonScales, NormScales
 from mpcformer.engines.crypten.newton import NewtonPlan
 from mpcformer.engines.crypten.parameters import ParameterShapes
 from mpcformer.engines.stopwatch import Stopwatch
@@ -32,27 +34,27 @@ class CrypTenBert:
         parameters: shared tensors by the names of `mpcformer.engines.crypten.parameters`.
         config: architecture and forms.
         constants: public scales and Newton plans.
-        counters: of the channel to the other owner.
+        counters: the counters of the channel to the other owner.
     """
 
-    def __init__(self, parameters: dict[str, Any], config: Any, constants: ModelConstants, counters: Counters) -> None:
+    def __init__(self, parameters: dict[str, Any], config: Any, constants: NewtonScales, counters: Counters) -> None:
         self._p = parameters
         self._config = config
         self._constants = constants
         self._counters = counters
-        # (x, y) with y = x^(-1/2) or 1/x, re-multiplied at the end to prove that no value left its range.
+        # Pairs (x, y) with y = x^(-1/2) or 1/x, whose products prove at the end that no value left its range.
         self.watch = Stopwatch(counters)
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
         self._reciprocal_pairs: list[tuple[Any, Any]] = []
-        # (limit of the variance, centred rows) of the constant norms, to be looked at in the end too.
+        # The limit of the variance and the centred rows of each constant norm, which are checked at the end too.
         self._constant_rows: list[tuple[float, Any]] = []
         self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
-        """Shared logits (B, C), and the shared sum of the Newton residuals' fourth powers (1,).
+        """Return shared logits (B, C), and the shared number (1,) that tells whether anything left its range.
 
         Args:
-            one_hot: shared at scale 1, (B L, V + T): the word's and the token type's unit vectors side by side.
+            one_hot: the unit vectors of word and token type side by side, (B L, V + T), shared at scale 1.
             mask: public int64 (B, L), 1 at real tokens.
         """
         self.watch = Stopwatch(self._counters)
@@ -80,15 +82,15 @@ class CrypTenBert:
         product = ops.matmul(flat, weight).share + self._p[f"{name}.bias"].share
         return ops.wrap(product.view(*x.share.shape[:-1], -1))
 
-    def _layer_norm(self, x: Any, name: str, constants: NormConstants) -> Any:
+    def _layer_norm(self, x: Any, name: str, constants: NormScales) -> Any:
         width = x.share.size(-1)
         mean = ops.times_public(ops.wrap(x.share.sum(-1, keepdim=True)), 1.0 / width)
         centred = ops.wrap(x.share - mean.share)
-        if constants.plan is None:  # what it divides by is in the gain
+        if constants.plan is None:  # the gain carries the division
             self._constant_rows.append((constants.limit, centred))
             normal = centred
         else:
-            # Variance times 2^-shift, so that the Newton iteration works near 1.
+            # The variance is scaled by 2^-shift, because the Newton iteration works near 1.
             scaled = ops.times_public(ops.square_sum(centred, dim=-1), 2.0**-constants.shift / width)
             inverse = ops.rsqrt(scaled, constants.plan)
             self._rsqrt_pairs.append((scaled, inverse))
@@ -97,7 +99,7 @@ class CrypTenBert:
         self.watch.lap("norm")
         return result
 
-    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
         attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
         self.watch.lap("linear")
         x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
@@ -110,12 +112,9 @@ class CrypTenBert:
         return self._layer_norm(ops.wrap(x.share + outer.share), f"{name}.norm", constants.output_norm)
 
     def _activation(self, u: Any) -> Any:
-        form = self._config.gelu
-        if form == "quad":  # 0.125 u^2 + 0.25 u + 0.5 = (u + 1)^2 / 8 + 3/8
-            return ops.add_public(ops.square(ops.add_public(u, 1.0), shift=3), 0.375)
-        return ops.relu(u) if form == "relu" else ops.gelu(u)
+        return gelu_form(self._config.gelu).on(CRYPTEN)(ops, u)
 
-    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerConstants) -> Any:
+    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
         n_batch, n_positions, _ = x.share.shape
 
         def heads(part: str) -> torch.Tensor:
@@ -135,7 +134,7 @@ class CrypTenBert:
         self.watch.lap("softmax")
         context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
         self.watch.lap("attention")
-        if constants.row is None:  # 2quad-const: divided by 2^k so far; c is in the output's weights
+        if constants.row is None:  # divided by 2^k so far; the map behind attention carries the learnt constant
             divided = ops.times_fractions(context, 1 / _key_share(mask))
         else:
             divided = self._divide(context, numerators, mask, common, constants, constants.row)
@@ -148,10 +147,10 @@ class CrypTenBert:
         numerators: Any,
         mask: torch.Tensor,
         common: int,
-        constants: LayerConstants,
+        constants: LayerScales,
         plan: NewtonPlan,
     ) -> Any:
-        """context (B, A, L, D) times the reciprocal of its rows' sums."""
+        """Return the context (B, A, L, D) times the reciprocal of the sums of its rows."""
         row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
         if constants.row_offset:
             row = ops.add_public(row, constants.row_offset * _key_share(mask))
@@ -159,27 +158,20 @@ class CrypTenBert:
         self._reciprocal_pairs.append((row, inverse))
         return ops.multiply(context, inverse)
 
-    def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerConstants) -> Any:
-        form = self._config.softmax
-        if form in ("2quad", "2quad-const"):
-            return ops.square(ops.add_public(scores, QUAD_SHIFT * 2.0**-constants.score_scale))
-        if form == "2relu":
-            return ops.relu(scores)
-        # Masked keys take the public lower bound, so that the maximum is over the others.
-        bounded = ops.times_integers(scores, keys)
-        bounded = ops.add_public(bounded, (keys - 1).double() * constants.score_bound)
-        largest = ops.maximum(bounded, dim=-1)
-        return ops.exp_negative(ops.wrap(bounded.share - largest.share), bound=2 * constants.score_bound)
+    def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerScales) -> Any:
+        unit = ScoreUnit(2.0**-constants.score_scale, constants.score_bound, keys)
+        return softmax_form(self._config.softmax).on(CRYPTEN)(ops, scores, unit)
 
     def _residual(self, mask: torch.Tensor) -> Any:
-        """Shared sum over all rows of (x y^2 - 1)^4 and (x y - 1)^4, and of one for each y^2 whose y is negative and
-        for each row of a constant norm whose sum of squares is beyond its limit or negative.
+        """Return a shared number (1,) that is near zero unless a row left its range.
 
-        Near zero unless a row left its range. The fourth power keeps the rounding of very many good rows far below one
-        bad row. Newton started above its range may find the negative root, which the first of these cannot see.
+        It adds up (x y^2 - 1)^4 and (x y - 1)^4 over all Newton iterations, one for each inverse root y that is
+        negative, and one for each row of a constant norm whose sum of squares is negative or beyond its limit. The
+        fourth power keeps the rounding of very many good rows far below one bad row. The signs are needed because an
+        iteration that starts above its range may find the negative root, whose square is right.
         """
         total = mask.new_zeros(1)
-        # Padding rows mean nothing and may hold anything; their keys are masked, so they reach no real token.
+        # Padding rows may hold anything; their keys are masked, so they reach no real token.
         real, signs = mask.reshape(-1), []
         pairs: list[tuple[Any, Any, torch.Tensor]] = []
         if self._rsqrt_pairs:
@@ -203,9 +195,10 @@ class CrypTenBert:
         return ops.wrap(total)
 
     def _squares_and_room(self) -> list[Any]:
-        """Each row's sum of squares at the constant norms, and how far it is below its limit: neither may be negative.
+        """Return each row's sum of squares at the constant norms, and what it lacks to its limit.
 
-        A sum from 2^30 on comes out modulo 2^32, and may be negative: it would seem to be below any limit.
+        Neither may be negative. A sum from 2^30 on comes out modulo 2^32; where that is negative, the sum would seem to
+        be below any limit.
         """
         limits, rows = zip(*self._constant_rows, strict=True)
         width = rows[0].share.size(-1)
@@ -221,7 +214,7 @@ def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 
 def _key_share(mask: torch.Tensor) -> torch.Tensor:
-    """n / 2^k for n keys, 2^k the power of two from n up; (B, 1, 1, 1) float64, public."""
+    """Return n / 2^k for n keys, where 2^k is the power of two from n up: (B, 1, 1, 1) float64, public."""
     if mask.device.type == "meta":
         return mask.new_empty((mask.size(0), 1, 1, 1), dtype=torch.float64)
     shares = [n / 2 ** math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
@@ -229,7 +222,7 @@ def _key_share(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:
-    """2^(K - k) with 2^k the power of two from the number of keys up; (B, 1, 1, 1) int64, public."""
+    """Return 2^(K - k), where 2^k is the power of two from the number of keys up: (B, 1, 1, 1) int64, public."""
     if mask.device.type == "meta":
         return mask.new_empty((mask.size(0), 1, 1, 1))
     exponents = [common - math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
@@ -239,7 +232,7 @@ def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:
 def shared_parameters(
     shapes: ParameterShapes, values: dict[str, torch.Tensor] | None, device: str = "cpu"
 ) -> dict[str, Any]:
-    """The model owner's parameters as shares, without a message: both parties draw the same sharing of zero.
+    """Share the model owner's parameters without a message: both parties draw the same sharing of zero.
 
     Args:
         shapes: public.

@@ -1,14 +1,15 @@
 """The only file that patches CrypTen 0.4.1: how it is imported, talks, draws, multiplies, truncates and encodes.
 
-What is replaced, and why:
+It replaces these parts, for these reasons:
 - import: `torch.onnx._internal.registration` is gone from torch 2.13; an empty stand-in lets CrypTen import.
-- communicator: torch.distributed sends in clear to whoever answers. `ChannelCommunicator` has an authenticated link.
-- provider: CrypTen's default lets party 0 see every triple. `DealerProvider` takes correlations from a dealer's store.
-- randomness: MT19937 has 32 effective seed bits. Every share comes from `mpcformer.ring.random`.
+- communicator: torch.distributed sends in clear to whoever answers; `ChannelCommunicator` uses an authenticated link.
+- provider: CrypTen's default lets party 0 see every triple; `DealerProvider` takes correlations from a dealer's store.
+- randomness: MT19937 has 32 effective seed bits; here every share comes from `mpcformer.ring.random`.
 - truncation: CrypTen's two-party division is local and destroys an element with probability |x| / 2^64; ours is exact.
-- encoding: NaN and overflow were silent, fractions truncated, some negatives decoded one whole unit off.
+- encoding: CrypTen encodes NaN and overflow silently, truncates fractions, and decodes some negative numbers one whole
+  unit off; ours refuses what does not fit, and rounds.
 
-A party's state (rank, channel, correlations) belongs to a thread, so that a test can run both parties in one process.
+A party's state (rank, channel, correlations) belongs to a thread, because tests run both parties in one process.
 """
 
 import logging
@@ -27,7 +28,7 @@ from mpcformer.errors import ProtocolError, RangeError
 from mpcformer.ring.random import Stream, derive_key
 
 FRAC_BITS = 16
-# Operands below 2^(62 - 2 f) keep a product's sum inside the range of the exact truncation.
+# Operands below 2^(62 - 2 f) keep the sum of a product inside the range of the exact truncation.
 MAX_ENCODED = float(2 ** (62 - FRAC_BITS))
 
 
@@ -49,13 +50,13 @@ _local = threading.local()
 
 
 class PartyState:
-    """What CrypTen's globals stand for in this thread: one party of one session.
+    """The party of one session that CrypTen's globals stand for in this thread.
 
     Args:
         rank: 0 or 1.
-        channel: to the other party; None while planning.
-        store: has `take(request) -> Dealt`.
-        zero_key: 16 bytes both parties know, for pseudo-random sharings of zero (no third party may know it).
+        channel: the channel to the other party; None while planning.
+        store: the correlations, an object with `take(request) -> Dealt`.
+        zero_key: 16 bytes that both parties and nobody else know, for pseudo-random sharings of zero.
     """
 
     def __init__(self, *, rank: int, channel: Channel | None, store: Any, zero_key: bytes) -> None:
@@ -68,10 +69,10 @@ class PartyState:
 
 
 def current() -> PartyState:
-    """This thread's party.
+    """Return this thread's party.
 
     Raises:
-        ProtocolError: no party is active, so CrypTen has no one to talk to.
+        ProtocolError: no party is active, so CrypTen has nobody to talk to.
     """
     state: PartyState | None = getattr(_local, "state", None)
     if state is None:
@@ -92,7 +93,7 @@ def active(state: PartyState) -> Iterator[None]:
 
 
 class ChannelCommunicator:
-    """The part of CrypTen's Communicator that two-party inference uses, on a Channel. Planning has no channel."""
+    """The part of CrypTen's Communicator that two-party inference uses, on a Channel, or on none while planning."""
 
     BYTES_PER_ELEMENT = 8
 
@@ -102,33 +103,33 @@ class ChannelCommunicator:
 
     @classmethod
     def is_initialized(cls) -> bool:
-        """Whether this thread has a party."""
+        """Return whether this thread has a party."""
         return getattr(_local, "state", None) is not None
 
     @classmethod
     def get(cls) -> "ChannelCommunicator":
-        """This thread's communicator."""
+        """Return this thread's communicator."""
         return current().communicator
 
     @classmethod
     def initialize(cls, *args: Any, **kwargs: Any) -> NoReturn:
-        """CrypTen's own initialisation would start torch.distributed."""
+        """Refuse CrypTen's own initialisation, which would start torch.distributed."""
         raise ProtocolError("crypten.init() is not used: parties are made by PartyState")
 
     @classmethod
     def shutdown(cls) -> None:
-        """Nothing to end: channels belong to their maker."""
+        """Do nothing: whoever made a channel closes it."""
 
     def get_world_size(self) -> int:
-        """Two parties; the dealer is none."""
+        """Return 2; the dealer is no party to CrypTen."""
         return 2
 
     def get_rank(self) -> int:
-        """0 or 1."""
+        """Return this party's rank, 0 or 1."""
         return self._rank
 
     def all_reduce(self, value: Any, op: Any = None, async_op: bool = False, batched: bool = False) -> Any:
-        """Open: exchange shares and combine them, sum or XOR. One round, whether one tensor or several."""
+        """Open tensors: exchange shares and combine them by sum or XOR. One round, for one tensor or several."""
         mine: list[torch.Tensor] = list(value) if batched else [value]
         combine = torch.bitwise_xor if op == torch.distributed.ReduceOp.BXOR else torch.add
         if self._channel is None:
@@ -140,7 +141,7 @@ class ChannelCommunicator:
         return opened if batched else opened[0]
 
     def reduce(self, value: Any, dst: int, op: Any = None, async_op: bool = False, batched: bool = False) -> Any:
-        """Open to party `dst` only: one message, one way. The other party gets None."""
+        """Open tensors to party `dst` only, by one message; the other party gets None."""
         mine: list[torch.Tensor] = list(value) if batched else [value]
         combine = torch.bitwise_xor if op == torch.distributed.ReduceOp.BXOR else torch.add
         if self._channel is None:
@@ -158,7 +159,7 @@ class ChannelCommunicator:
 
 
 class DealerProvider:
-    """CrypTen's TupleProvider, fed from the session's correlation store."""
+    """A TupleProvider for CrypTen that takes tuples from the session's correlation store."""
 
     NAME = "DEALER"
 
@@ -170,24 +171,24 @@ class DealerProvider:
     def generate_additive_triple(
         self, size0: Any, size1: Any, op: str, device: Any = None, *args: Any, **kwargs: Any
     ) -> Any:
-        """[a], [b], [a op b]."""
+        """Return shares of a, b and a op b."""
         return tuple(_arithmetic(share) for share in self._take("additive_triple", [size0, size1], op=op).shares)
 
     def square(self, size: Any, device: Any = None) -> Any:
-        """[r], [r^2]."""
+        """Return shares of r and r^2."""
         return tuple(_arithmetic(share) for share in self._take("square_pair", [size]).shares)
 
     def generate_binary_triple(self, size0: Any, size1: Any, device: Any = None) -> Any:
-        """XOR-shared a, b, a & b."""
+        """Return XOR shares of a, b and a & b."""
         return tuple(_binary(share) for share in self._take("binary_triple", [size0, size1]).shares)
 
     def B2A_rng(self, size: Any, device: Any = None) -> Any:  # noqa: N802 (CrypTen's name)
-        """A random bit, shared both ways."""
+        """Return a random bit, shared additively and by XOR."""
         bit, arithmetic = self._take("bit_pair", [size]).shares
         return _arithmetic(arithmetic), _binary(bit)
 
     def truncation(self, size: Any, bits: int) -> list[torch.Tensor]:
-        """Shares of r, r >> bits and msb r."""
+        """Return shares of r, of r >> bits and of the top bit of r."""
         return self._take("truncation", [size], bits=bits).shares
 
     def __getattr__(self, name: str) -> NoReturn:
@@ -206,7 +207,7 @@ PROVIDER = DealerProvider()
 
 
 class _Generators:
-    """Stands for `crypten.generators`: the zero-sharing streams of this thread's party, whatever the device."""
+    """A stand-in for `crypten.generators`: the zero-sharing streams of this thread's party, whatever the device."""
 
     def __getitem__(self, name: str) -> "_Generators._Of":
         if name not in ("prev", "next"):
@@ -241,7 +242,7 @@ def _random_bits(
 
 
 def truncate(share: torch.Tensor, bits: int) -> torch.Tensor:
-    """[z >> bits] from [z], exact to one unit in the last place, never worse.
+    """Return shares of z >> bits from shares of z, exact to one unit in the last place, never worse.
 
     Ideal function: floor(z / 2^bits), or that plus one; elementwise over Z_2^64.
     Shapes: share (...), result (...).
@@ -257,7 +258,7 @@ def truncate(share: torch.Tensor, bits: int) -> torch.Tensor:
     if state.rank == 0:
         masked = masked + offset
     opened: torch.Tensor = state.communicator.all_reduce(masked)
-    # The sum z + 2^62 + r wrapped past 2^64 exactly when r has its top bit and the opened sum has not.
+    # The sum z + 2^62 + r wrapped past 2^64 exactly when the top bit of r is set and that of the opened sum is not.
     may_wrap = (opened >= 0).to(torch.int64)
     result: torch.Tensor = (r_msb * may_wrap << (64 - bits)) - r_shifted
     if state.rank == 0:
@@ -267,7 +268,7 @@ def truncate(share: torch.Tensor, bits: int) -> torch.Tensor:
 
 
 def _div_(self: Any, divisor: Any) -> Any:
-    """ArithmeticSharedTensor.div_: public powers of two are truncated exactly, other public numbers multiplied."""
+    """Divide in place: truncate exactly by a public power of two, multiply by the inverse of other public numbers."""
     if isinstance(divisor, float) and divisor == int(divisor):
         divisor = int(divisor)
     if isinstance(divisor, int):
@@ -282,7 +283,7 @@ def _div_(self: Any, divisor: Any) -> Any:
 
 
 def _encode(self: Any, x: Any, device: Any = None) -> Any:
-    """FixedPointEncoder.encode: to the nearest multiple of 1/scale; refuses what does not fit."""
+    """Encode numbers to the nearest multiple of 1/scale, and refuse what does not fit."""
     if isinstance(x, crypten.CrypTensor):
         return x
     scale: int = self._scale
@@ -300,7 +301,7 @@ def _encode(self: Any, x: Any, device: Any = None) -> Any:
 
 
 def _decode(self: Any, tensor: torch.Tensor | None) -> torch.Tensor | None:
-    """FixedPointEncoder.decode: ring element -> float32; exact below 2^24."""
+    """Decode ring elements to float32, exactly below 2^24."""
     return None if tensor is None else (tensor.double() / self._scale).float()
 
 

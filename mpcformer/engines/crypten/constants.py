@@ -1,6 +1,6 @@
-"""The public constants of a private BERT: how far each private value is scaled, and how each Newton iteration starts.
+"""The public numbers of a private BERT: how far each private value is scaled, and how each Newton iteration starts.
 
-All follow from the configuration and the calibrated ranges, which both owners know, by exactly rounded arithmetic.
+They follow from the configuration and the calibrated ranges, which both owners know, by exactly rounded arithmetic.
 """
 
 import hashlib
@@ -8,23 +8,29 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 
+from mpcformer.approximations import ConstantRows, ExponentialRows, SoftmaxForm, gelu_form, softmax_form
+from mpcformer.approximations.forms import CRYPTEN
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import SCORE_REACH
 
+# The reciprocal of the exact softmax's row, whose largest numerator is one: rows from 2^-10 to one have room.
+EXPONENTIAL_ROW = (0.5**10, 1.05)
+SCORE_MARGIN = 1.5
 # A value below 2^13 leaves 2^30 for sums of products at 16 fractional bits.
 MAX_ACTIVATION = 2.0**13
 
 
 @dataclass(frozen=True)
-class NormConstants:
-    """LayerNorm: the variance is scaled by 2^-shift (even), then inverted.
+class NormScales:
+    """The public numbers of a LayerNorm, whose variance is scaled by 2^-shift and then inverted.
 
     Args:
-        plan: of the inversion; None: a constant norm, which has none.
-        limit: a constant norm's largest variance.
+        shift: an even number.
+        plan: the Newton iteration of the inverse root; None for a constant norm, which needs none.
+        limit: the largest variance of a constant norm.
     """
 
     shift: int
@@ -33,52 +39,57 @@ class NormConstants:
 
 
 @dataclass(frozen=True)
-class LayerConstants:
-    """One encoder layer.
+class LayerScales:
+    """The public numbers of one encoder layer.
 
     Args:
-        score_scale: the scores are computed 2^-score_scale times their size.
-        score_bound: softmax form only, the largest |score| expected.
-        row: the reciprocal of the row sum divided by a power of two near the number of keys; None: not divided.
-        row_offset: 2ReLU's epsilon, scaled; it counts once per key, as the numerators do.
+        score_scale: scores are computed 2^-score_scale times their size.
+        score_bound: the largest |score| that is expected, for the exact softmax only.
+        row: the Newton iteration for the reciprocal of the row sum, which is divided by a power of two near the number
+            of keys; None for rows that are not divided.
+        row_offset: what is added to a row's mean, scaled as numerators are; it counts once a key, as they do.
+        attention_norm, output_norm: the two LayerNorms.
+        row_unit: the mean of a row's numerators that is computed as 1.
     """
 
     score_scale: int
     score_bound: float
     row: NewtonPlan | None
     row_offset: float
-    attention_norm: NormConstants
-    output_norm: NormConstants
+    attention_norm: NormScales
+    output_norm: NormScales
+    row_unit: float
 
 
 @dataclass(frozen=True)
-class ModelConstants:
-    """Everything public that is no shape."""
+class NewtonScales:
+    """Everything public that the private computation needs besides shapes."""
 
-    embedding_norm: NormConstants
-    layers: tuple[LayerConstants, ...]
+    embedding_norm: NormScales
+    layers: tuple[LayerScales, ...]
     tanh_bound: float
 
     def digest(self) -> str:
-        """Hex SHA-256: owners whose constants differ must not start."""
+        """Return the hex SHA-256 of all numbers: owners whose numbers differ must not start."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
 def model_constants(
-    *, softmax: str, n_layers: int, bounds: CalibratedRanges, row_epsilon: float, constant_norms: Collection[str] = ()
-) -> ModelConstants:
-    """Derive the constants of a model.
+    *, gelu: str, softmax: str, n_layers: int, bounds: CalibratedRanges, constant_norms: Collection[str] = ()
+) -> NewtonScales:
+    """Derive the public numbers of a model.
 
     Args:
-        softmax: softmax, 2quad, 2quad-const or 2relu.
-        n_layers: encoder layers.
+        gelu, softmax: the forms.
+        n_layers: the number of encoder layers.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
-        row_epsilon: added to the mean of 2ReLU's row.
-        constant_norms: names of LayerNorms that divide by a constant.
+        constant_norms: names of the LayerNorms that divide by a constant.
 
     Raises:
         RangeError: a range is missing, not finite, or outside what fixed point carries.
+        UserInputError: the engine does not compute a form.
     """
+    gelu_form(gelu).on(CRYPTEN)
     for name, (low, high) in bounds.items():
         if not name.endswith(SCORE_REACH) and not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
             raise RangeError(
@@ -86,52 +97,48 @@ def model_constants(
                 "the student diverged or its ranges.json is damaged: distil it again",
             )
     norms = {name: _norm(bounds, name, name in constant_norms) for name in norm_names(n_layers)}
-    layers = tuple(_layer(softmax, f"layer.{n}", bounds, row_epsilon, norms) for n in range(n_layers))
+    layers = tuple(_layer(softmax_form(softmax), f"layer.{n}", bounds, norms) for n in range(n_layers))
     low, high = calibrated(bounds, "pooler.tanh")
     tanh_bound = 2 * max(abs(low), abs(high), 1.0)
-    return ModelConstants(norms["embeddings"], layers, tanh_bound)
+    return NewtonScales(norms["embeddings"], layers, tanh_bound)
 
 
-def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormConstants:
+def _norm(bounds: CalibratedRanges, name: str, constant: bool) -> NormScales:
     low, high = widened(*calibrated(bounds, f"{name}.variance"))
     if constant:
         if not high > 0:
             raise RangeError(f"calibrated range {name}.variance is not positive", "distil the student again")
-        return NormConstants(0, None, high)
+        return NormScales(0, None, high)
     shift = even_shift(low, high)
     factor = 2.0**-shift
-    return NormConstants(shift, rsqrt_plan(low * factor, high * factor))
+    return NormScales(shift, rsqrt_plan(low * factor, high * factor))
 
 
-def _layer(
-    softmax: str, name: str, bounds: CalibratedRanges, row_epsilon: float, norms: Mapping[str, NormConstants]
-) -> LayerConstants:
-    score_scale, bound, offset, row = 0, 0.0, 0.0, None
-    if softmax == "softmax":
-        bound = 1.5 * max(abs(edge) for edge in calibrated(bounds, f"{name}.scores"))
-        row = reciprocal_plan(0.5**10, 1.05)
-    elif softmax == "2quad-const":
+def _layer(form: SoftmaxForm, name: str, bounds: CalibratedRanges, norms: Mapping[str, NormScales]) -> LayerScales:
+    form.on(CRYPTEN)
+    rows, score_scale, bound, offset, row = form.rows, 0, 0.0, 0.0, None
+    degree = 1 if isinstance(rows, ExponentialRows) else rows.degree
+    if isinstance(rows, ExponentialRows):
+        bound = SCORE_MARGIN * max(abs(edge) for edge in calibrated(bounds, f"{name}.{rows.needs}"))
+        row = reciprocal_plan(*EXPONENTIAL_ROW)
+    elif isinstance(rows, ConstantRows):
         # Usual rows are far below the highest, and must not be far below one.
-        high = calibrated(bounds, f"{name}.row_mean")[1]
-        score_scale = even_shift(high / 64, high) // 2
+        high = calibrated(bounds, f"{name}.{rows.needs}")[1]
+        score_scale = even_shift(high / 64, high) // degree
     else:
-        low, high = widened(*calibrated(bounds, f"{name}.row_mean"))
-        if softmax == "2quad":
-            score_scale = even_shift(low, high) // 2
-            factor = 4.0**-score_scale
-        else:
-            low, high = low + row_epsilon, high + row_epsilon
-            score_scale = even_shift(low, high)
-            factor = 2.0**-score_scale
-            offset = row_epsilon * factor
-        low, high = low * factor, high * factor
+        low, high = widened(*calibrated(bounds, f"{name}.{rows.needs}"))
+        low, high = low + rows.epsilon, high + rows.epsilon
+        score_scale = even_shift(low, high) // degree
+        factor = 2.0 ** -(degree * score_scale)
+        offset = rows.epsilon * factor
         # The row sum is divided by a power of two between n and 2 n instead of by the number of keys n.
-        row = reciprocal_plan(low / 2, high)
-    return LayerConstants(
+        row = reciprocal_plan(low * factor / 2, high * factor)
+    return LayerScales(
         score_scale=score_scale,
         score_bound=bound,
         row=row,
         row_offset=offset,
         attention_norm=norms[f"{name}.attention"],
         output_norm=norms[f"{name}.output"],
+        row_unit=2.0 ** (degree * score_scale),
     )

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 
-from mpcformer.approximations import TWO_RELU_EPSILON
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
@@ -47,10 +46,10 @@ class CrypTenEngine:
         self._config = public.config
         self._channel = channel
         self._constants = model_constants(
+            gelu=public.config.gelu,
             softmax=public.config.softmax,
             n_layers=public.config.num_hidden_layers,
             bounds=public.ranges.bounds,
-            row_epsilon=TWO_RELU_EPSILON,
             constant_norms=public.config.constant_norms,
         )
         self._values: dict[str, torch.Tensor] | None = None

@@ -1,7 +1,7 @@
-"""Public constants of the private Newton iterations, from calibrated ranges; both owners get the same bits.
+"""Public constants of the private Newton iterations, which both owners derive from calibrated ranges, bit for bit.
 
-Only +, -, *, / and sqrt are used, which IEEE 754 rounds correctly everywhere: a constant that differed in its last bit
-between the two owners would tear their shares apart.
+Only +, -, *, / and sqrt are used, which IEEE 754 rounds correctly everywhere. A constant that differed in its last bit
+between the two owners would make their shares useless.
 """
 
 import math
@@ -16,12 +16,12 @@ MAX_ITERATIONS = 14
 
 @dataclass(frozen=True)
 class NewtonPlan:
-    """Start y0 = c0 - c1 x and iterate; valid for low <= x <= high.
+    """A Newton iteration that starts at y0 = c0 - c1 x and is valid for low <= x <= high.
 
     Args:
-        low, high: the range covered, margin included.
+        low, high: the range that is covered, margin included.
         c0, c1: the linear start.
-        iterations: Newton steps until the largest relative error is below 2^-15.
+        iterations: the number of steps until the largest relative error is below 2^-15.
     """
 
     low: float
@@ -32,10 +32,10 @@ class NewtonPlan:
 
 
 def reciprocal_plan(low: float, high: float) -> NewtonPlan:
-    """Newton for 1/x, y <- y (2 - x y), from the best linear start on [low, high].
+    """Return the iteration y <- y (2 - x y) for 1/x, from the best linear start on [low, high].
 
-    The error e = 1 - x y is squared by each step; the start's largest error is ((r - 1) / (r + 1))^2 with
-    r = sqrt(high / low) after the change of variable, reached at both ends and in the middle.
+    Each step squares the error e = 1 - x y. The largest error of the start is ((r - 1) / (r + 1))^2 with
+    r = sqrt(high / low) after the change of variable; it is reached at both ends and in the middle.
     Source: Schulte, Omar, Swartzlander, Optimal Initial Approximations for the Newton-Raphson Division, Computing 1994.
 
     Raises:
@@ -52,10 +52,10 @@ def reciprocal_plan(low: float, high: float) -> NewtonPlan:
 
 
 def rsqrt_plan(low: float, high: float) -> NewtonPlan:
-    """Newton for x^(-1/2), y <- y (3 - x y^2) / 2, from the chord on [low, high], scaled down.
+    """Return the iteration y <- y (3 - x y^2) / 2 for x^(-1/2), from the chord on [low, high], scaled down.
 
-    With t = y sqrt(x), a step is t <- t (3 - t^2) / 2. The chord has t = 1 at both ends and t = R > 1 between;
-    scaled by s with s^2 = 3 / (R^2 + R + 1), ends and middle give the same t after the first step.
+    With t = y sqrt(x), a step is t <- t (3 - t^2) / 2. The chord has t = 1 at both ends and t = R > 1 between them.
+    Scaled by s with s^2 = 3 / (R^2 + R + 1), ends and middle give the same t after the first step.
 
     Raises:
         RangeError: the range is empty, not positive, or too wide.

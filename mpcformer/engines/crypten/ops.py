@@ -1,7 +1,7 @@
 """Fixed-point operations on CrypTen's arithmetic shares: products with a chosen rescaling, Newton iterations, exp, max.
 
-Shares are CrypTen's ArithmeticSharedTensor at 16 fractional bits (scale f); all products go through CrypTen's Beaver
-protocol. Each has a plaintext twin in tests/engines/test_crypten_ops.py.
+Shares are CrypTen's ArithmeticSharedTensor at 16 fraction bits (scale f), and all products go through CrypTen's Beaver
+protocol. Each operation has a plaintext twin in tests/engines/test_crypten_ops.py.
 """
 
 import math
@@ -18,43 +18,43 @@ SIGNIFICANT_BITS = 16
 
 
 def wrap(share: torch.Tensor) -> Any:
-    """This party's share, at scale f, as CrypTen's tensor."""
+    """Return this party's share, at scale f, as CrypTen's tensor."""
     return Shared.from_shares(share)
 
 
 def rescale(product: Any, shift: int = 0) -> Any:
-    """A product at scale 2 f back to scale f, divided by 2^shift; one truncation for both."""
+    """Bring a product from scale 2 f back to scale f and divide it by 2^shift, with one truncation for both."""
     return wrap(truncate(product.share, FRAC_BITS + shift))
 
 
 def matmul(x: Any, y: Any, *, shift: int = 0) -> Any:
-    """x @ y / 2^shift. Shapes as torch.matmul; two rounds; 8 (|x| + |y| + |x y|) bytes each way."""
+    """Return x @ y / 2^shift, with shapes as in torch.matmul. Two rounds; 8 (|x| + |y| + |x y|) bytes each way."""
     return rescale(beaver.matmul(x, y), shift)
 
 
 def multiply(x: Any, y: Any, *, shift: int = 0) -> Any:
-    """x * y / 2^shift with broadcasting; two rounds."""
+    """Return x * y / 2^shift, with broadcasting. Two rounds."""
     return rescale(beaver.mul(x, y), shift)
 
 
 def square(x: Any, *, shift: int = 0) -> Any:
-    """x^2 / 2^shift; two rounds, half of a product's bytes."""
+    """Return x^2 / 2^shift. Two rounds, and half the bytes of a product."""
     return rescale(beaver.square(x), shift)
 
 
 def square_sum(x: Any, *, dim: int) -> Any:
-    """sum x^2 over `dim` (kept), summed before the truncation: |sum| < 2^(62 - 2 f)."""
+    """Return the sum of x^2 over `dim`, which is kept. The truncation comes last, so |sum| < 2^(62 - 2 f)."""
     product = beaver.square(x)
     return wrap(truncate(product.share.sum(dim, keepdim=True), FRAC_BITS))
 
 
 def add_public(x: Any, constant: float | torch.Tensor) -> Any:
-    """x + constant; local."""
+    """Return x + constant. Local."""
     return wrap(x.share + x.encoder.encode(constant, device=x.share.device)) if current().rank == 0 else x
 
 
 def times_public(x: Any, constant: float) -> Any:
-    """x * constant with 16 significant bits of it, however small it is; one round. |x| < 2^30."""
+    """Return x * constant, with 16 significant bits of the constant however small it is. One round; |x| < 2^30."""
     if constant == 0.0:
         return wrap(torch.zeros_like(x.share))
     mantissa, exponent = math.frexp(constant)
@@ -65,49 +65,49 @@ def times_public(x: Any, constant: float) -> Any:
 
 
 def times_fractions(x: Any, fractions: torch.Tensor) -> Any:
-    """x * fractions (public float64, broadcast, at most 2) to 16 bits; one round. |x| < 2^29."""
+    """Return x * fractions to 16 bits; fractions are public float64, at most 2, broadcast. One round; |x| < 2^29."""
     if fractions.device.type == "meta":
         return wrap(truncate(x.share, SIGNIFICANT_BITS))
     return wrap(truncate(x.share * (fractions * 2**SIGNIFICANT_BITS).round().long(), SIGNIFICANT_BITS))
 
 
 def times_power_of_two(x: Any, exponent: int) -> Any:
-    """x * 2^exponent; local upwards, one round downwards."""
+    """Return x * 2^exponent. Local if the exponent is not negative, else one round."""
     if exponent >= 0:
         return wrap(x.share << exponent)
     return wrap(truncate(x.share, -exponent))
 
 
 def times_integers(x: Any, integers: torch.Tensor) -> Any:
-    """x * integers (public int64, broadcast), as a mask of 0 and 1; local."""
+    """Return x * integers, for public int64 integers that are broadcast, such as a mask of 0 and 1. Local."""
     return wrap(x.share * integers.to(x.share.device))
 
 
 def less_than_zero(x: Any) -> torch.Tensor:
-    """This party's share, at scale 1, of the bit [x < 0]; CrypTen's binary adder: 9 rounds."""
+    """Return this party's share, at scale 1, of the bit [x < 0], by CrypTen's binary adder. 9 rounds."""
     tensor = crypten.mpc.MPCTensor.from_shares(x.share)
     bit: torch.Tensor = tensor._ltz().share
     return bit
 
 
 def of_bits(bit_share: torch.Tensor) -> Any:
-    """Bits, or their sum, as numbers; local."""
+    """Return bits, or a sum of bits, as numbers at scale f. Local."""
     return wrap(bit_share << FRAC_BITS)
 
 
 def select(bit_share: torch.Tensor, x: Any) -> Any:
-    """bit * x, the bit at scale 1; one round and no truncation."""
+    """Return bit * x, for a bit at scale 1. One round and no truncation."""
     product = beaver.mul(Shared.from_shares(bit_share, precision=0), x)
     return wrap(product.share)
 
 
 def relu(x: Any) -> Any:
-    """max(x, 0)."""
+    """Return max(x, 0). 10 rounds."""
     return wrap(x.share - select(less_than_zero(x), x).share)
 
 
 def maximum(x: Any, *, dim: int) -> Any:
-    """The largest element along `dim` (kept), by a tree of comparisons: ceil(log2 n) times 10 rounds."""
+    """Return the largest element along `dim`, which is kept, by a tree of comparisons. ceil(log2 n) times 10 rounds."""
     while x.share.size(dim) > 1:
         half = x.share.size(dim) // 2
         left, right, rest = x.share.split([half, half, x.share.size(dim) - 2 * half], dim=dim)
@@ -117,7 +117,7 @@ def maximum(x: Any, *, dim: int) -> Any:
 
 
 def reciprocal(x: Any, plan: NewtonPlan) -> Any:
-    """1 / x for plan.low <= x <= plan.high. Rounds: 1 + 4 per iteration."""
+    """Return 1 / x for plan.low <= x <= plan.high. 1 round, and 4 an iteration."""
     y = add_public(times_public(x, -plan.c1), plan.c0)
     for _ in range(plan.iterations):
         y = multiply(y, _subtract_from(2.0, multiply(x, y)))
@@ -125,7 +125,7 @@ def reciprocal(x: Any, plan: NewtonPlan) -> Any:
 
 
 def rsqrt(x: Any, plan: NewtonPlan) -> Any:
-    """x^(-1/2) for plan.low <= x <= plan.high. Rounds: 1 + 6 per iteration."""
+    """Return x^(-1/2) for plan.low <= x <= plan.high. 1 round, and 6 an iteration."""
     y = add_public(times_public(x, -plan.c1), plan.c0)
     for _ in range(plan.iterations):
         y = multiply(y, _subtract_from(3.0, multiply(x, square(y))), shift=1)
@@ -133,9 +133,9 @@ def rsqrt(x: Any, plan: NewtonPlan) -> Any:
 
 
 def exp_negative(x: Any, *, bound: float) -> Any:
-    """exp(x) for -bound <= x <= 0, to about 5e-4: (1 + y + y^2 / 2)^(2^k) with y = x / 2^k in [-1, 0].
+    """Return exp(x) for -bound <= x <= 0, to about 5e-4, as (1 + y + y^2 / 2)^(2^k) with y = x / 2^k in [-1, 0].
 
-    Fixed point loses 2^k units in the last place, the limit (1 + x / 2^k)^(2^k) of CrypTen needs a larger k.
+    Fixed point loses 2^k units in the last place, and CrypTen's own (1 + x / 2^k)^(2^k) needs a larger k.
     """
     doublings = max(5, math.ceil(math.log2(bound)))
     y = times_power_of_two(x, -doublings)
@@ -146,7 +146,7 @@ def exp_negative(x: Any, *, bound: float) -> Any:
 
 
 def tanh(x: Any, *, bound: float) -> Any:
-    """tanh(x) for |x| <= bound, to about 5e-4: sign(x) (2 / (1 + exp(-2 |x|)) - 1)."""
+    """Return tanh(x) for |x| <= bound, to about 5e-4, as sign(x) (2 / (1 + exp(-2 |x|)) - 1)."""
     negative = less_than_zero(x)
     magnitude = wrap(x.share - 2 * select(negative, x).share)
     denominator = add_public(exp_negative(wrap(-2 * magnitude.share), bound=2 * bound), 1.0)
@@ -164,7 +164,7 @@ GELU_BOUND = 4.0
 
 
 def gelu(x: Any) -> Any:
-    """x Phi(x) to 5e-4: x / 2 plus an even function, a Chebyshev sum inside |x| <= 4 and |x| / 2 outside."""
+    """Return x Phi(x) to 5e-4, as x / 2 plus an even function: a Chebyshev sum for |x| <= 4, and |x| / 2 beyond."""
     stacked = wrap(torch.stack([add_public(x, GELU_BOUND).share, add_public(wrap(-x.share), GELU_BOUND).share]))
     outside = less_than_zero(stacked)
     below, above = outside[0], outside[1]

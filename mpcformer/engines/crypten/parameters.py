@@ -1,20 +1,21 @@
-"""BERT's parameters as the private computation wants them: transposed, merged, and with public factors folded in."""
+"""BERT's parameters as the private computation takes them: transposed, merged, and with public factors folded in."""
 
 import math
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
-from mpcformer.engines.crypten.constants import ModelConstants
+from mpcformer.engines.crypten.constants import LayerScales, NewtonScales
 from mpcformer.errors import RangeError
-from mpcformer.modeling.bounds import MAX_LOG, check_constants, deviation, norm_source
+from mpcformer.modeling.configuration import MPCFormerConfig
 from mpcformer.modeling.load import MAX_WEIGHT
+from mpcformer.modeling.weights import MAX_LOG, LayerWeights, LinearWeights, NormWeights, bert_weights, norm_source
 
 ParameterShapes = dict[str, tuple[int, ...]]
 
 
-def parameter_shapes(config: Any) -> ParameterShapes:
-    """Name -> shape, from the public configuration alone; the order is fixed."""
+def parameter_shapes(config: MPCFormerConfig) -> ParameterShapes:
+    """Return the shapes by name, from the public configuration alone, in a fixed order."""
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: ParameterShapes = {
         "embeddings.words_and_types": (config.vocab_size + config.type_vocab_size, hidden),
@@ -41,56 +42,58 @@ def parameter_shapes(config: Any) -> ParameterShapes:
     return shapes
 
 
-def parameter_values(config: Any, constants: ModelConstants, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The model owner's float tensors, named and shaped as `parameter_shapes` says, from a BERT state dict.
+def parameter_values(
+    config: MPCFormerConfig, scales: NewtonScales, state: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the model owner's float tensors, named and shaped as `parameter_shapes` says, from a BERT state dict.
 
-    The queries carry 1 / sqrt(D) and the layer's 2^-score_scale, both exact where they are powers of two; what follows
-    attention carries 2quad-const's 1 / c, and the square of 2^score_scale. A constant norm's gain carries what the norm
-    divides by.
+    The queries carry 1 / sqrt(D) and the layer's 2^-score_scale, both exact where they are powers of two. Where a
+    learnt constant c divides attention's rows, the map behind attention carries 1 / c and the unit of the rows. A
+    constant LayerNorm's gain carries what it divides by.
 
     Raises:
-        RangeError: a weight so large, once it carries them, that fixed point cannot.
-        UserInputError: weights and configuration differ in which LayerNorms are constant.
+        RangeError: a weight is too large for fixed point once it carries its factors.
+        UserInputError: a tensor is missing or has another shape than the configuration says.
     """
-    check_constants(config.num_hidden_layers, config.constant_norms, state)
+    weights = bert_weights(state, config)
     values: dict[str, torch.Tensor] = {}
 
-    def norm(name: str, which: str) -> None:
-        source, divisor = norm_source(which), deviation(which, state)
-        values[f"{name}.weight"], values[f"{name}.bias"] = state[f"{source}.weight"], state[f"{source}.bias"]
-        if divisor is not None:
-            values[f"{name}.weight"] = state[f"{source}.weight"] / divisor
-            _check_size(f"{source}.weight divided by its deviation", values[f"{name}.weight"])
+    def put_norm(name: str, norm: NormWeights, which: str) -> None:
+        values[f"{name}.weight"], values[f"{name}.bias"] = norm.gain, norm.bias
+        if norm.deviation is not None:
+            values[f"{name}.weight"] = norm.gain / norm.deviation
+            _check_size(f"{norm_source(which)}.weight divided by its deviation", values[f"{name}.weight"])
 
-    def linear(name: str, source: str, factor: float = 1.0, bias_factor: float = 1.0) -> None:
-        values[f"{name}.weight"] = state[f"{source}.weight"].t().contiguous() * factor
-        values[f"{name}.bias"] = state[f"{source}.bias"] * bias_factor
+    def put_map(name: str, linear: LinearWeights, factor: float = 1.0, bias_factor: float = 1.0) -> None:
+        values[f"{name}.weight"] = linear.weight.contiguous() * factor
+        values[f"{name}.bias"] = linear.bias * bias_factor
 
-    source = "bert.embeddings"
-    tables = [state[f"{source}.{part}_embeddings.weight"] for part in ("word", "token_type")]
-    values["embeddings.words_and_types"] = torch.cat(tables)
-    values["embeddings.positions"] = state[f"{source}.position_embeddings.weight"]
-    norm("embeddings.norm", "embeddings")
-    for index, layer in enumerate(constants.layers):
-        name, source = f"layer.{index}", f"bert.encoder.layer.{index}"
-        factor = 2.0**-layer.score_scale / math.sqrt(config.head_size)
-        linear(f"{name}.attention.query", f"{source}.attention.self.query", factor, factor)
-        linear(f"{name}.attention.key", f"{source}.attention.self.key")
-        linear(f"{name}.attention.value", f"{source}.attention.self.value")
-        behind = 1.0
-        if layer.row is None:
-            log_divisor = float(state[f"{source}.attention.self.log_divisor"].double())
-            behind = 4.0**layer.score_scale * math.exp(min(MAX_LOG, -log_divisor))
-            output = f"{source}.attention.output.dense"
-            _check_size(f"{output} divided by c", state[f"{output}.weight"].double() * behind)
-        linear(f"{name}.attention.output", f"{source}.attention.output.dense", behind)
-        norm(f"{name}.attention.norm", f"{name}.attention")
-        linear(f"{name}.intermediate", f"{source}.intermediate.dense")
-        linear(f"{name}.output", f"{source}.output.dense")
-        norm(f"{name}.norm", f"{name}.output")
-    linear("pooler", "bert.pooler.dense")
-    linear("classifier", "classifier")
+    values["embeddings.words_and_types"] = torch.cat([weights.words, weights.token_types])
+    values["embeddings.positions"] = weights.positions
+    put_norm("embeddings.norm", weights.embedding_norm, "embeddings")
+    for n, (layer, layer_scales) in enumerate(zip(weights.layers, scales.layers, strict=True)):
+        name = f"layer.{n}"
+        factor = 2.0**-layer_scales.score_scale / math.sqrt(config.head_size)
+        put_map(f"{name}.attention.query", layer.query, factor, factor)
+        put_map(f"{name}.attention.key", layer.key)
+        put_map(f"{name}.attention.value", layer.value)
+        put_map(f"{name}.attention.output", layer.output, _behind_attention(n, layer, layer_scales))
+        put_norm(f"{name}.attention.norm", layer.attention_norm, f"{name}.attention")
+        put_map(f"{name}.intermediate", layer.inner)
+        put_map(f"{name}.output", layer.outer)
+        put_norm(f"{name}.norm", layer.output_norm, f"{name}.output")
+    put_map("pooler", weights.pooler)
+    put_map("classifier", weights.classifier)
     return values
+
+
+def _behind_attention(n: int, layer: LayerWeights, scales: LayerScales) -> float:
+    """Return the factor of the map behind attention: 1, or the unit of its rows over the constant that divides them."""
+    if layer.log_divisor is None:
+        return 1.0
+    factor = scales.row_unit * math.exp(min(MAX_LOG, -float(layer.log_divisor.double())))
+    _check_size(f"bert.encoder.layer.{n}.attention.output.dense divided by c", layer.output.weight.double() * factor)
+    return factor
 
 
 def _check_size(name: str, weight: torch.Tensor) -> None:

@@ -1,6 +1,6 @@
 """Attention on shares, in each form of softmax: from the opened queries, keys and values to the attended rows.
 
-Shapes at the line: B sentences, L positions, Q query positions, A heads, D head size.
+Letters in the shapes beside the code: B sentences, L positions, Q query positions, A heads, D head size.
 """
 
 from collections.abc import Callable
@@ -8,24 +8,38 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcformer.approximations import QUAD_SHIFT
+from mpcformer.approximations import softmax_form
+from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.range_check import RangeCheck
+from mpcformer.engines.lift.rows import (
+    LayerScales,
+    row_bits,
+    row_function,
+    score_numerators,
+    softmax_base,
+    softmax_functions,
+)
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.protocols import lifted, matmul, piecewise
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, shift
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
-# An opening of the scores together with the values' masked factor: both opened.
+# Opens the scores, together with the values' masked factor, and returns the opened scores.
 OpenScores = Callable[[Half], torch.Tensor]
 
 
 @dataclass
 class Heads:
-    """What the map for queries, keys and values left: opened numbers, and the correlations to use them with.
+    """The result of the map for queries, keys and values: opened numbers, and the correlations to use them with.
 
-    query, key: opened (B, A, Q, D), (B, A, L, D). value: opened (B, A, D, L).
+    Args:
+        query, key: opened, (B, A, Q, D) and (B, A, L, D).
+        value: opened, (B, A, D, L).
+        query_masks: the correlation of the queries' product with the keys.
+        value_mask: the lifted mask of the values.
+        context_masks: the correlation of the numerators' product with the values.
     """
 
     query: torch.Tensor
@@ -41,21 +55,21 @@ class PrivateAttention:
 
     Args:
         party: this owner.
-        softmax: 2quad, 2quad-const, 2relu or softmax.
-        mask: public int64 (B, L).
+        softmax: the form of softmax.
+        mask: public int64 (B, L), 1 at real tokens.
         log_keys: log2 of the longest row, rounded up.
-        check, watch: the pass's own.
+        check, watch: the range check and the stopwatch of the whole pass.
     """
 
     def __init__(
         self, party: Party, softmax: str, mask: torch.Tensor, log_keys: int, check: RangeCheck, watch: Stopwatch
     ) -> None:
-        self._party, self._softmax, self._mask, self._log_keys = party, softmax, mask, log_keys
+        self._party, self._form, self._mask, self._log_keys = party, softmax_form(softmax), mask, log_keys
         self._check, self._watch = check, watch
         self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
-    def attend(self, heads: Heads, constants: fp.Layer) -> torch.Tensor:
-        """(B Q, A D) at ATTENDED_SCALE."""
+    def attend(self, heads: Heads, constants: LayerScales) -> torch.Tensor:
+        """Return the attended rows (B Q, A D) at ATTENDED_SCALE, of a layer with these scales."""
         party, rank = self._party, self._party.rank
         scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
         scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
@@ -72,19 +86,19 @@ class PrivateAttention:
             return opened
 
         real = self._real(scores.size(2), scores.size(1))
-        if self._softmax == "softmax":
+        if constants.squarings:
             numerators = self._powers(scores, constants, open_scores, real) * self._key_factors
-            last_scale = fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE + self._log_keys + fp.KEY_FACTOR_BITS
+            last_scale = fp.mean_scale(fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE, self._log_keys)
             return self._multiplied_rows(numerators, last_scale, opened_value[0], heads, constants)
         numerators, rows = self._numerators(scores, constants, open_scores)
         if not constants.divided:
-            bits = fp.row_bits(constants, self._log_keys)
+            bits = row_bits(constants, self._log_keys)
             self._check.guard(bits, rows.reshape(-1), real)
             return self._multiplied_rows(numerators, bits, opened_value[0], heads, constants)
         return self._divided_rows(numerators, rows, opened_value[0], heads, constants, real)
 
     def _sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
-        """factor(number of keys, log_keys) of each sentence: (B, 1, 1, 1), public."""
+        """Return the public factor(number of keys, log_keys) of each sentence, (B, 1, 1, 1)."""
         if self._mask.device.type == "meta":
             return self._mask[:, None, None, :1]
         return torch.tensor([factor(n, self._log_keys) for n in self._mask.sum(1).tolist()])[:, None, None, None]
@@ -92,30 +106,32 @@ class PrivateAttention:
     def _real(self, n_query: int, n_heads: int) -> torch.Tensor:
         return self._mask[:, None, :n_query].expand(-1, n_heads, -1).reshape(-1)
 
-    def _evaluation(self, function: piecewise.Function, x: torch.Tensor) -> piecewise.Evaluation:
+    def _evaluation(self, function: piecewise.PiecewiseFunction, x: torch.Tensor) -> piecewise.Evaluation:
         tensors = self._party.take(function.request(tuple(x.shape)))
         return piecewise.Evaluation(function, tensors, self._party.rank)
 
-    # ---- 2quad, 2relu: divide after the product with the values; 2quad-const: not at all -----------------------------
+    # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ---------
 
     def _numerators(
-        self, scores: torch.Tensor, constants: fp.Layer, open_scores: OpenScores
+        self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and what their rows sum to."""
+        """Return numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and the sums of their rows."""
         party = self._party
-        if self._softmax in ("2quad", "2quad-const"):
-            mask = Mask(
-                party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS)), fp.SCORE_BITS, "square"
-            )
-            c = open_scores(mask.half(scores, party.rank))
-            offset = round(QUAD_SHIFT * 2.0 ** (fp.SCORE_SCALE - constants.score_shift))
-            numerators = Opened(party, mask, c).square(offset) * self._key_factors
-            return numerators, numerators.sum(-1)
-        evaluation = self._evaluation(piecewise.relu(fp.SCORE_BITS), scores)
-        positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
-        numerators = positive * self._key_factors
-        offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
-        return numerators, numerators.sum(-1) + party.only(0, self._key_factors.sum(-1) * offset)
+        kind = score_numerators(self._form, constants.score_shift)
+        if isinstance(kind, SquaredScores):
+            tensors = party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS))
+            mask = Mask(tensors, fp.SCORE_BITS, "square")
+            opened = Opened(party, mask, open_scores(mask.half(scores, party.rank)))
+            numerators = opened.square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
+        else:
+            evaluation = self._evaluation(kind, scores)
+            positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
+            numerators = positive * self._key_factors
+        rows = numerators.sum(-1)
+        if constants.row_offset:
+            offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
+            rows = rows + party.only(0, self._key_factors.sum(-1) * offset)
+        return numerators, rows
 
     def _divided_rows(
         self,
@@ -123,14 +139,13 @@ class PrivateAttention:
         rows: torch.Tensor,
         opened_value: torch.Tensor,
         heads: Heads,
-        constants: fp.Layer,
+        constants: LayerScales,
         real: torch.Tensor,
     ) -> torch.Tensor:
         party, rank = self._party, self._party.rank
-        function = fp.row_function(constants, self._log_keys)
+        function = row_function(constants, self._log_keys)
         lookup = self._check.lookup(function, rows.numel())
-        up = 2 * fp.SCORE_SCALE + self._log_keys + fp.KEY_FACTOR_BITS + constants.row_exponent
-        masked = self._masked_numerators(numerators, up, heads)
+        masked = self._masked_numerators(numerators, row_bits(constants, self._log_keys), heads)
         opened, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
@@ -146,14 +161,14 @@ class PrivateAttention:
         return self._rows(divided)
 
     def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads) -> Half:
-        # A shift may make one of zero: padding is masked once more.
+        # A shift may turn zero into one, so padding is masked once more.
         down = shift(numerators, scale - fp.NUMERATOR_SCALE, self._party.rank) * self._mask[:, None, None, :]
         return matmul.half(down, heads.context_masks[0], fp.NUMERATOR_BITS)
 
     def _context(
-        self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: fp.Layer
+        self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
-        """(B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
+        """Return the product with the values, (B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
         context = matmul.product(self._party, numerators, opened_value, heads.context_masks)
         context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - constants.context_scale, self._party.rank)
         self._watch.lap("attention")
@@ -164,9 +179,9 @@ class PrivateAttention:
         return attended.transpose(1, 2).flatten(0, 1).flatten(1)
 
     def _multiplied_rows(
-        self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: fp.Layer
+        self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
-        """Rows that are not divided any more: numerators at `scale`, times the values. 2 rounds."""
+        """Multiply numerators at `scale`, which are not divided any more, by the values. 2 rounds."""
         party, rank = self._party, self._party.rank
         opened = party.open([self._masked_numerators(numerators, scale, heads)])[0]
         self._watch.lap("softmax")
@@ -176,19 +191,19 @@ class PrivateAttention:
         lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0]).value()
         return self._rows(shift(lifted_context, constants.context_scale - fp.ATTENDED_SCALE, rank))
 
-    # ---- softmax: `approximations.exact.squared_softmax`, divided before the product ---------------------------------
+    # ---- softmax: `approximations.squared_softmax`, divided before the product ---------------------------------------
 
     def _powers(
-        self, scores: torch.Tensor, constants: fp.Layer, open_scores: OpenScores, real: torch.Tensor
+        self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores, real: torch.Tensor
     ) -> torch.Tensor:
-        """Numerators (B, A, Q, L) whose rows, times the keys' factors, have the mean one: at `last_scale`."""
-        first, middle, last = fp.softmax_functions(constants, self._log_keys)
+        """Return numerators (B, A, Q, L) whose rows, times the keys' factors, have the mean one at `last_scale`."""
+        first, middle, last = softmax_functions(constants, self._log_keys)
         rank, power = self._party.rank, fp.POWER_SCALE
-        base_scale, base = fp.softmax_base(constants)
+        base_scale, base = softmax_base(constants)
         evaluation = self._evaluation(base, scores)
         keys = self._mask[:, None, None, :]
         x = evaluation.evaluate(self._party, open_scores(evaluation.half(scores))) * keys
-        # The first piece is the clamp's inside.
+        # The first piece counts inside the clamp.
         outside = self._party.only(0, torch.ones_like(x)) - evaluation.bit(self._party, 0)
         self._check.count(outside * keys * real.view(*x.shape[:-1], 1))
         x = self._square(shift(x, base_scale - fp.BASE_SCALE, rank))
@@ -204,14 +219,14 @@ class PrivateAttention:
         return x
 
     def _square(self, x: torch.Tensor) -> torch.Tensor:
-        """[x^2] over Z_2^64, of x in Z_2^POWER_BITS. 1 round."""
+        """Return shares of x^2 over Z_2^64, of x in Z_2^POWER_BITS. 1 round."""
         party = self._party
         tensors = party.take(lifted.request("square", tuple(x.shape), fp.POWER_BITS))
         mask = Mask(tensors, fp.POWER_BITS, "square")
         return Opened(party, mask, party.open([mask.half(x, party.rank)])[0]).square()
 
-    def _divide(self, x: torch.Tensor, scale: int, function: Function, real: torch.Tensor) -> torch.Tensor:
-        """x, at 2 POWER_SCALE, brought to `scale` and times the function of its rows' means. 2 or 3 rounds."""
+    def _divide(self, x: torch.Tensor, scale: int, function: TableFunction, real: torch.Tensor) -> torch.Tensor:
+        """Bring x from 2 POWER_SCALE to `scale`, and multiply it by the function of its rows' means. 2 or 3 rounds."""
         party, rank = self._party, self._party.rank
         rows = (x * self._key_factors).sum(-1)
         lookup = self._check.lookup(function, rows.numel())

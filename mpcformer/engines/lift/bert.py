@@ -1,12 +1,12 @@
-"""BERT on shares with owner-known weights: one batch's pass through the `mpcformer` suite, both owners in one text.
+"""BERT on shares whose weights one owner knows: one batch's pass, both owners in one text.
 
 Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
-its half of that opening is computed and sent before (`offline`); the online part of a map is one message with the
-masked input, one product at the model owner, and one message back. Between two openings all is local. Rows looked up in
-a large table (private_words.py) are the exception: there the data owner's half goes online, and last.
+its half of that opening is computed and sent before (`offline`). The online part of a map is one message with the
+masked input, one product at the model owner, and one message back. Between two openings all is local. Rows that are
+looked up in a large table (words.py) are the exception: there the data owner's half goes online, and last.
 
-Shapes at the line: B sentences, L positions, Q query positions (1 in the last layer: only [CLS] is needed after it),
-A heads, D head size, H hidden, I intermediate, C classes.
+Letters in the shapes beside the code: B sentences, L positions, Q query positions (1 in the last layer, after which
+only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 import math
@@ -17,51 +17,57 @@ import torch
 
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
-from mpcformer.engines.lift.maps import Map, Maps, Tensors
+from mpcformer.engines.lift.maps import Maps, Tensors
 from mpcformer.engines.lift.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import reveal
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, combine, shift
+from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation
-from mpcformer.protocols.table import Function
-from mpcformer.ring.packing import packed_bytes, unpack
+from mpcformer.protocols.table import TableFunction
+from mpcformer.ring.packing import unpack
 
 
 @dataclass
 class Known:
-    """The data owner's half of an opening, sent ahead; and there, -A of the map, to be added to its input."""
+    """The data owner's half of an opening, which was sent ahead.
+
+    Args:
+        message: the half, packed.
+        shapes: shape and bits of each number in it.
+        minus_mask: at the data owner, -A of the map, to which the map's input is added.
+    """
 
     message: torch.Tensor
-    shapes: list[tuple[tuple[int, ...], int]]
+    shapes: list[HalfShape]
     minus_mask: torch.Tensor | None = None
 
 
 class PrivateBert:
-    """One batch.
+    """The private pass of one batch.
 
     Args:
         party: this owner.
-        config, constants: public.
-        batch_size, seq_len: B and L.
-        mask: public int64 (B, L).
-        owned: the model owner's weights, else None.
-        masked: F of every weight at the data owner, else None.
-        embeddings: private_table, or public_table: then the data owner normalises the first rows itself.
-        salt: of the places of words in this session, see mpcformer/correlations/row_lookup.py.
-        table_mask: the private table's, at the model owner.
+        config, constants: the public configuration and scales.
+        mask: public int64 (B, L), 1 at real tokens.
+        owned: the weights at the model owner, else None.
+        masked: the masked weights at the data owner, else None.
+        embeddings: private_table or public_table; with public tables the data owner normalises the first rows itself.
+        salt: decides the places of words in this session, see mpcformer/correlations/row_lookup.py.
+        table_mask: the mask of the private table at the model owner, else None.
     """
 
     def __init__(
         self,
         party: Party,
         config: Any,
-        constants: fp.Constants,
+        constants: LiftScales,
         mask: torch.Tensor,
         owned: OwnedWeights | None,
         masked: dict[str, torch.Tensor] | None,
@@ -93,7 +99,12 @@ class PrivateBert:
     # ---- offline ----------------------------------------------------------------------------------------------------
 
     def offline(self, segment: int, starts: dict[str, int]) -> None:
-        """The data owner's halves of the segment's openings, sent ahead. `starts`: operation index of each map."""
+        """Send the data owner's halves of a segment's openings ahead.
+
+        Args:
+            segment: its number.
+            starts: the index of each map's first operation in the plan.
+        """
         if segment == 0 and self._words is not None:
             self._words.offline(starts["embeddings"])
         for name in self.maps.of_segment(segment):
@@ -106,32 +117,37 @@ class PrivateBert:
                 dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
                 z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
                 halves = item.halves(z, dealt[1:])
-                shapes = [(tuple(x.shape), width) for x, width in halves]
-                self._known[name] = Known(self._party.send(halves), shapes, dealt[0][0].neg_())
+                self._known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
             else:
                 shapes = self.maps.shapes_of_halves(item)
                 self._known[name] = Known(self._party.receive(shapes), shapes)
 
     def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """A map of the shared x (rows, in), and the opening after it: what was opened, and its correlations.
+        """Compute a map of the shared x (rows, in) and the opening after it.
 
-        For the embeddings x is, at the data owner, the columns (rows, 2) that hold a one.
+        Args:
+            name: the map's.
+            x: this owner's share. For the embeddings, at the data owner, the columns (rows, 2) that hold a one.
+
+        Returns:
+            What was opened, and the correlations to use it with.
         """
         item, party, bits = self.maps[name], self._party, weight_bits(name)
         request = linear.request(item.weights, item.rows, self._shapes, bits)
         if party.rank == DATA_OWNER:
-            known = self._known.pop(name) if name in self._known else self._rehearsed(item)
+            known = self._known.pop(name, None)
+            if known is None or known.minus_mask is None:
+                raise ProtocolError("a map is used online before its offline part")
             party.store.skip(request)
             masked_input = known.minus_mask
-            if masked_input is None:
-                raise ProtocolError("a map is used online before its offline part")
             if name == "embeddings":
                 masked_input.scatter_add_(1, x, torch.ones_like(x))
             else:
                 masked_input += x
             party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
-            return combine(known.message, party.receive(known.shapes), known.shapes), following
+            mine, theirs = (split(half, known.shapes) for half in (known.message, party.receive(known.shapes)))
+            return add_halves(mine, theirs), following
         tensors, following = party.take(request), [party.take(request) for request in item.following]
         shape = (item.rows, self._shapes[name][0])
         masked = unpack(party.receive([(shape, bits)]), shape, bits)
@@ -141,11 +157,11 @@ class PrivateBert:
             z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves(z, following)
         message = party.send(halves)
-        theirs = self._known.pop(name).message if name in self._known else torch.empty_like(message)
-        return add_halves(halves, theirs), following
+        known_half = self._known.pop(name).message if name in self._known else torch.empty_like(message)
+        return add_halves(halves, split(known_half, shapes_of(halves))), following
 
     def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """What `_apply` does for the embeddings, of a large table; the data owner's half goes last."""
+        """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
         item, party = self.maps["embeddings"], self._party
         words.take()
         shapes, following = self.maps.shapes_of_halves(item), [party.take(request) for request in item.following]
@@ -159,16 +175,7 @@ class PrivateBert:
             z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves([z], following)
         party.send([answers, *halves])
-        return add_halves(halves, party.receive(shapes)), following
-
-    def _rehearsed(self, item: Map) -> Known:
-        """For an estimate: what the offline part would have left."""
-        if self._mask.device.type != "meta":
-            raise ProtocolError("a map is used online before its offline part")
-        shapes = self.maps.shapes_of_halves(item)
-        message = torch.empty(sum(packed_bytes(math.prod(s), b) for s, b in shapes), dtype=torch.uint8, device="meta")
-        minus_mask = torch.empty((item.rows, self._shapes[item.weights[0]][0]), dtype=torch.int64, device="meta")
-        return Known(message, shapes, minus_mask)
+        return add_halves(halves, split(party.receive(shapes), shapes)), following
 
     def _weights(self, names: list[str]) -> list[torch.Tensor]:
         if self._owned is None:  # planning
@@ -176,15 +183,18 @@ class PrivateBert:
         return [self._owned.weights[name] for name in names]
 
     def online(self, segment: int, first: torch.Tensor | None) -> torch.Tensor | None:
-        """A segment of the pass; the last one's result is float32 (B, C) logits at the data owner.
+        """Run a segment of the pass.
 
         Args:
             segment: its number.
-            first: at the data owner in the first segment: (B L, 2), the columns of the words' and the token types'
-                ones; with public tables (B L, H), the normalised rows at INPUT_SCALE.
+            first: in the first segment at the data owner, the columns (B L, 2) at which the one-hot rows of words and
+                token types have their ones; with public tables, the normalised rows (B L, H) at INPUT_SCALE.
+
+        Returns:
+            float32 (B, C) logits at the data owner after the last segment, else None.
 
         Raises:
-            RangeError: after the last segment, if anything left its range.
+            RangeError: something left its range; only the last segment tells.
         """
         self.watch.start()
         if segment == 0 and self._embeddings == "public_table":
@@ -216,7 +226,7 @@ class PrivateBert:
         return logits
 
     def _check_first(self, rows: torch.Tensor | None) -> None:
-        """The data owner's own rows after a constant LayerNorm: it sees by itself which are too long, and counts."""
+        """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""
         norm = self._constants.embedding_norm
         if norm.function is None and rows is not None:
             squares = (rows.double() * 2.0 ** (norm.scale - fp.INPUT_SCALE)).square().sum(-1)
@@ -226,7 +236,7 @@ class PrivateBert:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
 
     def _normalise(self, norm: Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
-        """LayerNorm without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
+        """Return the LayerNorm, without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
         party = self._party
         mask = Mask(tensors, STREAM_BITS, norm.op)
         opened = Opened(party, mask, c)
@@ -241,7 +251,7 @@ class PrivateBert:
         self.watch.lap("norm")
         return normal
 
-    def _row_factor(self, function: Function, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def _row_factor(self, function: TableFunction, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
         lookup = self._check.lookup(function, argument.numel())
         self._check.guard(function.guard_bits, argument, real)
         return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
@@ -264,11 +274,11 @@ class PrivateBert:
         self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
 
     def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
-        """GeLU's form of the opened first map (rows, I), as the second map takes it."""
+        """Return the form of GeLU of the opened first map (rows, I), as the second map takes it."""
         party, activation = self._party, self._constants.activation
         if activation.function is None:
             inner = Opened(party, Mask(tensors, activation.bits, "square"), c)
-            result = inner.square(offset=1 << activation.scale)
+            result = inner.square(activation.offset)
         else:
             result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
         return shift(result, activation.result_shift, party.rank)

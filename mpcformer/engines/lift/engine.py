@@ -4,24 +4,33 @@ The name comes from the lifted openings (`mpcformer.protocols.lifted`) that the 
 """
 
 from collections.abc import Mapping
+from dataclasses import fields
 
 import torch
 
-from mpcformer.channel import Channel, Counters, Spec
+from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.correlations.row_lookup import salt_of
+from mpcformer.correlations.linear import LinearSpec
+from mpcformer.correlations.row_lookup import LookupSpec, salt_of
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
-from mpcformer.engines.cost import Cost, dealer_bytes
-from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, rehearse
+from mpcformer.engines.cost import Cost
+from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.bert import PrivateBert
-from mpcformer.engines.lift.weights import OwnedWeights, masked_specs, owned_weights, weight_bits, weight_shapes
+from mpcformer.engines.lift.cost import BatchCost
+from mpcformer.engines.lift.scales import LiftScales, lift_scales
+from mpcformer.engines.lift.weights import (
+    TABLE_BITS,
+    OwnedWeights,
+    masked_specs,
+    owned_weights,
+    weight_bits,
+    weight_shapes,
+)
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
 from mpcformer.ring.packing import pack, packed_bytes, unpack
-
-TABLE_BITS = 32
 
 
 class LiftEngine:
@@ -61,17 +70,9 @@ class LiftEngine:
         return self._constants.digest()
 
     def cost(self, shape: BatchShape) -> Cost:
-        """Count the pass of both owners on meta tensors."""
-        ahead, online = (rehearsal(self._public, shape, phase) for phase in ("offline", "online"))
-        counted = online[DATA_OWNER]
-        return Cost(
-            rounds=counted.rounds,
-            bytes_to_data_owner=counted.bytes_received,
-            bytes_to_model_owner=counted.bytes_sent,
-            offline_bytes_to_model_owner=ahead[MODEL_OWNER].bytes_received,
-            dealer_bytes=dealer_bytes(request for segment in self.plan(shape) for request in segment),
-            setup_bytes=setup_bytes(self._public),
-        )
+        """Add up what the protocols of a pass cost."""
+        total = BatchCost(self._public, self._constants, shape).total()
+        return Cost(**{field.name: getattr(total, field.name) for field in fields(Cost)})
 
     def setup(self, store: CorrelationStore) -> None:
         """The model owner sends every weight once, masked."""
@@ -174,14 +175,14 @@ class LiftEngine:
         return first
 
 
-def engine_constants(public: PublicModel) -> fp.Constants:
+def engine_constants(public: PublicModel) -> LiftScales:
     """The constants of a model.
 
     Raises:
         RangeError: ranges that the engine cannot carry.
     """
     config = public.config
-    return fp.constants(
+    return lift_scales(
         hidden_size=config.hidden_size,
         epsilon=config.layer_norm_eps,
         n_layers=config.num_hidden_layers,
@@ -195,43 +196,18 @@ def engine_constants(public: PublicModel) -> fp.Constants:
 def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:
     """The plan by segments, and the operation at which each map starts."""
     recorder = PlanRecorder(MODEL_OWNER)
-    bert = _sketched(public, shape, Party(MODEL_OWNER, SilentChannel(), recorder), salt)
+    mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
+    party = Party(MODEL_OWNER, SilentChannel(), recorder)
+    bert = PrivateBert(party, public.config, engine_constants(public), mask, None, None, public.embeddings, salt)
     segments, at = [], 0
     for segment in range(bert.maps.n_segments):
         bert.online(segment, None)
         segments.append(recorder.plan[at:])
         at = len(recorder.plan)
-    maps = ((i, request.op) for i, request in enumerate(recorder.plan) if request.kind in ("linear", "row_lookup"))
-    return segments, {op.split(",")[0]: i for i, op in maps}
-
-
-def rehearsal(public: PublicModel, shape: BatchShape, phase: str) -> list[Counters]:
-    """What each owner's channel counts in one phase, offline or online, of a batch."""
-
-    def owner(rank: int, channel: Channel) -> None:
-        bert = _sketched(public, shape, Party(rank, channel, PlanRecorder(rank)))
-        for segment in range(bert.maps.n_segments):
-            if phase == "offline":
-                bert.offline(segment, dict.fromkeys(["embeddings", *bert.maps.of_segment(segment)], 0))
-            else:
-                bert.online(segment, None)
-
-    return rehearse(owner)
-
-
-def setup_bytes(public: PublicModel) -> int:
-    """What the model owner sends once a session."""
-    config = public.config
-    rows = config.vocab_size + config.type_vocab_size + config.max_position_embeddings
-    tables = packed_bytes(rows * config.hidden_size, TABLE_BITS) if public.embeddings == "public_table" else 0
-    return tables + sum(spec.n_bytes for _, spec in masked_specs(config, public.embeddings))
-
-
-def _sketched(public: PublicModel, shape: BatchShape, party: Party, salt: int = 0) -> PrivateBert:
-    def meta(*sizes: int) -> torch.Tensor:
-        return torch.empty(sizes, dtype=torch.int64, device="meta")
-
-    masked = {name: meta(*sizes) for name, sizes in weight_shapes(public.config, public.embeddings).items()}
-    mask = meta(shape.batch_size, shape.seq_len)
-    mine = masked if party.rank == DATA_OWNER else None
-    return PrivateBert(party, public.config, engine_constants(public), mask, None, mine, public.embeddings, salt)
+    starts = {}
+    for i, request in enumerate(recorder.plan):
+        if request.kind == "linear":
+            starts[LinearSpec.of(request).names[0]] = i
+        elif request.kind == "row_lookup":
+            starts[LookupSpec.of(request).table] = i
+    return segments, starts

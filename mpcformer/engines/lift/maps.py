@@ -1,8 +1,7 @@
-"""The linear maps of BERT on shares, in order, each with the opening after it; part of private_bert.py's pass.
+"""The linear maps of BERT on shares, in order, each with the opening after it; they are part of the pass in bert.py.
 
-An opening's halves are the same text at both owners: offline at the data owner, online at the model owner.
-
-Shapes at the line: as in private_bert.py.
+The halves of an opening are the same text at both owners. The data owner runs it offline, the model owner online.
+Letters in the shapes beside the code are those of bert.py.
 """
 
 from collections.abc import Callable
@@ -14,10 +13,11 @@ import torch
 from mpcformer.correlations import Request, sketch
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
-from mpcformer.protocols.party import MODEL_OWNER, Half, shift
+from mpcformer.protocols.party import MODEL_OWNER, Half, HalfShape, shapes_of, shift
 from mpcformer.protocols.piecewise import Evaluation
 
 Tensors = list[list[torch.Tensor]]
@@ -26,7 +26,14 @@ Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
 
 @dataclass
 class Map:
-    """A linear map (or several of one input) and the opening after it."""
+    """A linear map, or several maps of one input, and the opening after it.
+
+    Args:
+        weights: the names of the weights.
+        rows: the number of rows of the input.
+        following: the correlations of the opening.
+        halves: makes this owner's halves of the opening from the maps' results and those correlations.
+    """
 
     weights: list[str]
     rows: int
@@ -35,21 +42,21 @@ class Map:
 
 
 class Maps:
-    """One batch's linear maps, by name; it remembers the residual of the block at work.
+    """The linear maps of one batch, by name; they remember the residual of the block at work.
 
     Args:
-        rank: this owner's.
-        config, constants: public.
+        rank: this owner's rank.
+        config, constants: the public configuration and scales.
         size: B and L.
-        shapes: of every weight, (in, out), see `weight_shapes`.
-        one_hot: the first map is the embeddings', of one-hot rows.
+        shapes: the shape of every weight, see `weight_shapes`.
+        one_hot: whether the first map is that of the embeddings, of one-hot rows.
     """
 
     def __init__(
         self,
         rank: int,
         config: Any,
-        constants: fp.Constants,
+        constants: LiftScales,
         size: tuple[int, int],
         shapes: dict[str, tuple[int, ...]],
         one_hot: bool,
@@ -57,16 +64,16 @@ class Maps:
         self._rank, self._config, self._constants = rank, config, constants
         self._shapes, self._one_hot = shapes, one_hot
         self._n_batch, self._n_positions = size
-        # What the residual of the block at work adds, aligned to RESIDUAL_SCALE + INPUT_SCALE: share and mean column.
+        # What the residual of the block at work adds at RESIDUAL_SCALE + INPUT_SCALE: this owner's share, and the mean.
         self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
     def n_segments(self) -> int:
-        """Embeddings with the first layer, each further layer, the head with the last."""
+        """The number of segments: one a layer, the first with the embeddings, the last with the head."""
         return int(self._config.num_hidden_layers)
 
     def of_segment(self, segment: int) -> list[str]:
-        """The names of a segment's maps with an opening after them, of which the data owner knows its half ahead."""
+        """Return the names of the maps in a segment whose opening has a half that the data owner knows ahead."""
         layer = f"layer.{segment}"
         names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
         head = ["pooler"] if segment == self.n_segments - 1 else []
@@ -74,7 +81,7 @@ class Maps:
         return [*one_hot, *names, *head]
 
     def n_queries(self, index: int) -> int:
-        """Q of a layer."""
+        """Return Q of a layer."""
         return 1 if index == self.n_segments - 1 else self._n_positions
 
     def __getitem__(self, name: str) -> Map:
@@ -114,8 +121,8 @@ class Maps:
         lift = lifted.request(norm.op, (rows, hidden), STREAM_BITS)
         return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
 
-    def shapes_of_halves(self, item: Map) -> list[tuple[tuple[int, ...], int]]:
-        """What `item.halves` will give: shapes and bits, without a value being known."""
+    def shapes_of_halves(self, item: Map) -> list[HalfShape]:
+        """Return shape and bits of each half that `item.halves` will make, before any value is known."""
         dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
         z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
         before = self._residual
@@ -124,7 +131,7 @@ class Maps:
         self._residual = empty, empty[:, :1]
         halves = item.halves(z, dealt)
         self._residual = before
-        return [(tuple(x.shape), bits) for x, bits in halves]
+        return shapes_of(halves)
 
     # ---- online -----------------------------------------------------------------------------------------------------
 
@@ -133,7 +140,7 @@ class Maps:
         return Mask(tensors, STREAM_BITS, norm.op).half(stream, self._rank)
 
     def _stream_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
-        """The residual stream: map plus residual, centred, at the next LayerNorm's scale."""
+        """Return the half of the residual stream: map plus residual, centred, at the next LayerNorm's scale."""
         if self._residual is None:
             raise ProtocolError("a residual is used before it is known")
         (residual, mean), self._residual = self._residual, None

@@ -1,8 +1,8 @@
-"""LayerNorms in the `mpcformer` engine: the scale of the stream before each, and its table or, if constant, its guard.
+"""LayerNorms in the engine: the scale of the stream before each, and its table or, if it is constant, its guard.
 
-A constant LayerNorm is no operation of its own: the maps before and after it carry its factors. The stream is computed
-in a unit in which a row's sum of squares is a power of two where its variance is half of what the bounds allow; there
-the guard, which compares with powers of two, begins to look.
+A constant LayerNorm is no operation of its own: the maps before and after it carry its factors. The stream before it is
+computed in a unit. The unit makes a row's sum of squares a power of two when its variance is half of what the bounds
+allow, because the guard compares with powers of two.
 """
 
 import math
@@ -14,50 +14,50 @@ from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.configuration import norm_names
 from mpcformer.modeling.ranges import norm_limit
-from mpcformer.protocols.table import Function
+from mpcformer.protocols.table import TableFunction
 
 STREAM_BITS = 32
-# A normalised row as the product leaves it, in Z_2^64.
+# The scale of a normalised row as the product leaves it, in Z_2^64.
 NORMAL_SCALE = 26
 RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 7
-# Below 13 a stream is shifted so far that its ring no longer fills the 32 bits it is opened in.
+# Below 13, a stream is shifted so far that it no longer fills the 32 bits in which it is opened.
 FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
 MAX_LOG_UNIT = 4
 MAX_STREAM_SCALE = 18
-# Bits of a usual entry in the smallest rows: before a constant norm, and where room is wanted behind one.
+# How many bits a usual entry of the smallest rows has: before a constant norm, and where room is wanted behind one.
 CONSTANT_BITS, ROOMY_BITS = 11, 11
 
 
 @dataclass(frozen=True)
 class Norm:
-    """A LayerNorm.
+    """The public numbers of a LayerNorm.
 
     Args:
-        scale: of the stream before it.
-        factor_scale: of the rows' factors; constant: 0.
-        function: x^(-1/2) of the sum of squares; None: constant.
-        unit: what the stream is a multiple of; constant: the row after it too.
-        guard_bits: constant: the guard marks sums of squares from 2^(guard_bits + 1) on.
-        limit: constant: the variance at which that is.
+        scale: fraction bits of the stream before it.
+        factor_scale: fraction bits of the rows' factors; 0 if it is constant.
+        function: the tables of x^(-1/2) for the sum of squares; None if it is constant.
+        unit: the real number that 1 stands for in the stream before it, and in the row after it if it is constant.
+        guard_bits: if it is constant, the guard marks sums of squares from 2^(guard_bits + 1) on.
+        limit: if it is constant, the variance at which the guard marks.
     """
 
     scale: int
     factor_scale: int
-    function: Function | None
+    function: TableFunction | None
     unit: float = 1.0
     guard_bits: int = 0
     limit: float = 0.0
 
     @property
     def op(self) -> str:
-        """Of the lifted mask that the stream is opened under."""
+        """The kind of lifted mask under which the stream is opened."""
         return "length" if self.function is None else "norm"
 
 
 def model_norms(
     n_layers: int, constant: Collection[str], hidden_size: int, epsilon: float, bounds: CalibratedRanges
 ) -> dict[str, Norm]:
-    """Every LayerNorm by name.
+    """Return every LayerNorm by name.
 
     Raises:
         RangeError: a range is missing, not positive, or wider than tables carry.
@@ -72,24 +72,28 @@ def model_norms(
 
 
 def norm(name: str, hidden_size: int, epsilon: float, bounds: CalibratedRanges, roomy: bool = False) -> Norm:
-    """A LayerNorm that divides by each row's deviation.
+    """Return a LayerNorm that divides by each row's deviation.
 
     Args:
-        roomy: behind a constant norm, where rows are longer for some text, and what attention or GeLU makes of them
-            more than that: the stream's ring gets what room the smallest rows leave.
+        name: one of `norm_names`.
+        hidden_size: H.
+        epsilon: what the LayerNorm adds to a variance.
+        bounds: calibrated (low, high) by name.
+        roomy: whether a constant norm stands before it. Rows are then longer for some text, and what attention or GeLU
+            makes of them is longer still, so the ring of the stream gets all the room that the smallest rows leave.
 
     Raises:
         RangeError: as `model_norms`.
     """
     low, high = _variance(name, bounds)
-    # Large factors need fewer bits: their rows are small and take them instead. A factor is a whole number of
-    # 2^-factor_scale, or the next: that must not lengthen a normalised row by more than FACTOR_ERROR.
+    # Large factors need fewer bits; their rows are small and take the bits instead. A factor is rounded to a multiple
+    # of 2^-factor_scale, which must not lengthen a normalised row by more than FACTOR_ERROR.
     log_small = math.ceil(-math.log2(low) / 2)
-    # Behind large rows, what the largest unit gives: a wish for room refuses no model.
+    # Behind large rows the largest unit decides: asking for more room never rejects a model.
     wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
     scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
     scale = min(scale, MAX_STREAM_SCALE, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
-    # Where the stream would be too coarse for its ring it is computed in units instead.
+    # Where the stream would be too coarse for its ring, it is computed in units instead.
     log_unit = max(0, MIN_STREAM_SCALE - scale)
     if log_unit > MAX_LOG_UNIT:
         raise RangeError(
@@ -105,7 +109,7 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: CalibratedRanges, 
 
 
 def constant_norm(name: str, hidden_size: int, bounds: CalibratedRanges) -> Norm:
-    """A LayerNorm that divides by a constant.
+    """Return a LayerNorm that divides by a constant.
 
     Raises:
         RangeError: a range is missing, not positive, or beyond all numbers.

@@ -1,30 +1,38 @@
 """The model owner's proof, before a session, that no text whatever makes a value leave its ring unnoticed.
 
-The bounds follow from the weights (`mpcformer.modeling.bounds`); attention's weights are not negative and add up to at
-most one, where the row was in range. In 2quad-const, which does not divide, they add up to at most what its guard lets
-pass: for some text scores may reach thirty times their usual size, and no ring would hold the square of that. A
-constant LayerNorm, which does not divide by a row's deviation either, leaves rows as long as the guard lets pass.
-What rounding adds to the weights is for `carried` to see.
-Variances and row sums, which the bounds are too loose for, are what tables and the guard look at while running.
+The bounds follow from the weights (`mpcformer.modeling.bounds`). Attention's weights are not negative and add up to at
+most one where the row was in range. Where a constant divides rows, they add up to at most what the guard lets pass: for
+some text scores may reach thirty times their usual size, and no ring would hold the square of that. A constant
+LayerNorm does not divide by a row's deviation either; it leaves rows as long as the guard lets pass. Tables and the
+guard watch variances and row sums during the run, because the bounds are too loose for them.
+
+The proof is made twice: of the weights (`check_overflow`), and of the integers that are multiplied
+(`check_rounded_overflow`), because rounding may lengthen what a map makes. An entry of a map is rounded to its last
+place. The maps before a constant LayerNorm are divided by its unit; where the unit is large, half a last place may be
+much of an entry.
 """
 
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.rows import LayerScales
+from mpcformer.engines.lift.scales import LiftScales, computed_length
 from mpcformer.errors import RangeError
-from mpcformer.modeling.bounds import Bounds, check_constants, model_bounds
+from mpcformer.modeling.bounds import WorstCase, column_bound, head_length, score_bound, spectral_norm, worst_case
+from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.weights import BertWeights, LinearWeights
 
+Tensors = Mapping[str, torch.Tensor]
 MAX_VALUE_SHIFT = 4
-# How much larger rounding may make values: they fit in the end (`carried`) where they were thought to.
+# Rounding may make values this much larger: the rounded ones must fit where the exact ones were thought to.
 ROUNDED_VALUES = 1.01
-# 2quad-const computes rows in a unit that its calibrated range decides, and divides them by c in the weights behind:
-# errors grow by their ratio. At 2^7 a context entry of usual size is right to about one percent.
+# Rows that a constant divides are computed in a unit that their calibrated range decides, and the weights behind divide
+# them by c: errors grow by the ratio of the two. At 2^7 a context entry of usual size is right to about one percent.
 MAX_UNIT_TO_DIVISOR = 2.0**7
 
 
@@ -37,20 +45,91 @@ class Room:
     room: float
 
 
-def value_shift(layer: fp.Layer, values: torch.Tensor) -> int:
-    """How many bits smaller a layer's values are computed, from their bounds (H,): the output map makes up for it.
+def ring_room(bits: int, scale: int) -> float:
+    """Return how large a number at `scale` may be in a ring of `bits`."""
+    return float(2.0 ** (bits - 2 - scale))
+
+
+def stream_room(norm: Norm) -> float:
+    """Return how long a row may be before a LayerNorm."""
+    return norm.unit * ring_room(STREAM_BITS, norm.scale)
+
+
+def value_shift(layer: LayerScales, values: torch.Tensor) -> int:
+    """Return how many bits smaller a layer's values are computed; the map behind attention makes up for it.
 
     Only the model owner knows, so it tells nobody anything.
+
+    Args:
+        layer: the layer's scales.
+        values: bounds of the values, (A D,).
     """
     largest = ROUNDED_VALUES * fp.BOUND_SLACK * layer.row_slack * float(values.max())
     return max(0, math.ceil(math.log2(largest / layer.value_room)))
 
 
-def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
-    """Every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
-    yield Room("embeddings", bounds.embeddings, stream_room(constants.embedding_norm))
-    activation = constants.activation
-    for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
+def check_overflow(config: MPCFormerConfig, scales: LiftScales, weights: BertWeights) -> WorstCase:
+    """Refuse a model some of whose values might leave their ring for some text.
+
+    Returns:
+        How large the model's values can be.
+
+    Raises:
+        RangeError: naming the value, its bound and the room.
+    """
+    guarded = [layer.row_slack * layer.unit for layer in scales.layers if not layer.divided]
+    norms = scales.norms
+    limits = {name: norms[name].limit for name in config.constant_norms}
+    bounds = worst_case(config, weights, guarded or None, limits)
+    for room in rooms(scales, bounds):
+        _check_room(room)
+    for n, (layer, weight, bound) in enumerate(zip(scales.layers, weights.layers, bounds.layers, strict=True)):
+        if weight.log_divisor is not None:
+            _check_unit(n, layer.unit * 2.0 ** value_shift(layer, bound.values), float(weight.log_divisor))
+    return bounds
+
+
+def check_rounded_overflow(config: MPCFormerConfig, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
+    """Refuse a model some of whose values might leave their ring for some text, with its weights rounded as they are.
+
+    Args:
+        config, scales: public.
+        weights, biases: those of `OwnedWeights`.
+
+    Raises:
+        RangeError: naming the value, its bound and the room.
+    """
+    for room in rounded_rooms(config, scales, weights, biases):
+        _check_room(room)
+
+
+def _check_room(room: Room) -> None:
+    if not fp.BOUND_SLACK * room.value < room.room:
+        raise RangeError(
+            f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
+            "distil the student again (an older release did not record how far its scores reach),"
+            " or use --engine crypten",
+            told=f"{room.name} may reach too far for some text; its ring carries {room.room:.4g}",
+        )
+
+
+def _check_unit(n: int, unit: float, log_divisor: float) -> None:
+    ratio = unit / math.exp(log_divisor)
+    if not ratio <= MAX_UNIT_TO_DIVISOR:
+        what = f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow"
+        raise RangeError(
+            f"{what} {ratio:.3g} times",
+            f"at most {MAX_UNIT_TO_DIVISOR:.0f} is carried: distil the student again, or calibrate it on more"
+            " typical sentences",
+            told=f"{what} too much",
+        )
+
+
+def rooms(scales: LiftScales, bounds: WorstCase) -> Iterator[Room]:
+    """Yield every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
+    yield Room("embeddings", bounds.embeddings, stream_room(scales.embedding_norm))
+    activation = scales.activation
+    for n, (layer, bound) in enumerate(zip(scales.layers, bounds.layers, strict=True)):
         name, values = f"layer.{n}", layer.row_slack * float(bound.values.max())
         yield Room(f"{name}.scores", bound.scores, ring_room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
         yield Room(f"{name}.values", values, layer.value_room * 2**MAX_VALUE_SHIFT)
@@ -61,58 +140,88 @@ def rooms(constants: fp.Constants, bounds: Bounds) -> Iterator[Room]:
     yield Room("logits", bounds.logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
 
 
-def check_overflow(config: Any, constants: fp.Constants, state: Mapping[str, torch.Tensor]) -> Bounds:
-    """Refuse a model some of whose values might leave their ring for some text.
-
-    Returns:
-        The bounds.
-
-    Raises:
-        RangeError: naming the value, its bound and the room.
-        UserInputError: weights and configuration differ in which LayerNorms are constant.
-    """
-    check_constants(config.num_hidden_layers, config.constant_norms, state)
-    guarded = [layer.row_slack * layer.unit for layer in constants.layers if not layer.divided]
-    norms = constants.norms
-    limits = {name: norms[name].limit for name in config.constant_norms}
-    bounds = model_bounds(config.num_attention_heads, config.gelu, state, guarded or None, limits)
-    for room in rooms(constants, bounds):
-        check_room(room)
-    for n, (layer, bound) in enumerate(zip(constants.layers, bounds.layers, strict=True)):
-        if not layer.divided:
-            divisor = math.exp(float(state[f"bert.encoder.layer.{n}.attention.self.log_divisor"]))
-            ratio = layer.unit * 2.0 ** value_shift(layer, bound.values) / divisor
-            if not ratio <= MAX_UNIT_TO_DIVISOR:
-                what = f"layer.{n}.row_mean: the calibrated rows reach so far that errors grow"
-                raise RangeError(
-                    f"{what} {ratio:.3g} times",
-                    f"at most {MAX_UNIT_TO_DIVISOR:.0f} is carried: distil the student again, or calibrate it on more"
-                    " typical sentences",
-                    told=f"{what} too much",
-                )
-    return bounds
+def rounded_rooms(config: MPCFormerConfig, scales: LiftScales, weights: Tensors, biases: Tensors) -> Iterator[Room]:
+    """Yield the values of `rooms`, bounded by the rounded weights; attention's values may be computed smaller."""
+    maps = _RoundedMaps(config, scales, weights, biases)
+    norm = scales.embedding_norm
+    yield Room("embeddings", norm.unit * maps.embeddings(), stream_room(norm))
+    for n, layer in enumerate(scales.layers):
+        yield from maps.attention(f"layer.{n}", layer, norm)
+        yield from maps.feed_forward(f"layer.{n}", layer)
+        norm = layer.output_norm
+    pooler = maps.linear("pooler", fp.POOLER_WEIGHT_SCALE, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE)
+    largest = float(column_bound(*pooler, maps.row_length(norm)).max())
+    yield Room("pooler", largest, ring_room(fp.TANH_BITS, fp.TANH_SCALE))
+    weight, bias = maps.linear("classifier", fp.LOGIT_WEIGHT_SCALE, fp.LOGIT_TOTAL_SCALE)
+    logits = float((weight.abs().sum(0) + bias.abs()).max())
+    yield Room("logits", logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
 
 
-def check_room(room: Room) -> None:
-    """Refuse a value that might leave its room.
+class _RoundedMaps:
+    """The linear maps as integers make them, and how large their results can be; arguments as `rounded_rooms`."""
 
-    Raises:
-        RangeError: naming the value, its bound and the room.
-    """
-    if not fp.BOUND_SLACK * room.value < room.room:
-        raise RangeError(
-            f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
-            "distil the student again (an older release did not record how far its scores reach),"
-            " or use --engine crypten",
-            told=f"{room.name} may reach too far for some text; its ring carries {room.room:.4g}",
-        )
+    def __init__(self, config: MPCFormerConfig, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
+        self._config, self._scales, self._weights, self._biases = config, scales, weights, biases
+
+    def linear(self, name: str, scale: int, total: int) -> LinearWeights:
+        """Return a map whose weights are encoded at `scale` and whose bias is encoded at `total`."""
+        weight, bias = self._weights[name].double(), self._biases[name].double()
+        return LinearWeights(weight * 2.0**-scale, bias * 2.0**-total)
+
+    def row_length(self, norm: Norm) -> float:
+        """Return the largest length of a row behind a LayerNorm, as the maps take it."""
+        hidden = self._config.hidden_size
+        return math.sqrt(hidden) if norm.function is not None else math.sqrt(norm.limit * hidden) / norm.unit
+
+    def embeddings(self) -> float:
+        """Return the largest length of the embeddings' row."""
+        config, scale = self._config, self._scales.embedding_norm.scale
+        words, positions = self.linear("embeddings", scale, scale)
+        tables = *torch.split(words, [config.vocab_size, config.type_vocab_size]), positions
+        return sum(float(table.norm(dim=1).max()) for table in tables)
+
+    def attention(self, name: str, layer: LayerScales, before: Norm) -> Iterator[Room]:
+        """Yield scores, values and the row behind attention; the layer's input comes from the LayerNorm `before`."""
+        config, rows, n_heads = self._config, self.row_length(before), self._config.num_attention_heads
+        weight, bias = self.linear(f"{name}.attention", fp.QUERY_WEIGHT_SCALE, fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE)
+        query, key, value = zip(weight[:, :-1].chunk(3, dim=1), bias[:-1].chunk(3), strict=True)
+        scores = math.sqrt(config.head_size) * score_bound(query, key, n_heads, rows)  # the root is in the weights
+        shifted = 2.0**layer.score_shift
+        yield Room(f"{name}.scores", shifted * scores, shifted * ring_room(fp.SCORE_BITS, fp.SCORE_SCALE))
+        finer = 2.0 ** (fp.QUERY_WEIGHT_SCALE - fp.VALUE_WEIGHT_SCALE)
+        value = value[0] * finer, value[1] * finer
+        yield Room(f"{name}.values", layer.row_slack * float(column_bound(*value, rows).max()), layer.value_room)
+        context = (1.0 if layer.divided else layer.row_slack) * head_length(value, n_heads, rows)
+        mean = weight[:, -1] * 2.0 ** (fp.QUERY_WEIGHT_SCALE - fp.MEAN_SCALE)
+        outer_scale = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
+        outer = self.linear(f"{name}.attention.output", fp.OUTPUT_WEIGHT_SCALE, outer_scale)
+        norm = layer.attention_norm
+        attended = self._stream(outer, context, f"{name}.attention.residual", mean, rows)
+        yield Room(f"{name}.attended", norm.unit * attended, stream_room(norm))
+
+    def feed_forward(self, name: str, layer: LayerScales) -> Iterator[Room]:
+        """Yield the activation's argument and the row behind the layer's last map."""
+        activation, rows = self._scales.activation, self.row_length(layer.attention_norm)
+        weight, bias = self.linear(f"{name}.inner", fp.INNER_WEIGHT_SCALE, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE)
+        inner = LinearWeights(weight[:, :-1], bias[:-1])
+        largest, length = float(column_bound(*inner, rows).max()), _length(inner, rows)
+        yield Room(f"{name}.activation", largest, ring_room(activation.bits, activation.scale))
+        length = computed_length(activation, self._config.gelu, largest, length, inner.bias.numel())
+        mean = weight[:, -1] * 2.0 ** (fp.INNER_WEIGHT_SCALE - fp.MEAN_SCALE)
+        outer = self.linear(f"{name}.outer", activation.weight_scale, fp.OUTER_SCALE)
+        norm = layer.output_norm
+        output = self._stream(outer, length, f"{name}.residual", mean, rows)
+        yield Room(f"{name}.output", norm.unit * output, stream_room(norm))
+
+    def _stream(self, outer: LinearWeights, length: float, residual: str, mean: torch.Tensor, rows: float) -> float:
+        """Bound the length of a map of rows of `length`, plus gains of rows of length `rows`, less their mean."""
+        gain = self._weights[residual].double() * 2.0**-fp.RESIDUAL_SCALE
+        hidden = gain.numel()
+        uncentred = math.sqrt(hidden) * float((gain / hidden - mean).norm())  # what rounding leaves of the mean
+        return _length(outer, length) + (float(gain.abs().max()) + uncentred) * rows
 
 
-def stream_room(norm: Norm) -> float:
-    """How long a row may be before a LayerNorm."""
-    return norm.unit * ring_room(STREAM_BITS, norm.scale)
-
-
-def ring_room(bits: int, scale: int) -> float:
-    """How large a number may be in a ring."""
-    return float(2.0 ** (bits - 2 - scale))
+def _length(linear: LinearWeights, length: float) -> float:
+    """Return the largest length of a map of rows of `length`."""
+    weight, bias = linear
+    return spectral_norm(weight) * length + float(bias.norm())

@@ -1,16 +1,16 @@
-"""The tables of a function of a row's number, from the range of that number; public."""
+"""The public tables of a function of one number a row, from the range of that number."""
 
 import math
 
-from mpcformer.correlations.suite import GUARD_BITS
+from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
 from mpcformer.correlations.table import GUARD, MAX_LOG_BINS, TableSpec
 from mpcformer.errors import RangeError
-from mpcformer.protocols.table import Argument, Function
+from mpcformer.protocols.table import Argument, TableFunction
 
 _GUARD_BINS = 2.5
-# An argument is multiplied and shifted to its steps: what a shift leaves of the ring must hold them.
+# An argument is multiplied and shifted to count steps; what a shift leaves of the ring must hold the count.
 MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
-# A guard's bin is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
+# A bin of the guard is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
 GUARD_LOG_BINS, _SLACK = 6, 1.08
 
 
@@ -25,10 +25,23 @@ def table(
     max_log_bins: int,
     epsilon: float = 0.0,
     guarded: bool = True,
-) -> Function:
-    """Tables of a function on [low, high] of an integer times `unit`; `width`: a bin's, relative to the low end.
+) -> TableFunction:
+    """Return the tables of a function of an integer times `unit`, where that product lies between `low` and `high`.
 
-    Tables of positive numbers begin at zero, so that what is too small meets a mark and does not wrap around.
+    Tables of positive numbers begin at zero, so that a number that is too small meets a mark and does not wrap around.
+
+    Args:
+        name: the function: reciprocal, rsqrt or tanh.
+        low, high: the range.
+        unit: the number that the integer 1 stands for.
+        scale: fraction bits of the result.
+        width: how wide a bin may be, relative to the low end; for tanh in absolute numbers.
+        max_log_bins: log2 of the most bins that one table may have; a wider range has two tables.
+        epsilon: what rsqrt adds to its argument.
+        guarded: whether numbers above the range are marked by a guard.
+
+    Raises:
+        RangeError: the range is too wide for two tables, or does not fit the ring.
     """
     bottom, finest = (low, width) if name == "tanh" else (0.0, width * low)
     slack = 1.0 if name == "tanh" else _SLACK
@@ -36,7 +49,7 @@ def table(
     def argument(low: float, high: float, log_bins: int, split: float = 0.0) -> Argument:
         n_bins, top = 2.0**log_bins, high * slack
         bin_width = (top - bottom) / (n_bins - 2 * _GUARD_BINS - 1)
-        # One step of the 24-bit argument, in integers of the share: 2^shift / multiplier.
+        # One step of the 24-bit argument is this many integers of the share: 2^shift / multiplier.
         step = bin_width * n_bins / 2.0**TableSpec.BITS / unit
         shift = min(MULTIPLIER_BITS + math.frexp(step)[1] - 1, MAX_TABLE_SHIFT)
         multiplier = math.floor(2.0**shift / step)
@@ -47,7 +60,7 @@ def table(
             )
         step_real = 2.0**shift / multiplier * unit
         base = math.floor((bottom - _GUARD_BINS * bin_width) / step_real)
-        spec = TableSpec(name, log_bins, base, step_real, low, top, scale + GUARD_BITS, epsilon, split)
+        spec = TableSpec(name, log_bins, base, step_real, low, top, scale + FACTOR_EXTRA_BITS, epsilon, split)
         return Argument(spec, multiplier, shift)
 
     guard, guard_bits = _guard_of(high, unit) if guarded and name != "tanh" else (None, 0)
@@ -57,7 +70,7 @@ def table(
 
     log_bins = log_bins_to(high)
     if log_bins <= max_log_bins:
-        return Function(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
+        return TableFunction(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
     split = math.sqrt(low * high)
     log_bins = math.ceil(math.log2(high / split / width + 8))
     too_wide = RangeError(
@@ -72,13 +85,13 @@ def table(
     if log_bins > MAX_LOG_BINS:
         raise too_wide
     lower = argument(low, reach, log_bins)
-    return Function(upper, lower, guard, guard_bits)
+    return TableFunction(upper, lower, guard, guard_bits)
 
 
 def _guard_of(high: float, unit: float) -> tuple[Argument, int]:
-    """Marks from a little above `high` up to 2^(bits + 1), where 2^bits is a power of two above it."""
+    """Return the guard that marks from a little above `high` up to 2^(bits + 1), and bits: 2^bits is above `high`."""
     bits = math.frexp(high * _SLACK / unit)[1]
-    # Two bins more than to 2^(bits + 1), so that the bin that wraps around lies above it.
+    # The guard reaches two bins beyond 2^(bits + 1), so that the bin that wraps around lies above it.
     shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
     if shift > MAX_TABLE_SHIFT:
         raise RangeError(

@@ -1,32 +1,37 @@
-"""The model owner's weights as the `mpcformer` engine wants them: integers, centred, with public factors folded in.
+"""The model owner's weights as the engine takes them: integers, centred, with public factors folded in.
 
-A LayerNorm's gain and bias fold into the next linear map; the mean that the next LayerNorm subtracts is subtracted
-from every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is
-one column more (`mean`) of the map that has the same input. 2quad-const's c divides the map behind attention. A
-constant LayerNorm's stream is computed in units: the maps before it are divided by the unit; gain times the unit, over
-the constant, is its gain.
+A LayerNorm's gain and bias fold into the next linear map. The mean that the next LayerNorm subtracts is subtracted from
+every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is one
+column more (`mean`) of the map that has the same input. Where a learnt constant c divides attention's rows, it divides
+the map behind attention. The stream before a constant LayerNorm is computed in units: the maps before it are divided by
+the unit, and the LayerNorm's gain becomes gain times the unit, over the constant.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 
 from mpcformer.channel import Spec
 from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.carried import check_carried
 from mpcformer.engines.lift.norms import Norm
-from mpcformer.engines.lift.overflow import check_overflow, value_shift
+from mpcformer.engines.lift.overflow import check_overflow, check_rounded_overflow, value_shift
+from mpcformer.engines.lift.rows import LayerScales
+from mpcformer.engines.lift.scales import Activation, LiftScales
 from mpcformer.errors import RangeError
-from mpcformer.modeling.bounds import centred_columns, deviation, norm_source
+from mpcformer.modeling.bounds import centred_columns
+from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.weights import BertWeights, LayerWeights, LinearWeights, NormWeights, bert_weights
 from mpcformer.ring.packing import packed_bytes
 
 Shape = tuple[int, ...]
+# The width in which public tables are sent.
+TABLE_BITS = 32
 
 
-def weight_shapes(config: Any, embeddings: str = "private_table") -> dict[str, Shape]:
-    """Name -> (in, out), or (in,) for a diagonal, from the public configuration; public tables are no weights."""
+def weight_shapes(config: MPCFormerConfig, embeddings: str = "private_table") -> dict[str, Shape]:
+    """Return the shape of every weight by name: (in, out), or (in,) for a diagonal. Public tables are no weights."""
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: dict[str, Shape] = {}
     if embeddings == "private_table":
@@ -44,7 +49,7 @@ def weight_shapes(config: Any, embeddings: str = "private_table") -> dict[str, S
 
 
 def weight_bits(name: str) -> int:
-    """The ring in which a weight is masked and multiplied."""
+    """Return the width of the ring in which a weight is masked and multiplied."""
     if name == "embeddings":
         return fp.EMBEDDING_BITS
     if name == "classifier":
@@ -52,8 +57,8 @@ def weight_bits(name: str) -> int:
     return fp.ACTIVATED_BITS if name.endswith(".outer") else fp.INPUT_BITS
 
 
-def masked_specs(config: Any, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
-    """What the data owner receives of each weight at set-up."""
+def masked_specs(config: MPCFormerConfig, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
+    """Return what the data owner receives of each weight at set-up, by name."""
     return [
         (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
         for name, shape in weight_shapes(config, embeddings).items()
@@ -62,111 +67,136 @@ def masked_specs(config: Any, embeddings: str = "private_table") -> list[tuple[s
 
 @dataclass
 class OwnedWeights:
-    """Integers: weights as in `weight_shapes`, and biases at the scale of the map's result."""
+    """The weights as integers, shaped as in `weight_shapes`, and biases at the scale of the map's result."""
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def put(self, name: str, weight: torch.Tensor, scale: int) -> None:
+        """Encode a weight at `scale`.
+
+        Raises:
+            RangeError: fixed point cannot carry it.
+        """
+        encoded = _encode(name, weight, scale)
+        self.weights[name] = encoded.to(torch.int32) if weight_bits(name) == 32 else encoded
+
+    def put_map(self, name: str, linear: LinearWeights, scale: int, total: int) -> None:
+        """Encode a map, its weight at `scale` and its bias at `total`.
+
+        Raises:
+            RangeError: fixed point cannot carry it.
+        """
+        self.put(name, linear.weight, scale)
+        self.biases[name] = _encode(f"{name}.bias", linear.bias, total)
 
     def __repr__(self) -> str:
         return f"OwnedWeights(<{len(self.weights)} tensors hidden>)"
 
 
-def owned_weights(config: Any, constants: fp.Constants, state: dict[str, torch.Tensor]) -> OwnedWeights:
-    """From a BERT state dict.
+@dataclass(frozen=True, repr=False)
+class _Gain:
+    """A LayerNorm's gain and bias (H,), which fold into the maps of its rows, with a constant LayerNorm's factors."""
+
+    gain: torch.Tensor
+    bias: torch.Tensor
+
+    @classmethod
+    def of(cls, weights: NormWeights, norm: Norm) -> "_Gain":
+        weights, deviation = weights.double(), weights.deviation
+        return cls(weights.gain * (1.0 if deviation is None else norm.unit / deviation), weights.bias)
+
+    def folded(self, linear: LinearWeights) -> LinearWeights:
+        """Return a map of the LayerNorm's result as a map of the row before gain and bias, which is centred."""
+        weight = centred_columns(self.gain[:, None] * linear.weight)
+        return LinearWeights(weight, self.bias @ linear.weight + linear.bias)
+
+    def with_mean(self, linear: LinearWeights, unit: float, scale: int) -> LinearWeights:
+        """Return the map with one column more: the residual's mean at MEAN_SCALE, where weights are at `scale`."""
+        mean = 2.0**fp.MEAN_SCALE / self.gain.numel()
+        column = self.gain[:, None] * (mean / unit * 2.0**-scale)
+        bias = torch.zeros(1, dtype=torch.float64)
+        return LinearWeights(torch.cat([linear.weight, column], dim=1), torch.cat([linear.bias, bias]))
+
+    def centred(self, linear: LinearWeights, unit: float) -> LinearWeights:
+        """Return a map to the next LayerNorm's stream: centred, in its unit, and with the residual's bias."""
+        return LinearWeights(_centred(linear.weight) / unit, _centred(linear.bias + self.bias) / unit)
+
+
+def owned_weights(config: MPCFormerConfig, scales: LiftScales, state: Mapping[str, torch.Tensor]) -> OwnedWeights:
+    """Return the integers of a BERT state dict.
 
     Raises:
         RangeError: a value that fixed point cannot carry, or one that might overflow its ring for some text.
-        UserInputError: weights and configuration differ in which LayerNorms are constant.
+        UserInputError: a tensor is missing or has another shape than the configuration says.
     """
-    bounds = check_overflow(config, constants, state)
+    weights = bert_weights(state, config)
+    bounds = check_overflow(config, scales, weights)
     owned = OwnedWeights()
-    hidden = config.hidden_size
-    root = math.sqrt(math.sqrt(config.head_size))
-
-    def get(name: str) -> torch.Tensor:
-        return state[name].double()
-
-    def put(name: str, weight: torch.Tensor, scale: int, bias: torch.Tensor | None = None, bias_scale: int = 0) -> None:
-        encoded = _encode(name, weight, scale)
-        owned.weights[name] = encoded.to(torch.int32) if weight_bits(name) == 32 else encoded
-        if bias is not None:
-            owned.biases[name] = _encode(f"{name}.bias", bias, bias_scale)
-
-    def norm(name: str, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
-        source, divisor = norm_source(name), deviation(name, state)
-        factor = 1.0 if divisor is None else norm.unit / divisor
-        return get(f"{source}.weight") * factor, get(f"{source}.bias")
-
-    prefix = "bert.embeddings"
-    scale, unit = constants.embedding_norm.scale, constants.embedding_norm.unit
-    tables = [_centred(get(f"{prefix}.{part}_embeddings.weight")) / unit for part in ("word", "token_type")]
-    positions = _centred(get(f"{prefix}.position_embeddings.weight")) / unit
-    put("embeddings", torch.cat(tables), scale, positions, scale)
-    gain, bias = norm("embeddings", constants.embedding_norm)
-
-    mean = 2.0**fp.MEAN_SCALE / hidden
-    mean_bias = torch.zeros(1, dtype=torch.float64)
-    for n, layer in enumerate(constants.layers):
-        name, source = f"layer.{n}", f"bert.encoder.layer.{n}"
-        columns, offsets, smaller = [], [], 0
-        unit = layer.attention_norm.unit
-        for part in ("query", "key", "value"):
-            weight = get(f"{source}.attention.self.{part}.weight").t()
-            column, offset = (
-                centred_columns(gain[:, None] * weight),
-                bias @ weight + get(f"{source}.attention.self.{part}.bias"),
-            )
-            factor = 2.0 ** (-layer.score_shift / 2) / root
-            if part == "value":  # the same matrix, a larger scale
-                smaller = value_shift(layer, bounds.layers[n].values)
-                factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE - smaller)
-            columns.append(column * factor)
-            offsets.append(offset * factor)
-        put(
-            f"{name}.attention",
-            torch.cat([*columns, gain[:, None] * (mean / unit * 2.0**-fp.QUERY_WEIGHT_SCALE)], dim=1),
-            fp.QUERY_WEIGHT_SCALE,
-            torch.cat([*offsets, mean_bias]),
-            fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE,
-        )
-        put(f"{name}.attention.residual", gain / unit, fp.RESIDUAL_SCALE)
-        weight = _centred(get(f"{source}.attention.output.dense.weight").t()) / unit
-        offset = _centred(get(f"{source}.attention.output.dense.bias") + bias) / unit
-        attended = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
-        if not layer.divided:
-            weight = weight * layer.unit * torch.exp(-get(f"{source}.attention.self.log_divisor"))
-        put(f"{name}.attention.output", weight * 2.0**smaller, fp.OUTPUT_WEIGHT_SCALE, offset, attended)
-
-        gain, bias = norm(f"{name}.attention", layer.attention_norm)
-        unit = layer.output_norm.unit
-        weight = get(f"{source}.intermediate.dense.weight").t()
-        put(
-            f"{name}.inner",
-            torch.cat(
-                [centred_columns(gain[:, None] * weight), gain[:, None] * (mean / unit * 2.0**-fp.INNER_WEIGHT_SCALE)],
-                dim=1,
-            ),
-            fp.INNER_WEIGHT_SCALE,
-            torch.cat([bias @ weight + get(f"{source}.intermediate.dense.bias"), mean_bias]),
-            fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE,
-        )
-        put(f"{name}.residual", gain / unit, fp.RESIDUAL_SCALE)
-        weight = _centred(get(f"{source}.output.dense.weight").t()) / unit
-        offset = _centred(get(f"{source}.output.dense.bias") + bias) / unit
-        if config.gelu == "quad":
-            # Quad is (h + 1)^2 / 8 + 3/8: the square comes in, the rest is in weight and bias.
-            weight, offset = weight / 8, offset + 0.375 * weight.sum(0)
-        put(f"{name}.outer", weight, constants.activation.weight_scale, offset, fp.OUTER_SCALE)
-        gain, bias = norm(f"{name}.output", layer.output_norm)
-
-    weight = get("bert.pooler.dense.weight").t()
-    offset = bias @ weight + get("bert.pooler.dense.bias")
+    _put_embeddings(owned, weights, scales.embedding_norm)
+    gain = _Gain.of(weights.embedding_norm, scales.embedding_norm)
+    for n, (layer, layer_scales) in enumerate(zip(weights.layers, scales.layers, strict=True)):
+        name, smaller = f"layer.{n}", value_shift(layer_scales, bounds.layers[n].values)
+        _put_attention(owned, f"{name}.attention", layer, layer_scales, gain, smaller, config.head_size)
+        gain = _Gain.of(layer.attention_norm, layer_scales.attention_norm)
+        _put_feed_forward(owned, name, layer, layer_scales, gain, scales.activation)
+        gain = _Gain.of(layer.output_norm, layer_scales.output_norm)
     pooled = fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
-    put("pooler", centred_columns(gain[:, None] * weight), fp.POOLER_WEIGHT_SCALE, offset, pooled)
-    logit_scale = fp.LOGIT_TOTAL_SCALE
-    put("classifier", get("classifier.weight").t(), fp.LOGIT_WEIGHT_SCALE, get("classifier.bias"), logit_scale)
-    check_carried(config, constants, owned.weights, owned.biases)
+    owned.put_map("pooler", gain.folded(weights.pooler.double()), fp.POOLER_WEIGHT_SCALE, pooled)
+    owned.put_map("classifier", weights.classifier.double(), fp.LOGIT_WEIGHT_SCALE, fp.LOGIT_TOTAL_SCALE)
+    check_rounded_overflow(config, scales, owned.weights, owned.biases)
     return owned
+
+
+def _put_embeddings(owned: OwnedWeights, weights: BertWeights, norm: Norm) -> None:
+    tables = (weights.words, weights.token_types, weights.positions)
+    words, types, positions = (_centred(table.double()) / norm.unit for table in tables)
+    owned.put_map("embeddings", LinearWeights(torch.cat([words, types]), positions), norm.scale, norm.scale)
+
+
+def _put_attention(
+    owned: OwnedWeights, name: str, layer: LayerWeights, scales: LayerScales, gain: _Gain, smaller: int, head_size: int
+) -> None:
+    """Encode queries, keys and values as one map, the residual, and the map behind attention.
+
+    Args:
+        owned: what is added to.
+        name: the prefix of the maps' names.
+        layer: the layer's weights.
+        scales: the layer's scales.
+        gain: what the layer's input is multiplied by first.
+        smaller: how many bits smaller the values are computed.
+        head_size: D; queries and keys share the division of scores by its root.
+    """
+    unit, columns, offsets = scales.attention_norm.unit, [], []
+    query_factor = 2.0 ** (-scales.score_shift / 2) / math.sqrt(math.sqrt(head_size))
+    # The values have the same matrix, but a larger scale.
+    value_factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE - smaller)
+    for linear, factor in ((layer.query, query_factor), (layer.key, query_factor), (layer.value, value_factor)):
+        weight, bias = gain.folded(linear.double())
+        columns.append(weight * factor)
+        offsets.append(bias * factor)
+    maps = gain.with_mean(LinearWeights(torch.cat(columns, dim=1), torch.cat(offsets)), unit, fp.QUERY_WEIGHT_SCALE)
+    owned.put_map(name, maps, fp.QUERY_WEIGHT_SCALE, fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE)
+    owned.put(f"{name}.residual", gain.gain / unit, fp.RESIDUAL_SCALE)
+    weight, bias = gain.centred(layer.output.double(), unit)
+    if layer.log_divisor is not None:
+        weight = weight * scales.unit * torch.exp(-layer.log_divisor.double())
+    output = LinearWeights(weight * 2.0**smaller, bias)
+    owned.put_map(f"{name}.output", output, fp.OUTPUT_WEIGHT_SCALE, fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE)
+
+
+def _put_feed_forward(
+    owned: OwnedWeights, name: str, layer: LayerWeights, scales: LayerScales, gain: _Gain, activation: Activation
+) -> None:
+    """Encode the map before the activation, the residual, and the map behind the activation, which carries its rest."""
+    unit = scales.output_norm.unit
+    inner = gain.with_mean(gain.folded(layer.inner.double()), unit, fp.INNER_WEIGHT_SCALE)
+    owned.put_map(f"{name}.inner", inner, fp.INNER_WEIGHT_SCALE, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE)
+    owned.put(f"{name}.residual", gain.gain / unit, fp.RESIDUAL_SCALE)
+    weight, bias = gain.centred(layer.outer.double(), unit)
+    outer = LinearWeights(weight * activation.factor, bias + activation.addend * weight.sum(0))
+    owned.put_map(f"{name}.outer", outer, activation.weight_scale, fp.OUTER_SCALE)
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:

@@ -1,32 +1,29 @@
-"""The rows of a batch's words from the model owner's private table, at both owners; private_bert.py opens them."""
+"""The rows of a batch's words from the model owner's private table, at both owners; bert.py opens them."""
 
-import math
 from collections.abc import Sequence
 
 import torch
 
-from mpcformer.correlations import Request, sketch
-from mpcformer.correlations.row_lookup import BITS, Size
+from mpcformer.correlations import Request
+from mpcformer.correlations.row_lookup import BITS, LookupSpec
 from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
-from mpcformer.protocols.party import DATA_OWNER, Half, Party
-from mpcformer.ring.packing import packed_bytes, unpack
+from mpcformer.protocols.party import DATA_OWNER, Half, HalfShape, Party, split
 
 NAME = "embeddings"
-Shaped = tuple[Sequence[int], int]
 
 
 class PrivateWords:
-    """One batch's lookup; unlike a linear map, its result is not known to the data owner ahead.
+    """The lookup of one batch. Unlike the result of a linear map, the data owner does not know its share ahead.
 
     Args:
         party: this owner.
-        request: the correlation's.
-        owned: the model owner's weights, else None.
-        mask: the table's, at the model owner; else None.
-        masked: F of every weight at the data owner, else None.
-        is_plan: on meta tensors.
+        request: the request for the lookup's correlation.
+        owned: the weights at the model owner, else None.
+        mask: the mask of the table at the model owner, else None.
+        masked: the masked weights at the data owner, else None.
+        is_plan: whether this is a dry run on meta tensors.
     """
 
     def __init__(
@@ -39,58 +36,52 @@ class PrivateWords:
         is_plan: bool,
     ) -> None:
         self._party, self._request, self._owned, self._masked = party, request, owned, masked
-        self._mask, self._is_plan, self._size = mask, is_plan, Size.of(request)
+        self._mask, self._is_plan, self._spec = mask, is_plan, LookupSpec.of(request)
         self._tensors: list[torch.Tensor] = []
         self._asked: row_lookup.Asked | None = None
 
     def offline(self, operation: int) -> None:
-        """The data owner expands its masks, and both find out the session's places."""
-        if not self._is_plan:
-            _ = self._size.places
+        """Expand the data owner's masks; both owners find out the places of this session."""
+        _ = self._spec.places
         if self._party.rank == DATA_OWNER:
             self._asked = row_lookup.Asked(self._request, self._party.store.preview(operation, self._request).shares)
 
     def take(self) -> None:
-        """Use up the correlation. The data owner has done its part of it `offline`."""
+        """Use up the correlation, of which the data owner has done its part `offline`."""
         if self._party.rank == DATA_OWNER:
-            if self._asked is None and self._is_plan:
-                self._asked = row_lookup.Asked(self._request, sketch(self._request, DATA_OWNER).shares)
             self._party.store.skip(self._request)
         else:
             self._tensors = self._party.take(self._request)
 
-    def ask(self, columns: torch.Tensor, following: Sequence[Shaped]) -> tuple[torch.Tensor, torch.Tensor]:
-        """At the data owner: the question and the answer.
+    def ask(self, columns: torch.Tensor, following: Sequence[HalfShape]) -> tuple[torch.Tensor, list[Half]]:
+        """Ask for the rows, at the data owner, and receive the answer.
 
         Args:
-            columns: (B L, 2), where the words' and the types' ones are in one-hot rows.
-            following: shapes of the halves that come with the answer.
+            columns: (B L, 2), the columns at which one-hot rows of words and types have their ones.
+            following: shape and bits of the halves that come with the answer.
 
         Returns:
-            Its share of the rows, (B L, H), and those halves, packed.
+            The data owner's share of the rows, (B L, H), and those halves.
         """
         if self._asked is None or self._masked is None:
             raise ProtocolError("words are asked for before their offline part")
         asked, self._asked = self._asked, None
         words, types = columns.unbind(1)
-        self._party.send(asked.halves(words, types - self._size.n_words))
-        shape = self._size.answers
-        message = self._party.receive([(shape, BITS), *following])
-        own = packed_bytes(math.prod(shape), BITS)
-        return asked.share(words, unpack(message[:own], shape, BITS), self._masked[NAME]), message[own:]
+        self._party.send(asked.halves(words, types - self._spec.n_words))
+        shapes = [(self._spec.answers, BITS), *following]
+        (answers, _), *halves = split(self._party.receive(shapes), shapes)
+        return asked.share(words, answers, self._masked[NAME]), halves
 
     def answer(self) -> tuple[Half, torch.Tensor]:
-        """At the model owner: the answers, to be sent, and its share of the rows, (B L, H)."""
-        size = self._size
+        """Answer, at the model owner: return the answers, which are to be sent, and its share of the rows, (B L, H)."""
+        spec = self._spec
         tensors, self._tensors = self._tensors, []
-        message = self._party.receive([(size.questions, BITS), (size.choices, BITS)])
-        at = packed_bytes(math.prod(size.questions), BITS)
-        questions = unpack(message[:at], size.questions, BITS)
-        choices = unpack(message[at:], size.choices, BITS)
+        shapes: list[HalfShape] = [(spec.questions, BITS), (spec.choices, BITS)]
+        (questions, _), (choices, _) = split(self._party.receive(shapes), shapes)
         if self._is_plan:
-            return (tensors[1], BITS), tensors[2].view(-1, size.width)[: self._request.shapes[0][0]]
+            return (tensors[1], BITS), tensors[2].view(-1, spec.width)[: spec.n_lookups]
         if self._owned is None or self._mask is None:
             raise ProtocolError("the model owner's tables are missing")
-        types = self._owned.weights[NAME][size.n_words :]
+        types = self._owned.weights[NAME][spec.n_words :]
         answers, rows = row_lookup.model_owner_answer(self._request, questions, choices, self._mask, types, tensors)
         return (answers, BITS), rows

@@ -1,0 +1,32 @@
+"""The device on which a process trains, and the precision of its products."""
+
+import contextlib
+from typing import Any
+
+import torch
+
+from distill.training.processes import current
+from mpcformer.errors import UserInputError
+
+
+def pick_device() -> torch.device:
+    """Return the launcher's device for this process; without a launcher, a CUDA device if there is one."""
+    return current().device
+
+
+def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which products are computed in bfloat16, or a context that changes nothing.
+
+    Args:
+        precision: "fp32", "bf16", or "auto", which chooses bfloat16 where the hardware supports it.
+        device: the device that computes.
+
+    Raises:
+        UserInputError: an unknown precision.
+    """
+    if precision not in ("auto", "fp32", "bf16"):
+        raise UserInputError(f"--precision: {precision!r} is unknown", "choose one of: auto, fp32, bf16")
+    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    if precision == "fp32" or (precision == "auto" and not native):
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, dtype=torch.bfloat16)

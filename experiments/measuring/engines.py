@@ -1,0 +1,162 @@
+"""Measure engines against each other on one model.
+
+Every party is a process of its own and the transport is real. The engines take turns within one measurement.
+"""
+
+import statistics
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from experiments.measuring.model import TASK, bench_model, check_engines, check_shape, random_sentences
+from mpcformer.console import progress
+from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
+from mpcformer.engines.registry import create_engine, engine_names
+from mpcformer.engines.stopwatch import OPERATIONS
+from mpcformer.errors import UserInputError
+from mpcformer.files import write_json
+from mpcformer.ring import gemm
+from parties.roles.results import Results
+from parties.runs.network import NetworkProfile
+from parties.runs.report import breakdown
+from parties.runs.simulation import LocalRunOptions, simulate
+from parties.settings.config import Role
+from parties.settings.job import JobDescription
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """The options of a measurement; `mpcformer bench --help` describes each of them."""
+
+    model: str = "bert-base"
+    layers: int | None = None
+    seq_len: int = 128
+    batch_size: int = 1
+    engines: tuple[str, ...] = engine_names()
+    network: NetworkProfile | None = None
+    gelu: str = "quad"
+    softmax: str = "2quad"
+    repeat: int = 2
+    threads: int = 1
+    device: str = "cpu"
+    json: Path | None = None
+
+
+def measure(options: BenchOptions) -> dict[str, Any]:
+    """Run every engine `options.repeat` times and return the figures; write them as JSON if `options.json` is set.
+
+    Seconds are medians over the runs. Keys name their unit: `online_seconds`, `online_bytes`, `rounds`.
+
+    Raises:
+        UserInputError: an option is wrong; nothing has run then.
+        MPCFormerError: a party failed.
+    """
+    check(options)
+    made = bench_model(options.model, options.layers, options.seq_len, options.gelu, options.softmax)
+    with made as student, tempfile.TemporaryDirectory() as work:
+        public = load_public_model(student)
+        for engine in options.engines:
+            create_engine(engine, rank=1, public=public, channel=None, weights=None)
+        data = Path(work) / "data"
+        random_sentences(data, options.batch_size, options.seq_len)
+        runs: dict[str, list[Results]] = {engine: [] for engine in options.engines}
+        with progress() as bar:
+            task = bar.add_task("bench", total=options.repeat * len(options.engines), info="")
+            for turn in range(options.repeat):
+                for engine in options.engines:
+                    bar.update(task, info=f"{engine}, run {turn + 1}")
+                    logs = Path(work) / f"{engine}-{turn}"
+                    logs.mkdir()
+                    runs[engine].append(simulate(job_of(options, engine, student, data), logs))
+                    bar.advance(task)
+        values = _values(options, public, runs)
+    if options.json:
+        write_json(options.json, values)
+    return values
+
+
+def check(options: BenchOptions) -> None:
+    """Refuse options that cannot be measured.
+
+    Raises:
+        UserInputError: an option is wrong; the error names it.
+    """
+    check_shape(options.model, options.seq_len, options.batch_size)
+    for name, value in (("repeat", options.repeat), ("threads", options.threads)):
+        if value < 1:
+            raise UserInputError(f"--{name}: {value} is below 1", "give a positive number")
+    gemm.check_device(options.device)
+    if options.json and options.json.exists():
+        raise UserInputError(f"--json: {options.json} exists", "give another name, or remove it")
+    if options.json and not options.json.parent.is_dir():
+        raise UserInputError(f"--json: {options.json.parent} is not a folder", "make it first, or give another name")
+    check_engines(options.engines)
+
+
+def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> LocalRunOptions:
+    """Return the options of one run of one engine."""
+    return LocalRunOptions(
+        student=student,
+        teacher=None,
+        job=JobDescription(task=TASK, batch_size=options.batch_size, engine=engine),
+        data_dir=data,
+        network=options.network,
+        threads=options.threads,
+        device=options.device,
+    )
+
+
+def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Results]]) -> dict[str, Any]:
+    median = statistics.median
+    engines: dict[str, Any] = {}
+    for engine, results in runs.items():
+        plan = create_engine(engine, rank=1, public=public, channel=None, weights=None).plan(
+            BatchShape(options.batch_size, options.seq_len)
+        )
+        engines[engine] = {
+            "online_seconds": median(_online(r) for r in results),
+            "offline_seconds": median(_offline(r) for r in results),
+            "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
+            "online_bytes": sum(
+                batch.online.bytes_received for batches in results[0].batches.values() for batch in batches
+            ),
+            "offline_bytes": sum(batch.offline.bytes_received for batch in results[0].batches["model-owner"]),
+            "dealer_bytes": sum(batch.offline.bytes_from_dealer for batch in results[0].batches["model-owner"]),
+            "setup_bytes": results[0].reports["data-owner"].setup.bytes_received,
+            "rounds": int(median(b.online.rounds for b in results[0].batches["data-owner"])),
+            "correlations": sum(len(segment) for segment in plan),
+            "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
+            "breakdown": {name: median(breakdown(r).get(name, 0.0) for r in results) for name in OPERATIONS},
+            "online_seconds_each": [_online(r) for r in results],
+            "offline_seconds_each": [_offline(r) for r in results],
+        }
+    values: dict[str, Any] = {
+        "model": options.model,
+        "layers": public.config.num_hidden_layers,
+        "seq_len": options.seq_len,
+        "batch_size": options.batch_size,
+        "gelu": public.config.gelu,
+        "softmax": public.config.softmax,
+        "threads_per_party": options.threads,
+        "device": options.device,
+        "network": options.network.to_json() if options.network else {"profile": "none"},
+        "repeat": options.repeat,
+        "engines": engines,
+    }
+    if set(engine_names()[:2]) <= set(runs):
+        pairs = list(zip(*(runs[name] for name in engine_names()[:2]), strict=True))
+        values["ratio"] = {
+            "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
+            "online_to_whole": median(_online(a) / (_online(b) + _offline(b)) for a, b in pairs),
+            "total_seconds": median((_online(a) + _offline(a)) / (_online(b) + _offline(b)) for a, b in pairs),
+        }
+    return values
+
+
+def _online(results: Results) -> float:
+    return float(sum(batch.online.seconds for batch in results.batches["data-owner"]))
+
+
+def _offline(results: Results) -> float:
+    return float(sum(batch.offline.seconds for batch in results.batches["model-owner"]))

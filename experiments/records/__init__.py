@@ -1,0 +1,1 @@
+"""Recorded results: how they are read, reused, compared with a new run, and saved."""

@@ -1,0 +1,95 @@
+"""The correlation for linear maps with weights of the model owner; see `protocols.linear`."""
+
+from dataclasses import dataclass
+
+import torch
+
+from mpcformer.correlations.base import Kind, check_width
+from mpcformer.correlations.requests import Request, Shape
+from mpcformer.errors import ProtocolError
+from mpcformer.ring import gemm
+from mpcformer.ring.random import Stream, derive_key
+
+
+@dataclass(frozen=True)
+class LinearSpec:
+    """Linear maps of one input.
+
+    Args:
+        names: the name of each weight.
+        n_rows: the rows of the input.
+        weights: the shape of each weight: (in, out) of a matrix or (in,) of a diagonal.
+        bits: the width of the ring.
+    """
+
+    names: tuple[str, ...]
+    n_rows: int
+    weights: tuple[Shape, ...]
+    bits: int
+
+    def request(self) -> Request:
+        """Return the request for the dealer."""
+        shapes = ((self.n_rows, self.weights[0][0]), *self.weights)
+        return Request("linear", shapes, op=",".join(self.names), bits=self.bits)
+
+    @staticmethod
+    def of(request: Request) -> "LinearSpec":
+        """Read a request.
+
+        Raises:
+            ProtocolError: a weight has no name, or does not fit the input.
+        """
+        names, (x, *weights) = request.op.split(","), request.shapes
+        fits = len(x) == 2 and all(len(w) in (1, 2) and w[0] == x[-1] for w in weights)
+        if not weights or len(names) != len(weights) or not fits:
+            raise ProtocolError(f"linear maps {request.op!r} of shapes {request.shapes} are not defined")
+        return LinearSpec(tuple(names), x[0], tuple(weights), request.bits)
+
+
+def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
+    """Derive the mask of one of the model owner's weights, which serves a whole session.
+
+    Returns:
+        Uniform numbers of `shape`: int32 if the ring has 32 bits, else int64.
+    """
+    mask = Stream(derive_key(key, "weight", name)).int64(shape)
+    return mask.to(torch.int32) if bits == 32 else mask
+
+
+def times_weight(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Return x @ weight, or x * weight if the weight is a diagonal (n,); int64. An int32 weight multiplies mod 2^32."""
+    return gemm.matmul(x, weight) if weight.dim() == 2 else (x.to(weight.dtype) * weight).long()
+
+
+class Linear(Kind):
+    """A (rows, in) at rank 1, and c_i* with c_i0 + c_i1 = A B_i for the mask B_i of each weight.
+
+    Rank 0 derives B_i from its own key. The shapes of the request are (rows, in), then (in, out) for each matrix or
+    (in,) for each diagonal; `op` has the names of the weights, separated by commas.
+    Dealer bytes: bits / 8 for each element of the products.
+    """
+
+    def check(self, request: Request) -> None:
+        """Require a name for each weight, shapes that fit, and a ring that packs into bytes."""
+        check_width(request)
+        LinearSpec.of(request)
+
+    def layout(self, request: Request) -> list[tuple[Shape, int]]:
+        """Return (rows, out) for each weight."""
+        spec = LinearSpec.of(request)
+        return [((spec.n_rows, weight[-1]), spec.bits) for weight in spec.weights]
+
+    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
+        """Derive B_i."""
+        spec = LinearSpec.of(request)
+        named = zip(spec.names, spec.weights, strict=True)
+        return [weight_mask(key, name, shape, spec.bits) for name, shape in named]
+
+    def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
+        """Draw A and c_i at rank 1; rank 0 draws nothing."""
+        return [stream.int64(request.shapes[0]), *self.draw_corrected(request, stream, rank)] if rank == 1 else []
+
+    def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Compute A B_i - c_i."""
+        a, *c = share_1
+        return [times_weight(a, b).sub_(c_i) for b, c_i in zip(share_0, c, strict=True)]

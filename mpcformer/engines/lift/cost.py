@@ -1,0 +1,174 @@
+"""The cost of a batch on the engine `lift`: the sum of what the protocols of a pass cost, in the order of the pass.
+
+The order is that of `bert.py` and `attention.py`. `tests/engines/test_cost.py` compares the sum with what owners send
+in real runs, and with the pass's own plan of correlations.
+
+The abbreviations of shapes are those of `bert.py`.
+"""
+
+import math
+
+from mpcformer.approximations import softmax_form
+from mpcformer.approximations.forms import SquaredScores
+from mpcformer.engines.base import BatchShape, PublicModel
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.reveal import LOGIT_WIRE_BITS, ONE_WORD
+from mpcformer.engines.lift.rows import (
+    LayerScales,
+    row_bits,
+    row_function,
+    score_numerators,
+    softmax_base,
+    softmax_functions,
+)
+from mpcformer.engines.lift.scales import LiftScales
+from mpcformer.engines.lift.weights import TABLE_BITS, weight_bits, weight_shapes
+from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
+from mpcformer.protocols.cost import ProtocolCost, Step, dealt, message, opening
+from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, half_bytes
+
+NOTHING, PAUSE = ProtocolCost(), ProtocolCost((Step(),))
+
+
+class BatchCost:
+    """Adds up the protocols of one batch.
+
+    Args:
+        public: what both owners know of the model.
+        scales: the public numbers derived from it.
+        shape: the batch.
+    """
+
+    def __init__(self, public: PublicModel, scales: LiftScales, shape: BatchShape) -> None:
+        self._config, self._embeddings = public.config, public.embeddings
+        self._scales, self._shape = scales, shape
+        self._weights = weight_shapes(self._config, public.embeddings)
+        self._log_keys = max(1, math.ceil(math.log2(shape.seq_len)))
+        # The groups that the range guard looks at after the last layer: (rows, bits).
+        self._guarded: list[tuple[int, int]] = []
+
+    def total(self) -> ProtocolCost:
+        """Return the cost of the batch, and of the session's set-up.
+
+        Raises:
+            RangeError: the ring does not carry so many positions, see `row_bits`.
+        """
+        self._guarded = []
+        cost = self._setup() + self._first_rows()
+        for index in range(self._config.num_hidden_layers):
+            cost = cost + self._layer(index)
+        n_batch, hidden = self._shape.batch_size, self._config.hidden_size
+        pooled = self._maps(["pooler"], n_batch)
+        clamped = piecewise.cost(self._scales.tanh_clamp, (n_batch, hidden), ahead=True)
+        cost = cost + pooled + clamped + table.cost(self._scales.tanh, n_batch * hidden)
+        return cost + guard.cost(self._guarded) + self._reveal()
+
+    def _setup(self) -> ProtocolCost:
+        """Return the cost of the masked weights and, with public tables, of the tables themselves."""
+        cost = NOTHING
+        for name, shape in self._weights.items():
+            cost = cost + linear.setup_cost([shape], weight_bits(name))
+        if self._embeddings == "public_table":
+            rows = self._config.vocab_size + self._config.type_vocab_size + self._config.max_position_embeddings
+            cost = cost + ProtocolCost(setup_bytes=half_bytes(((rows, self._config.hidden_size), TABLE_BITS)))
+        return cost
+
+    def _maps(self, names: list[str], rows: int) -> ProtocolCost:
+        """Return the cost of the linear maps of one input with so many rows."""
+        return linear.cost(rows, [self._weights[name] for name in names], weight_bits(names[0]))
+
+    def _first_rows(self) -> ProtocolCost:
+        """Return the cost of the normalised embeddings."""
+        if self._embeddings == "public_table":
+            return NOTHING
+        rows = self._shape.batch_size * self._shape.seq_len
+        stream, norm = (rows, self._config.hidden_size), self._scales.embedding_norm
+        wanted = rows, self._config.type_vocab_size, self._weights["embeddings"]
+        if not row_lookup.is_cheaper(*wanted):
+            return self._maps(["embeddings"], rows) + self._norm(norm, stream)
+        # The model owner's half of the opening comes with the answers, and the data owner's half follows.
+        half = stream, STREAM_BITS
+        looked_up = (row_lookup.cost(*wanted) | (PAUSE + message(DATA_OWNER, half))) + message(MODEL_OWNER, half)
+        return looked_up + dealt(lifted.request(norm.op, *half)) + self._normalised(norm, stream)
+
+    def _norm(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
+        """Return the cost of a LayerNorm with the opening of its stream after a linear map."""
+        return lifted.cost(norm.op, stream, STREAM_BITS, ahead=True) + self._normalised(norm, stream)
+
+    def _normalised(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
+        """Return the cost of a LayerNorm after the opening of its stream (rows, H)."""
+        if norm.function is None:
+            self._guarded.append((stream[0], norm.guard_bits))
+            return NOTHING
+        self._guarded.append((stream[0], norm.function.guard_bits))
+        return table.cost(norm.function, stream[0]) + lifted.factor_cost(stream)
+
+    def _layer(self, index: int) -> ProtocolCost:
+        name, layer = f"layer.{index}", self._scales.layers[index]
+        n_batch, n_keys = self._shape.batch_size, self._shape.seq_len
+        n_query = 1 if index == self._config.num_hidden_layers - 1 else n_keys
+        heads, size = (n_batch, self._config.num_attention_heads), self._config.head_size
+        query, key, value = (*heads, n_query, size), (*heads, n_keys, size), (*heads, size, n_keys)
+        rows, hidden = n_batch * n_query, self._config.hidden_size
+
+        cost = self._maps([f"{name}.attention", f"{name}.attention.residual"], n_batch * n_keys)
+        opened = matmul.cost(query, key, fp.QUERY_BITS, ahead=True)
+        cost = cost + (opened | lifted.cost("plain", value, fp.VALUE_BITS, ahead=True))
+        # The values' half of this product is opened with the scores, which changes no round.
+        context = matmul.cost((*heads, n_query, n_keys), value, fp.NUMERATOR_BITS)
+        cost = cost + self._attention(layer, (*heads, n_query, n_keys), query, context)
+        cost = cost + self._maps([f"{name}.attention.output"], rows) + self._norm(layer.attention_norm, (rows, hidden))
+        cost = cost + self._maps([f"{name}.inner", f"{name}.residual"], rows) + self._activation(rows)
+        return cost + self._maps([f"{name}.outer"], rows) + self._norm(layer.output_norm, (rows, hidden))
+
+    def _attention(
+        self, layer: LayerScales, scores: tuple[int, ...], attended: tuple[int, ...], context: ProtocolCost
+    ) -> ProtocolCost:
+        """Return the cost from the scores' opening to the attended rows.
+
+        Args:
+            layer: the scales of the layer.
+            scores, attended: shapes (B, A, Q, L) and (B, A, Q, D).
+            context: the cost of the numerators' product with the values.
+        """
+        n_rows, lifted_context = math.prod(scores[:-1]), lifted.cost("plain", attended, fp.CONTEXT_BITS)
+        if layer.squarings:
+            return self._powers(layer, scores, n_rows) + context + lifted_context
+        kind = score_numerators(softmax_form(self._config.softmax), layer.score_shift)
+        if isinstance(kind, SquaredScores):
+            cost = lifted.cost("square", scores, fp.SCORE_BITS)
+        else:
+            cost = piecewise.cost(kind, scores)
+        if not layer.divided:
+            self._guarded.append((n_rows, row_bits(layer, self._log_keys)))
+            return cost + context + lifted_context
+        function = row_function(layer, self._log_keys)
+        self._guarded.append((n_rows, function.guard_bits))
+        divided = lifted.cost("scale", attended, fp.CONTEXT_BITS) | lifted.factor_cost(attended)
+        return cost + (context | table.cost(function, n_rows)) + divided
+
+    def _powers(self, layer: LayerScales, scores: tuple[int, ...], n_rows: int) -> ProtocolCost:
+        """Return the cost of the exact softmax, which squares and divides its rows repeatedly."""
+        first, middle, last = softmax_functions(layer, self._log_keys)
+        square, scale = (lifted.cost(use, scores, fp.POWER_BITS) for use in ("square", "scale"))
+        cost = piecewise.cost(softmax_base(layer)[1], scores) + square + square
+        functions = [first, *[middle] * (layer.squarings - 3), last]
+        for n, function in enumerate(functions):
+            again = square if n else NOTHING
+            cost = cost + again + (scale | table.cost(function, n_rows)) + lifted.factor_cost(scores)
+        return cost
+
+    def _activation(self, rows: int) -> ProtocolCost:
+        """Return the cost of the form of GeLU with the opening of its argument."""
+        shape, activation = (rows, self._config.intermediate_size), self._scales.activation
+        if activation.function is None:
+            return lifted.cost("square", shape, activation.bits, ahead=True)
+        return piecewise.cost(activation.function, shape, ahead=True)
+
+    def _reveal(self) -> ProtocolCost:
+        """Return the cost of the zero test and the classifier, which share messages."""
+        n_batch, word = self._shape.batch_size, ONE_WORD
+        logits = (n_batch, self._config.num_labels), LOGIT_WIRE_BITS
+        opened = opening(word) | self._maps(["classifier"], n_batch)
+        return opened + message(MODEL_OWNER, word) + message(DATA_OWNER, word, logits) + dealt(zero_test.request())

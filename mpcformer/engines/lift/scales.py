@@ -1,0 +1,139 @@
+"""All public numbers of a private model, which both owners derive from its configuration and its calibrated ranges."""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import asdict, dataclass
+
+from mpcformer.approximations import gelu_form
+from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, ShiftedSquare
+from mpcformer.correlations.table import MAX_LOG_BINS
+from mpcformer.engines.calibrated import CalibratedRanges
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.norms import Norm, model_norms
+from mpcformer.engines.lift.rows import LayerScales, layer_scales
+from mpcformer.engines.lift.tables import table
+from mpcformer.modeling.configuration import NORM_PARTS
+from mpcformer.protocols import piecewise
+from mpcformer.protocols.piecewise import Piece
+from mpcformer.protocols.table import TableFunction
+
+TANH_WIDTH = 0.12
+
+
+@dataclass(frozen=True)
+class Activation:
+    """A form of GeLU: factor g(x) + addend, of which only g is private; the map behind it carries the rest.
+
+    Args:
+        scale: fraction bits of x.
+        bits: width of the ring in which x is opened.
+        result_shift: bits that g(x) is shifted down before the map.
+        weight_scale: fraction bits of the map's weights.
+        function: g; None: the square (x + offset 2^-scale)^2.
+        offset: what is added to x at `scale` before it is squared.
+        factor, addend: what the map carries.
+    """
+
+    scale: int
+    bits: int
+    result_shift: int
+    weight_scale: int
+    function: piecewise.PiecewiseFunction | None
+    offset: int = 0
+    factor: float = 1.0
+    addend: float = 0.0
+
+
+@dataclass(frozen=True)
+class LiftScales:
+    """Everything public that the private computation needs besides shapes."""
+
+    embedding_norm: Norm
+    layers: tuple[LayerScales, ...]
+    activation: Activation
+    tanh_clamp: piecewise.PiecewiseFunction
+    tanh: TableFunction
+
+    @property
+    def norms(self) -> dict[str, Norm]:
+        """The LayerNorms by name."""
+        named = {"embeddings": self.embedding_norm}
+        for n, layer in enumerate(self.layers):
+            named |= {f"layer.{n}.attention": layer.attention_norm, f"layer.{n}.output": layer.output_norm}
+        return named
+
+    def digest(self) -> str:
+        """Return the hex SHA-256 of all numbers: owners whose numbers differ must not start."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def lift_scales(
+    *,
+    hidden_size: int,
+    epsilon: float,
+    n_layers: int,
+    bounds: CalibratedRanges,
+    gelu: str = "quad",
+    softmax: str = "2quad",
+    constant_norms: Collection[str] = (),
+) -> LiftScales:
+    """Derive the scales of a model.
+
+    Args:
+        hidden_size, n_layers: the shape of the encoder.
+        epsilon: what a LayerNorm adds to a variance.
+        bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
+        gelu, softmax: the forms.
+        constant_norms: names of the LayerNorms that divide by a constant.
+
+    Raises:
+        RangeError: a range is missing, or wider than tables carry.
+        UserInputError: the engine does not compute a form.
+    """
+    norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds)
+    layers = tuple(
+        layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, softmax)
+        for name in (f"layer.{n}" for n in range(n_layers))
+    )
+    reach, unit = round(fp.TANH_REACH * 2**fp.TANH_SCALE), 2.0**-fp.TANH_SCALE
+    ends = -fp.TANH_TABLE_REACH, fp.TANH_TABLE_REACH
+    tanh = table("tanh", *ends, unit, fp.POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
+    clamp = piecewise.clamp(fp.TANH_BITS, reach)
+    return LiftScales(norms["embeddings"], layers, activation(gelu_form(gelu)), clamp, tanh)
+
+
+def computed_length(activation: Activation, gelu: str, largest: float, length: float, n: int) -> float:
+    """Return a bound of the length of a row of g(x), as `GeluForm.longest` bounds that of the whole form."""
+    if activation.function is None:
+        return ShiftedSquare(1.0, activation.offset * 2.0**-activation.scale, 0.0).longest(largest, length, n)
+    return gelu_form(gelu).longest(largest, length, n)
+
+
+def activation(form: GeluForm) -> Activation:
+    """Return how the engine computes a form of GeLU.
+
+    Raises:
+        UserInputError: the engine does not compute this form, or its numbers do not fit the rings.
+    """
+    realisation = form.on(LIFT)
+    if isinstance(realisation, LiftSquare):
+        square, result_scale, function = realisation.square, 2 * realisation.scale, None
+        offset = round(square.shift * 2.0**realisation.scale)
+        largest = ((1 << (realisation.bits - 2)) + offset) ** 2
+        folded = offset, square.factor, square.offset
+    elif isinstance(realisation, LiftPieces):
+        result_scale = realisation.result_scale
+        pieces = tuple(Piece(thresholds, coefficients) for thresholds, coefficients in realisation.pieces)
+        function = piecewise.PiecewiseFunction(realisation.bits, pieces)
+        # All pieces might count at once.
+        terms = (term for piece in pieces for term in enumerate(piece.coefficients))
+        largest = sum(abs(coefficient) << (power * (realisation.bits - 2)) for power, coefficient in terms)
+        folded = 0, 1.0, 0.0
+    else:
+        raise form.refused(LIFT)
+    # The sum must be exact in the ring of 64 bits, and what is left of it after the shift must fit the ring of the map.
+    if largest >= 1 << 62 or largest >> realisation.result_shift >= 1 << (fp.ACTIVATED_BITS - 1):
+        raise form.refused(LIFT)
+    weight_scale = fp.OUTER_SCALE - (result_scale - realisation.result_shift)
+    return Activation(realisation.scale, realisation.bits, realisation.result_shift, weight_scale, function, *folded)

@@ -1,0 +1,66 @@
+"""The description of a job, which configurations, options, messages and reports share."""
+
+from dataclasses import asdict, dataclass, fields
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, ConfigDict, Field
+
+from mpcformer.engines.registry import DEFAULT_ENGINE, EMBEDDINGS, resolve
+from mpcformer.errors import UserInputError
+from mpcformer.tasks import EVAL
+from parties.stubs import parties_pb2 as pb
+
+
+def _known_engine(name: str) -> str:
+    try:
+        return resolve(name)
+    except UserInputError as error:
+        raise ValueError(f"{error.what}; {error.remedy}") from None
+
+
+def _known_embeddings(name: str) -> str:
+    if name not in EMBEDDINGS:
+        raise ValueError(f"{name!r} is unknown; choose one of: {', '.join(EMBEDDINGS)}")
+    return name
+
+
+@dataclass(frozen=True)
+class JobDescription:
+    """The computation that a coordinator asks the parties for: the table `[job]` of its configuration file.
+
+    It does not say where the models and the texts are, because each owner knows that of its own. The limits below are
+    checked when a file is read; `local_run.check` checks values from the command line and names the option.
+
+    Args:
+        task: the name of the task, see `get_task`.
+        split: the split to read, or `eval` for those that are reported, see `load_examples`.
+        limit: the number of examples; None reads all.
+        batch_size: the number of sentences that share every round.
+        max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
+        engine: one of `ENGINES`.
+        embeddings: one of `EMBEDDINGS`.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    task: str
+    split: str = EVAL
+    limit: Annotated[int | None, Field(ge=1)] = None
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    max_length: Annotated[int | None, Field(ge=8)] = None
+    engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
+    embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the description as JSON values, for journals and manifests."""
+        return asdict(self)
+
+    def message_fields(self) -> dict[str, Any]:
+        """Return the description as fields of the message `Job`, where 0 stands for None."""
+        return {name: 0 if value is None else value for name, value in asdict(self).items()}
+
+    @classmethod
+    def from_message(cls, message: pb.Job) -> "JobDescription":
+        """Return the description that a message `Job` contains."""
+        values = {each.name: getattr(message, each.name) for each in fields(cls)}
+        return cls(**values | {"limit": message.limit or None, "max_length": message.max_length or None})

@@ -1,0 +1,89 @@
+"""Who calls a service, how a call is refused, and how the one message of a call is taken."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from typing import NoReturn, TypeVar
+
+import grpc
+
+# Without TLS a caller writes its id into this header.
+PARTY_HEADER = "party"
+# The data owner names the session of its stream to the model owner in this header.
+SESSION_HEADER = "session-bin"
+FIRST_MESSAGE_TIMEOUT_S = 10.0
+Message = TypeVar("Message")
+
+
+def refuse(context: grpc.ServicerContext, code: grpc.StatusCode, why: str) -> NoReturn:
+    """End the call with a status code and a sentence that the caller reads."""
+    context.abort(code, why)
+    raise AssertionError("context.abort raises")
+
+
+def refuse_unknown_session(context: grpc.ServicerContext) -> NoReturn:
+    """End a call for a session that this party does not run."""
+    what = "no such session: the coordinator did not order it, or it has ended"
+    refuse(context, grpc.StatusCode.NOT_FOUND, what)
+
+
+def caller_names(context: grpc.ServicerContext) -> list[str]:
+    """Return the ids in the caller's certificate; without TLS, the ids that the caller claims."""
+    secured = context.auth_context()
+    if secured.get("transport_security_type") == [b"local"]:
+        return [value for key, value in context.invocation_metadata() if key == PARTY_HEADER]
+    return [name.decode() for name in secured.get("x509_subject_alternative_name", [])]
+
+
+def require_caller(context: grpc.ServicerContext, *allowed: str) -> str:
+    """Return the caller's id if it is one of `allowed`; otherwise refuse the call and name the caller."""
+    names = caller_names(context)
+    for name in allowed:
+        if name in names:
+            return name
+    what = f"the caller's certificate names {names or ['nobody']}, which is not served here"
+    refuse(context, grpc.StatusCode.PERMISSION_DENIED, what)
+
+
+class FirstMessage:
+    """Takes the message of a call that consists of one message, within a time limit.
+
+    The protocol file declares such calls as streams. For a call declared without `stream`, gRPC reads the message in a
+    worker thread before it calls the method, so callers that send nothing would occupy all workers. A method of a
+    stream is called at once: it checks the caller first and then takes the message here.
+
+    Args:
+        max_calls: the number of calls that one caller may have open at the same time.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._open: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def take(self, requests: Iterator[Message], context: grpc.ServicerContext) -> Message:
+        """Return the message; refuse the call if there is none, or if the caller has too many calls open."""
+        caller = ",".join(caller_names(context)) or "nobody"
+        with self._lock:
+            self._open[caller] += 1
+            too_many = self._open[caller] > self._max_calls
+        context.add_callback(lambda: self._end(caller))
+        if too_many:
+            what = f"{caller} has {self._max_calls} calls open already"
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, what)
+        timer = threading.Timer(FIRST_MESSAGE_TIMEOUT_S, context.cancel)
+        timer.daemon = True
+        timer.start()
+        try:
+            request = next(requests, None)
+        finally:
+            timer.cancel()
+        if request is None:
+            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+        return request
+
+    def _end(self, caller: str) -> None:
+        with self._lock:
+            self._open[caller] -= 1
+            if not self._open[caller]:
+                del self._open[caller]

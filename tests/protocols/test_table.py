@@ -1,0 +1,165 @@
+"""Tables are as exact as stated, and tables and range guard mark every number out of range."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.channel import Counters
+from mpcformer.correlations import Request
+from mpcformer.correlations.table import MAX_LOG_BINS
+from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift import norms
+from mpcformer.engines.lift.rows import LayerScales, row_function, softmax_functions
+from mpcformer.errors import RangeError
+from mpcformer.protocols import guard
+from mpcformer.protocols.party import Party
+from mpcformer.protocols.table import Lookup, TableFunction
+from mpcformer.ring.packing import reduce
+from tests.pair import dealer_bytes, integers, run_protocol, share
+
+
+def functions() -> list[tuple[str, TableFunction, float, float, float]]:
+    """Return for each function its name, its tables, the ends of its range, and the unit of its argument."""
+    layer = LayerScales(0, 0, 0.05, None, None)  # type: ignore[arg-type]
+    wide = LayerScales(0, 0, 0.003, None, None)  # type: ignore[arg-type]
+    row = 2.0 ** -(28 + 5 + fp.KEY_FACTOR_BITS)
+    bounds = {"narrow": (0.3, 2.0), "wide": (0.45, 2288.0)}
+    found = {name: norms.norm(name, 384, 1e-12, {f"{name}.variance": bounds[name]}) for name in bounds}
+    return [
+        ("reciprocal", row_function(layer, 5), 0.05, 1.0, row),
+        ("reciprocal, wide", row_function(wide, 5), 0.003, 1.0, row),
+        *(
+            (f"rsqrt, {name}", norm.function, low / 1.5, high * 1.5, 2.0 ** (-2 * norm.scale) / 384)
+            for (name, norm), (low, high) in zip(found.items(), bounds.values(), strict=True)
+        ),
+    ]
+
+
+def stated_error(function: TableFunction) -> float:
+    """Compute the bound of correlations/table.py for the bin at the low end, plus the error of 11-bit positions."""
+    found = []
+    for argument in (function.upper, function.lower):
+        if argument is not None:
+            spec = argument.spec
+            width = spec.unit * 2.0**spec.bin_bits
+            d = width / ((spec.split or spec.low) - width)
+            found.append((2 if spec.function == "reciprocal" else 0.63) * (d / 4) ** 3 + d / 2**11)
+    return max(found)
+
+
+def look_up(
+    function: TableFunction, x: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, list[Counters], list[Request]]:
+    shares = share(x)
+
+    def owner(party: Party) -> tuple[torch.Tensor, torch.Tensor]:
+        tables = [party.take(request) for request in Lookup.requests(function, x.numel())]
+        lookup = Lookup(function, tables, party.rank)
+        return lookup.evaluate(party, party.open(lookup.halves(shares[party.rank])))
+
+    results, counters, requests = run_protocol(owner)
+    value, mark = (a + b for a, b in zip(*results, strict=True))
+    return value, reduce(mark, 32), counters, requests
+
+
+@pytest.mark.parametrize(("name", "function", "low", "high", "unit"), functions(), ids=[c[0] for c in functions()])
+def test_tables(name: str, function: TableFunction, low: float, high: float, unit: float) -> None:
+    real = torch.logspace(math.log10(low), math.log10(high), 3000, dtype=torch.float64)
+    x = (real / unit).round().long()
+    value, mark, counters, requests = look_up(function, x)
+    expected = (x * unit).reciprocal() if name.startswith("reciprocal") else (x * unit).rsqrt()
+    got = value.double() / 2.0**function.upper.spec.scale
+    assert stated_error(function) < 0.01
+    assert float((got / expected - 1).abs().max()) < stated_error(function)
+    assert int(mark.count_nonzero()) == 0
+    assert counters[0].rounds == (1 if function.lower is None else 2)
+    tables = [request for request in requests if request.kind == "table"]
+    stated = sum(3000 * (1 << int(r.params[0])) * (4 if r.op == "guard" else 36 if r.params[7] else 28) for r in tables)
+    assert dealer_bytes(requests) == stated + (0 if function.lower is None else 3000 * 16)
+    assert all(r.params[0] <= MAX_LOG_BINS for r in tables)
+
+
+@pytest.mark.parametrize(("name", "function", "low", "high", "unit"), functions(), ids=[c[0] for c in functions()])
+def test_every_number_out_of_range_is_marked(
+    name: str, function: TableFunction, low: float, high: float, unit: float
+) -> None:
+    """Each row is tested alone: a little above the range, far above, where tables wrap, and a thousand times above."""
+    top = 2.0 ** (function.guard_bits + 1) * unit
+    above = torch.cat([torch.linspace(1.17 * high, 0.999 * top, 500), torch.tensor([1.2 * high])]).double()
+    _, mark, _, _ = look_up(function, (above / unit).long())
+    assert int((mark == 0).sum()) == 0
+    beyond = torch.tensor([top, 1.5 * top, 2.0 * top + 0.5 * high, 1000.3 * top, 2.0**61 * unit]) / unit
+    assert all(marked(function, int(x)) for x in beyond.tolist())
+    # Less than one bin below the range is not marked; a bin is at most half of the low end wide.
+    below = torch.cat([torch.linspace(0, 0.45 * low, 400), torch.tensor([0.0, unit])]).double() / unit
+    _, mark, _, _ = look_up(function, below.long())
+    assert int((mark == 0).sum()) == 0
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.floats(0, 5), st.floats(-6, 3))
+def test_whatever_the_range_what_is_too_small_is_marked(log_ratio: float, log_low: float) -> None:
+    low, high = 10**log_low, 10 ** (log_low + log_ratio)
+    try:
+        norm = norms.norm("x", 384, 1e-12, {"x.variance": (low, high)})
+    except RangeError:
+        assert high / low > 1e4 or high > 2_500, "only what is very wide or large may be refused"
+        return
+    low = min(spec.low for spec in (norm.function.upper.spec, (norm.function.lower or norm.function.upper).spec))
+    unit = 2.0 ** (-2 * norm.scale) / 384
+    below = torch.linspace(0, 0.45 * low, 60).double() / unit
+    _, mark, _, _ = look_up(norm.function, below.long())
+    assert int((mark == 0).sum()) == 0
+
+
+def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
+    layer = LayerScales(0, 5, 0.05, None, None)  # type: ignore[arg-type]
+    assert row_function(layer, 9).upper.spec.function == "reciprocal"
+    with pytest.raises(RangeError, match="1024 positions"):
+        row_function(layer, 10)
+
+
+@pytest.mark.parametrize("log_keys", range(1, 10))
+@pytest.mark.parametrize(("squarings", "limit"), [(3, 4.0), (4, 16.0), (6, 54.7), (8, 256.0)])
+def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
+    """Reciprocals of row means are exact enough and set no mark, for all lengths and clamps."""
+    shift = max(0, squarings - 8) + 2
+    layer = LayerScales(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
+    unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)
+    y = limit / 2**squarings
+    ranges = [(0.875 * ((1 - y) ** 2 + 1) ** 4, 1.125 * ((1 + y) ** 2 + 1) ** 4)] + [(0.8, 1.2 * 2**log_keys)] * 2
+    for function, (low, high), error in zip(
+        softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
+    ):
+        real = torch.logspace(math.log10(low), math.log10(high), 300, dtype=torch.float64)
+        x = (real / unit).round().long()
+        value, mark, _, _ = look_up(function, x)
+        relative = value.double() * 2.0**-function.upper.spec.scale * real - 1
+        assert float(relative.abs().max()) < error
+        assert int(mark.count_nonzero()) == 0
+
+
+def marked(function: TableFunction, x: int, real: int = 1) -> bool:
+    values = torch.tensor([x, 1 << (function.guard_bits - 1), 0])
+    shares = share(values)
+    flags = torch.tensor([real, 1, 1])
+    results, _, _ = run_protocol(lambda party: guard.mark(party, [(shares[party.rank], function.guard_bits, flags)]))
+    return int(results[0] + results[1]) != 0
+
+
+def test_the_guard_leaves_good_and_padding_rows_alone() -> None:
+    function = functions()[0][1]
+    assert not marked(function, (1 << function.guard_bits) - 1)
+    assert not marked(function, 0)
+    assert not marked(function, 1 << 61, real=0)
+
+
+def test_the_guards_stated_cost() -> None:
+    groups = [(integers(40, bits=20, signed=False), 30, torch.ones(40, dtype=torch.int64))] * 2
+    _, counters, requests = run_protocol(lambda party: guard.mark(party, groups))
+    assert counters[0].rounds == 3
+    assert counters[0].bytes_sent == 80 * 24
+    assert dealer_bytes(requests) == 80 * 32
