@@ -48,7 +48,9 @@ RECIPES = ("fitted", "paper")
 ONE_TASK = "One of {}."
 
 Out = Annotated[Path, option(group=OUTPUT, about="New folder for the result.")]
-DataDir = Annotated[Path | None, option(group=INPUT, about="Folder of parquet files; default: download.")]
+DataDir = Annotated[
+    Path | None, options.folder("--data-dir", group=INPUT, about="Folder of parquet files; default: download.")
+]
 Limit = Annotated[int | None, option(group=INPUT, about="Training sentences to use; default: all.")]
 MaxLength = Annotated[int, option(group=INPUT, about="Cut texts to this many tokens.")]
 Backbone = Annotated[str | None, option(group=INPUT, about="Folder or hub id of a BERT; default: a 6-layer MiniLM.")]
@@ -59,7 +61,9 @@ BatchSize = Annotated[int, option(group=TRAINING, about="Sentences in a training
 Seed = Annotated[int, option(group=TRAINING, about="Determines everything that is drawn at random.")]
 Precision = Annotated[str, choice("--precision", _precisions, group=TRAINING, about="One of {}.")]
 Resume = Annotated[bool, flag("--resume", group=OUTPUT, about="Go on from the last checkpoint of the same run.")]
-Minutes = Annotated[float, option(group=OUTPUT, about="Minutes between checkpoints.")]
+Minutes = Annotated[
+    float, options.at_least("--checkpoint-minutes", 0, group=OUTPUT, about="Minutes between checkpoints.")
+]
 TensorBoard = Annotated[Path | None, option(group=OUTPUT, about="Write TensorBoard events to this folder.")]
 
 
@@ -166,7 +170,7 @@ def distill_general(
 
 def distill(
     *,
-    teacher: Annotated[Path, option(group=INPUT, about="Folder of a fine-tuned BERT.")],
+    teacher: Annotated[Path, options.folder("--teacher", group=INPUT, about="Folder of a fine-tuned BERT.")],
     task: Annotated[str, options.task("The teacher's task. One of {}.")],
     data_dir: DataDir = None,
     limit: Limit = None,

@@ -166,12 +166,15 @@ def replay(
         str,
         choice("--scale", lambda: SCALES, group=INPUT, about="{}: a minute on made-up data, MiniLM, or BERT-base."),
     ] = "smoke",
-    data_dir: Annotated[Path | None, option(group=INPUT, about="Folder of parquet files; default: download.")] = None,
+    data_dir: Annotated[
+        Path | None, options.folder("--data-dir", group=INPUT, about="Folder of parquet files; default: download.")
+    ] = None,
     check: Annotated[
-        Path | None, option(group=INPUT, about="Recorded results.json to compare the results with.")
+        Path | None, options.file("--check", group=INPUT, about="Recorded results.json to compare the results with.")
     ] = None,
     keep: Annotated[
-        Path | None, option(group=INPUT, about="Recorded results.json; its rows of the same models are not redone.")
+        Path | None,
+        options.file("--keep", group=INPUT, about="Recorded results.json; its rows of the same models are not redone."),
     ] = None,
     jobs: Annotated[int, option(group=MACHINE, about="Trainings at a time, each in its own process.")] = 1,
     pool: Annotated[

@@ -1,4 +1,4 @@
-"""Rounds, bytes and network time of a private batch, counted without running it."""
+"""The command `mpcformer estimate` counts a private batch's rounds, bytes and network time without running it."""
 
 from experiments.measuring.model import bench_model, check_engines, check_shape
 from mpcformer.console import PlainTable, console
@@ -21,10 +21,19 @@ def run(
     softmax: str = "2quad",
     constant_norms: str = "",
 ) -> dict[str, Cost]:
-    """Count, and show a table.
+    """Count the rounds and bytes of a batch for each engine, show them as a table, and return them by engine.
+
+    Args:
+        model: a student's folder, or the name of a shape.
+        layers: the number of encoder layers of a named shape; None: all of them.
+        seq_len: the number of tokens in a sentence.
+        batch_size: the number of sentences.
+        engines: the names of the engines.
+        network: the link whose transfer time is added to the table; None: no time is shown.
+        gelu, softmax, constant_norms: the forms of a named shape.
 
     Raises:
-        UserInputError: anything wrong with the options.
+        UserInputError: an option is wrong.
     """
     check_shape(model, seq_len, batch_size)
     check_engines(engines)

@@ -5,6 +5,7 @@ because some registries import torch, for which no other command's help should w
 """
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import typer
@@ -53,6 +54,37 @@ def option(*names: str, group: str, about: str, **more: Any) -> Any:
 def flag(name: str, *, group: str, about: str) -> Any:
     """Return an option without a value."""
     return typer.Option(name, help=about, rich_help_panel=group, metavar="")
+
+
+def folder(name: str, *, group: str, about: str) -> Any:
+    """Return an option that takes the path of a folder, which must be there."""
+    return option(name, group=group, about=about, callback=_there(name, Path.is_dir, "a folder"))
+
+
+def file(name: str, *, group: str, about: str) -> Any:
+    """Return an option that takes the path of a file, which must be there."""
+    return option(name, group=group, about=about, callback=_there(name, Path.is_file, "a file"))
+
+
+def _there(name: str, is_right: Callable[[Path], bool], what: str) -> Callable[[Any], Any]:
+    def checked(path: Any) -> Any:
+        if path is not None and not is_right(path):
+            found = f"is not {what}" if path.exists() else "does not exist"
+            raise UserInputError(f"{name}: {path} {found}", f"give {what}, or check the path")
+        return path
+
+    return checked
+
+
+def at_least(name: str, low: float, *, group: str, about: str) -> Any:
+    """Return an option that takes a number which is not below `low`."""
+
+    def checked(value: Any) -> Any:
+        if value is not None and not value >= low:
+            raise UserInputError(f"{name}: {value} is below {low}", f"give {low} or more")
+        return value
+
+    return option(name, group=group, about=about, callback=checked)
 
 
 def choice(name: str, choices: Names, *, group: str, about: str, check: Callable[[str], str] | None = None) -> Any:

@@ -10,7 +10,8 @@ from typing import Annotated, get_args
 import typer
 
 from mpcformer import options
-from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
+from mpcformer.engines.registry import DEFAULT_ENGINE
+from mpcformer.errors import UserInputError
 from mpcformer.options import INPUT, MACHINE, OUTPUT, Command, choice, flag, option
 
 
@@ -20,25 +21,59 @@ def _devices() -> Iterable[str]:
     return get_args(Device)
 
 
+def _networks() -> Iterable[str]:
+    from parties.runs.network import PROFILES
+
+    return ("none", *PROFILES)
+
+
+def _known_network(given: str) -> str:
+    """Return the value of --network.
+
+    Raises:
+        UserInputError: it is no network.
+    """
+    from parties.runs.network import network_profile
+
+    network_profile(given)
+    return given
+
+
 # The options of the machine, as `bench` and `estimate` take them too.
-Network = Annotated[str, option(group=MACHINE, about="The parties' link: none, lan, wan, or RTT_MS,MBIT.")]
+Network = Annotated[
+    str,
+    choice("--network", _networks, group=MACHINE, about="The parties' link: {}, or RTT_MS,MBIT.", check=_known_network),
+]
 Threads = Annotated[int, option(group=MACHINE, about="CPU threads of each party.")]
 Device = Annotated[str, choice("--device", _devices, group=MACHINE, about="Where the parties multiply: {}.")]
 
-Student = Annotated[Path, option(group=INPUT, about="Folder of a distilled student.")]
+Student = Annotated[Path, options.folder("--student", group=INPUT, about="Folder of a distilled student.")]
 Resume = Annotated[bool, flag("--resume", group=OUTPUT, about="Go on with the unfinished run of this --out.")]
 RunFolder = Annotated[Path | None, option(group=OUTPUT, about="New folder; default: runs/TASK-TIME.")]
+
+
+def _check_resume(resume: bool, out: Path | None) -> None:
+    """Refuse --resume without --out, before anything is loaded.
+
+    Raises:
+        UserInputError: the folder of the unfinished run is not given.
+    """
+    if resume and out is None:
+        raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
 
 
 def infer(
     student: Student,
     teacher: Annotated[
-        Path | None, option(group=INPUT, about="To compare with; default: the student's own, if still there.")
+        Path | None,
+        options.folder("--teacher", group=INPUT, about="To compare with; default: the student's own, if still there."),
     ] = None,
     gelu: Annotated[str | None, options.gelu(INPUT, "Refuse a student of another form; one of {}.")] = None,
     softmax: Annotated[str | None, options.softmax(INPUT, "Refuse a student of another form; one of {}.")] = None,
     task: Annotated[str | None, options.task("Default: the student's own. One of {}.")] = None,
-    data_dir: Annotated[Path | None, option(group=INPUT, about="Folder of parquet files; default: download.")] = None,
+    data_dir: Annotated[
+        Path | None, options.folder("--data-dir", group=INPUT, about="Folder of parquet files; default: download.")
+    ] = None,
     split: Annotated[str, option(group=INPUT, about="A split's name; eval: the task's reported ones.")] = "eval",
     limit: Annotated[int | None, option(group=INPUT, about="Number of examples, drawn by hash; default: all.")] = None,
     max_length: Annotated[
@@ -63,25 +98,23 @@ def infer(
 
     Example: mpcformer infer --student runs/demo/student --limit 64 --network wan
     """
-    from mpcformer.errors import UserInputError
+    _check_resume(resume, out)
     from parties.runs import local_run, report
     from parties.runs.network import network_profile
     from parties.runs.simulation import LocalRunOptions
     from parties.settings.job import JobDescription
 
     name = task or local_run.task_of(student)
-    if resume and out is None:
-        raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     job = JobDescription(
         task=name,
         split=split,
         limit=limit,
         batch_size=batch_size,
         max_length=max_length,
-        engine=resolve(engine),
+        engine=engine,
         embeddings=embeddings,
     )
-    options = LocalRunOptions(
+    run_options = LocalRunOptions(
         student=student,
         teacher=teacher or local_run.teacher_of(student),
         job=job,
@@ -93,12 +126,14 @@ def infer(
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local_run.check(options, folder, gelu=gelu, softmax=softmax)
-    report.show(local_run.run(options, folder, resume=resume), folder)
+    local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
+    report.show(local_run.run(run_options, folder, resume=resume), folder)
 
 
 def party(
-    config: Annotated[Path, option(group=INPUT, about="The party's own TOML file, which says what it is.")],
+    config: Annotated[
+        Path, options.file("--config", group=INPUT, about="The party's own TOML file, which says what it is.")
+    ],
     once: Annotated[
         bool, flag("--once", group=INPUT, about="Serve one session only, and end with its exit status.")
     ] = False,
@@ -115,7 +150,7 @@ def party(
 
 
 def coordinate(
-    config: Annotated[Path, option(group=INPUT, about="The coordinator's TOML file.")],
+    config: Annotated[Path, options.file("--config", group=INPUT, about="The coordinator's TOML file.")],
     resume: Resume = False,
     out: RunFolder = None,
 ) -> None:
@@ -123,13 +158,11 @@ def coordinate(
 
     Example: mpcformer coordinate --config coordinator.toml --out runs/first
     """
-    from mpcformer.errors import UserInputError
+    _check_resume(resume, out)
     from parties.runs import deployed_run, report
     from parties.settings.config_file import load_coordinator
 
     settings = load_coordinator(config)
-    if resume and out is None:
-        raise UserInputError("--resume: --out is missing", "give the folder of the run to go on with")
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
     report.show(deployed_run.run(settings, folder, resume=resume), folder)
 
@@ -167,7 +200,9 @@ def certs_init(
 
 @certs.command("renew", cls=Command)
 def certs_renew(
-    certs: Annotated[Path, option(group=INPUT, about="The folder that certs init made, with authority.key.")],
+    certs: Annotated[
+        Path, options.folder("--certs", group=INPUT, about="The folder that certs init made, with authority.key.")
+    ],
     party: Party,
     days: Days = 30,
 ) -> None:
@@ -191,8 +226,6 @@ def _checked(party: list[str], days: int) -> datetime.timedelta:
     Raises:
         UserInputError: an id that cannot stand in a certificate or is given twice, or a life too short or too long.
     """
-    from mpcformer.errors import UserInputError
-
     if not 1 <= days <= 365:
         raise UserInputError(
             f"--days: {days} is outside 1..365", "give a number from there; keep it short, for renewing takes a second"

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from distill.recipe import PRECISIONS
 from distill.training.processes import current
 from mpcformer.errors import UserInputError
 
@@ -24,8 +25,8 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     Raises:
         UserInputError: an unknown precision.
     """
-    if precision not in ("auto", "fp32", "bf16"):
-        raise UserInputError(f"--precision: {precision!r} is unknown", "choose one of: auto, fp32, bf16")
+    if precision not in PRECISIONS:
+        raise UserInputError(f"--precision: {precision!r} is unknown", f"choose one of: {', '.join(PRECISIONS)}")
     native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     if precision == "fp32" or (precision == "auto" and not native):
         return contextlib.nullcontext()

@@ -1,21 +1,40 @@
-"""The forms of GeLU and softmax: one file a form, and `registry`, which lists them all."""
+"""The forms of GeLU and softmax: one file a form, and `registry`, which lists them all.
 
-from mpcformer.approximations.forms import (
-    ConstantRows,
-    DividedRows,
-    ExponentialRows,
-    Form,
-    GeluForm,
-    Probabilities,
-    SoftmaxForm,
-)
-from mpcformer.approximations.gelu_exact import piecewise_gelu
-from mpcformer.approximations.gelu_quad import QUAD_COEFFICIENTS, quad
+Only the registry is imported at once. The forms' files load torch, for which a command's help need not wait, and are
+imported when somebody asks for something in them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from mpcformer.approximations.registry import GELU_FORMS, SOFTMAX_FORMS, gelu_form, softmax_form
-from mpcformer.approximations.softmax_exact import masked_softmax, score_bound, squared_softmax, squarings
-from mpcformer.approximations.softmax_two_quad import QUAD_SHIFT, two_quad
-from mpcformer.approximations.softmax_two_quad_const import QUAD_DIVISOR, two_quad_const
-from mpcformer.approximations.softmax_two_relu import TWO_RELU_EPSILON, two_relu
+
+if TYPE_CHECKING:
+    from mpcformer.approximations.forms import (
+        ConstantRows,
+        DividedRows,
+        ExponentialRows,
+        Form,
+        GeluForm,
+        Probabilities,
+        SoftmaxForm,
+    )
+    from mpcformer.approximations.gelu_exact import piecewise_gelu
+    from mpcformer.approximations.gelu_quad import QUAD_COEFFICIENTS, quad
+    from mpcformer.approximations.softmax_exact import masked_softmax, score_bound, squared_softmax, squarings
+    from mpcformer.approximations.softmax_two_quad import QUAD_SHIFT, two_quad
+    from mpcformer.approximations.softmax_two_quad_const import QUAD_DIVISOR, two_quad_const
+    from mpcformer.approximations.softmax_two_relu import TWO_RELU_EPSILON, two_relu
+
+MODULES = (
+    "forms",
+    "gelu_exact",
+    "gelu_quad",
+    "softmax_exact",
+    "softmax_two_quad",
+    "softmax_two_quad_const",
+    "softmax_two_relu",
+)
 
 __all__ = [
     "GELU_FORMS",
@@ -43,3 +62,12 @@ __all__ = [
     "two_quad_const",
     "two_relu",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        for module in MODULES:
+            found = importlib.import_module(f"{__name__}.{module}")
+            if name in vars(found):
+                return getattr(found, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

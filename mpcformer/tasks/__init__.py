@@ -7,11 +7,11 @@ is imported when somebody asks for it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mpcformer.tasks.registry import TASKS, Task, get_task
+from mpcformer.tasks.registry import EVAL, TASKS, Task, get_task
 
 if TYPE_CHECKING:
     from mpcformer.tasks.batching import Encoded, encode, length_batches, pad_batch, shuffled_length_batches
-    from mpcformer.tasks.load import EVAL, Examples, carve_selection, load_examples
+    from mpcformer.tasks.load import Examples, carve_selection, load_examples
     from mpcformer.tasks.metrics import agreement, compute_metrics, predictions_of, primary_score
 
 MODULES = ("load", "metrics", "batching")

@@ -11,9 +11,7 @@ import pyarrow.parquet as pq
 
 from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.tasks.demo_source import load_movie_sentiment
-from mpcformer.tasks.registry import Task
-
-EVAL = "eval"
+from mpcformer.tasks.registry import EVAL, Task
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,9 @@ from dataclasses import dataclass
 
 from mpcformer.errors import UserInputError
 
+# The split whose name stands for a task's `eval_splits`.
+EVAL = "eval"
+
 
 @dataclass(frozen=True)
 class Task:

@@ -33,8 +33,10 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("distill-general --model {student} --task sst2 --out {out}", f"--model: {STUDENT}", "mpcformer teacher"),
         ("infer --student {empty} --out {out}", "{empty} is not a checkpoint: config.json", "save_pretrained"),
         ("infer --student {empty} --task sst2 --out {out}", "{empty} is not a checkpoint: config.json", "save_pre"),
-        ("infer --student {out} --out {out}", "{out} is not a folder", "give the folder of a checkpoint"),
-        ("infer --student {out} --task sst2 --out {out}", "{out} is not a folder", "give the folder of a checkpoint"),
+        ("infer --student {out} --out {out}", "--student: {out} does not exist", "check the path"),
+        ("infer --student {out} --task sst2 --out {out}", "--student: {out} does not exist", "check the path"),
+        ("export --student {out} --out {out}", "--student: {out} does not exist", "check the path"),
+        ("distill --teacher {file} --task sst2 --out {out}", "--teacher: {file} is not a folder", "check the path"),
         ("bench --model {empty}", "{empty} is not a checkpoint: config.json", "save_pretrained"),
         ("estimate --model {empty}", "{empty} is not a checkpoint: config.json", "save_pretrained"),
         ("bench --model {out}", "--model: '{out}' is unknown", "bert-base"),
@@ -45,7 +47,8 @@ def test_the_wrong_kind_of_model(
 ) -> None:
     empty, out = tmp_path / "empty", tmp_path / "out"
     empty.mkdir()
-    places = {"bert": bert, "student": student, "empty": empty, "out": out}
+    (tmp_path / "file").touch()
+    places = {"file": tmp_path / "file", "bert": bert, "student": student, "empty": empty, "out": out}
     with pytest.raises(UserInputError) as caught:
         CliRunner().invoke(build_app(), [word.format(**places) for word in line.split()], catch_exceptions=False)
     assert message.format(**places) in caught.value.what

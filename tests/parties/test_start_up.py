@@ -43,6 +43,54 @@ def test_the_default_engine_never_loads_the_reference_engine(student: Path, data
     assert "crypten" not in loaded
 
 
+def test_help_and_refused_commands_load_neither_torch_nor_transformers() -> None:
+    """One process runs them all; it fails at the first one that loads what it does not need."""
+    code = """
+import sys
+from mpcformer.cli import main
+for line in sys.argv[1:]:
+    sys.argv = ["mpcformer", *line.split()]
+    try:
+        main()
+    except SystemExit as end:
+        assert line.endswith("--help") == (not end.code), (line, end.code)
+    assert not {"torch", "transformers", "pyarrow", "crypten"} & set(sys.modules), line
+"""
+    names = (
+        "demo",
+        "teacher",
+        "distill-general",
+        "distill",
+        "infer",
+        "export",
+        "party",
+        "coordinate",
+        "bench",
+        "doctor",
+    )
+    lines = ["--help", *(f"{name} --help" for name in (*names, "estimate", "replay", "certs init", "certs renew"))]
+    lines += [
+        "infer",
+        "infer --student nowhere",
+        "infer --gelu cubic",
+        "infer --task sst-2",
+        "infer --engine spdz",
+        "infer --device tpu",
+        "infer --network fast",
+        "distill --softmax 3quad",
+        "distill --from nothing",
+        "distill --precision fp8",
+        "bench --model bart",
+        "replay glue --scale huge",
+        "party --config nowhere.toml",
+        "export --student nowhere --out public",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *lines], check=False, capture_output=True, text=True, timeout=120, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_models_classes_are_there_when_somebody_asks() -> None:
     code = "import mpcformer.modeling as m; print(m.MPCFormerForSequenceClassification.__name__); m.Nothing"
     done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=120)
