@@ -57,7 +57,10 @@ def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
     heads = [show(point) for point in points] or [QUANTITIES[name].title for name in spec.values]
     texts = [[*map(show, line), *(_text(*cell) for cell in row)] for line, row in zip(lines, cells, strict=True)]
     raw = [
-        [*map(str, line), *(repr(QUANTITIES[name].over_seeds(numbers)) if numbers else "" for name, numbers in row)]
+        [
+            *map(str, line),
+            *(_raw(name, QUANTITIES[name].over_seeds(numbers)) if numbers else "" for name, numbers in row),
+        ]
         for line, row in zip(lines, cells, strict=True)
     ]
     if spec.columns == "task" and len(points) > 1:
@@ -66,7 +69,7 @@ def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
             means = [statistics.fmean(numbers) for _, numbers in row if numbers]
             whole = len(means) == len(points)
             text.append(QUANTITIES[spec.values[0]].text(statistics.fmean(means)) if whole else DASH)
-            number.append(repr(statistics.fmean(means)) if whole else "")
+            number.append(_raw(spec.values[0], statistics.fmean(means)) if whole else "")
     extra = _published(spec, points) if spec.published else []
     return Table(
         spec.name,
@@ -77,6 +80,11 @@ def build(spec: TableSpec, rows: Sequence[Row]) -> Table:
         len(spec.rows),
         len(extra),
     )
+
+
+def _raw(name: str, value: float) -> str:
+    """Return a number in full precision, in the unit that the heading of its column names."""
+    return repr(QUANTITIES[name].shown(value))
 
 
 def _point(row: Row, axes: Sequence[Axis]) -> tuple[str | int | float, ...]:

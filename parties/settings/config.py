@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from parties.settings.job import JobDescription
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
 # RFC 2544 reserves these addresses for tests of networks; routers of the internet do not forward them.

@@ -60,6 +60,14 @@ def test_tables_average_seeds_and_mark_what_was_published() -> None:
     assert csv_text(table).splitlines()[2] == "C,0.5,,"
 
 
+def test_csv_gives_numbers_in_the_unit_that_its_heading_names() -> None:
+    spec = TableSpec(name="t", title="T", rows=["model"], values=["online_bytes"])
+    table = build(spec, [Row({"model": "A"}, {"online_bytes": 2.5 * 2**20})])
+    assert "MiB" in table.head[1]
+    assert table.lines == [["A", "2.500"]]
+    assert csv_text(table).splitlines()[1] == "A,2.5"
+
+
 def test_of_several_seeds_errors_the_largest_is_shown() -> None:
     spec = TableSpec(name="t", title="T", rows=["model"], values=["max_logit_error", "label_agreement"])
     runs = enumerate([(0.25, 1.0), (0.75, 0.5), (0.5, 0.75)])
