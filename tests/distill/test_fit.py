@@ -205,7 +205,8 @@ def test_a_units_quadratic_is_the_least_squares_fit(teacher: Model) -> None:
 
     h = torch.cat([inputs(text) for text in embedded]).double()
     before = layer.output.dense(torch.zeros(1, 64))
-    fit_units(layer, embedded)
+    assert layer.activation.square is not None
+    fit_units(layer, layer.activation.square, embedded)
     ours = layer.activation(torch.cat([inputs(text) for text in embedded]).double())
     offsets = layer.output.dense.bias - before[0]
     wanted = F.gelu(h)

@@ -94,7 +94,8 @@ student = { epochs1 = 3, paper_share = 0.2, labels_rate = 7e-4, replaced = 0.1 }
     monkeypatch.setattr(local_run, "check", stopped)
     with pytest.raises(KeyboardInterrupt):
         other._infer({"task": "stsb", "engine": "lift", "network": "none"}, some, some, Measured())
-    assert (jobs[0].limit, jobs[0].batch_size, jobs[0].max_length) == (8, 4, 24)
+    job = jobs[0].job
+    assert (job.limit, job.batch_size, job.max_length) == (8, 4, 24)
 
 
 def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_hash() -> None:
