@@ -25,7 +25,7 @@ RESIDUAL_LIMIT = 2.0**-10
 
 
 class CrypTenEngine:
-    """One owner's side. See `Engine` for the methods."""
+    """One owner's side of the engine `crypten`. `Engine` describes the methods."""
 
     name = "crypten"
 
@@ -100,7 +100,7 @@ class CrypTenEngine:
         return [self.dry_run(shape, SilentChannel())]
 
     def dry_run(self, shape: BatchShape, channel: Channel) -> list[Request]:
-        """The data owner's forward pass on meta tensors; its plan."""
+        """Run the data owner's forward pass on meta tensors, and return its plan."""
         recorder = PlanRecorder(DATA_OWNER)
         state = PartyState(rank=DATA_OWNER, channel=channel, store=recorder, zero_key=bytes(16))
         with active(state):
@@ -116,10 +116,10 @@ class CrypTenEngine:
         self._inputs, self._state.store = inputs, store
 
     def offline(self, segment: int) -> None:
-        """Nothing: generic protocols open everything online."""
+        """Do nothing, because the generic protocols open everything online."""
 
     def online(self, segment: int) -> torch.Tensor | None:
-        """The private forward pass of one batch."""
+        """Run the private forward pass of one batch."""
         if self._state is None or self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
         inputs, self._inputs = self._inputs, None
@@ -129,11 +129,11 @@ class CrypTenEngine:
         return logits
 
     def breakdown(self) -> dict[str, float]:
-        """Online seconds of the batch by operation."""
+        """Return the online seconds of the batch by operation."""
         return {} if self._bert is None else dict(self._bert.watch.seconds)
 
     def waited(self) -> dict[str, float]:
-        """The part of `breakdown` that was waiting."""
+        """Return the part of `breakdown` that was waiting."""
         return {} if self._bert is None else dict(self._bert.watch.waited)
 
     def _build(self, values: dict[str, torch.Tensor] | None, channel: Channel, device: str = "cpu") -> CrypTenBert:

@@ -34,7 +34,7 @@ from mpcformer.ring.packing import pack, packed_bytes, unpack
 
 
 class LiftEngine:
-    """One owner's side. See `Engine` for the methods."""
+    """One owner's side of the engine `lift`. `Engine` describes the methods."""
 
     name = "lift"
 
@@ -75,7 +75,7 @@ class LiftEngine:
         return Cost(**{field.name: getattr(total, field.name) for field in fields(Cost)})
 
     def setup(self, store: CorrelationStore) -> None:
-        """The model owner sends every weight once, masked."""
+        """Send every weight once, masked, from the model owner to the data owner."""
         if self._channel is None:
             raise ProtocolError("an engine without a channel can only plan")
         shapes = weight_shapes(self._config, self._public.embeddings)
@@ -108,7 +108,7 @@ class LiftEngine:
             self._tables.append(integers.double() * 2.0**-self._constants.embedding_norm.scale)
 
     def plan(self, shape: BatchShape) -> list[list[Request]]:
-        """Run the pass on meta tensors and note what it asks for."""
+        """Run the pass on meta tensors and record the correlations that it asks for."""
         return self._planned(shape)[0]
 
     def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
@@ -135,29 +135,29 @@ class LiftEngine:
         self._inputs, self._first_operation = inputs, store.next_operation
 
     def offline(self, segment: int) -> None:
-        """The data owner's halves of openings that do not depend on the input."""
+        """Exchange the data owner's halves of those openings that do not depend on the input."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
         starts = self._planned(self._inputs.shape)[1]
         self._bert.offline(segment, {name: at + self._first_operation for name, at in starts.items()})
 
     def online(self, segment: int) -> torch.Tensor | None:
-        """A segment of the pass."""
+        """Run a segment of the pass on shares."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
         first = self._first(self._inputs) if segment == 0 and self._rank == DATA_OWNER else None
         return self._bert.online(segment, first)
 
     def breakdown(self) -> dict[str, float]:
-        """Online seconds of the batch by operation."""
+        """Return the online seconds of the batch by operation."""
         return {} if self._bert is None else dict(self._bert.watch.seconds)
 
     def waited(self) -> dict[str, float]:
-        """The part of `breakdown` that was waiting."""
+        """Return the part of `breakdown` that was waiting."""
         return {} if self._bert is None else dict(self._bert.watch.waited)
 
     def _first(self, inputs: BatchInputs) -> torch.Tensor:
-        """What the first segment starts from, see `PrivateBert.online`."""
+        """Return the data owner's input of the first segment, which `PrivateBert.online` describes."""
         if inputs.input_ids is None:
             raise ProtocolError("the data owner's batch has no token ids")
         ids = inputs.input_ids
@@ -176,7 +176,7 @@ class LiftEngine:
 
 
 def engine_constants(public: PublicModel) -> LiftScales:
-    """The constants of a model.
+    """Derive the public constants of a model.
 
     Raises:
         RangeError: ranges that the engine cannot carry.
@@ -194,7 +194,7 @@ def engine_constants(public: PublicModel) -> LiftScales:
 
 
 def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:
-    """The plan by segments, and the operation at which each map starts."""
+    """Return the plan by segments, and the index of the operation at which each linear map starts."""
     recorder = PlanRecorder(MODEL_OWNER)
     mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
     party = Party(MODEL_OWNER, SilentChannel(), recorder)

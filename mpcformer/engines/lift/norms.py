@@ -1,4 +1,4 @@
-"""LayerNorms in the engine: the scale of the stream before each, and its table or, if it is constant, its guard.
+"""LayerNorms in the engine: the scale of the residual before each, and its table or, if it is constant, its guard.
 
 A constant LayerNorm is no operation of its own: the maps before and after it carry its factors. The stream before it is
 computed in a unit. The unit makes a row's sum of squares a power of two when its variance is half of what the bounds
@@ -50,7 +50,7 @@ class Norm:
 
     @property
     def op(self) -> str:
-        """The kind of lifted mask under which the stream is opened."""
+        """The kind of lifted mask under which the residual is opened."""
         return "length" if self.function is None else "norm"
 
 

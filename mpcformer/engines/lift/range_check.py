@@ -1,4 +1,4 @@
-"""Whether anything in a batch left its calibrated range: the marks of tables and guard, added up over the pass."""
+"""The check that nothing in a batch left its calibrated range: marks of tables and guard, added up over the pass."""
 
 import torch
 
