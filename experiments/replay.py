@@ -18,7 +18,7 @@ from experiments import bench_command
 from experiments.kinds import models
 from experiments.kinds.bench import Bench
 from experiments.kinds.counts import Counts
-from experiments.kinds.experiment import Measured, Workplace, remove
+from experiments.kinds.experiment import Measured, Workplace
 from experiments.kinds.functions import Functions
 from experiments.kinds.models import ModelCache
 from experiments.kinds.students import Students
@@ -44,7 +44,7 @@ from experiments.spec.spec import (
 )
 from mpcformer.console import PlainTable, console
 from mpcformer.errors import UserInputError
-from mpcformer.files import read_json, write_json, write_text
+from mpcformer.files import read_json, remove, write_json, write_text
 from mpcformer.run_folder import RunFolder, write_manifest
 
 RESULTS, STATE = "results.json", "replay.json"

@@ -1,6 +1,5 @@
 """The input and the results that all kinds of experiment share."""
 
-import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,11 +53,3 @@ class Measured:
     n_trained: int = 0
     n_run: int = 0
     n_reused: int = 0
-
-
-def remove(path: Path) -> None:
-    """Remove a file or a folder if it exists."""
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)

@@ -11,7 +11,7 @@ from distill.objectives.closeness import distance
 from distill.recipe import DistillRecipe
 from distill.training.prepare import prepare
 from experiments.kinds import madeup
-from experiments.kinds.experiment import Measured, Workplace, remove
+from experiments.kinds.experiment import Measured, Workplace
 from experiments.kinds.models import Training, examples_digest, model_digest
 from experiments.kinds.trainings import Teacher, TeacherKey, TrainingData, Trainings, Variant
 from experiments.records.reuse import how_measured
@@ -22,7 +22,7 @@ from mpcformer.console import console
 from mpcformer.engines.plaintext import predict
 from mpcformer.engines.registry import recorded_name
 from mpcformer.errors import UserInputError
-from mpcformer.files import read_json, sha256_file, write_json
+from mpcformer.files import read_json, remove, sha256_file, write_json
 from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
