@@ -10,7 +10,7 @@ from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.tasks import get_task
 from parties.diagnosis.findings import wrong
-from parties.roles.transcript import facts_digest
+from parties.session.transcript import facts_digest
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
 from parties.settings.public_files import STUDENT_RECORD
 from parties.stubs import parties_pb2 as pb

@@ -12,11 +12,11 @@ import grpc
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
-from parties.roles.evidence import Evidence, Weight
 from parties.roles.journal import Journal
-from parties.roles.membership import SILENCE_S
-from parties.roles.party_state import PartyState, greeting_error
 from parties.roles.results import Results, digests_are_short, is_whole, merged
+from parties.session.evidence import Evidence, Weight
+from parties.session.membership import SILENCE_S
+from parties.session.party_state import PartyState, greeting_error
 from parties.settings.config import CoordinatorConfig, PeerAddress, Role
 from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb

@@ -13,8 +13,8 @@ from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
-from parties.roles.membership import Membership
-from parties.roles.owner_session import OwnerSession
+from parties.session.membership import Membership
+from parties.session.owner_session import OwnerSession
 from parties.settings.config import DataOwnerConfig
 from parties.settings.job import JobDescription
 from parties.settings.public_files import STUDENT_RECORD

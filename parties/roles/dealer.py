@@ -15,7 +15,7 @@ import torch
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import fresh_key, scoped_keys
-from parties.roles.membership import Membership, peak_rss_bytes
+from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DealerConfig
 from parties.settings.logs import session_log

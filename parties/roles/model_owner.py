@@ -16,9 +16,9 @@ from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student
 from mpcformer.modeling.load import WEIGHTS
-from parties.roles.membership import Membership
-from parties.roles.owner_session import OwnerSession
-from parties.roles.transcript import facts_digest
+from parties.session.membership import Membership
+from parties.session.owner_session import OwnerSession
+from parties.session.transcript import facts_digest
 from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc

@@ -17,8 +17,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, ProtocolError
 from mpcformer.ring.random import KEY_BYTES, scoped_keys
-from parties.roles.failure import report_failure_of
-from parties.roles.membership import Membership
+from parties.session.failure import report_failure_of
+from parties.session.membership import Membership
 from parties.settings import metrics
 from parties.settings.config import ServiceConfig
 from parties.settings.logs import session_log

@@ -12,8 +12,8 @@ from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_text
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
-from parties.roles.failure import report_failure_of
-from parties.roles.membership import join
+from parties.session.failure import report_failure_of
+from parties.session.membership import join
 from parties.settings import insecure, logs, metrics
 from parties.settings.config import DataOwnerConfig, Service
 from parties.settings.config_file import load_party

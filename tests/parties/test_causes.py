@@ -8,8 +8,8 @@ import pytest
 
 from mpcformer.errors import MPCFormerError, PartyError
 from parties.roles.coordinator import Coordinator
-from parties.roles.evidence import CONFESSED_REASON, Evidence, Weight
 from parties.roles.journal import Journal
+from parties.session.evidence import CONFESSED_REASON, Evidence, Weight
 from parties.settings.config import CoordinatorConfig, PeerAddress
 from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb

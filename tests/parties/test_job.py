@@ -7,9 +7,9 @@ import pytest
 
 from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
-from parties.roles.transcript import JOB_FIELDS
 from parties.runs.network import PROFILES
 from parties.runs.simulation import LocalRunOptions
+from parties.session.transcript import JOB_FIELDS
 from parties.settings.config import Insecure
 from parties.settings.config_file import load_coordinator
 from parties.settings.job import JobDescription

@@ -17,10 +17,10 @@ from mpcformer.errors import PartyError, RangeError
 from parties.roles.coordinator import Coordinator
 from parties.roles.dealer import Dealer
 from parties.roles.journal import Journal
-from parties.roles.membership import Membership
 from parties.roles.results import Results
 from parties.roles.service import SessionHost
 from parties.roles.start_party import _take_part
+from parties.session.membership import Membership
 from parties.settings import metrics
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, DealerConfig, PeerAddress, TlsFiles
 from parties.settings.job import JobDescription

@@ -9,7 +9,7 @@ from mpcformer.channel import memory_pair
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, load_public_model
 from mpcformer.engines.registry import create_engine
 from mpcformer.errors import ProtocolError
-from parties.roles import transcript
+from parties.session import transcript
 from parties.stubs import parties_pb2 as pb
 
 BATCHES = [(2, 7), (1, 3)]

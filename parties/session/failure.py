@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
-from parties.roles.membership import Membership
+from parties.session.membership import Membership
 
 log = logging.getLogger("parties")
 

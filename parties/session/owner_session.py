@@ -12,8 +12,8 @@ from mpcformer.channel import Spec
 from mpcformer.correlations import CorrelationStore, Request, correction_specs, correlation_plan_digest
 from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
-from parties.roles import transcript
-from parties.roles.membership import Membership, peak_rss_bytes
+from parties.session import transcript
+from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb

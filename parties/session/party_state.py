@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from mpcformer.errors import PartyError
-from parties.roles.membership import HEARTBEAT_S
+from parties.session.membership import HEARTBEAT_S
 from parties.settings.config import PROTOCOL_VERSION, Role
 from parties.stubs import parties_pb2 as pb
 
