@@ -10,5 +10,11 @@ if __name__ == "__main__":
     parser.add_argument("--config", type=Path, required=True, help="the party's TOML file")
     parser.add_argument("--once", action="store_true", help="end a service after one session")
     parser.add_argument("--address-file", type=Path, help="write the address on which a service listens to this file")
+    parser.add_argument("--with-parent", action="store_true", help="end a service when its standard input ends")
     arguments = parser.parse_args()
-    run_and_exit(arguments.config, once=arguments.once, address_file=arguments.address_file)
+    run_and_exit(
+        arguments.config,
+        once=arguments.once,
+        address_file=arguments.address_file,
+        with_parent=arguments.with_parent,
+    )

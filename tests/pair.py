@@ -193,11 +193,12 @@ def run_private(
         engines[rank].setup(stores[rank])
         mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask)
         for _ in range(n_batches):
-            engines[rank].start(mine, stores[rank])
+            batch = engines[rank].batch(inputs.shape, stores[rank], ends[rank])
             for segment in range(len(plan)):
-                engines[rank].offline(segment)
+                batch.offline(segment)
             before = ends[rank].counters.copy()
-            results = [engines[rank].online(segment) for segment in range(len(plan))]
+            batch.start(mine, ends[rank])
+            results = [batch.online(segment) for segment in range(len(plan))]
             online[rank] = ends[rank].counters.minus(before)
         return results[-1]
 

@@ -25,6 +25,34 @@ class CorrelationStore:
         self._corrections: dict[int, tuple[Request, list[torch.Tensor]]] = {}
         self._previewed: dict[int, Request] = {}
         self._masked_weights = False
+        # The first operation that is not this store's, if it is a part of another.
+        self._end: int | None = None
+
+    def reserve(self, n_operations: int) -> "CorrelationStore":
+        """Return a store of the next operations alone, which this one passes over.
+
+        Batches whose computations overlap use a part of the session's operations each. Both owners reserve in the same
+        order.
+
+        Args:
+            n_operations: how many; the part refuses more.
+        """
+        part = CorrelationStore(rank=self.rank, seed=self._seed, session_id=self._session_id)
+        part.next_operation, part._end, part._masked_weights = self.next_operation, self._checked(n_operations), True
+        self.next_operation = part._end
+        return part
+
+    def _require_own(self, operation: int) -> None:
+        if self._end is not None and operation >= self._end:
+            raise ProtocolError(f"operation {operation} lies beyond this batch's, which end at {self._end}")
+
+    def _checked(self, n_operations: int) -> int:
+        """Return the end of the next operations."""
+        end = self.next_operation + n_operations
+        if n_operations < 0 or (self._end is not None and end > self._end):
+            what = f"{n_operations} operations from {self.next_operation} on do not end before {self._end}"
+            raise ProtocolError(what)
+        return end
 
     def put(self, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
         """Unpack the dealer's correction for `operation` and keep it until it is taken.
@@ -35,6 +63,7 @@ class CorrelationStore:
         """
         if self.rank != 0:
             raise ProtocolError("rank 1 takes no corrections: all its shares come from its seed")
+        self._require_own(operation)
         if operation < self.next_operation or operation in self._corrections:
             raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
         arrived = [Spec.of(tensor) for tensor in correction]
@@ -48,6 +77,7 @@ class CorrelationStore:
         Raises:
             ProtocolError: this is rank 0, or the operation was used or looked at before.
         """
+        self._require_own(operation)
         if self.rank != 1 or operation < self.next_operation or operation in self._previewed:
             raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use, or again")
         self._previewed[operation] = request
@@ -96,6 +126,7 @@ class CorrelationStore:
         return expand(request, self._key(operation, request), self.rank, correction)
 
     def _advance(self, request: Request) -> None:
+        self._checked(1)
         before = self._previewed.get(self.next_operation, request)
         if before != request:
             raise ProtocolError(f"operation {self.next_operation} was looked at ahead as {before}, now {request}")

@@ -1,9 +1,9 @@
 """The interface of an engine, which runs a private BERT between two owners; `registry.create_engine` makes one.
 
 Rank 0 is the model owner, who has the weights; rank 1 is the data owner, who has the text. Both call the same methods
-in the same order: `setup` once a session; then for each batch `plan`, which is public and local and returns segments;
-and for each segment in order, with its correlations in the store, `offline` (what does not depend on the input) and
-`online`.
+in the same order: `setup` once a session; then for each shape of a batch `plan`, which is public and local and returns
+segments, and `batch`, which begins one. A batch runs `offline` (what does not depend on the input) and later, when its
+text is there, `start` and `online`.
 """
 
 import json
@@ -26,6 +26,7 @@ from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER
 __all__ = [
     "DATA_OWNER",
     "MODEL_OWNER",
+    "Batch",
     "BatchInputs",
     "BatchShape",
     "Engine",
@@ -80,11 +81,19 @@ class BatchShape:
 
 @dataclass(frozen=True)
 class BatchInputs:
-    """One batch: the public mask for both owners, token ids for the data owner alone. All int64 (B, L)."""
+    """One batch.
+
+    Args:
+        attention_mask: int64 (B, L), known to both owners.
+        input_ids, token_type_ids: int64 (B, L), at the data owner alone.
+        n_told: how many of the first sentences are asked about; None for all. Nobody is told the logits of the others,
+            which only fill the batch.
+    """
 
     attention_mask: torch.Tensor
     input_ids: torch.Tensor | None = None
     token_type_ids: torch.Tensor | None = None
+    n_told: int | None = None
 
     @property
     def shape(self) -> BatchShape:
@@ -93,6 +102,22 @@ class BatchInputs:
 
     def __repr__(self) -> str:
         return f"BatchInputs({self.shape})"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What an owner learns of one batch of B sentences with C outputs each.
+
+    Args:
+        refused: bool (B,), True for each sentence whose activations left their calibrated ranges. Both owners learn it.
+        logits: float32 (B, C) at the data owner, NaN in the rows of refused sentences; None at the model owner.
+    """
+
+    refused: torch.Tensor
+    logits: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.refused.numel()} sentences)"
 
 
 class Engine(Protocol):
@@ -127,11 +152,27 @@ class Engine(Protocol):
     def plan(self, shape: BatchShape) -> list[list[Request]]:
         """Return the correlations of one batch by segment, in the order of use; they are the same at both owners."""
 
-    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
-        """Begin a batch whose correlations will come from `store`."""
+    def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "Batch":
+        """Begin a batch of this shape, after `setup`; several batches may have begun at the same time.
+
+        Args:
+            shape: the batch.
+            store: the batch's own correlations, see `CorrelationStore.reserve`.
+            channel: the channel for the offline part.
+        """
+
+
+class Batch(Protocol):
+    """One owner's side of one batch: first all that does not depend on the text, then the computation.
+
+    A segment's `offline` and `online` run when its correlations are in the store.
+    """
 
     def offline(self, segment: int) -> None:
         """Exchange what the owners of a segment can tell each other before the input is used."""
+
+    def start(self, inputs: BatchInputs, channel: Channel) -> None:
+        """Take the inputs, and the channel for the online part."""
 
     def online(self, segment: int) -> torch.Tensor | None:
         """Run a segment of the batch; the last one returns float32 (B, C) logits at the data owner, else None.

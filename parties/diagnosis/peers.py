@@ -44,13 +44,21 @@ class Visit:
 
 
 def all_of(config: AnyConfig, role: str) -> list[Finding]:
-    """Check every peer that this party calls. A data owner learns from its coordinator where the others are."""
+    """Check every peer that this party calls. A data owner learns from its coordinator where the others are.
+
+    The services of its own sessions stand in its file.
+    """
     if isinstance(config, CoordinatorConfig):
         first = look(Visit(config, role, config.dealer, "dealer"))[0]
         return [*first, *look(Visit(config, role, config.model_owner, "model-owner"))[0]]
     if not isinstance(config, DataOwnerConfig):
         return []
-    rows, reply = look(Visit(config, role, config.coordinator, "coordinator"))
+    own = ((config.dealer, "dealer"), (config.model_owner, "model-owner"))
+    rows = [row for peer, kind in own if peer is not None for row in look(Visit(config, role, peer, kind))[0]]
+    if config.coordinator is None:
+        return rows
+    found_rows, reply = look(Visit(config, role, config.coordinator, "coordinator"))
+    rows += found_rows
     for told in reply.peers if reply is not None else ():
         trusted = {"dealer": config.dealers, "model-owner": config.model_owners}.get(told.role, [])
         try:

@@ -2,28 +2,20 @@
 
 import hmac
 import json
-import time
-from dataclasses import replace
+from dataclasses import dataclass
 
-import torch
-
-from mpcformer.engines.base import DATA_OWNER, BatchInputs, load_public_model
-from mpcformer.engines.registry import create_engine
+from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
+from parties.session.data_side import DataSide
 from parties.session.membership import Membership
-from parties.session.owner_session import OwnerSession
 from parties.settings.config import DataOwnerConfig
 from parties.settings.job import JobDescription
 from parties.settings.public_files import STUDENT_RECORD
 from parties.stubs import parties_pb2 as pb
-from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.callers import SESSION_HEADER
-from parties.wire.frames import open_channel, wait_until_ready
-from parties.wire.peer_channel import PeerChannel
 
 
 def run(config: DataOwnerConfig, membership: Membership) -> None:
@@ -34,7 +26,6 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     job = membership.job()
     if job is None:
         return
-    started = time.perf_counter()
     for name, named, trusted in (
         ("dealer", job.dealer, config.dealers),
         ("model owner", job.model_owner, config.model_owners),
@@ -44,7 +35,6 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
                 f"the job names {name} {named!r}", f"add it to {config.id}'s configuration if it is trusted"
             )
     asked = JobDescription.from_message(job)
-    public = replace(public, embeddings=asked.embeddings)
     examples = load_examples(get_task(asked.task), asked.split, data_dir=config.data_dir, limit=asked.limit)
     positions = public.config.max_position_embeddings
     encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
@@ -56,42 +46,56 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     todo = batches[job.first_batch :]
     padded = [pad_batch([encoded[i] for i in batch], tokenizer.pad_token_id) for batch in todo]
     inputs = [BatchInputs(p["attention_mask"], p["input_ids"], p["token_type_ids"]) for p in padded]
-    shapes = [(item.shape.batch_size, item.shape.seq_len) for item in inputs]
 
-    channel = PeerChannel(party_id=config.id, peer_id=job.model_owner, session_id=job.session_id)
-    link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
-    wait_until_ready(link, job.model_owner, job.model_owner_address, config.join_timeout_s)
-    metadata = [(SESSION_HEADER, job.session_id)]
-    stream = rpc.PeerStub(link).Exchange(channel.outgoing(), metadata=metadata)
-    channel.attach(stream, stream.cancel)
-    membership.on_abort(channel.abort)
-    membership.watch(job.model_owner, channel.waited_s)
-    session = OwnerSession(rank=DATA_OWNER, config=config, job=job, channel=channel, membership=membership)
-    engine = create_engine(
-        job.engine, rank=DATA_OWNER, public=public, channel=channel, weights=None, session_id=job.session_id
-    )
-    channel.send([torch.tensor([len(shapes)])])
-    channel.send([torch.tensor(shapes, dtype=torch.int64).view(-1, 2)])
-    session.setup(engine, public, student, shapes, started)
-
+    side = DataSide(config, job, membership, public, student)
+    side.pool.coming([item.shape for item in inputs])
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
-        channel.send([item.attention_mask])
-        report, logits = session.run_batch(engine, item, index, len(todo))
-        assert logits is not None
+        told = Progress(membership, side, index, len(todo))
+        answered = side.ask(item, len(batch), told.tell)
         membership.send(
             batch=pb.Batch(
                 batch=job.first_batch + index,
-                report=report,
-                predictions=predictions(examples, batch, logits),
+                report=answered.report,
+                predictions=predictions(examples, batch, answered.outcome),
                 batch_plan=digest,
                 n_batches=len(batches),
-                terms=session.terms,
+                terms=side.session.terms,
             )
         )
-    session.report(digest)
+    side.end()
+    side.session.report(digest)
     membership.dismissed()
-    channel.finish()
-    link.close()
+    side.close()
+
+
+@dataclass
+class Progress:
+    """Tells the coordinator how far a batch is.
+
+    Args:
+        membership: the connection to the coordinator.
+        side: the session.
+        batch, n_batches: the batch's index in the session, and how many there are.
+    """
+
+    membership: Membership
+    side: DataSide
+    batch: int
+    n_batches: int
+
+    def tell(self, segment: int, n_segments: int) -> None:
+        """Tell that so many segments of the batch are done."""
+        channels = self.side.session.asking, self.side.session.dealing
+        self.membership.send(
+            progress=pb.Progress(
+                batch=self.batch,
+                n_batches=self.n_batches,
+                segment=segment,
+                n_segments=n_segments,
+                rounds=sum(channel.counters.rounds for channel in channels),
+                bytes=sum(channel.counters.bytes_received for channel in channels),
+            )
+        )
 
 
 def examples_digest(
@@ -108,8 +112,10 @@ def examples_digest(
     return hmac.digest(b"batch plan" + key, json.dumps(content).encode(), "sha256")
 
 
-def predictions(examples: Examples, rows: list[int], logits: torch.Tensor) -> pb.Predictions:
-    """Return the results of a batch as the coordinator receives them; logits (B, C)."""
+def predictions(examples: Examples, rows: list[int], outcome: Outcome) -> pb.Predictions:
+    """Return the results of a batch as the coordinator receives them. The logits of refused examples are zeros."""
+    assert outcome.logits is not None
+    logits = outcome.logits.nan_to_num()
     return pb.Predictions(
         rows=rows,
         ids=[examples.ids[row] for row in rows],
@@ -117,4 +123,5 @@ def predictions(examples: Examples, rows: list[int], logits: torch.Tensor) -> pb
         groups=[examples.groups[row] for row in rows],
         n_outputs=logits.size(1),
         logits=logits.reshape(-1).tolist(),
+        refused=outcome.refused.tolist(),
     )

@@ -1,5 +1,6 @@
-"""The model owner: holds the weights and serves the stream between the owners. It sees no text and no logit."""
+"""The model owner: holds the weights and serves the streams between the owners. It sees no text and no logit."""
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -7,44 +8,46 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import grpc
-import torch
 
-from mpcformer.channel import Spec
-from mpcformer.engines.base import MODEL_OWNER, BatchInputs, load_public_model
+from mpcformer.engines.base import MODEL_OWNER, load_public_model
 from mpcformer.engines.registry import create_engine
-from mpcformer.errors import PartyError, ProtocolError, UserInputError
+from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student
 from mpcformer.modeling.load import WEIGHTS
+from parties.session.budget import Budget
 from parties.session.membership import Membership
+from parties.session.model_side import ModelSide
 from parties.session.owner_session import OwnerSession
 from parties.session.transcript import facts_digest
 from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.callers import SESSION_HEADER, at_end, refuse, refuse_unknown_session, require_caller
-from parties.wire.peer_channel import PeerChannel
-
-MAX_BATCHES = 1 << 20
+from parties.wire.callers import SESSION_HEADER, STREAM_HEADER, at_end, refuse, refuse_unknown_session, require_caller
+from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
 
 
 @dataclass
 class Expected:
-    """A session whose data owner may connect, once.
+    """A session whose data owner may connect, once to each of its streams.
 
     Args:
-        channel: the channel that takes over the stream.
+        channels: by the name of the stream, the channel that takes it over.
         data_owner: the party id of the data owner.
-        taken: locked as soon as the data owner has connected.
     """
 
-    channel: PeerChannel
+    channels: dict[str, PeerChannel]
     data_owner: str
-    taken: threading.Lock = field(default_factory=threading.Lock)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def take(self, stream: str) -> PeerChannel | None:
+        """Return the channel of a stream, once."""
+        with self.lock:
+            return self.channels.pop(stream, None)
 
 
 class PeerService(rpc.PeerServicer):
-    """The Peer service: hands the one stream of each session to the session's channel.
+    """The Peer service: hands the streams of each session to the session's channels.
 
     Args:
         data_owners: the party ids that may call at all.
@@ -55,27 +58,28 @@ class PeerService(rpc.PeerServicer):
         self._expected: dict[bytes, Expected] = {}
 
     @contextmanager
-    def expect(self, session_id: bytes, data_owner: str, channel: PeerChannel) -> Iterator[None]:
+    def expect(self, session_id: bytes, data_owner: str, channels: dict[str, PeerChannel]) -> Iterator[None]:
         """Let the data owner of a session connect while the block runs."""
-        self._expected[session_id] = Expected(channel, data_owner)
+        self._expected[session_id] = Expected(dict(channels), data_owner)
         try:
             yield
         finally:
             del self._expected[session_id]
 
     def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
-        """Serve the stream of a session to its data owner."""
+        """Serve a stream of a session to its data owner."""
         require_caller(context, *self._data_owners)
-        named = [value for key, value in context.invocation_metadata() if key == SESSION_HEADER]
-        expected = self._expected.get(named[0]) if named else None
+        headers = dict(context.invocation_metadata())
+        expected = self._expected.get(headers.get(SESSION_HEADER, b""))
         if expected is None:
             refuse_unknown_session(context)
         require_caller(context, expected.data_owner)
-        if not expected.taken.acquire(blocking=False):
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has its stream already")
-        expected.channel.attach(request_iterator, context.cancel)
-        at_end(context, expected.channel.close)
-        yield from expected.channel.outgoing()
+        channel = expected.take(headers.get(STREAM_HEADER, ""))
+        if channel is None:
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "the session has this stream already, or never will")
+        channel.attach(request_iterator, context.cancel)
+        at_end(context, channel.close)
+        yield from channel.outgoing()
 
 
 class ModelOwner:
@@ -88,6 +92,7 @@ class ModelOwner:
     def __init__(self, config: ModelOwnerConfig) -> None:
         self._config = config
         self._peers = PeerService(config.data_owners)
+        self._budget = Budget(config.budget_file, config.max_sentences_per_day)
         self._weights = load_student(config.student).state_dict()
         self._public = load_public_model(config.student)
         self._digest = sha256_file(config.student / WEIGHTS)
@@ -114,70 +119,57 @@ class ModelOwner:
                 "set public_embeddings = true in the model owner's configuration, or use private_table",
             )
         public = replace(self._public, embeddings=job.embeddings)
-        channel = PeerChannel(party_id=config.id, peer_id=job.data_owner, session_id=job.session_id)
-        membership.on_abort(channel.abort)
-        membership.watch(job.data_owner, channel.waited_s)
-        with self._peers.expect(job.session_id, job.data_owner, channel):
+        channels = {
+            name: PeerChannel(party_id=config.id, peer_id=job.data_owner, session_id=job.session_id, stream=name)
+            for name in (ASKING, DEALING)
+        }
+        for channel in channels.values():
+            membership.on_abort(channel.abort)
+            membership.watch(job.data_owner, channel.waited_s)
+        with self._peers.expect(job.session_id, job.data_owner, channels):
             membership.send(ready=pb.Ready(student=self._digest))
             try:
-                session = OwnerSession(rank=MODEL_OWNER, config=config, job=job, channel=channel, membership=membership)
+                session = OwnerSession(
+                    rank=MODEL_OWNER,
+                    config=config,
+                    job=job,
+                    asking=channels[ASKING],
+                    dealing=channels[DEALING],
+                    membership=membership,
+                )
                 engine = create_engine(
                     job.engine,
                     rank=MODEL_OWNER,
                     public=public,
-                    channel=channel,
+                    channel=channels[ASKING],
                     weights=self._weights,
                     session_id=job.session_id,
                 )
-                positions = public.config.max_position_embeddings
-                batches = announced(channel, positions, job.batch_size, config.max_batch_tokens)
-                session.setup(engine, public, self._digest, batches, started)
-                for index, (batch_size, seq_len) in enumerate(batches):
-                    inputs = BatchInputs(_mask(channel, batch_size, seq_len))
-                    report, _ = session.run_batch(engine, inputs, index, len(batches))
-                    done = pb.Batch(
-                        batch=job.first_batch + index, report=report, student=self._digest, terms=session.terms
-                    )
-                    membership.send(batch=done)
+                session.setup(engine, public, self._digest, started)
+                self._side(session, job, membership).serve()
                 session.report()
                 membership.dismissed()
             except Exception:
                 # Do not wait for a peer that has stopped reading: drop what is queued for it.
-                channel.abort(PartyError(config.id, "it left the session"))
+                for channel in channels.values():
+                    channel.abort(PartyError(config.id, "it left the session"))
                 raise
-            channel.finish()
+            for channel in channels.values():
+                channel.finish()
 
+    def _side(self, session: OwnerSession, job: pb.Job, membership: Membership) -> ModelSide:
+        config, numbers = self._config, itertools.count(job.first_batch)
 
-def announced(channel: PeerChannel, positions: int, max_sentences: int, max_tokens: int) -> list[tuple[int, int]]:
-    """Receive the data owner's announcement: (sentences, padded length) of each batch of the session.
+        def done(report: pb.BatchReport) -> None:
+            batch = pb.Batch(batch=next(numbers), report=report, student=self._digest, terms=session.terms)
+            membership.send(batch=batch)
 
-    Args:
-        channel: the channel to the data owner.
-        positions: the number of positions of the model.
-        max_sentences: the largest number of sentences in a batch, from the job.
-        max_tokens: the largest number of tokens in a batch with padding, from the configuration.
-
-    Raises:
-        ProtocolError: there are too many batches, or a batch is larger than these limits.
-    """
-    (n_batches,) = channel.receive([Spec(torch.int64, (1,))])[0].tolist()
-    if not 0 <= n_batches <= MAX_BATCHES:
-        raise ProtocolError(f"the data owner announced {n_batches} batches, at most {MAX_BATCHES} go into a session")
-    shapes = channel.receive([Spec(torch.int64, (n_batches, 2))])[0].tolist()
-    for batch_size, seq_len in shapes:
-        fits = 1 <= batch_size <= max_sentences and 1 <= seq_len <= positions
-        if not fits or batch_size * seq_len > max_tokens:
-            raise ProtocolError(
-                f"the data owner announced a batch of {batch_size} x {seq_len} tokens; the model has {positions}"
-                f" positions, the job's batches have {max_sentences} sentences, max_batch_tokens is {max_tokens}"
-            )
-    return [(batch_size, seq_len) for batch_size, seq_len in shapes]
-
-
-def _mask(channel: PeerChannel, batch_size: int, seq_len: int) -> torch.Tensor:
-    """Receive the attention mask of a batch: (batch_size, seq_len), ones followed by zeros in each row."""
-    mask = channel.receive([Spec(torch.int64, (batch_size, seq_len))])[0]
-    lengths = mask.sum(1)
-    if not torch.equal(mask, (torch.arange(seq_len) < lengths[:, None]).long()) or int(lengths.min()) < 1:
-        raise ProtocolError("the data owner's mask is not ones followed by zeros")
-    return mask
+        return ModelSide(
+            session,
+            positions=self._public.config.max_position_embeddings,
+            max_sentences=job.batch_size,
+            max_tokens=config.max_batch_tokens,
+            pool_bytes=config.pool_mib << 20,
+            charge=lambda n_sentences: self._budget.charge(job.data_owner, n_sentences),
+            done=done,
+        )

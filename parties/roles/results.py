@@ -50,9 +50,3 @@ def is_whole(batch: pb.Batch) -> bool:
     told, n = batch.predictions, batch.report.batch_size
     same = all(len(column) == n for column in (told.rows, told.ids, told.labels, told.groups))
     return n > 0 and same and told.n_outputs > 0 and len(told.logits) == n * told.n_outputs
-
-
-def digests_are_short(event: pb.PartyEvent) -> bool:
-    """Return whether all byte strings of an event are as short as digests. Longer ones could carry a secret."""
-    found = (event.report.transcript, event.report.batch_plan, event.batch.batch_plan, event.batch.terms)
-    return all(len(digest) in (0, DIGEST_BYTES) for digest in found)

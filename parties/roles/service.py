@@ -97,7 +97,7 @@ class SessionHost(rpc.PartyServicer):
     def Serve(self, request_iterator: Iterator[pb.Command], context: grpc.ServicerContext) -> Iterator[pb.PartyEvent]:  # noqa: N802
         """Run one session, from its job to its end."""
         config = self._config
-        coordinator = require_caller(context, *config.coordinators)
+        coordinator = require_caller(context, *config.coordinators, *config.may_order)
         membership = Membership(config, role=self._role, coordinator_id=coordinator)
         at_end(context, membership.lost)
         membership.listen(request_iterator)
@@ -110,7 +110,7 @@ class SessionHost(rpc.PartyServicer):
         if job is None:
             return
         try:
-            self._check(job)
+            self._check(job, coordinator)
         except MPCFormerError as error:
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, error.what)
         refusal = self._admit(job, coordinator, membership)
@@ -119,15 +119,17 @@ class SessionHost(rpc.PartyServicer):
             refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, refusal)
         yield from membership.events()
 
-    def _check(self, job: pb.Job) -> None:
+    def _check(self, job: pb.Job, coordinator: str) -> None:
         if len(job.session_id) != KEY_BYTES:
             raise ProtocolError(f"session id of {len(job.session_id)} bytes, expected {KEY_BYTES}")
         if job.data_owner not in self._config.data_owners:
             raise ProtocolError(f"data owner {job.data_owner!r} is not in {self._config.id}'s configuration")
+        if coordinator not in self._config.coordinators and job.data_owner != coordinator:
+            raise ProtocolError(f"{coordinator} may order sessions for itself alone, not for {job.data_owner!r}")
 
     def _admit(self, job: pb.Job, coordinator: str, membership: Membership) -> str:
         """Start the session and return an empty string, or return why it is refused."""
-        config, peers = self._config, (coordinator, job.data_owner)
+        config, peers = self._config, tuple({coordinator, job.data_owner})
         with self._changed:
             busy = Counter(peer for running in self._running.values() for peer in running.peers)
             if self._draining or (self._once and self.n_done):
@@ -196,7 +198,7 @@ class SessionHost(rpc.PartyServicer):
         with self._changed:
             while not self.n_done and not stop.is_set():
                 if not self._running and time.monotonic() > deadline:
-                    raise causes.no_session(self._config.coordinators[0], timeout_s)
+                    raise causes.no_session((self._config.coordinators + self._config.may_order)[0], timeout_s)
                 self._changed.wait(0.2)
         return self.last_status
 

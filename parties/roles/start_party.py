@@ -4,6 +4,7 @@ import logging
 import os
 import resource
 import signal
+import sys
 import threading
 from pathlib import Path
 from typing import NoReturn
@@ -23,13 +24,15 @@ log = logging.getLogger("parties")
 STOP_TIMEOUT_S = 5.0
 
 
-def run_party(path: Path, *, once: bool = False, address_file: Path | None = None) -> int:
+def run_party(path: Path, *, once: bool = False, address_file: Path | None = None, with_parent: bool = False) -> int:
     """Do the job of a data owner, or serve as dealer or model owner until SIGTERM; return the exit status.
 
     Args:
         path: the configuration file.
         once: whether a service ends after its first session, with the status of that session.
         address_file: a file into which a service writes the address on which it listens.
+        with_parent: whether a service ends when its standard input does, that is, when the process that started it
+            ends, however that happens.
     """
     logs.set_up(path.stem, "text")
     # A core file would contain weights, text and shares.
@@ -49,7 +52,7 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
         metrics.serve(config)
         if isinstance(config, DataOwnerConfig):
             return _take_part(config)
-        return _serve(config, once, address_file)
+        return _serve(config, once, address_file, with_parent)
     except MPCFormerError as error:
         log.error("%s", error)
         return error.exit_code
@@ -59,11 +62,11 @@ def _take_part(config: DataOwnerConfig) -> int:
     from parties.roles import data_owner
 
     membership = join(config)
-    log.info("%s joined %s", config.id, config.coordinator.address)
+    log.info("%s joined its coordinator", config.id)
     return report_failure_of(lambda: data_owner.run(config, membership), membership)
 
 
-def _serve(config: Service, once: bool, address_file: Path | None) -> int:
+def _serve(config: Service, once: bool, address_file: Path | None, with_parent: bool) -> int:
     from parties.roles.dealer import Dealer
     from parties.roles.model_owner import ModelOwner
     from parties.roles.service import SessionHost
@@ -77,6 +80,8 @@ def _serve(config: Service, once: bool, address_file: Path | None) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
+    if with_parent:
+        threading.Thread(target=_wait_for_parent, args=(stop,), name="parent", daemon=True).start()
     party = Dealer(config) if config.role == "dealer" else ModelOwner(config)
     model = party.claim() if isinstance(party, ModelOwner) else None
     host = SessionHost(config, config.role, party.run_session, once=once, model=model)
@@ -103,9 +108,17 @@ def _serve(config: Service, once: bool, address_file: Path | None) -> int:
     return status
 
 
-def run_and_exit(path: Path, *, once: bool = False, address_file: Path | None = None) -> NoReturn:
+def _wait_for_parent(stop: threading.Event) -> None:
+    while sys.stdin.buffer.read(1024):
+        pass
+    stop.set()
+
+
+def run_and_exit(
+    path: Path, *, once: bool = False, address_file: Path | None = None, with_parent: bool = False
+) -> NoReturn:
     """Run the party, then end the process: it does nothing else."""
-    status = run_party(path, once=once, address_file=address_file)
+    status = run_party(path, once=once, address_file=address_file, with_parent=with_parent)
     logging.shutdown()
     # gRPC's threads may still be waiting for peers that are gone, and would keep the process alive.
     os._exit(status)

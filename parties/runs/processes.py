@@ -28,12 +28,22 @@ class Processes:
         self.running: dict[str, subprocess.Popen[bytes]] = {}
         self._stopping = threading.Event()
 
-    def start(self, name: str, *arguments: str) -> None:
-        """Run `python -m arguments...` and write its output to the party's log."""
+    def start(self, name: str, *arguments: str, with_parent: bool = False) -> None:
+        """Run `python -m arguments...` and write its output to the party's log.
+
+        Args:
+            name: the party's.
+            arguments: what to run.
+            with_parent: whether its standard input ends when this process does.
+        """
         environment = os.environ | {"TOKENIZERS_PARALLELISM": "false", "GRPC_VERBOSITY": "NONE"}
         with (self._logs / f"{name}.log").open("wb") as log:
             self.running[name] = subprocess.Popen(
-                [sys.executable, "-m", *arguments], stdout=log, stderr=subprocess.STDOUT, env=environment
+                [sys.executable, "-m", *arguments],
+                stdin=subprocess.PIPE if with_parent else None,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
 
     def address_of(self, name: str, path: Path) -> str:

@@ -24,7 +24,7 @@ def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
     except Exception as error:
         # The message and the trace of an unforeseen error may quote data: only its type and place leave this process.
         was_told = membership.error is not None
-        what = f"unexpected {type(error).__name__} at {_place(error)}"
+        what = f"unexpected {type(error).__name__} at {place_of(error)}"
         cause = membership.fail(PartyError(membership.party_id, what, "please report this"))
         log.error("%s", cause if was_told else what)
         return cause.exit_code if was_told else UNEXPECTED
@@ -33,7 +33,7 @@ def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
     return 0
 
 
-def _place(error: BaseException) -> str:
+def place_of(error: BaseException) -> str:
     """Return the file, line and function in which an error was raised."""
     trace = error.__traceback__
     place = "?"

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from mpcformer import __version__
-from mpcformer.errors import MPCFormerError, PartyError
+from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from parties.settings.config import PROTOCOL_VERSION, DataOwnerConfig, ServiceConfig
 from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
@@ -226,6 +226,11 @@ def join(config: DataOwnerConfig) -> Membership:
         PartyError: the coordinator cannot be reached.
     """
     coordinator = config.coordinator
+    if coordinator is None:
+        raise UserInputError(
+            f"{config.id}'s file names no coordinator, so there is no job to join",
+            "add coordinator; to ask in a session of its own: mpcformer ask --config FILE",
+        )
     channel = open_channel(coordinator.address, coordinator.id, config.credentials)
     wait_until_ready(channel, coordinator.id, coordinator.address, config.join_timeout_s)
     membership = Membership(config, role=config.role, coordinator_id=coordinator.id)

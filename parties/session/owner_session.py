@@ -1,16 +1,17 @@
-"""What both owners do in a session: agree on everything public, then run each batch, offline before online."""
+"""What both owners do in a session: agree on everything public, deal batches ahead, and compute them."""
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 
 import grpc
 import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations import CorrelationStore, Request, correction_specs, correlation_plan_digest
-from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, PublicModel
+from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.session import transcript
 from parties.session.membership import Membership, peak_rss_bytes
@@ -23,10 +24,26 @@ from parties.wire.correlation_requests import to_wire
 from parties.wire.frames import StreamEndedError, from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
-# The size of the corrections that wait at the model owner at one time. The corrections for one sentence of 128 tokens
-# fit, for a student of the size of bert-base.
-POOL_BYTES = 768 << 20
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class Dealt:
+    """A batch whose offline part is done.
+
+    Args:
+        shape: the batch.
+        batch: the engine's side of it.
+        n_segments: how many parts its computation has.
+        n_bytes: the size of its corrections.
+        offline: what the offline part took.
+    """
+
+    shape: BatchShape
+    batch: Batch
+    n_segments: int
+    n_bytes: int
+    offline: pb.Phase = field(default_factory=pb.Phase)
 
 
 class OwnerSession:
@@ -35,9 +52,9 @@ class OwnerSession:
     Args:
         rank: 0 for the model owner, 1 for the data owner.
         config: the owner's configuration.
-        job: the job, as the coordinator stated it.
-        channel: the channel to the other owner.
-        membership: the connection to the coordinator.
+        job: the job, as it was ordered.
+        asking, dealing: the two streams to the other owner.
+        membership: the connection to whoever ordered the session.
     """
 
     def __init__(
@@ -46,13 +63,16 @@ class OwnerSession:
         rank: int,
         config: ModelOwnerConfig | DataOwnerConfig,
         job: pb.Job,
-        channel: PeerChannel,
+        asking: PeerChannel,
+        dealing: PeerChannel,
         membership: Membership,
     ) -> None:
-        self.rank, self.config, self.job, self.channel = rank, config, job, channel
+        self.rank, self.config, self.job, self.asking, self.dealing = rank, config, job, asking, dealing
+        self.terms = b""
         self._setup = pb.Phase()
-        self._transcript = self.terms = b""
+        self._transcript = b""
         self._membership = membership
+        self._engine: Engine | None = None
         self._asked_dealer_at: float | None = None
         self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
         membership.on_abort(lambda error: self._dealer_channel.close())
@@ -78,74 +98,123 @@ class OwnerSession:
             raise causes.of_call(self.job.dealer, error) from None
         return bytes(reply.seed)
 
-    def setup(
-        self, engine: Engine, public: PublicModel, student: str, batches: list[tuple[int, int]], started: float
-    ) -> None:
+    def setup(self, engine: Engine, public: PublicModel, student: str, started: float) -> None:
         """Agree with the other owner on everything public, then set up the engine.
 
         Args:
-            engine, public: the engine and what is public of the model.
+            engine, public: the engine, whose channel is the one for asking, and what is public of the model.
             student: hex SHA-256 of the student's weights.
-            batches: (sentences, padded length) of every batch of this session.
             started: the time from which the set-up is timed, in seconds of `time.perf_counter`.
 
         Raises:
             ProtocolError: the owners disagree; the error names the fields.
         """
-        agreed = transcript.fields(self.job, engine, public, student, batches, self.config.insecure)
-        self._transcript = transcript.compare(self.channel, agreed)
+        agreed = transcript.fields(self.job, engine, public, student, self.config.insecure)
+        self._transcript = transcript.compare(self.asking, agreed)
         self.terms = transcript.terms(agreed)
         log.info("agreed on everything, transcript %s", self._transcript.hex()[:16])
         engine.setup(self.store)
+        self._engine = engine
         self._setup.seconds = time.perf_counter() - started
-        self._setup.bytes_received = self.channel.counters.bytes_received
+        self._setup.bytes_received = self.asking.counters.bytes_received
 
-    def run_batch(
-        self, engine: Engine, inputs: BatchInputs, index: int, n_batches: int
-    ) -> tuple[pb.BatchReport, torch.Tensor | None]:
-        """Run one batch of B sentences; return its measurements and, at the data owner, the logits (B, C).
+    @property
+    def engine(self) -> Engine:
+        """The engine, after `setup`."""
+        if self._engine is None:
+            raise ProtocolError("a batch is dealt after the set-up")
+        return self._engine
+
+    def size_of(self, shape: BatchShape) -> int:
+        """Return the size of the corrections of a batch, in bytes."""
+        return bytes_of([request for segment in self.engine.plan(shape) for request in segment])
+
+    def deal(self, shape: BatchShape, pause: Callable[[], None] = lambda: None) -> Dealt:
+        """Do the offline part of a batch. Both owners call this at the same time, for one batch after the other.
+
+        Args:
+            shape: the batch.
+            pause: called before each segment, to let more urgent work pass.
+        """
+        dealt, segments, first = self._begin(shape)
+        for index, segment in enumerate(segments):
+            pause()
+            with self._timed(self.dealing, dealt.offline):
+                self._fetch(segment, first, dealt.offline)
+                dealt.batch.offline(index)
+            first += len(segment)
+        return dealt
+
+    def _begin(self, shape: BatchShape) -> tuple[Dealt, list[list[Request]], int]:
+        """Plan a batch; return it, its plan by segments, and the index of its first operation."""
+        start = time.perf_counter()
+        segments = self.engine.plan(shape)
+        requests = [request for segment in segments for request in segment]
+        self._compare_plans(requests)
+        first = self.store.next_operation
+        self._part = self.store.reserve(len(requests))
+        batch = self.engine.batch(shape, self._part, self.dealing)
+        dealt = Dealt(shape, batch, len(segments), bytes_of(requests))
+        dealt.offline.seconds = time.perf_counter() - start
+        return dealt, segments, first
+
+    def compute(
+        self, dealt: Dealt, inputs: BatchInputs, tell: Callable[[int, int], None] = lambda done, of: None
+    ) -> tuple[pb.BatchReport, Outcome]:
+        """Do the online part of a batch that was dealt; return its measurements and its outcome.
+
+        Args:
+            dealt: the batch.
+            inputs: the mask, and at the data owner the tokens; of the shape that was dealt.
+            tell: called after each segment, with how many are done and how many there are.
+        """
+        report, outcome = self._report(dealt), None
+        with self._timed(self.asking, report.online):
+            dealt.batch.start(inputs, self.asking)
+            for segment in range(dealt.n_segments):
+                outcome = dealt.batch.online(segment)
+                tell(segment + 1, dealt.n_segments)
+        return self._measured(report, dealt), _whole(outcome)
+
+    def deal_and_compute(
+        self,
+        inputs: BatchInputs,
+        pool_bytes: int,
+        tell: Callable[[int, int], None] = lambda done, of: None,
+    ) -> tuple[pb.BatchReport, Outcome]:
+        """Deal and compute a batch part by part, on the stream for dealing.
 
         The segments of the plan run in groups whose correlations fit into the pool together. For each group the
         offline part runs first, then a barrier, then the online part.
+
+        Args:
+            inputs: as in `compute`.
+            pool_bytes: how large the corrections of a group may be.
+            tell: as in `compute`.
         """
-        report = pb.BatchReport(batch_size=inputs.shape.batch_size, seq_len=inputs.shape.seq_len)
-        start = time.perf_counter()
-        segments = engine.plan(inputs.shape)
-        self._compare_plans([request for segment in segments for request in segment])
-        engine.start(inputs, self.store)
-        report.offline.seconds = time.perf_counter() - start
-        logits = None
-        first = self.store.next_operation
-        for group in pools(segments):
-            with self._timed(report.offline):
+        dealt, segments, first = self._begin(inputs.shape)
+        report, outcome = self._report(dealt), None
+        dealt.batch.start(inputs, self.dealing)
+        for group in groups(segments, pool_bytes):
+            with self._timed(self.dealing, report.offline):
                 for segment in group:
                     self._fetch(segments[segment], first, report.offline)
                     first += len(segments[segment])
-                    engine.offline(segment)
+                    dealt.batch.offline(segment)
                 self._barrier()
-            with self._timed(report.online):
+            with self._timed(self.dealing, report.online):
                 for segment in group:
-                    logits = engine.online(segment)
-                    self._tell(index, n_batches, segment + 1, len(segments))
-        report.breakdown.update(engine.breakdown())
-        report.waited.update(engine.waited())
-        self._count(report)
-        return report, logits
+                    outcome = dealt.batch.online(segment)
+                    tell(segment + 1, len(segments))
+        return self._measured(report, dealt), _whole(outcome)
 
-    def _tell(self, index: int, n_batches: int, segment: int, n_segments: int) -> None:
-        counted = self.channel.counters
-        self._membership.send(
-            progress=pb.Progress(
-                batch=index,
-                n_batches=n_batches,
-                segment=segment,
-                n_segments=n_segments,
-                rounds=counted.rounds,
-                bytes=counted.bytes_received,
-            )
-        )
+    def _report(self, dealt: Dealt) -> pb.BatchReport:
+        shape = dealt.shape
+        return pb.BatchReport(batch_size=shape.batch_size, seq_len=shape.seq_len, offline=dealt.offline)
 
-    def _count(self, report: pb.BatchReport) -> None:
+    def _measured(self, report: pb.BatchReport, dealt: Dealt) -> pb.BatchReport:
+        report.breakdown.update(dealt.batch.breakdown())
+        report.waited.update(dealt.batch.waited())
         metrics.batches.inc()
         metrics.sentences.inc(report.batch_size)
         for name, phase in (("offline", report.offline), ("online", report.online)):
@@ -153,30 +222,31 @@ class OwnerSession:
             metrics.phase_seconds.labels(name).inc(phase.seconds)
             metrics.received_bytes.labels("owner").inc(phase.bytes_received)
             metrics.received_bytes.labels("dealer").inc(phase.bytes_from_dealer)
+        return report
 
     @contextmanager
-    def _timed(self, phase: pb.Phase) -> Iterator[None]:
-        before, start = self.channel.counters.copy(), time.perf_counter()
+    def _timed(self, channel: PeerChannel, phase: pb.Phase) -> Iterator[None]:
+        before, start = channel.counters.copy(), time.perf_counter()
         yield
-        done = self.channel.counters.minus(before)
+        done = channel.counters.minus(before)
         phase.seconds += time.perf_counter() - start
         phase.bytes_received += done.bytes_received
         phase.rounds += done.rounds
 
     def _compare_plans(self, plan: list[Request]) -> None:
         mine = torch.frombuffer(bytearray(correlation_plan_digest(plan)), dtype=torch.uint8)
-        self.channel.send([mine])
-        if not torch.equal(self.channel.receive([Spec.of(mine)])[0], mine):
+        self.dealing.send([mine])
+        if not torch.equal(self.dealing.receive([Spec.of(mine)])[0], mine):
             raise ProtocolError(causes.disagreement("the plan of correlations"), "give both the same release")
 
     def _barrier(self) -> None:
         barrier = torch.zeros(1, dtype=torch.uint8)
-        self.channel.send([barrier])
-        self.channel.receive([Spec.of(barrier)])
+        self.dealing.send([barrier])
+        self.dealing.receive([Spec.of(barrier)])
 
     def _fetch(self, plan: list[Request], first: int, phase: pb.Phase) -> None:
         """Fetch the dealer's corrections for a plan into the model owner's store; its first operation is `first`."""
-        if self.rank != MODEL_OWNER:
+        if self.rank != MODEL_OWNER or not plan:
             return
         request = pb.DealRequest(
             session_id=self.job.session_id, first_operation=first, plan=[to_wire(item) for item in plan]
@@ -191,7 +261,7 @@ class OwnerSession:
                     sender=self.job.dealer,
                     operation=operation,
                 )
-                self.store.put(operation, item, correction)
+                self._part.put(operation, item, correction)
                 phase.bytes_from_dealer += n_bytes
             if next(frames, None) is not None:
                 raise PartyError(self.job.dealer, "it dealt more than the plan")
@@ -216,7 +286,7 @@ class OwnerSession:
         return 0.0 if since is None else time.monotonic() - since
 
     def report(self, examples_digest: bytes = b"") -> None:
-        """Send the last report to the coordinator, and close the channel to the dealer."""
+        """Send the last report to whoever ordered the session, and close the channel to the dealer."""
         self._dealer_channel.close()
         self._membership.part_done()
         self._membership.send(
@@ -229,18 +299,29 @@ class OwnerSession:
         )
 
 
-def pools(segments: list[list[Request]]) -> list[list[int]]:
+def bytes_of(requests: list[Request]) -> int:
+    """Return the size of the corrections for these requests."""
+    return sum(spec.n_bytes for request in requests for spec in correction_specs(request))
+
+
+def groups(segments: list[list[Request]], pool_bytes: int) -> list[list[int]]:
     """Return groups of consecutive segments whose corrections fit into the pool together.
 
     A segment that exceeds the pool is a group of its own.
     """
-    groups: list[list[int]] = []
+    found: list[list[int]] = []
     room = 0
     for index, segment in enumerate(segments):
-        size = sum(spec.n_bytes for request in segment for spec in correction_specs(request))
-        if size > room or not groups:
-            groups.append([])
-            room = POOL_BYTES
-        groups[-1].append(index)
+        size = bytes_of(segment)
+        if size > room or not found:
+            found.append([])
+            room = pool_bytes
+        found[-1].append(index)
         room -= size
-    return groups
+    return found
+
+
+def _whole(outcome: Outcome | None) -> Outcome:
+    if outcome is None:
+        raise ProtocolError("the engine's last segment gave no outcome")
+    return outcome

@@ -22,6 +22,7 @@ class PartyState:
         last_seen: when its last event arrived, in seconds of `time.monotonic`.
         report: its last report.
         left: whether its stream has ended, or it has said that it leaves.
+        may_leave: whether it was dismissed before the session's end.
         reported_failure: whether it has reported a failure, its own or that of another party.
     """
 
@@ -32,6 +33,7 @@ class PartyState:
     last_seen: float = 0.0
     report: pb.Report | None = None
     left: bool = False
+    may_leave: bool = False
     reported_failure: bool = False
 
     def outgoing(self) -> Iterator[pb.Command]:

@@ -19,7 +19,7 @@ from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
 
-PER_SESSION = ("session", "batch_shapes", "job.first_batch", "job.examples_digest")
+PER_SESSION = ("session", "job.first_batch", "job.examples_digest")
 JOB_FIELDS = (
     *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch"),
     *("task", "split", "limit", "batch_size", "max_length"),
@@ -31,7 +31,6 @@ def fields(
     engine: Engine,
     public: PublicModel,
     student: str,
-    batches: list[tuple[int, int]],
     insecure: Insecure | None = None,
 ) -> dict[str, str]:
     """Return name -> value of everything that must agree.
@@ -40,7 +39,6 @@ def fields(
         job: the job as this owner received it from the coordinator.
         engine, public: this owner's engine, and what it knows of the model.
         student: hex SHA-256 of the weights as the model owner claims it; the data owner reads it in the public files.
-        batches: (sentences, padded length) of every batch of this session.
         insecure: the insecure settings in this owner's configuration.
     """
     listed = {
@@ -49,7 +47,6 @@ def fields(
         "session": bytes(job.session_id).hex(),
         "student": student,
         "constants of the engine": engine.fingerprint(),
-        "batch_shapes": json.dumps(batches),
         "insecure": insecure_text(insecure),
     }
     listed["job.examples_digest"] = repr(job.batch_plan)

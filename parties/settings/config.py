@@ -6,9 +6,10 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from mpcformer.engines.registry import DEFAULT_ENGINE
 from parties.settings.job import JobDescription
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
 # RFC 2544 reserves these addresses for tests of networks; routers of the internet do not forward them.
@@ -45,6 +46,9 @@ def _distinct(ids: list[str]) -> list[str]:
 
 Address = Annotated[str, AfterValidator(_address)]
 LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
+# The default holds the corrections of one sentence of 128 tokens for a student of the size of bert-base.
+PoolMib = Annotated[int, Field(ge=1, le=1 << 20)]
+DEFAULT_POOL_MIB = 768
 Ids = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -157,7 +161,8 @@ class ServiceConfig(PartyCommon):
 
     Args:
         listen: HOST:PORT; with port 0 the operating system chooses a free one.
-        coordinators: the ids that may order a session.
+        coordinators: the ids of the coordinators that may order a session.
+        may_order: the ids of the data owners that may order sessions of their own, without a coordinator.
         data_owners: the ids that may take part in a session as data owner.
         max_sessions: the number of sessions at the same time; further ones are refused.
         max_sessions_per_peer: the same, for one coordinator or one data owner.
@@ -166,12 +171,22 @@ class ServiceConfig(PartyCommon):
     """
 
     listen: Address = "127.0.0.1:0"
-    coordinators: Ids
+    coordinators: list[str] = []
+    may_order: list[str] = []
     data_owners: Ids
     max_sessions: int = Field(default=4, ge=1, le=64)
     max_sessions_per_peer: int = Field(default=2, ge=1, le=64)
     max_session_s: float = Field(default=86_400.0, gt=0)
     grace_s: float = Field(default=30.0, ge=0)
+
+    @model_validator(mode="after")
+    def _somebody_may_order(self) -> Self:
+        if not self.coordinators and not self.may_order:
+            raise ValueError("coordinators: somebody must be allowed to order sessions, here or in may_order")
+        strangers = sorted(set(self.may_order) - set(self.data_owners))
+        if strangers:
+            raise ValueError(f"may_order: {', '.join(strangers)} is not in data_owners")
+        return self
 
 
 class DealerConfig(ServiceConfig):
@@ -193,6 +208,10 @@ class ModelOwnerConfig(ServiceConfig):
         public_embeddings: whether a job may disclose the embedding tables to the data owner.
         max_batch_tokens: the limit for the number of sentences times the padded length of a batch.
         dealers: the ids of the dealers that it trusts for randomness.
+        pool_mib: how much each session keeps of correlations that were dealt ahead, MiB; the smaller of both owners'
+            numbers counts. A batch that does not fit is dealt in parts.
+        max_sentences_per_day: how many sentences each data owner may ask in a day (UTC); any number without it.
+        budget_file: where these are counted, across restarts.
     """
 
     role: Literal["model-owner"]
@@ -200,28 +219,62 @@ class ModelOwnerConfig(ServiceConfig):
     public_embeddings: bool = False
     max_batch_tokens: int = Field(default=1 << 16, ge=1)
     dealers: Ids
+    pool_mib: PoolMib = DEFAULT_POOL_MIB
+    max_sentences_per_day: Annotated[int | None, Field(ge=1)] = None
+    budget_file: Path | None = None
+
+    @model_validator(mode="after")
+    def _a_budget_is_kept(self) -> Self:
+        if self.max_sentences_per_day is not None and self.budget_file is None:
+            raise ValueError("budget_file: name the file in which max_sentences_per_day is counted")
+        return self
 
 
 class DataOwnerConfig(PartyCommon):
     """The configuration of the data owner, which calls others and listens nowhere.
 
+    It takes part in a coordinator's evaluations, or orders sessions of its own (`mpcformer ask`), or both.
+
     Args:
         coordinator: the coordinator that gives it its job.
-        model_owners: the ids of the model owners that it works with.
-        dealers: the ids of the dealers that it trusts for randomness.
+        dealer, model_owner: the services from which it orders sessions of its own.
+        model_owners: the ids of the model owners that it works with in a coordinator's jobs.
+        dealers: the ids of the dealers that it trusts for randomness in a coordinator's jobs.
         public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights.
         data_dir: the folder of the data, as in `load_examples`.
         digest_key: a secret file with which it keys the digest that the coordinator keeps for --resume. The default is
             tls.key; a run that began before that key was renewed cannot be resumed.
+        pool_mib: as for the model owner.
+        engine: the engine of its own sessions.
+        out: the folder to which its answers to a coordinator's job are written.
     """
 
     role: Literal["data-owner"]
-    coordinator: PeerAddress
-    model_owners: Ids
-    dealers: Ids
+    coordinator: PeerAddress | None = None
+    dealer: PeerAddress | None = None
+    model_owner: PeerAddress | None = None
+    model_owners: list[str] = []
+    dealers: list[str] = []
     public_model: Path
     data_dir: Path | None = None
     digest_key: Path | None = None
+    pool_mib: PoolMib = DEFAULT_POOL_MIB
+    engine: str = DEFAULT_ENGINE
+    out: Path | None = None
+
+    @model_validator(mode="after")
+    def _has_a_way_to_a_session(self) -> Self:
+        if (self.dealer is None) != (self.model_owner is None):
+            raise ValueError("dealer, model_owner: give both, or, for a coordinator's jobs alone, neither")
+        if self.coordinator is None and self.dealer is None:
+            raise ValueError("give coordinator, or dealer and model_owner")
+        if self.coordinator is not None and not (self.model_owners and self.dealers):
+            raise ValueError("model_owners, dealers: list whom it works with in the coordinator's jobs")
+        if self.dealer is not None and self.model_owner is not None:
+            ids = [self.id, self.dealer.id, self.model_owner.id]
+            if len(set(ids)) != len(ids):
+                raise ValueError(f"the ids {ids} are not distinct: one party in two roles would collude with itself")
+        return self
 
 
 class CoordinatorConfig(Common):

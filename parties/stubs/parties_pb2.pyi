@@ -213,20 +213,22 @@ class Batch(_message.Message):
     def __init__(self, batch: _Optional[int] = ..., report: _Optional[_Union[BatchReport, _Mapping]] = ..., predictions: _Optional[_Union[Predictions, _Mapping]] = ..., batch_plan: _Optional[bytes] = ..., n_batches: _Optional[int] = ..., student: _Optional[str] = ..., terms: _Optional[bytes] = ...) -> None: ...
 
 class Predictions(_message.Message):
-    __slots__ = ("rows", "ids", "labels", "groups", "n_outputs", "logits")
+    __slots__ = ("rows", "ids", "labels", "groups", "n_outputs", "logits", "refused")
     ROWS_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
     N_OUTPUTS_FIELD_NUMBER: _ClassVar[int]
     LOGITS_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
     rows: _containers.RepeatedScalarFieldContainer[int]
     ids: _containers.RepeatedScalarFieldContainer[int]
     labels: _containers.RepeatedScalarFieldContainer[float]
     groups: _containers.RepeatedScalarFieldContainer[str]
     n_outputs: int
     logits: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, rows: _Optional[_Iterable[int]] = ..., ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[float]] = ..., groups: _Optional[_Iterable[str]] = ..., n_outputs: _Optional[int] = ..., logits: _Optional[_Iterable[float]] = ...) -> None: ...
+    refused: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, rows: _Optional[_Iterable[int]] = ..., ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[float]] = ..., groups: _Optional[_Iterable[str]] = ..., n_outputs: _Optional[int] = ..., logits: _Optional[_Iterable[float]] = ..., refused: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("culprit", "what", "remedy", "exit_code")

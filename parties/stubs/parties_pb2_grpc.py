@@ -26,7 +26,8 @@ if _version_not_supported:
 
 
 class PeerStub:
-    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
+    """The streams on which masked values travel between the two owners: the model owner serves, the data owner calls, once
+    for the stream on which correlations are dealt and once for the stream on which they are used.
     """
 
     def __init__(self, channel):
@@ -43,7 +44,8 @@ class PeerStub:
 
 
 class PeerServicer:
-    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
+    """The streams on which masked values travel between the two owners: the model owner serves, the data owner calls, once
+    for the stream on which correlations are dealt and once for the stream on which they are used.
     """
 
     def Exchange(self, request_iterator, context):
@@ -69,7 +71,8 @@ def add_PeerServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Peer:
-    """The stream on which masked values travel between the two owners: the model owner serves, the data owner calls.
+    """The streams on which masked values travel between the two owners: the model owner serves, the data owner calls, once
+    for the stream on which correlations are dealt and once for the stream on which they are used.
     """
 
     @staticmethod

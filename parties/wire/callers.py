@@ -11,6 +11,8 @@ import grpc
 PARTY_HEADER = "party"
 # The data owner names the session of its stream to the model owner in this header.
 SESSION_HEADER = "session-bin"
+# And which of the session's streams it is in this one.
+STREAM_HEADER = "stream"
 FIRST_MESSAGE_TIMEOUT_S = 10.0
 Message = TypeVar("Message")
 

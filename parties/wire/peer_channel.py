@@ -14,10 +14,13 @@ import torch
 
 from mpcformer.channel import Counters, Spec
 from mpcformer.errors import MPCFormerError, ProtocolError
+from mpcformer.ring.random import derive_key
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
 from parties.wire.frames import StreamEndedError, from_frames, to_frames
 
+# The two streams of a session: correlations are dealt on one and used on the other.
+ASKING, DEALING = "asking", "dealing"
 MAX_ROUNDS = 1 << 31
 FLUSH_TIMEOUT_S = 5.0
 
@@ -29,11 +32,14 @@ class PeerChannel:
         party_id: the id of this party.
         peer_id: the id of the party at the other end.
         session_id: 16 bytes.
+        stream: the name of the stream, if the owners have several in this session. It goes into the id that frames
+            carry, so that a frame of one stream fits into no other.
     """
 
-    def __init__(self, *, party_id: str, peer_id: str, session_id: bytes) -> None:
+    def __init__(self, *, party_id: str, peer_id: str, session_id: bytes, stream: str = "") -> None:
         self.counters = Counters()
-        self._party_id, self._peer_id, self._session_id = party_id, peer_id, session_id
+        self._party_id, self._peer_id = party_id, peer_id
+        self._session_id = derive_key(session_id, "stream", stream) if stream else session_id
         self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
         self._incoming: Iterator[pb.Frame] | None = None
         self._attached = threading.Event()
@@ -41,6 +47,7 @@ class PeerChannel:
         self._cancel: Callable[[], object] = lambda: None
         self._error: MPCFormerError | None = None
         self._waiting_since: float | None = None
+        self._at_leisure = False
 
     def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
         """Join the stream.
@@ -103,6 +110,14 @@ class PeerChannel:
         self.counters.bytes_received += n_bytes
         return tensors
 
+    def receive_at_leisure(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
+        """Do as `receive`, for a message that the peer sends when it likes; the wait does not count in `waited_s`."""
+        self._at_leisure = True
+        try:
+            return self.receive(specs)
+        finally:
+            self._at_leisure = False
+
     def _noting_rounds(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
         for frame in frames:
             self.counters.rounds = max(self.counters.rounds, min(frame.round, MAX_ROUNDS) + 1)
@@ -111,7 +126,7 @@ class PeerChannel:
     def waited_s(self) -> float:
         """Return for how many seconds `receive` has been waiting; 0 if it is not waiting."""
         since = self._waiting_since
-        return 0.0 if since is None else time.monotonic() - since
+        return 0.0 if since is None or self._at_leisure else time.monotonic() - since
 
     def abort(self, error: MPCFormerError) -> None:
         """End the session from another thread; a `receive` that is waiting raises `error`."""

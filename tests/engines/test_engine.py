@@ -259,7 +259,7 @@ def test_refusals(student: Path, tmp_path: Path) -> None:
     inputs = BatchInputs(torch.ones(1, 2, dtype=torch.long))
     store = CorrelationStore(rank=1, seed=fresh_key(), session_id=fresh_key())
     with pytest.raises(ProtocolError, match="before setup"):
-        engine.start(inputs, store)
+        engine.batch(inputs.shape, store, memory_pair(20)[1])
     with pytest.raises(ProtocolError, match="can only plan"):
         engine.setup(store)
     with pytest.raises(UserInputError, match=r"has no config\.json"):

@@ -41,7 +41,7 @@ class CrypTenBert:
         self._p = parameters
         self._config = config
         self._constants = constants
-        self._counters = counters
+        self.counters = counters
         # Pairs (x, y) with y = x^(-1/2) or 1/x, whose products prove at the end that no value left its range.
         self.watch = Stopwatch(counters)
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
@@ -57,7 +57,7 @@ class CrypTenBert:
             one_hot: the unit vectors of word and token type side by side, (B L, V + T), shared at scale 1.
             mask: public int64 (B, L), 1 at real tokens.
         """
-        self.watch = Stopwatch(self._counters)
+        self.watch = Stopwatch(self.counters)
         self._rsqrt_pairs.clear()
         self._reciprocal_pairs.clear()
         self._constant_rows.clear()

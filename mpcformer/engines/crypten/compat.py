@@ -67,6 +67,10 @@ class PartyState:
         # In a ring of two, "prev" and "next" are the same neighbour: party 0's next is party 1's prev.
         self.generators = {"prev": streams[rank], "next": streams[1 - rank]}
 
+    def use(self, channel: Channel, store: Any) -> None:
+        """Go on with another channel to the same party, and with other correlations."""
+        self.communicator, self.store = ChannelCommunicator(self.rank, channel), store
+
 
 def current() -> PartyState:
     """Return this thread's party.

@@ -1,7 +1,7 @@
 """The reference engine `crypten`: MPCFormer's approach on CrypTen's generic protocols, with the numerics made right."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,7 +59,6 @@ class CrypTenEngine:
             self._values = parameter_values(self._config, self._constants, dict(weights))
         self._state: PartyState | None = None
         self._bert: CrypTenBert | None = None
-        self._inputs: BatchInputs | None = None
 
     def fingerprint(self) -> str:
         """Return a hex digest of the ring and of the derived constants."""
@@ -109,32 +108,16 @@ class CrypTenEngine:
             self._forward(self._build(None, channel, device="meta"), mask, one_hot)
         return recorder.plan
 
-    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
-        """Begin a batch."""
-        if self._state is None:
-            raise ProtocolError("a batch was started before setup")
-        self._inputs, self._state.store = inputs, store
+    def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "CrypTenBatch":
+        """Begin a batch of this shape."""
+        if self._state is None or self._bert is None:
+            raise ProtocolError("a batch was begun before setup")
+        return CrypTenBatch(self._state, self._bert, store, self._run)
 
-    def offline(self, segment: int) -> None:
-        """Do nothing, because the generic protocols open everything online."""
-
-    def online(self, segment: int) -> torch.Tensor | None:
-        """Run the private forward pass of one batch."""
-        if self._state is None or self._bert is None or self._inputs is None:
-            raise ProtocolError("a batch runs after setup and start")
-        inputs, self._inputs = self._inputs, None
-        with active(self._state):
-            logits: torch.Tensor | None = self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs))
-        self._bert.watch.lap("check")
+    def _run(self, inputs: BatchInputs) -> torch.Tensor | None:
+        assert self._bert is not None
+        logits: torch.Tensor | None = self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs))
         return logits
-
-    def breakdown(self) -> dict[str, float]:
-        """Return the online seconds of the batch by operation."""
-        return {} if self._bert is None else dict(self._bert.watch.seconds)
-
-    def waited(self) -> dict[str, float]:
-        """Return the part of `breakdown` that was waiting."""
-        return {} if self._bert is None else dict(self._bert.watch.waited)
 
     def _build(self, values: dict[str, torch.Tensor] | None, channel: Channel, device: str = "cpu") -> CrypTenBert:
         parameters = shared_parameters(parameter_shapes(self._config), values, device)
@@ -170,3 +153,54 @@ class CrypTenEngine:
                 "leave out texts unlike the training data, or distil with more of it: the ranges come from there",
             )
         return logits.get_plain_text(dst=DATA_OWNER)
+
+
+class CrypTenBatch:
+    """One owner's side of one batch. `Batch` describes the methods.
+
+    Args:
+        state: this owner in the session.
+        bert: the pass.
+        store: the batch's correlations.
+        run: runs the pass, from the inputs.
+    """
+
+    def __init__(
+        self,
+        state: PartyState,
+        bert: CrypTenBert,
+        store: CorrelationStore,
+        run: Callable[[BatchInputs], torch.Tensor | None],
+    ) -> None:
+        self._state, self._bert, self._store, self._run = state, bert, store, run
+        self._inputs: BatchInputs | None = None
+        self._seconds: dict[str, float] = {}
+        self._waited: dict[str, float] = {}
+
+    def offline(self, segment: int) -> None:
+        """Do nothing, because the generic protocols open everything online."""
+
+    def start(self, inputs: BatchInputs, channel: Channel) -> None:
+        """Take the inputs."""
+        self._inputs = inputs
+        self._state.use(channel, self._store)
+        self._bert.counters = channel.counters
+
+    def online(self, segment: int) -> torch.Tensor | None:
+        """Run the private forward pass of the batch."""
+        if self._inputs is None:
+            raise ProtocolError("a batch runs online once, after its start")
+        inputs, self._inputs = self._inputs, None
+        with active(self._state):
+            logits = self._run(inputs)
+        self._bert.watch.lap("check")
+        self._seconds, self._waited = dict(self._bert.watch.seconds), dict(self._bert.watch.waited)
+        return logits
+
+    def breakdown(self) -> dict[str, float]:
+        """Return the online seconds of the batch by operation."""
+        return self._seconds
+
+    def waited(self) -> dict[str, float]:
+        """Return the part of `breakdown` that was waiting."""
+        return self._waited

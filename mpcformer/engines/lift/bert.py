@@ -1,7 +1,7 @@
 """BERT on shares whose weights one owner knows: one batch's pass, both owners in one text.
 
 Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
-its half of that opening is computed and sent before (`offline`). The online part of a map is one message with the
+its half of that opening is computed and sent before (ahead.py). The online part of a map is one message with the
 masked input, one product at the model owner, and one message back. Between two openings all is local. Rows that are
 looked up in a large table (words.py) are the exception: there the data owner's half goes online, and last.
 
@@ -10,14 +10,14 @@ only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes
 """
 
 import math
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
-from mpcformer.engines.lift.maps import Maps, Tensors
+from mpcformer.engines.lift.maps import Tensors
 from mpcformer.engines.lift.norms import NORMAL_SCALE, STREAM_BITS, Norm
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import reveal
@@ -26,27 +26,12 @@ from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_sha
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.errors import ProtocolError
-from mpcformer.protocols import linear, row_lookup
+from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, add_halves, shapes_of, shift, split
+from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.packing import unpack
-
-
-@dataclass
-class Known:
-    """The data owner's half of an opening, which was sent ahead.
-
-    Args:
-        message: the half, packed.
-        shapes: shape and bits of each number in it.
-        minus_mask: at the data owner, -A of the map, to which the map's input is added.
-    """
-
-    message: torch.Tensor
-    shapes: list[HalfShape]
-    minus_mask: torch.Tensor | None = None
 
 
 class PrivateBert:
@@ -58,9 +43,8 @@ class PrivateBert:
         mask: public int64 (B, L), 1 at real tokens.
         owned: the weights at the model owner, else None.
         masked: the masked weights at the data owner, else None.
+        ahead: what was done before the text was there.
         embeddings: private_table or public_table; with public tables the data owner normalises the first rows itself.
-        salt: decides the places of words in this session, see mpcformer/correlations/row_lookup.py.
-        table_mask: the mask of the private table at the model owner, else None.
     """
 
     def __init__(
@@ -71,9 +55,8 @@ class PrivateBert:
         mask: torch.Tensor,
         owned: OwnedWeights | None,
         masked: dict[str, torch.Tensor] | None,
+        ahead: Ahead,
         embeddings: str = "private_table",
-        salt: int = 0,
-        table_mask: torch.Tensor | None = None,
     ) -> None:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
@@ -83,44 +66,10 @@ class PrivateBert:
         self._shapes = weight_shapes(config, embeddings)
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch(party.channel.counters)
-        self._known: dict[str, Known] = {}
         self._check = RangeCheck(party)
         self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
-        self._words: PrivateWords | None = None
-        if embeddings == "private_table":
-            wanted = mask.numel(), config.type_vocab_size, self._shapes["embeddings"]
-            if row_lookup.is_cheaper(*wanted):
-                request = row_lookup.request("embeddings", *wanted, salt)
-                self._words = PrivateWords(party, request, owned, table_mask, masked, mask.device.type == "meta")
-        one_hot = embeddings == "private_table" and self._words is None
-        self.maps = Maps(party.rank, config, constants, (self._n_batch, self._n_positions), self._shapes, one_hot)
-
-    # ---- offline ----------------------------------------------------------------------------------------------------
-
-    def offline(self, segment: int, starts: dict[str, int]) -> None:
-        """Send the data owner's halves of a segment's openings ahead.
-
-        Args:
-            segment: its number.
-            starts: the index of each map's first operation in the plan.
-        """
-        if segment == 0 and self._words is not None:
-            self._words.offline(starts["embeddings"])
-        for name in self.maps.of_segment(segment):
-            item = self.maps[name]
-            if self._party.rank == DATA_OWNER:
-                if self._masked is None:
-                    raise ProtocolError("the masked weights have not arrived")
-                bits = weight_bits(name)
-                requests = [linear.request(item.weights, item.rows, self._shapes, bits), *item.following]
-                dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
-                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
-                halves = item.halves(z, dealt[1:])
-                self._known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
-            else:
-                shapes = self.maps.shapes_of_halves(item)
-                self._known[name] = Known(self._party.receive(shapes), shapes)
+        self._words, self.maps, self._known = ahead.words, ahead.maps, ahead.known
 
     def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """Compute a map of the shared x (rows, in) and the opening after it.

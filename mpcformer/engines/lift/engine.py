@@ -3,7 +3,7 @@
 The name comes from the lifted openings (`mpcformer.protocols.lifted`) that the pass is built of.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 
 import torch
@@ -16,6 +16,7 @@ from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchSh
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
 from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.bert import PrivateBert
 from mpcformer.engines.lift.cost import BatchCost
 from mpcformer.engines.lift.scales import LiftScales, lift_scales
@@ -31,6 +32,9 @@ from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
 from mpcformer.ring.packing import pack, packed_bytes, unpack
+
+# How many shapes of batches keep their plan.
+MAX_PLANS = 32
 
 
 class LiftEngine:
@@ -61,9 +65,6 @@ class LiftEngine:
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
-        self._bert: PrivateBert | None = None
-        self._inputs: BatchInputs | None = None
-        self._first_operation = 0
 
     def fingerprint(self) -> str:
         """Return a hex digest of the derived constants."""
@@ -113,48 +114,40 @@ class LiftEngine:
 
     def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
         if shape not in self._plans:
-            self._plans = {shape: dry_run(self._public, shape, self._salt)}
+            if len(self._plans) >= MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)))
+            self._plans[shape] = dry_run(self._public, shape, self._salt)
         return self._plans[shape]
 
-    def start(self, inputs: BatchInputs, store: CorrelationStore) -> None:
-        """Begin a batch."""
-        if self._channel is None:
-            raise ProtocolError("an engine without a channel can only plan")
-        party = Party(self._rank, self._channel, store)
-        self._bert = PrivateBert(
+    def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "LiftBatch":
+        """Begin a batch of this shape."""
+        starts = {name: at + store.next_operation for name, at in self._planned(shape)[1].items()}
+        party = Party(self._rank, channel, store)
+        ahead = Ahead(
             party,
             self._config,
             self._constants,
-            inputs.attention_mask,
+            (shape.batch_size, shape.seq_len),
             self._owned,
             self._masked,
-            self._public.embeddings,
-            self._salt,
-            self._table_mask,
+            embeddings=self._public.embeddings,
+            salt=self._salt,
+            table_mask=self._table_mask,
         )
-        self._inputs, self._first_operation = inputs, store.next_operation
 
-    def offline(self, segment: int) -> None:
-        """Exchange the data owner's halves of those openings that do not depend on the input."""
-        if self._bert is None or self._inputs is None:
-            raise ProtocolError("a batch runs after setup and start")
-        starts = self._planned(self._inputs.shape)[1]
-        self._bert.offline(segment, {name: at + self._first_operation for name, at in starts.items()})
+        def begin(inputs: BatchInputs) -> PrivateBert:
+            return PrivateBert(
+                party,
+                self._config,
+                self._constants,
+                inputs.attention_mask,
+                self._owned,
+                self._masked,
+                ahead,
+                self._public.embeddings,
+            )
 
-    def online(self, segment: int) -> torch.Tensor | None:
-        """Run a segment of the pass on shares."""
-        if self._bert is None or self._inputs is None:
-            raise ProtocolError("a batch runs after setup and start")
-        first = self._first(self._inputs) if segment == 0 and self._rank == DATA_OWNER else None
-        return self._bert.online(segment, first)
-
-    def breakdown(self) -> dict[str, float]:
-        """Return the online seconds of the batch by operation."""
-        return {} if self._bert is None else dict(self._bert.watch.seconds)
-
-    def waited(self) -> dict[str, float]:
-        """Return the part of `breakdown` that was waiting."""
-        return {} if self._bert is None else dict(self._bert.watch.waited)
+        return LiftBatch(party, ahead, starts, begin, self._first)
 
     def _first(self, inputs: BatchInputs) -> torch.Tensor:
         """Return the data owner's input of the first segment, which `PrivateBert.online` describes."""
@@ -173,6 +166,54 @@ class LiftEngine:
             rows = rows * (rows.square().mean(-1, keepdim=True) + epsilon).rsqrt()
         first: torch.Tensor = (rows * 2.0**fp.INPUT_SCALE).round().long()
         return first
+
+
+class LiftBatch:
+    """One owner's side of one batch. `Batch` describes the methods.
+
+    Args:
+        party: this owner. Its channel is that of the offline part until the batch starts.
+        ahead: the part that does not depend on the text.
+        starts: the index of each map's first operation in the store.
+        begin: makes the pass, from the inputs.
+        first: makes the data owner's input of the first segment, from the inputs.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        ahead: Ahead,
+        starts: dict[str, int],
+        begin: Callable[[BatchInputs], PrivateBert],
+        first: Callable[[BatchInputs], torch.Tensor],
+    ) -> None:
+        self._party, self._ahead, self._starts, self._begin, self._first = party, ahead, starts, begin, first
+        self._bert: PrivateBert | None = None
+        self._inputs: BatchInputs | None = None
+
+    def offline(self, segment: int) -> None:
+        """Exchange the data owner's halves of those openings that do not depend on the input."""
+        self._ahead.offline(segment, self._starts)
+
+    def start(self, inputs: BatchInputs, channel: Channel) -> None:
+        """Take the inputs."""
+        self._party.channel, self._inputs = channel, inputs
+        self._bert = self._begin(inputs)
+
+    def online(self, segment: int) -> torch.Tensor | None:
+        """Run a segment of the pass on shares."""
+        if self._bert is None or self._inputs is None:
+            raise ProtocolError("a batch runs online after its start")
+        first = self._first(self._inputs) if segment == 0 and self._party.rank == DATA_OWNER else None
+        return self._bert.online(segment, first)
+
+    def breakdown(self) -> dict[str, float]:
+        """Return the online seconds of the batch by operation."""
+        return {} if self._bert is None else dict(self._bert.watch.seconds)
+
+    def waited(self) -> dict[str, float]:
+        """Return the part of `breakdown` that was waiting."""
+        return {} if self._bert is None else dict(self._bert.watch.waited)
 
 
 def engine_constants(public: PublicModel) -> LiftScales:
@@ -198,7 +239,9 @@ def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list
     recorder = PlanRecorder(MODEL_OWNER)
     mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
     party = Party(MODEL_OWNER, SilentChannel(), recorder)
-    bert = PrivateBert(party, public.config, engine_constants(public), mask, None, None, public.embeddings, salt)
+    constants, size, embeddings = engine_constants(public), (shape.batch_size, shape.seq_len), public.embeddings
+    ahead = Ahead(party, public.config, constants, size, None, None, embeddings=embeddings, salt=salt, is_plan=True)
+    bert = PrivateBert(party, public.config, constants, mask, None, None, ahead, embeddings)
     segments, at = [], 0
     for segment in range(bert.maps.n_segments):
         bert.online(segment, None)

@@ -1,0 +1,100 @@
+"""What the owners do for a batch before its text is there: the data owner sends its halves of the openings ahead."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from mpcformer.engines.lift.maps import Maps
+from mpcformer.engines.lift.scales import LiftScales
+from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.engines.lift.words import PrivateWords
+from mpcformer.errors import ProtocolError
+from mpcformer.protocols import linear, row_lookup
+from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, shapes_of
+
+
+@dataclass
+class Known:
+    """The data owner's half of an opening, which was sent ahead.
+
+    Args:
+        message: the half, packed.
+        shapes: shape and bits of each number in it.
+        minus_mask: at the data owner, -A of the map, to which the map's input is added.
+    """
+
+    message: torch.Tensor
+    shapes: list[HalfShape]
+    minus_mask: torch.Tensor | None = None
+
+
+class Ahead:
+    """The part of one batch that does not depend on its text.
+
+    Args:
+        party: this owner.
+        config, constants: the public configuration and scales.
+        size: B and L, the sentences and the padded length.
+        owned: the weights at the model owner, else None.
+        masked: the masked weights at the data owner, else None.
+        embeddings: private_table or public_table.
+        salt: decides the places of words in this session, see mpcformer/correlations/row_lookup.py.
+        table_mask: the mask of the private table at the model owner, else None.
+        is_plan: whether this is a dry run on meta tensors.
+
+    Attributes:
+        maps: the linear maps of the batch.
+        words: the lookup of the batch's words, if its table is private and large.
+        known: by map, what was sent ahead and is not used yet.
+    """
+
+    def __init__(
+        self,
+        party: Party,
+        config: Any,
+        constants: LiftScales,
+        size: tuple[int, int],
+        owned: OwnedWeights | None,
+        masked: dict[str, torch.Tensor] | None,
+        *,
+        embeddings: str = "private_table",
+        salt: int = 0,
+        table_mask: torch.Tensor | None = None,
+        is_plan: bool = False,
+    ) -> None:
+        self._party, self._masked = party, masked
+        self._shapes = weight_shapes(config, embeddings)
+        self.known: dict[str, Known] = {}
+        self.words: PrivateWords | None = None
+        if embeddings == "private_table":
+            wanted = size[0] * size[1], config.type_vocab_size, self._shapes["embeddings"]
+            if row_lookup.is_cheaper(*wanted):
+                request = row_lookup.request("embeddings", *wanted, salt)
+                self.words = PrivateWords(party, request, owned, table_mask, masked, is_plan)
+        one_hot = embeddings == "private_table" and self.words is None
+        self.maps = Maps(party.rank, config, constants, size, self._shapes, one_hot)
+
+    def offline(self, segment: int, starts: dict[str, int]) -> None:
+        """Send the data owner's halves of a segment's openings ahead.
+
+        Args:
+            segment: its number.
+            starts: the index of each map's first operation in the plan.
+        """
+        if segment == 0 and self.words is not None:
+            self.words.offline(starts["embeddings"])
+        for name in self.maps.of_segment(segment):
+            item = self.maps[name]
+            if self._party.rank == DATA_OWNER:
+                if self._masked is None:
+                    raise ProtocolError("the masked weights have not arrived")
+                bits = weight_bits(name)
+                requests = [linear.request(item.weights, item.rows, self._shapes, bits), *item.following]
+                dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
+                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
+                halves = item.halves(z, dealt[1:])
+                self.known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
+            else:
+                shapes = self.maps.shapes_of_halves(item)
+                self.known[name] = Known(self._party.receive(shapes), shapes)

@@ -1,0 +1,307 @@
+"""A classifier that is asked like a Hugging Face pipeline, and whose text and weights stay with their owners."""
+
+import asyncio
+import itertools
+import math
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json
+from mpcformer.modeling import load_tokenizer
+from mpcformer.tasks import Encoded
+from parties.ask import shapes
+from parties.ask.session import AskingSession
+from parties.session.data_side import Asked
+from parties.settings.config import DataOwnerConfig
+from parties.settings.public_files import STUDENT_RECORD
+
+# Texts are grouped into batches among so many, and generators are read so far ahead.
+CHUNK = 1024
+# How many shapes stay in stock while nobody asks: those that were asked for last.
+RECENT = 2
+OUT_OF_RANGE = "an activation of this text left the range that the model was calibrated for"
+Text = str | tuple[str, str] | Mapping[str, str]
+Answer = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AskOptions:
+    """How a classifier asks.
+
+    Args:
+        max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
+        lengths: the lengths that texts are padded to; the model's positions come after the last.
+        largest: the most texts in a batch.
+        ahead: how many batches of the shapes asked for last are dealt while nobody asks.
+        first: the shape (texts, tokens) that is dealt when a session begins, before anybody has asked.
+        deal_ahead: the number of batches of the shape `first` to deal before the first text is read, after which the
+            dealer leaves; None keeps the dealer for as long as the session lasts.
+    """
+
+    max_length: int | None = None
+    lengths: tuple[int, ...] = shapes.LENGTHS
+    largest: int = max(shapes.SIZES)
+    ahead: int = 2
+    first: tuple[int, int] = (1, 32)
+    deal_ahead: int | None = None
+
+
+class Classifier:
+    """Answers texts privately. Call it as a Hugging Face text-classification pipeline.
+
+    It may be called from several threads, which then take turns. A session that fails ends with an error, and the next
+    call opens another one. Use it in a `with` block, or call `close`.
+
+    Args:
+        config: the data owner's configuration, which names dealer and model owner.
+        options: how to ask.
+        on_close: called once when it is closed, to end what runs for it alone.
+    """
+
+    def __init__(
+        self, config: DataOwnerConfig, options: AskOptions, on_close: Callable[[], None] = lambda: None
+    ) -> None:
+        self._config, self._options, self._on_close = config, options, on_close
+        self._public: PublicModel = load_public_model(config.public_model)
+        self._student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
+        self._tokenizer = load_tokenizer(config.public_model)
+        self._lock = threading.RLock()
+        self._session: AskingSession | None = None
+        self._recent: list[BatchShape] = []
+        self._closed = False
+        positions = self._public.config.max_position_embeddings
+        if options.max_length is not None and not 8 <= options.max_length <= positions:
+            raise UserInputError(
+                f"max_length: {options.max_length} is outside 8..{positions}", f"give at most {positions}"
+            )
+        self._positions = positions
+
+    @property
+    def labels(self) -> list[str]:
+        """The names of the classes, in the order of the logits."""
+        config = self._public.config
+        return [str(config.id2label[i]) for i in range(config.num_labels)]
+
+    def open(self) -> "Classifier":
+        """Open the session now, and begin to deal; otherwise the first call does it."""
+        with self._lock:
+            self._opened()
+        return self
+
+    def __call__(
+        self, inputs: Text | Iterable[Text], *, batch_size: int | None = None, details: bool = False
+    ) -> list[Answer] | Iterator[Answer]:
+        """Answer one text, or several.
+
+        Args:
+            inputs: a text; a pair of texts, as a tuple or as {"text": ..., "text_pair": ...}; or a list, a column of a
+                data set, or a generator of these.
+            batch_size: the most texts that share every round; the default is 16.
+            details: whether answers also contain logits and what their batch took.
+
+        Returns:
+            A list with one answer for each text, in their order; a generator of them if `inputs` is a generator. An
+            answer is {"label": name, "score": probability}, with the score that a plaintext pipeline gives: a softmax,
+            or for regression the value. A text that was refused has {"label": None, "score": None, "refused": True,
+            "reason": ...}. With `details` there are also "logits" (C numbers), "seconds" (of the whole batch, with
+            dealing if nothing was dealt ahead), "online_seconds", "rounds", "bytes" (of the online part, both ways),
+            "batch" (texts, tokens) and "dealt_ahead".
+
+        Raises:
+            UserInputError: an input is no text.
+            BudgetError: the model owner answers no more today. What is answered is not lost: see `answers`.
+            MPCFormerError: a party failed; the error names it. The next call opens another session.
+        """
+        if isinstance(inputs, (str, Mapping)) or _is_pair(inputs):
+            one: Any = inputs
+            return list(self.answers([one], batch_size=batch_size, details=details))
+        found = self.answers(inputs, batch_size=batch_size, details=details)
+        return found if isinstance(inputs, Iterator) else list(found)
+
+    async def acall(
+        self, inputs: Text | Iterable[Text], *, batch_size: int | None = None, details: bool = False
+    ) -> list[Answer]:
+        """Do as a call does, without blocking the event loop."""
+
+        def call() -> list[Answer]:
+            return list(self(inputs, batch_size=batch_size, details=details))
+
+        return await asyncio.to_thread(call)
+
+    def answers(
+        self, inputs: Iterable[Text], *, batch_size: int | None = None, details: bool = False
+    ) -> Iterator[Answer]:
+        """Yield an answer for each text, in order, as soon as it and all before it are known; see `__call__`."""
+        largest = self._options.largest if batch_size is None else batch_size
+        if not 1 <= largest <= self._options.largest:
+            raise UserInputError(
+                f"batch_size: {batch_size} is outside 1..{self._options.largest}",
+                f"give at most {self._options.largest}, or open with a larger batch_size",
+            )
+        numbered = enumerate(inputs)
+        while chunk := list(itertools.islice(numbered, CHUNK)):
+            yield from self._chunk([_as_pair(index, text) for index, text in chunk], largest, details)
+
+    def _chunk(self, texts: list[tuple[str, ...]], largest: int, details: bool) -> Iterator[Answer]:
+        encoded = [self._encode(text) for text in texts]
+        short = [i for i, row in enumerate(encoded) if len(row.input_ids) <= self._positions]
+        found: dict[int, Answer] = {
+            i: _refused(
+                f"{len(row.input_ids)} tokens are more than the model's {self._positions} positions; to cut long texts,"
+                f" set max_length"
+            )
+            for i, row in enumerate(encoded)
+            if len(row.input_ids) > self._positions
+        }
+        lengths = [len(encoded[i].input_ids) for i in short]
+        plan = shapes.batches(lengths, self._options.lengths, self._positions, largest)
+        following, at = iter(plan), 0
+        with self._lock:
+            if plan:
+                self._opened().coming([shape for shape, _ in plan])
+        while at < len(texts):
+            while at not in found:
+                shape, members = next(following)
+                chosen = [short[i] for i in members]
+                answers = self._batch([encoded[i] for i in chosen], shape, details)
+                found |= dict(zip(chosen, answers, strict=True))
+            yield found.pop(at)
+            at += 1
+        with self._lock:
+            if self._session is not None and not self._session.has_ended:
+                self._restock([shape for shape, _ in plan])
+
+    def _batch(self, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Answer]:
+        inputs = shapes.filled(texts, shape, self._tokenizer.pad_token_id)
+        with self._lock:
+            session, start = self._opened(), time.perf_counter()
+            asked = session.ask(inputs)
+            seconds = time.perf_counter() - start
+        return [self._answer(asked, row, seconds, details) for row in range(len(texts))]
+
+    def _opened(self) -> AskingSession:
+        """Return the session; open one if there is none, or if the last one has failed."""
+        if self._closed:
+            raise UserInputError("this classifier is closed", "open another one")
+        if self._session is not None and self._session.has_ended:
+            self._session.close()
+            self._session = None
+        if self._session is None:
+            options = self._options
+            self._session = AskingSession(self._config, self._public, self._student, largest=options.largest)
+            first = BatchShape(
+                options.first[0], shapes.padded_length(options.first[1], options.lengths, self._positions)
+            )
+            if options.deal_ahead is not None:
+                self._session.deal_and_leave([first] * options.deal_ahead)
+            else:
+                self._session.stock(self._recent or [first], options.ahead)
+        return self._session
+
+    def _restock(self, asked: Sequence[BatchShape]) -> None:
+        for shape in asked:
+            if shape in self._recent:
+                self._recent.remove(shape)
+            self._recent = [shape, *self._recent][:RECENT]
+        if self._session is not None and self._options.deal_ahead is None:
+            self._session.stock(self._recent, self._options.ahead)
+
+    def _encode(self, text: tuple[str, ...]) -> Encoded:
+        limit = self._options.max_length
+        row = self._tokenizer(
+            *text,
+            return_token_type_ids=True,
+            return_attention_mask=False,
+            truncation=limit is not None,
+            max_length=limit,
+            verbose=False,
+        )
+        return Encoded(row["input_ids"], row["token_type_ids"])
+
+    def _answer(self, asked: Asked, row: int, seconds: float, details: bool) -> Answer:
+        outcome, report = asked.outcome, asked.report
+        assert outcome.logits is not None
+        refused = bool(outcome.refused[row])
+        logits = [float(value) for value in outcome.logits[row]]
+        answer = _refused(OUT_OF_RANGE) if refused else self._scored(logits)
+        if details:
+            answer |= {
+                "logits": None if refused else logits,
+                "seconds": seconds,
+                "online_seconds": report.online.seconds,
+                "rounds": report.online.rounds,
+                "bytes": asked.bytes_sent + asked.bytes_received,
+                "batch": [report.batch_size, report.seq_len],
+                "dealt_ahead": asked.was_ready,
+            }
+        return answer
+
+    def _scored(self, logits: list[float]) -> Answer:
+        if len(logits) == 1:
+            return {"label": self.labels[0], "score": logits[0]}
+        largest = max(logits)
+        weights = [math.exp(value - largest) for value in logits]
+        best = max(range(len(logits)), key=logits.__getitem__)
+        return {"label": self.labels[best], "score": weights[best] / sum(weights)}
+
+    def close(self) -> None:
+        """End the session and what runs for this classifier alone; nothing happens the second time."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            try:
+                if self._session is not None:
+                    self._session.close()
+            finally:
+                self._on_close()
+
+    def __enter__(self) -> "Classifier":
+        try:
+            return self.open()
+        except BaseException:
+            self.close()
+            raise
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Classifier({', '.join(self.labels)})"
+
+
+def _refused(reason: str) -> Answer:
+    return {"label": None, "score": None, "refused": True, "reason": reason}
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
+
+
+def _as_pair(index: int, text: object) -> tuple[str, ...]:
+    """Return a text as a tuple of one or two.
+
+    Raises:
+        UserInputError: it is no text.
+    """
+    if isinstance(text, Mapping):
+        parts: tuple[object, ...] = tuple(text[key] for key in ("text", "text_pair") if text.get(key) is not None)
+    elif isinstance(text, (tuple, list)):
+        parts = tuple(text)
+    else:
+        parts = (text,)
+    if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+        kinds = ", ".join(type(part).__name__ for part in parts[:3]) or "nothing"
+        raise UserInputError(
+            f"text {index}: {kinds} is neither a text nor a pair of texts",
+            'give strings, pairs (first, second), or {"text": ..., "text_pair": ...}',
+        )
+    return tuple(str(part) for part in parts)

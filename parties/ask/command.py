@@ -1,0 +1,245 @@
+"""The command `mpcformer ask`."""
+
+import itertools
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mpcformer import options
+from mpcformer.engines.registry import DEFAULT_ENGINE
+from mpcformer.errors import MPCFormerError, RangeError, UserInputError
+from mpcformer.options import INPUT, MACHINE, OUTPUT, choice, flag, option
+
+# The exit status when some texts were refused and all others answered.
+SOME_REFUSED = 7
+ON_REFUSAL = ("skip", "stop")
+REMEDY = "the answers to the others stand; for texts of this kind, calibrate the student on some of them (distil again)"
+
+
+def ask(
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts; without any, lines of standard input.", metavar="[TEXT]...")
+    ] = None,
+    student: Annotated[
+        Path | None, options.folder("--student", group=INPUT, about="A student; all parties run on this machine.")
+    ] = None,
+    config: Annotated[
+        Path | None, options.file("--config", group=INPUT, about="A data owner's TOML file; the others are deployed.")
+    ] = None,
+    file: Annotated[
+        Path | None, option("--file", group=INPUT, about="Texts in a file: txt, csv, jsonl or parquet.")
+    ] = None,
+    column: Annotated[
+        list[str] | None, option("--column", group=INPUT, about="Its column of text; give it twice for pairs.")
+    ] = None,
+    max_length: Annotated[
+        int | None, option(group=INPUT, about="Cut texts to this many tokens; default: refuse longer ones.")
+    ] = None,
+    engine: Annotated[str, options.engine("The private protocols, with --student: {}.")] = DEFAULT_ENGINE,
+    batch_size: Annotated[int, option(group=MACHINE, about="The most texts that share every round.")] = 16,
+    deal_ahead: Annotated[
+        int | None,
+        option(group=MACHINE, about="Deal so many batches of one, then the dealer leaves, before any text is read."),
+    ] = None,
+    deal_length: Annotated[int, option(group=MACHINE, about="With --deal-ahead: the tokens of each.")] = 32,
+    threads: Annotated[int, option(group=MACHINE, about="CPU threads of each party, with --student.")] = 1,
+    on_refusal: Annotated[
+        str, choice("--on-refusal", lambda: ON_REFUSAL, group=OUTPUT, about="When a text is refused: {}.")
+    ] = "skip",
+    details: Annotated[bool, flag("--details", group=OUTPUT, about="Also show what each answer took.")] = False,
+    resume: Annotated[bool, flag("--resume", group=OUTPUT, about="Go on with the unfinished --out.")] = False,
+    out: Annotated[
+        Path | None, option(group=OUTPUT, about="Write the answers to a csv, jsonl or parquet file.")
+    ] = None,
+) -> None:
+    """Ask a model privately: neither the texts nor the weights leave their owners.
+
+    The parties are semi-honest and do not collude; the dealer is trusted for randomness only.
+
+    Example: mpcformer ask --student runs/demo/student "A quiet film that stays with you."
+    """
+    from parties.ask.answers import AnswerFile, check_out
+    from parties.ask.classifier import Classifier
+    from parties.ask.local import connect, local
+
+    if (student is None) == (config is None):
+        raise UserInputError(
+            "give either --student or --config", "--student runs all parties here, --config asks deployed ones"
+        )
+    if texts and file is not None:
+        raise UserInputError("--file: texts were given as arguments too", "give one of them")
+    if column and file is None:
+        raise UserInputError("--column: there is no --file", "give the file that has this column")
+    if resume and (out is None or file is None):
+        raise UserInputError("--resume: it needs --out and --file", "give both as before")
+    if out is not None:
+        check_out(out, resume=resume)
+    source = _Source(texts or [], file, column or [])
+    first = (1, deal_length)
+    common: dict[str, Any] = {
+        "max_length": max_length,
+        "batch_size": batch_size,
+        "deal_ahead": deal_ahead,
+        "first": first,
+    }
+
+    def opened() -> Classifier:
+        if student is not None:
+            return local(student, engine=engine, threads=threads, **common)
+        assert config is not None
+        return connect(config, **common)
+
+    started = time.perf_counter()
+    with opened() as classify:
+        if source.is_prompt:
+            _prompt(classify, details)
+            return
+        if out is None:
+            n_refused = _print(classify, source, details, on_refusal, started)
+        else:
+            work = {"source": source.digest(), "model": str(student or config), "max_length": max_length}
+            answers = AnswerFile(out, source.columns, work, resume=resume)
+            n_refused = _write(classify, source, answers, on_refusal, out)
+    if n_refused:
+        raise typer.Exit(SOME_REFUSED)
+
+
+class _Source:
+    """Where the texts come from.
+
+    Args:
+        texts: the arguments of the command.
+        file, columns: a file and its columns of text, if they are named.
+    """
+
+    def __init__(self, texts: list[str], file: Path | None, columns: list[str]) -> None:
+        self._texts, self._file = texts, None
+        self.columns: list[str] = ["text"]
+        self.n_rows: int | None = len(texts) or None
+        self.is_prompt = not texts and file is None and sys.stdin.isatty()
+        if file is not None:
+            from mpcformer.tasks.files import TextFile
+
+            from mpcformer.console import err_console
+
+            self._file = TextFile.open(file, columns)
+            self.columns, self.n_rows = list(self._file.columns), self._file.n_rows
+            if self._file.guessed and self.columns != ["text"]:
+                err_console.print(f"texts: column {' and '.join(self.columns)} of {file}")
+
+    def __iter__(self) -> Iterator[tuple[str, ...]]:
+        if self._file is not None:
+            yield from self._file
+        elif self._texts:
+            yield from ((text,) for text in self._texts)
+        else:
+            yield from ((line.rstrip("\r\n"),) for line in sys.stdin)
+
+    def digest(self) -> str:
+        """Return what tells this source from another, for --resume."""
+        if self._file is None:
+            return "texts"
+        path = self._file.path
+        files = [path] if path.is_file() else sorted(each for each in path.rglob("*") if each.is_file())
+        from mpcformer.files import sha256_file
+
+        return " ".join(sha256_file(each) for each in files)
+
+
+def _print(classify: Any, source: Iterable[tuple[str, ...]], details: bool, on_refusal: str, started: float) -> int:
+    """Print an answer for each text as soon as it is known; return how many were refused."""
+    from mpcformer.console import err_console, printable
+
+    texts, told = itertools.tee(source)
+    n_texts = n_refused = n_bytes = 0
+    waiting: list[tuple[str, ...]] = []
+    for answer in classify.answers((text[0] if len(text) == 1 else text for text in texts), details=True):
+        waiting = [next(told)]
+        n_texts += 1
+        n_refused += bool(answer.get("refused"))
+        print(_line(answer, printable(" | ".join(waiting[0])), details), flush=True)
+        if answer.get("refused") and on_refusal == "stop":
+            raise RangeError(f"text {n_texts - 1}: {answer['reason']}", "leave it out, or give --on-refusal skip")
+        n_bytes += answer.get("bytes", 0) // max(1, answer.get("batch", [1])[0])
+    if n_texts:
+        seconds = time.perf_counter() - started
+        refused = f", {n_refused} of them refused" if n_refused else ""
+        err_console.print(
+            f"{n_texts} text{'s' if n_texts > 1 else ''}{refused}; {seconds:.1f} s in all,"
+            f" {n_bytes / n_texts / 2**20:.1f} MiB online a text"
+        )
+    return n_refused
+
+
+def _line(answer: dict[str, Any], text: str, details: bool) -> str:
+    if answer.get("refused"):
+        return f"refused\t-\t{text}\t({answer['reason']})"
+    line = f"{answer['label']}\t{answer['score']:.4f}\t{text}"
+    return f"{line}\t{_cost(answer)}" if details else line
+
+
+def _cost(answer: dict[str, Any]) -> str:
+    size, length = answer["batch"]
+    dealt = "dealt ahead" if answer["dealt_ahead"] else f"{answer['seconds'] - answer['online_seconds']:.2f} s dealing"
+    return (
+        f"{answer['online_seconds']:.2f} s online, {dealt}, {answer['rounds']} rounds,"
+        f" {answer['bytes'] / 2**20:.1f} MiB, batch {size} x {length}"
+    )
+
+
+def _prompt(classify: Any, details: bool) -> None:
+    from mpcformer.console import console, err_console, printable, show_error
+
+    console.print("Write a text and press Enter. An empty line ends.")
+    while True:
+        try:
+            text = input("> ")
+        except EOFError:
+            return
+        if not text:
+            return
+        try:
+            answer = classify(text, details=True)[0]
+        except MPCFormerError as error:
+            show_error(error.what, error.remedy)
+            continue
+        if answer.get("refused"):
+            err_console.print(f"refused: {answer['reason']}")
+            continue
+        seconds = f"{answer['seconds']:.2f} s"
+        console.print(f"{printable(answer['label'])}  {answer['score']:.4f}  ({_cost(answer) if details else seconds})")
+
+
+def _write(classify: Any, source: _Source, answers: Any, on_refusal: str, out: Path) -> int:
+    """Write the answers to a file with a progress bar; return how many texts were refused."""
+    from mpcformer.console import err_console, progress
+
+    done = answers.n_rows
+    texts, told = itertools.tee(itertools.islice(iter(source), done, None))
+    try:
+        with progress(description_width=0) as bar:
+            task = bar.add_task("texts", total=source.n_rows, completed=done, info="")
+            for answer in classify.answers(text[0] if len(text) == 1 else text for text in texts):
+                answers.add(next(told), answer)
+                if answer.get("refused") and on_refusal == "stop":
+                    what = f"row {answers.n_rows - 1}: {answer['reason']}"
+                    raise RangeError(what, "leave it out, or go on with --on-refusal skip --resume")
+                info = f"{answers.n_refused} refused" if answers.n_refused else ""
+                bar.update(task, completed=answers.n_rows, info=info)
+        answers.finish()
+    except BaseException as error:
+        answers.close()
+        kept = f"{answers.n_rows} answers are in {answers.partial}; --resume goes on from there"
+        if isinstance(error, MPCFormerError):
+            error.remedy = f"{error.remedy}; {kept}".removeprefix("; ")
+        else:
+            err_console.print(kept)
+        raise
+    err_console.print(f"{answers.n_rows} answers are in {out}, {answers.n_refused} of them refusals")
+    if answers.n_refused:
+        err_console.print(REMEDY)
+    return int(answers.n_refused)

@@ -1,0 +1,215 @@
+"""All parties on this machine: dealer and model owner as processes, the data owner in the calling one."""
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
+from mpcformer.errors import UserInputError
+from mpcformer.modeling.load import read_config, require_student
+from mpcformer.ring import gemm
+from parties.ask.classifier import AskOptions, Classifier
+from parties.runs.processes import Processes
+from parties.settings.config import (
+    DEFAULT_POOL_MIB,
+    DataOwnerConfig,
+    DealerConfig,
+    Device,
+    ModelOwnerConfig,
+    PeerAddress,
+    TlsFiles,
+)
+from parties.settings.config_file import load_party, to_toml
+from parties.settings.public_files import export_public
+from parties.wire.tls import make_certificates
+
+DEALER, MODEL_OWNER, DATA_OWNER = "dealer", "model-owner", "data-owner"
+SERVICES = DEALER, MODEL_OWNER
+
+
+def local(
+    student: str | Path,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    ahead: int = 2,
+    first: tuple[int, int] = (1, 32),
+    deal_ahead: int | None = None,
+    pool_mib: int = DEFAULT_POOL_MIB,
+    lengths: Sequence[int] | None = None,
+    engine: str = DEFAULT_ENGINE,
+    threads: int = 1,
+    device: str = "cpu",
+) -> Classifier:
+    """Start all parties on this machine, and return a classifier that asks them.
+
+    Dealer and model owner are processes of their own; the data owner is the calling process. This shows the
+    computation and its cost. It protects nothing from whoever can read this user's files and memory.
+
+    Args:
+        student: the folder of a distilled student.
+        max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
+        batch_size: the most texts that share every round.
+        ahead: how many batches of the shapes asked for last are dealt while nobody asks.
+        first: the shape (texts, tokens) that is dealt before anybody has asked.
+        deal_ahead: the number of batches of the shape `first` to deal before the first text is read, after which the
+            dealer forgets its seeds and leaves; None keeps the dealer.
+        pool_mib: the most MiB of correlations that wait at the model owner.
+        lengths: the lengths that texts are padded to; the default is 16, 32, 64, 128, 256, 512, as far as the model
+            has positions.
+        engine: lift or crypten.
+        threads: the number of torch threads of each party.
+        device: where the parties multiply matrices, cpu or cuda.
+
+    Returns:
+        A classifier, to be closed, or used in a `with` block.
+
+    Raises:
+        UserInputError: an argument is wrong; nothing was started.
+        PartyError: a party did not start.
+
+    Example:
+        >>> with mpcformer.local("runs/demo/student") as classify:
+        ...     classify("A quiet film that stays with you.")
+        [{'label': 'positive', 'score': 0.97}]
+    """
+    folder = Path(student)
+    require_student(folder, read_config(folder))
+    if threads < 1:
+        raise UserInputError(f"threads: {threads} is below 1", "give a positive number")
+    gemm.check_device(device)
+    options = checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths)
+    site = LocalParties(folder, engine=resolve(engine), threads=threads, device=device, pool_mib=pool_mib)
+    try:
+        return Classifier(site.data_owner(), options, on_close=site.close)
+    except BaseException:
+        site.close()
+        raise
+
+
+def connect(
+    config: str | Path,
+    *,
+    max_length: int | None = None,
+    batch_size: int = 16,
+    ahead: int = 2,
+    first: tuple[int, int] = (1, 32),
+    deal_ahead: int | None = None,
+    lengths: Sequence[int] | None = None,
+) -> Classifier:
+    """Return a classifier that asks the dealer and the model owner of a deployment.
+
+    Args:
+        config: the data owner's TOML file, with `dealer` and `model_owner`.
+        max_length, batch_size, ahead, first, deal_ahead, lengths: as for `local`.
+
+    Raises:
+        UserInputError: the file or an argument is wrong.
+    """
+    path = Path(config)
+    loaded = load_party(path)
+    if not isinstance(loaded, DataOwnerConfig) or loaded.dealer is None:
+        raise UserInputError(
+            f"--config: {path} is not the file of a data owner that orders its own sessions",
+            "give a data owner's file with dealer and model_owner",
+        )
+    return Classifier(loaded, checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths))
+
+
+def checked_options(
+    max_length: int | None,
+    batch_size: int,
+    ahead: int,
+    first: tuple[int, int],
+    deal_ahead: int | None,
+    lengths: Sequence[int] | None,
+) -> AskOptions:
+    """Return the options of a classifier.
+
+    Raises:
+        UserInputError: one of them is out of range; the error names it.
+    """
+    numbers: dict[str, tuple[int | None, int, int]] = {
+        "batch_size": (batch_size, 1, 1024),
+        "ahead": (ahead, 0, 1 << 16),
+        "first, texts": (first[0], 1, batch_size),
+        "first, tokens": (first[1], 1, 1 << 16),
+        "deal_ahead": (deal_ahead, 1, 1 << 20),
+    }
+    for name, (value, low, high) in numbers.items():
+        if value is not None and not low <= value <= high:
+            raise UserInputError(f"{name}: {value} is outside {low}..{high}", "give a number from there")
+    defaults = AskOptions()
+    chosen = tuple(sorted(set(lengths))) if lengths else defaults.lengths
+    if min(chosen) < 1:
+        raise UserInputError(f"lengths: {min(chosen)} is below 1", "give numbers of tokens")
+    return AskOptions(max_length, chosen, batch_size, ahead, first, deal_ahead)
+
+
+class LocalParties:
+    """Dealer and model owner as processes of this machine, with certificates of their own.
+
+    They end when `close` is called, or when this process ends.
+
+    Args:
+        student: the folder of the student.
+        engine, threads, device, pool_mib: as for `local`.
+
+    Raises:
+        PartyError: a party did not start.
+    """
+
+    def __init__(self, student: Path, *, engine: str, threads: int, device: str, pool_mib: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="mpcformer-"))
+        self._tls = make_certificates(self._folder / "tls", [*SERVICES, DATA_OWNER])
+        self._student, self._engine, self._threads, self._pool_mib = student.resolve(), engine, threads, pool_mib
+        self._device = cast(Device, device)
+        self._processes = Processes(self._folder)
+        try:
+            for config in (self._dealer(), self._model_owner()):
+                path = self._folder / f"{config.id}.toml"
+                path.write_text(to_toml(config))
+                arguments = "--config", str(path), "--address-file", str(self._address_file(config.id))
+                self._processes.start(config.id, "parties", *arguments, "--with-parent", with_parent=True)
+        except BaseException:
+            self.close()
+            raise
+
+    def _common(self, name: str) -> dict[str, Any]:
+        return {"id": name, "role": name, "tls": self._tls[name], "threads": self._threads, "device": self._device}
+
+    def _service(self, name: str) -> dict[str, Any]:
+        return self._common(name) | {"data_owners": [DATA_OWNER], "may_order": [DATA_OWNER], "grace_s": 0.0}
+
+    def _dealer(self) -> DealerConfig:
+        return DealerConfig(**self._service(DEALER), model_owners=[MODEL_OWNER])
+
+    def _model_owner(self) -> ModelOwnerConfig:
+        return ModelOwnerConfig(
+            **self._service(MODEL_OWNER), dealers=[DEALER], student=self._student, pool_mib=self._pool_mib
+        )
+
+    def _address_file(self, name: str) -> Path:
+        return self._folder / f"{name}.address"
+
+    def data_owner(self) -> DataOwnerConfig:
+        """Return the data owner's configuration, once dealer and model owner listen."""
+        public = export_public(self._student, self._folder / "public")
+        addresses = {name: self._processes.address_of(name, self._address_file(name)) for name in SERVICES}
+        peers = {name: PeerAddress(id=name, address=address) for name, address in addresses.items()}
+        tls: TlsFiles = self._tls[DATA_OWNER]
+        return DataOwnerConfig(
+            **self._common(DATA_OWNER) | {"tls": tls},
+            dealer=peers[DEALER],
+            model_owner=peers[MODEL_OWNER],
+            public_model=public,
+            pool_mib=self._pool_mib,
+            engine=self._engine,
+        )
+
+    def close(self) -> None:
+        """End the processes and remove their files."""
+        self._processes.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)

@@ -1,0 +1,172 @@
+"""A session that the data owner orders itself, from dealer and model owner, and in which it asks batch after batch."""
+
+import contextlib
+import threading
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+import torch
+
+from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel
+from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
+from parties.session.data_side import Asked, BudgetError, DataSide
+from parties.session.failure import place_of
+from parties.session.membership import Membership
+from parties.session.orderer import Order, Orderer
+from parties.settings.config import DataOwnerConfig
+from parties.settings.job import JobDescription
+
+Value = TypeVar("Value")
+# The task of a session in which a data owner asks what it likes.
+TASK = "ask"
+
+
+class AskingSession:
+    """One session, from its order to its end. One batch is asked at a time.
+
+    Args:
+        config: the data owner's, which names dealer and model owner.
+        public: what is public of the model.
+        student: hex SHA-256 of the weights, from the public files.
+        largest: the most texts in a batch.
+
+    Raises:
+        MPCFormerError: a party does not answer, refuses, or disagrees; the error names it.
+    """
+
+    def __init__(self, config: DataOwnerConfig, public: PublicModel, student: str, *, largest: int) -> None:
+        if config.dealer is None or config.model_owner is None:
+            raise ProtocolError("a data owner that asks names dealer and model_owner in its file")
+        job = JobDescription(
+            task=TASK, split="", batch_size=largest, engine=config.engine, embeddings=public.embeddings
+        )
+        order = Order(
+            id=config.id,
+            dealer=config.dealer,
+            model_owner=config.model_owner,
+            data_owner=config.id,
+            credentials=config.credentials,
+            insecure=config.insecure,
+            join_timeout_s=config.join_timeout_s,
+            job=job,
+        )
+        self._config, self._threads = config, config.threads
+        self._orderer = Orderer(order)
+        self._membership = Membership(config, role=config.role, coordinator_id=config.id)
+        self._membership.listen(self._orderer.members[config.id].outgoing())
+        self._orderer.attach(config.id, self._membership.events())
+        self._verdict: MPCFormerError | None = None
+        self._watcher = threading.Thread(target=self._watch, name="orderer", daemon=True)
+        self._watcher.start()
+        self._side = self._guarded(lambda: self._open(public, student))
+
+    def _watch(self) -> None:
+        job, orderer = self._orderer.new_job(), self._orderer
+
+        def done() -> bool:
+            return all(orderer.by_role[role].report is not None for role in ("model-owner", "data-owner"))
+
+        try:
+            orderer.run(job, done)
+        except MPCFormerError as error:
+            self._verdict = error
+        except Exception as error:
+            self._verdict = PartyError(self._config.id, f"unexpected {type(error).__name__} at {place_of(error)}")
+
+    def _open(self, public: PublicModel, student: str) -> DataSide:
+        job = self._membership.job()
+        if job is None:
+            raise ProtocolError("the session ended before it began")
+        return DataSide(self._config, job, self._membership, public, student)
+
+    def _guarded(self, work: Callable[[], Value]) -> Value:
+        """Do some work of the session; if it fails, end the session and raise the first cause.
+
+        Batches of a busy machine must not be slowed down by threads that wait for each other, so the work is done by
+        as many threads as the configuration says.
+        """
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return work()
+        except BudgetError:
+            raise
+        except MPCFormerError as error:
+            raise self._failed(error) from None
+        except Exception as error:
+            what = f"unexpected {type(error).__name__} at {place_of(error)}"
+            raise self._failed(PartyError(self._config.id, what, "please report this")) from None
+        except BaseException:
+            self._failed(PartyError(self._config.id, "it was interrupted"))
+            raise
+        finally:
+            torch.set_num_threads(before)
+
+    def _failed(self, error: MPCFormerError) -> MPCFormerError:
+        cause = self._membership.fail(error)
+        self._watcher.join()
+        self._orderer.stop()
+        return self._verdict or cause
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether nothing can be asked any more."""
+        return self._membership.error is not None or not self._watcher.is_alive()
+
+    @property
+    def pool_bytes(self) -> int:
+        """The most bytes of corrections that wait at the model owner."""
+        return self._side.pool_bytes
+
+    def size_of(self, shape: BatchShape) -> int:
+        """Return the size of the corrections of a batch, in bytes."""
+        return self._side.session.size_of(shape)
+
+    def coming(self, shapes: Sequence[BatchShape]) -> None:
+        """Say what will be asked next, so that it is dealt ahead."""
+        self._side.pool.coming(shapes)
+
+    def stock(self, shapes: Sequence[BatchShape], n: int) -> None:
+        """Hold `n` batches of each of these shapes, and of no other, while nobody asks."""
+        self._side.pool.stock_only(shapes, n)
+
+    def is_ready(self, shape: BatchShape) -> bool:
+        """Return whether a batch of this shape waits."""
+        return self._side.pool.has(shape)
+
+    def deal_and_leave(self, shapes: Sequence[BatchShape]) -> None:
+        """Deal one batch of each of these shapes; then the dealer forgets its seeds and leaves the session.
+
+        Raises:
+            UserInputError: so many batches do not fit into the pool; the session goes on as it was.
+        """
+        self._side.pool.deal_and_seal(shapes)
+        self._guarded(self._orderer.let_dealer_leave)
+
+    def ask(self, inputs: BatchInputs) -> Asked:
+        """Compute one batch.
+
+        Raises:
+            BudgetError: the model owner answers no more today; the session goes on.
+            UserInputError: the dealer has left, and no batch of this shape waits; the session goes on.
+            MPCFormerError: the session failed, and is over.
+        """
+        n_told = inputs.n_told or inputs.shape.batch_size
+        if not self._side.pool.can_serve(inputs.shape):
+            raise self._side.pool.used_up(inputs.shape)
+        return self._guarded(lambda: self._side.ask(inputs, n_told))
+
+    def close(self) -> None:
+        """End the session; nothing happens if it has ended."""
+        if not self.has_ended:
+            with contextlib.suppress(MPCFormerError):
+                self._guarded(self._end)
+        self._side.close()
+        self._watcher.join(timeout=5.0)
+        self._orderer.stop()
+
+    def _end(self) -> None:
+        self._side.end()
+        self._side.session.report()
+        self._membership.dismissed()
+        self._membership.leave()

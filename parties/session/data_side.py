@@ -1,0 +1,183 @@
+"""The data owner in a session: joins the model owner's two streams, fills the pool, and asks."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import grpc
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.engines.base import DATA_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
+from mpcformer.engines.registry import create_engine
+from mpcformer.errors import MPCFormerError, PartyError
+from parties.session.instructions import GRANTED, Verb, receive_answer, tell
+from parties.session.membership import Membership
+from parties.session.owner_session import Dealt, OwnerSession
+from parties.session.pool import Pool
+from parties.settings.config import DataOwnerConfig
+from parties.stubs import parties_pb2 as pb
+from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.callers import SESSION_HEADER, STREAM_HEADER
+from parties.wire.frames import open_channel, wait_until_ready
+from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
+
+Tell = Callable[[int, int], None]
+
+
+class BudgetError(MPCFormerError):
+    """An error because a data owner may ask no more today. The session goes on.
+
+    Args:
+        seconds: how long it takes until there is a new budget.
+    """
+
+    exit_code = 8
+
+    def __init__(self, model_owner: str, seconds: int) -> None:
+        hours, minutes = divmod(-(-seconds // 60), 60)
+        super().__init__(
+            f"{model_owner}: the budget of sentences for today is used up",
+            f"ask again in {hours} h {minutes} min, or ask the model owner for a larger max_sentences_per_day",
+        )
+        self.seconds = seconds
+
+
+@dataclass
+class Asked:
+    """What came of a batch.
+
+    Args:
+        outcome: who was refused, and the logits of the others.
+        report: what the batch took.
+        was_ready: whether its correlations were waiting.
+        bytes_sent, bytes_received: the frames of the online part, at the data owner.
+    """
+
+    outcome: Outcome
+    report: pb.BatchReport
+    was_ready: bool
+    bytes_sent: int
+    bytes_received: int
+
+    def __repr__(self) -> str:
+        return f"Asked({self.outcome})"
+
+
+class DataSide:
+    """The data owner's side of one session, from its set-up on.
+
+    Args:
+        config: the data owner's configuration.
+        job: the job, as it was ordered.
+        membership: the connection to whoever ordered the session.
+        public: what is public of the model.
+        student: hex SHA-256 of the weights, from the public files.
+    """
+
+    def __init__(
+        self, config: DataOwnerConfig, job: pb.Job, membership: Membership, public: PublicModel, student: str
+    ) -> None:
+        started = time.perf_counter()
+        public = replace(public, embeddings=job.embeddings)
+        self._config, self._job = config, job
+        self._link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
+        wait_until_ready(self._link, job.model_owner, job.model_owner_address, config.join_timeout_s)
+        asking, dealing = (self._stream(name, membership) for name in (ASKING, DEALING))
+        self.session = OwnerSession(
+            rank=DATA_OWNER, config=config, job=job, asking=asking, dealing=dealing, membership=membership
+        )
+        engine = create_engine(
+            job.engine, rank=DATA_OWNER, public=public, channel=asking, weights=None, session_id=job.session_id
+        )
+        self.session.setup(engine, public, student, started)
+        allowed = int(asking.receive([Spec(torch.int64, (1,))])[0])
+        self.pool_bytes = min(allowed, config.pool_mib << 20)
+        self.pool = Pool(
+            deal=self._deal,
+            forget=lambda number: tell(dealing, Verb.FORGET, number),
+            size_of=self.session.size_of,
+            limit_bytes=self.pool_bytes,
+            threads=config.threads,
+            on_failure=lambda error: membership.abort(
+                error if isinstance(error, MPCFormerError) else PartyError(config.id, "dealing failed")
+            ),
+        )
+        membership.on_abort(lambda error: self.pool.drop())
+
+    def _stream(self, name: str, membership: Membership) -> PeerChannel:
+        config, job = self._config, self._job
+        channel = PeerChannel(party_id=config.id, peer_id=job.model_owner, session_id=job.session_id, stream=name)
+        metadata = [(SESSION_HEADER, job.session_id), (STREAM_HEADER, name)]
+        call: grpc.Call = rpc.PeerStub(self._link).Exchange(channel.outgoing(), metadata=metadata)
+        channel.attach(call, call.cancel)
+        membership.on_abort(channel.abort)
+        membership.watch(job.model_owner, channel.waited_s)
+        return channel
+
+    def _deal(self, shape: BatchShape, pause: Callable[[], None]) -> Dealt:
+        tell(self.session.dealing, Verb.DEAL, shape.batch_size, shape.seq_len)
+        return self.session.deal(shape, pause)
+
+    def ask(self, inputs: BatchInputs, n_told: int, tell_progress: Tell = lambda done, of: None) -> Asked:
+        """Compute one batch.
+
+        Args:
+            inputs: the batch.
+            n_told: how many of its first sentences are asked about; the others only fill the batch.
+            tell_progress: called after each segment, with how many are done and how many there are.
+
+        Raises:
+            BudgetError: the model owner answers no more today; nothing was computed, and the session goes on.
+            UserInputError: the dealer has left, and no batch of this shape waits.
+        """
+        inputs = replace(inputs, n_told=n_told)
+        if not self.pool.fits(inputs.shape):
+            return self._compute_in_parts(inputs, n_told, tell_progress)
+        number, dealt, was_ready = self.pool.take(inputs.shape)
+        channel = self.session.asking
+        with self.pool.asking():
+            before = channel.counters.copy()
+            tell(channel, Verb.ASK, number, n_told)
+            try:
+                self._hand_over(channel, inputs)
+            except BudgetError:
+                self.pool.put_back(number, dealt)
+                raise
+            report, outcome = self.session.compute(dealt, inputs, tell_progress)
+            done = channel.counters.minus(before)
+        return Asked(outcome, report, was_ready, done.bytes_sent, done.bytes_received)
+
+    def _compute_in_parts(self, inputs: BatchInputs, n_told: int, tell_progress: Tell) -> Asked:
+        channel, found = self.session.dealing, []
+
+        def work() -> None:
+            before = channel.counters.copy()
+            tell(channel, Verb.COMPUTE, inputs.shape.batch_size, inputs.shape.seq_len, n_told)
+            self._hand_over(channel, inputs)
+            report, outcome = self.session.deal_and_compute(inputs, self.pool_bytes, tell_progress)
+            done = channel.counters.minus(before)
+            found.append(Asked(outcome, report, False, done.bytes_sent, done.bytes_received))
+
+        self.pool.alone(work)
+        return found[0]
+
+    def _hand_over(self, channel: PeerChannel, inputs: BatchInputs) -> None:
+        """Send the mask of a batch, and wait for the model owner's consent."""
+        channel.send([inputs.attention_mask])
+        word = receive_answer(channel)
+        if word != GRANTED:
+            raise BudgetError(self._job.model_owner, word)
+
+    def end(self) -> None:
+        """End both streams; the model owner leaves the session."""
+        self.pool.close()
+        for channel in (self.session.dealing, self.session.asking):
+            tell(channel, Verb.END)
+
+    def close(self) -> None:
+        """Close the connection, after the session."""
+        self.pool.drop()
+        for channel in (self.session.dealing, self.session.asking):
+            channel.finish()
+        self._link.close()

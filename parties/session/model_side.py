@@ -1,0 +1,153 @@
+"""The model owner in a session: does what the data owner's instructions say, within its own limits."""
+
+import threading
+from collections.abc import Callable
+
+import torch
+
+from mpcformer.channel import Spec
+from mpcformer.engines.base import BatchInputs, BatchShape
+from mpcformer.errors import MPCFormerError, ProtocolError
+from mpcformer.ring.random import scoped_keys
+from parties.session.instructions import GRANTED, Verb, answer, next_instruction
+from parties.session.owner_session import Dealt, OwnerSession
+from parties.settings.logs import session_log
+from parties.stubs import parties_pb2 as pb
+from parties.wire.peer_channel import PeerChannel
+
+
+class ModelSide:
+    """Serves the two streams of a session.
+
+    Args:
+        session: the session, after its set-up.
+        positions: the number of positions of the model.
+        max_sentences: the largest number of sentences in a batch, from the job.
+        max_tokens: the largest number of tokens in a batch with padding, from the configuration.
+        pool_bytes: the most bytes of corrections that wait, from the configuration.
+        charge: counts the sentences of a batch; returns 0, or the seconds until the data owner may ask again.
+        done: called with the measurements of each batch.
+    """
+
+    def __init__(
+        self,
+        session: OwnerSession,
+        *,
+        positions: int,
+        max_sentences: int,
+        max_tokens: int,
+        pool_bytes: int,
+        charge: Callable[[int], int],
+        done: Callable[[pb.BatchReport], None],
+    ) -> None:
+        self._session, self._charge, self._done = session, charge, done
+        self._positions, self._max_sentences, self._max_tokens = positions, max_sentences, max_tokens
+        self._pool_bytes = pool_bytes
+        self._waiting: dict[int, Dealt] = {}
+        self._lock = threading.Lock()
+        self._error: BaseException | None = None
+
+    def serve(self) -> None:
+        """Serve until the data owner ends both streams.
+
+        Raises:
+            MPCFormerError: a stream failed, or an instruction is not allowed.
+        """
+        self._session.asking.send([torch.tensor([self._pool_bytes])])
+        dealing = threading.Thread(target=self._deal_in_thread, name="dealing", daemon=True)
+        dealing.start()
+        try:
+            self._ask()
+            dealing.join()
+        except MPCFormerError as error:
+            # Dealing may have failed first and ended this stream.
+            raise self._error or error from None
+        if self._error is not None:
+            raise self._error
+
+    def _deal_in_thread(self) -> None:
+        job = self._session.job
+        try:
+            with session_log(job.session_id), scoped_keys("dealing", job.session_id):
+                self._deal()
+        except BaseException as error:
+            self._error = error
+            known = isinstance(error, MPCFormerError)
+            self._session.asking.abort(error if known else ProtocolError("dealing failed"))  # type: ignore[arg-type]
+
+    def _deal(self) -> None:
+        session, n_dealt = self._session, 0
+        while True:
+            verb, (first, second, n_told) = next_instruction(session.dealing, Verb.DEAL, Verb.FORGET, Verb.COMPUTE)
+            if verb == Verb.END:
+                return
+            if verb == Verb.FORGET:
+                with self._lock:
+                    self._waiting.pop(first, None)
+                continue
+            shape = self._checked(first, second)
+            if verb == Verb.COMPUTE:
+                inputs = self._inputs(session.dealing, shape, n_told)
+                if inputs is not None:
+                    self._done(session.deal_and_compute(inputs, self._pool_bytes)[0])
+                continue
+            self._require_room(session.size_of(shape))
+            dealt = session.deal(shape)
+            with self._lock:
+                self._waiting[n_dealt] = dealt
+            n_dealt += 1
+
+    def _require_room(self, n_bytes: int) -> None:
+        with self._lock:
+            needed = n_bytes + sum(dealt.n_bytes for dealt in self._waiting.values())
+        if needed > self._pool_bytes:
+            raise ProtocolError(
+                f"the data owner asked for {needed / 2**20:.0f} MiB of correlations ahead, pool_mib allows"
+                f" {self._pool_bytes / 2**20:.0f}"
+            )
+
+    def _ask(self) -> None:
+        session = self._session
+        while True:
+            verb, (number, n_told, _) = next_instruction(session.asking, Verb.ASK)
+            if verb == Verb.END:
+                return
+            with self._lock:
+                dealt = self._waiting.pop(number, None)
+            if dealt is None:
+                raise ProtocolError(f"the data owner asked with batch {number}, which does not wait: each is used once")
+            inputs = self._inputs(session.asking, dealt.shape, n_told)
+            if inputs is None:
+                # It was not used: the same batch may be asked with once there is a budget again.
+                with self._lock:
+                    self._waiting[number] = dealt
+                continue
+            self._done(session.compute(dealt, inputs)[0])
+
+    def _inputs(self, channel: PeerChannel, shape: BatchShape, n_told: int) -> BatchInputs | None:
+        """Receive the mask of a batch, and answer whether it may go on; None if it may not."""
+        mask = received_mask(channel, shape)
+        if not 1 <= n_told <= shape.batch_size:
+            raise ProtocolError(f"the data owner asked for {n_told} answers of a batch of {shape.batch_size}")
+        word = self._charge(n_told)
+        answer(channel, word)
+        return BatchInputs(mask, n_told=n_told) if word == GRANTED else None
+
+    def _checked(self, batch_size: int, seq_len: int) -> BatchShape:
+        fits = 1 <= batch_size <= self._max_sentences and 1 <= seq_len <= self._positions
+        if not fits or batch_size * seq_len > self._max_tokens:
+            raise ProtocolError(
+                f"the data owner announced a batch of {batch_size} x {seq_len} tokens; the model has {self._positions}"
+                f" positions, the job's batches have {self._max_sentences} sentences, max_batch_tokens is"
+                f" {self._max_tokens}"
+            )
+        return BatchShape(batch_size, seq_len)
+
+
+def received_mask(channel: PeerChannel, shape: BatchShape) -> torch.Tensor:
+    """Receive the attention mask of a batch: (B, L), ones followed by zeros in each row."""
+    mask = channel.receive([Spec(torch.int64, (shape.batch_size, shape.seq_len))])[0]
+    lengths = mask.sum(1)
+    if not torch.equal(mask, (torch.arange(shape.seq_len) < lengths[:, None]).long()) or int(lengths.min()) < 1:
+        raise ProtocolError("the data owner's mask is not ones followed by zeros")
+    return mask
