@@ -29,6 +29,7 @@ __all__ = [
     "BatchInputs",
     "BatchShape",
     "Engine",
+    "Outcome",
     "PublicModel",
     "load_public_model",
 ]
@@ -95,6 +96,22 @@ class BatchInputs:
         return f"BatchInputs({self.shape})"
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What an owner learns of one batch of B sentences with C outputs each.
+
+    Args:
+        refused: bool (B,), True for each sentence whose activations left their calibrated ranges. Both owners learn it.
+        logits: float32 (B, C) at the data owner, NaN in the rows of refused sentences; None at the model owner.
+    """
+
+    refused: torch.Tensor
+    logits: torch.Tensor | None = None
+
+    def __repr__(self) -> str:
+        return f"Outcome({self.refused.numel()} sentences)"
+
+
 class Engine(Protocol):
     """One owner's side of the private computation.
 
@@ -133,11 +150,11 @@ class Engine(Protocol):
     def offline(self, segment: int) -> None:
         """Exchange what the owners of a segment can tell each other before the input is used."""
 
-    def online(self, segment: int) -> torch.Tensor | None:
-        """Run a segment of the batch; the last one returns float32 (B, C) logits at the data owner, else None.
+    def online(self, segment: int) -> Outcome | None:
+        """Run a segment of the batch; the last one returns the outcome, all others None.
 
-        Raises:
-            RangeError: an activation left its calibrated range; both owners learn that one bit, and no logit is opened.
+        If an activation of a sentence left its calibrated range, both owners learn that one bit, and nobody is told the
+        sentence's logits. The other sentences of the batch are answered.
         """
 
     def breakdown(self) -> dict[str, float]:

@@ -9,7 +9,7 @@ import torch
 
 from mpcformer.engines.base import DATA_OWNER, BatchInputs, load_public_model
 from mpcformer.engines.registry import create_engine
-from mpcformer.errors import UserInputError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
@@ -76,7 +76,13 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
 
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
         channel.send([item.attention_mask])
-        report, logits = session.run_batch(engine, item, index, len(todo))
+        report, outcome = session.run_batch(engine, item, index, len(todo))
+        if bool(outcome.refused.any()):
+            raise RangeError(
+                "an activation of this batch left the range calibrated on the training data",
+                "leave out texts unlike the training data, or distil with more of it: the ranges come from there",
+            )
+        logits = outcome.logits
         assert logits is not None
         membership.send(
             batch=pb.Batch(

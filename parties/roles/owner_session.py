@@ -10,7 +10,7 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations import CorrelationStore, Request, correction_specs, correlation_plan_digest
-from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, PublicModel
+from mpcformer.engines.base import MODEL_OWNER, BatchInputs, Engine, Outcome, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.roles import transcript
 from parties.roles.membership import Membership, peak_rss_bytes
@@ -102,8 +102,8 @@ class OwnerSession:
 
     def run_batch(
         self, engine: Engine, inputs: BatchInputs, index: int, n_batches: int
-    ) -> tuple[pb.BatchReport, torch.Tensor | None]:
-        """Run one batch of B sentences; return its measurements and, at the data owner, the logits (B, C).
+    ) -> tuple[pb.BatchReport, Outcome]:
+        """Run one batch of B sentences; return its measurements, and what this owner learns of it.
 
         The segments of the plan run in groups whose correlations fit into the pool together. For each group the
         offline part runs first, then a barrier, then the online part.
@@ -114,7 +114,7 @@ class OwnerSession:
         self._compare_plans([request for segment in segments for request in segment])
         engine.start(inputs, self.store)
         report.offline.seconds = time.perf_counter() - start
-        logits = None
+        outcome = None
         first = self.store.next_operation
         for group in pools(segments):
             with self._timed(report.offline):
@@ -125,12 +125,14 @@ class OwnerSession:
                 self._barrier()
             with self._timed(report.online):
                 for segment in group:
-                    logits = engine.online(segment)
+                    outcome = engine.online(segment)
                     self._tell(index, n_batches, segment + 1, len(segments))
         report.breakdown.update(engine.breakdown())
         report.waited.update(engine.waited())
         self._count(report)
-        return report, logits
+        if outcome is None:
+            raise ProtocolError("the engine's last segment has no outcome")
+        return report, outcome
 
     def _tell(self, index: int, n_batches: int, segment: int, n_segments: int) -> None:
         counted = self.channel.counters

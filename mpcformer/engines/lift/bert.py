@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from mpcformer.engines.base import Outcome
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
 from mpcformer.engines.lift.maps import Maps, Tensors
@@ -84,7 +85,7 @@ class PrivateBert:
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch(party.channel.counters)
         self._known: dict[str, Known] = {}
-        self._check = RangeCheck(party)
+        self._check = RangeCheck(party, mask)
         self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
         self._words: PrivateWords | None = None
@@ -182,7 +183,7 @@ class PrivateBert:
             return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
         return [self._owned.weights[name] for name in names]
 
-    def online(self, segment: int, first: torch.Tensor | None) -> torch.Tensor | None:
+    def online(self, segment: int, first: torch.Tensor | None) -> Outcome | None:
         """Run a segment of the pass.
 
         Args:
@@ -191,10 +192,7 @@ class PrivateBert:
                 token types have their ones; with public tables, the normalised rows (B L, H) at INPUT_SCALE.
 
         Returns:
-            float32 (B, C) logits at the data owner after the last segment, else None.
-
-        Raises:
-            RangeError: something left its range; only the last segment tells.
+            What this owner learns of the batch, after the last segment; else None.
         """
         self.watch.start()
         if segment == 0 and self._embeddings == "public_table":
@@ -219,11 +217,11 @@ class PrivateBert:
         arguments = party.open(lookup.halves(clamped.reshape(-1)))
         y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
         self.watch.lap("activation")
-        mark = self._check.total()
+        marks = self._check.totals()
         self.watch.lap("check")
-        logits = reveal(party, y.view(self._n_batch, -1), mark, self._shapes["classifier"], self._owned, self._masked)
+        outcome = reveal(party, y.view(self._n_batch, -1), marks, self._shapes["classifier"], self._owned, self._masked)
         self.watch.lap("linear")
-        return logits
+        return outcome
 
     def _check_first(self, rows: torch.Tensor | None) -> None:
         """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""

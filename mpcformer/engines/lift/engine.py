@@ -12,7 +12,7 @@ from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.correlations.linear import LinearSpec
 from mpcformer.correlations.row_lookup import LookupSpec, salt_of
-from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
 from mpcformer.engines.lift import fixed_point as fp
@@ -141,7 +141,7 @@ class LiftEngine:
         starts = self._planned(self._inputs.shape)[1]
         self._bert.offline(segment, {name: at + self._first_operation for name, at in starts.items()})
 
-    def online(self, segment: int) -> torch.Tensor | None:
+    def online(self, segment: int) -> Outcome | None:
         """Run a segment of the pass on shares."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs after setup and start")
