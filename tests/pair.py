@@ -20,7 +20,7 @@ from mpcformer.correlations import (
     unpacked,
     weight_mask_key,
 )
-from mpcformer.engines.base import BatchInputs, PublicModel, load_public_model
+from mpcformer.engines.base import BatchInputs, Outcome, PublicModel, load_public_model
 from mpcformer.engines.crypten import compat as compat
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.plaintext import predict
@@ -143,7 +143,14 @@ def shared(values: torch.Tensor, owner: int = 1) -> Any:
     return ops.Shared(tensor=values if mine else None, size=values.shape, src=owner)
 
 
-def run_private(
+def run_private(folder: Path, inputs: BatchInputs, **options: Any) -> list[Any]:
+    """Run a batch as `run_outcomes` does, of which no sentence is refused; return logits instead of outcomes."""
+    *outcomes, plan, counted = run_outcomes(folder, inputs, **options)
+    assert not outcomes[0].refused.any(), "a sentence was refused"
+    return [*(outcome.logits for outcome in outcomes), plan, counted]
+
+
+def run_outcomes(
     folder: Path,
     inputs: BatchInputs,
     *,
@@ -151,7 +158,7 @@ def run_private(
     public: PublicModel | None = None,
     n_batches: int = 1,
     ends: tuple[MemoryChannel, MemoryChannel] | None = None,
-) -> list[Any]:
+) -> tuple[Outcome, Outcome, list[list[Request]], Counters]:
     """Run the same private batch once or several times, with all correlations dealt before.
 
     Args:
@@ -163,8 +170,8 @@ def run_private(
         ends: the owners' channels, if a test looks at them.
 
     Returns:
-        The model owner's and the data owner's result of the last batch, the plan by segments, and what the data owner's
-        channel counted in the online part of the last batch.
+        The model owner's and the data owner's outcome of the last batch, the plan by segments, and what the data
+        owner's channel counted in the online part of the last batch.
     """
     public = public or load_public_model(folder)
     weights, ends = load_student(folder).state_dict(), ends or memory_pair(20)
@@ -189,7 +196,7 @@ def run_private(
         stores[0].put(operation, request, deal(request, *keys, weight_key))
     online = [Counters(), Counters()]
 
-    def owner(rank: int) -> torch.Tensor | None:
+    def owner(rank: int) -> Outcome:
         engines[rank].setup(stores[rank])
         mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask)
         for _ in range(n_batches):
@@ -200,11 +207,17 @@ def run_private(
             batch.start(mine, ends[rank])
             results = [batch.online(segment) for segment in range(len(plan))]
             online[rank] = ends[rank].counters.minus(before)
-        return results[-1]
+        outcome = results.pop()
+        assert outcome is not None
+        assert not any(results), "the last segment alone has an outcome"
+        return outcome
 
-    results = in_two_threads(owner)
+    told, learnt = in_two_threads(owner)
+    assert torch.equal(told.refused, learnt.refused), "both owners learn the same bits"
+    assert told.logits is None
+    assert torch.equal(learnt.logits.isnan().all(1), learnt.refused), "only refused rows have no logits"
     assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
-    return [*results, plan, online[1]]
+    return told, learnt, plan, online[1]
 
 
 def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:

@@ -30,6 +30,7 @@ __all__ = [
     "BatchInputs",
     "BatchShape",
     "Engine",
+    "Outcome",
     "PublicModel",
     "load_public_model",
 ]
@@ -99,6 +100,14 @@ class BatchInputs:
     def shape(self) -> BatchShape:
         """The batch size and the padded length."""
         return BatchShape(*self.attention_mask.shape)
+
+    @property
+    def asked(self) -> torch.Tensor:
+        """Bool (B,), which sentences are asked about."""
+        n_batch = self.attention_mask.size(0)
+        return torch.arange(n_batch, device=self.attention_mask.device) < (
+            n_batch if self.n_told is None else self.n_told
+        )
 
     def __repr__(self) -> str:
         return f"BatchInputs({self.shape})"
@@ -174,11 +183,11 @@ class Batch(Protocol):
     def start(self, inputs: BatchInputs, channel: Channel) -> None:
         """Take the inputs, and the channel for the online part."""
 
-    def online(self, segment: int) -> torch.Tensor | None:
-        """Run a segment of the batch; the last one returns float32 (B, C) logits at the data owner, else None.
+    def online(self, segment: int) -> Outcome | None:
+        """Run a segment of the batch; the last one returns the outcome, all others None.
 
-        Raises:
-            RangeError: an activation left its calibrated range; both owners learn that one bit, and no logit is opened.
+        If an activation of a sentence left its calibrated range, both owners learn that one bit, and nobody is told the
+        sentence's logits. The other sentences of the batch are answered.
         """
 
     def breakdown(self) -> dict[str, float]:

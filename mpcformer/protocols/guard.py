@@ -1,4 +1,4 @@
-"""The range guard: tells by one more random mark whether any row's number lies above what its tables can see."""
+"""The range guard: tells by random marks whether any row's number lies above what its tables can see."""
 
 import torch
 
@@ -22,17 +22,20 @@ def cost(sizes: list[tuple[int, int]]) -> ProtocolCost:
     return opening(words) + opening(words) + opening(words) + dealt(*requests(sizes))
 
 
-def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]]) -> torch.Tensor:
-    """Compute a share of zero if every x is below 2^bits, and of a random number if any is 2^(bits + 1) or more.
+def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]], n_marks: int) -> torch.Tensor:
+    """Compute shares of zero where every x is below 2^bits, and of random numbers where any is 2^(bits + 1) or more.
 
-    Ideal function: the sum over all rows of t (t - 1) b `real`, where t = floor(x / 2^bits), or that plus one, and b
-        is random.
+    Each group's rows are cut into `n_marks` equal runs, such as the sentences of a batch, and run i of every group goes
+    into mark i.
+
+    Ideal function: the sum over a mark's rows of t (t - 1) b `real`, where t = floor(x / 2^bits), or that plus one, and
+        b is random.
     Shapes: each group is (x (rows,), bits, real (rows,)), where `real` is 1 for a row that counts and 0 for any other;
-        result ().
+        result (n_marks,).
     Scale: none.
     Range and error: 0 <= x < 2^62. Between the two bounds the mark may or may not be set. A row with t = 2^k u, u odd,
-        escapes with probability 2^(k - 64), k <= 62 - bits. The sum is not opened: `protocols.zero_test` tells whether
-        it is zero.
+        escapes with probability 2^(k - 64), k <= 62 - bits. The sums are not opened: `protocols.zero_test` tells
+        whether they are zero.
     Cost for n rows of all groups: 3 rounds; 24 n bytes each way; 32 n dealer bytes.
     Source: the truncation is that of `engines.crypten.compat.truncate`. The mask b is the second factor of a Beaver
         triple, which is never opened.
@@ -49,5 +52,6 @@ def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]]) -> 
     d = party.open([(t - r, 64)])[0]
     product = party.only(0, d * d) + 2 * d * r + r_squared - t
     e = party.open([(product - a, 64)])[0]
-    real = torch.cat([flags for _, _, flags in groups])
-    return ((e * b + c) * real).sum()
+    marks = (e * b + c).split([rows for rows, _ in sizes])  # type: ignore[no-untyped-call]
+    counted = [(own * real).view(n_marks, -1) for own, (_, _, real) in zip(marks, groups, strict=True)]
+    return torch.cat(counted, dim=1).sum(1)

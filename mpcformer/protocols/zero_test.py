@@ -1,4 +1,4 @@
-"""A test whether a shared number is zero. It tells this one bit and nothing else of the number."""
+"""A test whether shared numbers are zero. It tells this one bit of each number and nothing else."""
 
 import torch
 
@@ -9,28 +9,28 @@ from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 WORD = 64
 
 
-def request() -> Request:
-    """Return the request for one number."""
-    return Request("zero_test", ((1,),))
+def request(n: int) -> Request:
+    """Return the request for n numbers."""
+    return Request("zero_test", ((n,),))
 
 
-def cost() -> ProtocolCost:
-    """Return the cost of a test with both openings, as `verdict` states it."""
-    word = (1,), WORD
-    return opening(word) + opening(word) + dealt(request())
+def cost(n: int) -> ProtocolCost:
+    """Return the cost of testing n numbers with both openings, as `verdict` states it."""
+    words = (n,), WORD
+    return opening(words) + opening(words) + dealt(request(n))
 
 
 def verdict(tensors: list[torch.Tensor], c: torch.Tensor) -> torch.Tensor:
-    """Compute [d] over Z_2^64 from the opened c = x + r. d is zero if x is, else uniform.
+    """Compute [d] over Z_2^64 from the opened c = x + r. Each d is zero if its x is, else uniform.
 
-    Ideal function: 0 if x = 0, else a fresh uniform number.
-    Shapes: x (1,), c (1,), result (1,).
+    Ideal function: 0 where x = 0, elsewhere a fresh uniform number.
+    Shapes: x (n,), c (n,), result (n,).
     Scale: none.
     Range and error: all of Z_2^64; a number that is not zero escapes with probability 2^-64.
-    Cost with the openings of c and of the result: 2 rounds; 16 bytes each way; 16384 dealer bytes.
+    Cost with the openings of c and of the result: 2 rounds; 16 n bytes each way; 16384 n dealer bytes.
     Source: equality by tables of the bytes of the mask, after Ishai et al., TCC 2013; ours.
     """
     marks = tensors[1]
     if c.device.type == "meta":
         return c
-    return marks[torch.arange(marks.size(0)), bytes_of(c)].sum().reshape(1)
+    return marks.gather(2, bytes_of(c)[..., None]).sum((1, 2))

@@ -44,7 +44,8 @@ class ModelSide:
         self._positions, self._max_sentences, self._max_tokens = positions, max_sentences, max_tokens
         self._pool_bytes = pool_bytes
         self._waiting: dict[int, Dealt] = {}
-        self._lock = threading.Lock()
+        self._n_begun = self._n_dealt = 0
+        self._changed = threading.Condition()
         self._error: BaseException | None = None
 
     def serve(self) -> None:
@@ -71,18 +72,20 @@ class ModelSide:
             with session_log(job.session_id), scoped_keys("dealing", job.session_id):
                 self._deal()
         except BaseException as error:
-            self._error = error
+            with self._changed:
+                self._error = error
+                self._changed.notify_all()
             known = isinstance(error, MPCFormerError)
             self._session.asking.abort(error if known else ProtocolError("dealing failed"))  # type: ignore[arg-type]
 
     def _deal(self) -> None:
-        session, n_dealt = self._session, 0
+        session = self._session
         while True:
             verb, (first, second, n_told) = next_instruction(session.dealing, Verb.DEAL, Verb.FORGET, Verb.COMPUTE)
             if verb == Verb.END:
                 return
             if verb == Verb.FORGET:
-                with self._lock:
+                with self._changed:
                     self._waiting.pop(first, None)
                 continue
             shape = self._checked(first, second)
@@ -92,13 +95,16 @@ class ModelSide:
                     self._done(session.deal_and_compute(inputs, self._pool_bytes)[0])
                 continue
             self._require_room(session.size_of(shape))
+            with self._changed:
+                self._n_begun += 1
             dealt = session.deal(shape)
-            with self._lock:
-                self._waiting[n_dealt] = dealt
-            n_dealt += 1
+            with self._changed:
+                self._waiting[self._n_dealt] = dealt
+                self._n_dealt += 1
+                self._changed.notify_all()
 
     def _require_room(self, n_bytes: int) -> None:
-        with self._lock:
+        with self._changed:
             needed = n_bytes + sum(dealt.n_bytes for dealt in self._waiting.values())
         if needed > self._pool_bytes:
             raise ProtocolError(
@@ -112,17 +118,25 @@ class ModelSide:
             verb, (number, n_told, _) = next_instruction(session.asking, Verb.ASK)
             if verb == Verb.END:
                 return
-            with self._lock:
-                dealt = self._waiting.pop(number, None)
-            if dealt is None:
-                raise ProtocolError(f"the data owner asked with batch {number}, which does not wait: each is used once")
+            dealt = self._taken(number)
             inputs = self._inputs(session.asking, dealt.shape, n_told)
             if inputs is None:
                 # It was not used: the same batch may be asked with once there is a budget again.
-                with self._lock:
+                with self._changed:
                     self._waiting[number] = dealt
                 continue
             self._done(session.compute(dealt, inputs)[0])
+
+    def _taken(self, number: int) -> Dealt:
+        """Take a batch that was dealt. The data owner may have finished its part of dealing it a little earlier."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._n_dealt <= number < self._n_begun or self._error is not None)
+            if self._error is not None:
+                raise self._error
+            dealt = self._waiting.pop(number, None)
+        if dealt is None:
+            raise ProtocolError(f"the data owner asked with batch {number}, which does not wait: each is used once")
+        return dealt
 
     def _inputs(self, channel: PeerChannel, shape: BatchShape, n_told: int) -> BatchInputs | None:
         """Receive the mask of a batch, and answer whether it may go on; None if it may not."""

@@ -64,9 +64,9 @@ class Pool:
         return self._size_of(shape) <= self.limit_bytes
 
     def coming(self, shapes: Sequence[BatchShape]) -> None:
-        """Deal batches for what will be asked next, in this order, as far as there is room."""
+        """Deal batches for what will be asked next, in this order, as far as there is room; forget what was said before."""
         with self._changed:
-            self._coming.extend(shape for shape in shapes if self.fits(shape))
+            self._coming = deque(shape for shape in shapes if self.fits(shape))
             self._changed.notify_all()
 
     def stock_only(self, shapes: Sequence[BatchShape], n: int) -> None:

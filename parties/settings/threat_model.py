@@ -6,8 +6,8 @@ THREAT_MODEL = {
     "protects": "the text from all but the data owner, the weights from all but the model owner",
     "leaks": (
         "to both owners and the dealer: architecture, forms, calibrated ranges, number of batches, batch sizes and"
-        " padded lengths; to both owners: true lengths, and one bit for each batch: whether an activation left its"
-        " range; to the data owner: the logits; to the coordinator: logits and labels"
+        " padded lengths; to both owners: true lengths, and one bit for each sentence: whether an activation left"
+        " its range; to the data owner: the logits; to the coordinator: logits and labels"
     ),
 }
 

@@ -225,17 +225,18 @@ def words(n_rows: int) -> Case:
 
 def zero() -> Case:
     def run(party: Party) -> None:
-        tensors = party.take(zero_test.request())
-        c = party.open([(random(1) + tensors[0], 64)])[0]
+        tensors = party.take(zero_test.request(5))
+        c = party.open([(random(5) + tensors[0], 64)])[0]
         party.open([(zero_test.verdict(tensors, c), 64)])
 
-    return Case("zero test", online(run), zero_test.cost(), [(zero_test.verdict.__doc__, "")])
+    return Case("zero test", online(run), zero_test.cost(5), [(zero_test.verdict.__doc__, "")], {"n": 5})
 
 
 def guarded() -> Case:
-    groups = [(random(40), 30, torch.ones(40, dtype=torch.int64)), (random(3), 20, torch.ones(3, dtype=torch.int64))]
-    cost = guard.cost([(40, 30), (3, 20)])
-    return Case("guard", online(lambda party: guard.mark(party, groups)), cost, [(guard.mark.__doc__, "")], {"n": 43})
+    groups = [(random(42), 30, torch.ones(42, dtype=torch.int64)), (random(3), 20, torch.ones(3, dtype=torch.int64))]
+    cost = guard.cost([(42, 30), (3, 20)])
+    run = online(lambda party: guard.mark(party, groups, 3))
+    return Case("guard", run, cost, [(guard.mark.__doc__, "")], {"n": 45})
 
 
 STEPS = PiecewiseFunction(40, tuple(Piece((t,), (1, 2, 3)[: 1 + t % 3]) for t in range(8)))

@@ -146,7 +146,7 @@ def marked(function: TableFunction, x: int, real: int = 1) -> bool:
     values = torch.tensor([x, 1 << (function.guard_bits - 1), 0])
     shares = share(values)
     flags = torch.tensor([real, 1, 1])
-    results, _, _ = run_protocol(lambda party: guard.mark(party, [(shares[party.rank], function.guard_bits, flags)]))
+    results, _, _ = run_protocol(lambda party: guard.mark(party, [(shares[party.rank], function.guard_bits, flags)], 1))
     return int(results[0] + results[1]) != 0
 
 
@@ -157,9 +157,29 @@ def test_the_guard_leaves_good_and_padding_rows_alone() -> None:
     assert not marked(function, 1 << 61, real=0)
 
 
+@settings(max_examples=25, deadline=None)
+@given(st.integers(1, 4), st.lists(st.integers(1, 3), min_size=1, max_size=3), st.data())
+def test_the_guard_marks_each_run_of_rows_by_itself(n_marks: int, sizes: list[int], data: st.DataObject) -> None:
+    """Several groups, each with so many rows for a mark: a mark is set exactly if a row of its own is too large."""
+    bits, expected, groups = 20, torch.zeros(n_marks, dtype=torch.bool), []
+    for size in sizes:
+        flags = st.lists(st.booleans(), min_size=n_marks * size, max_size=n_marks * size)
+        large, real = (torch.tensor(data.draw(flags)).view(n_marks, size) for _ in range(2))
+        expected |= (large & real).any(1)
+        # From 2^(bits + 1) on a row is always marked, below 2^bits never.
+        x = torch.where(large, 5 << bits, (1 << bits) - 1)
+        groups.append((share(x.view(-1)), bits, real.long().view(-1)))
+
+    def owner(party: Party) -> torch.Tensor:
+        return guard.mark(party, [(shares[party.rank], bits, real) for shares, bits, real in groups], n_marks)
+
+    results, _, _ = run_protocol(owner)
+    assert torch.equal(results[0] + results[1] != 0, expected)
+
+
 def test_the_guards_stated_cost() -> None:
     groups = [(integers(40, bits=20, signed=False), 30, torch.ones(40, dtype=torch.int64))] * 2
-    _, counters, requests = run_protocol(lambda party: guard.mark(party, groups))
+    _, counters, requests = run_protocol(lambda party: guard.mark(party, groups, 4))
     assert counters[0].rounds == 3
     assert counters[0].bytes_sent == 80 * 24
     assert dealer_bytes(requests) == 80 * 32

@@ -51,7 +51,7 @@ class CrypTenBert:
         self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
-        """Return shared logits (B, C), and the shared number (1,) that tells whether anything left its range.
+        """Return shared logits (B, C), and shared numbers (B,) that tell which sentences left their ranges.
 
         Args:
             one_hot: the unit vectors of word and token type side by side, (B L, V + T), shared at scale 1.
@@ -163,54 +163,56 @@ class CrypTenBert:
         return softmax_form(self._config.softmax).on(CRYPTEN)(ops, scores, unit)
 
     def _residual(self, mask: torch.Tensor) -> Any:
-        """Return a shared number (1,) that is near zero unless a row left its range.
+        """Return shared numbers (B,), each of which is near zero unless a row of its sentence left its range.
 
-        It adds up (x y^2 - 1)^4 and (x y - 1)^4 over all Newton iterations, one for each inverse root y that is
+        Each adds up (x y^2 - 1)^4 and (x y - 1)^4 over all Newton iterations, one for each inverse root y that is
         negative, and one for each row of a constant norm whose sum of squares is negative or beyond its limit. The
         fourth power keeps the rounding of very many good rows far below one bad row. The signs are needed because an
         iteration that starts above its range may find the negative root, whose square is right.
         """
-        total = mask.new_zeros(1)
+        n_batch, n_positions = mask.shape
+        total = mask.new_zeros(n_batch)
         # Padding rows may hold anything; their keys are masked, so they reach no real token.
-        real, signs = mask.reshape(-1), []
+        signs = []
         pairs: list[tuple[Any, Any, torch.Tensor]] = []
         if self._rsqrt_pairs:
-            x, y = _joined(self._rsqrt_pairs)
+            x, y = _joined(self._rsqrt_pairs, n_batch)
             signs.append(y)
-            pairs.append((x, ops.square(y), real.repeat(len(self._rsqrt_pairs))))
+            pairs.append((x, ops.square(y), mask.repeat(1, len(self._rsqrt_pairs))))
         if self._reciprocal_pairs:
-            rows = mask[:, None, :].expand(-1, self._n_heads, -1).reshape(-1)
-            pairs.append((*_joined(self._reciprocal_pairs), rows.repeat(len(self._reciprocal_pairs))))
+            rows = mask.repeat(1, self._n_heads * len(self._reciprocal_pairs))
+            pairs.append((*_joined(self._reciprocal_pairs, n_batch), rows))
         if pairs:
             xs, ys, flags = zip(*pairs, strict=True)
-            left, right = (ops.wrap(torch.cat([part.share for part in side])) for side in (xs, ys))
-            residual = ops.times_integers(ops.add_public(ops.multiply(left, right), -1.0), torch.cat(flags))
-            total = total + ops.square_sum(ops.square(residual), dim=0).share
+            left, right = (ops.wrap(torch.cat([part.share for part in side], dim=1)) for side in (xs, ys))
+            residual = ops.times_integers(ops.add_public(ops.multiply(left, right), -1.0), torch.cat(flags, dim=1))
+            total = total + ops.square_sum(ops.square(residual), dim=1).share.view(n_batch)
         if self._constant_rows:
-            signs.extend(self._squares_and_room())
+            signs.extend(self._squares_and_room(n_batch))
         if signs:
-            below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign in signs])))
-            counted = below * real.repeat(below.numel() // real.numel())
-            total = total + ops.of_bits(counted.sum(0, keepdim=True)).share
+            below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign in signs], dim=1)))
+            counted = below * mask.repeat(1, below.size(1) // n_positions)
+            total = total + ops.of_bits(counted.sum(1)).share
         return ops.wrap(total)
 
-    def _squares_and_room(self) -> list[Any]:
-        """Return each row's sum of squares at the constant norms, and what it lacks to its limit.
+    def _squares_and_room(self, n_batch: int) -> list[Any]:
+        """Return each row's sum of squares at the constant norms, and what it lacks to its limit: (B, rows) each.
 
         Neither may be negative. A sum from 2^30 on comes out modulo 2^32; where that is negative, the sum would seem to
         be below any limit.
         """
         limits, rows = zip(*self._constant_rows, strict=True)
         width = rows[0].share.size(-1)
-        flat = [row.share.reshape(-1, width) for row in rows]
-        squares = ops.square_sum(ops.wrap(torch.cat(flat)), dim=-1).share.reshape(-1)
-        largest = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(0)) * width
+        flat = [row.share.reshape(n_batch, -1, width) for row in rows]
+        squares = ops.square_sum(ops.wrap(torch.cat(flat, dim=1)), dim=-1).share.squeeze(-1)
+        largest = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(1)) * width
         return [ops.wrap(squares), ops.add_public(ops.wrap(-squares), largest.to(squares.device))]
 
 
-def _joined(pairs: list[tuple[Any, Any]]) -> tuple[Any, Any]:
+def _joined(pairs: list[tuple[Any, Any]], n_batch: int) -> tuple[Any, Any]:
+    """Join the rows of all pairs by sentence: (B, rows) each."""
     xs, ys = zip(*pairs, strict=True)
-    return tuple(ops.wrap(torch.cat([t.share.reshape(-1) for t in side])) for side in (xs, ys))
+    return tuple(ops.wrap(torch.cat([t.share.reshape(n_batch, -1) for t in side], dim=1)) for side in (xs, ys))
 
 
 def _key_share(mask: torch.Tensor) -> torch.Tensor:

@@ -2,13 +2,12 @@
 
 import hashlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import torch
 
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.cost import Cost, dealer_bytes
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.bert import CrypTenBert, shared_parameters
@@ -17,7 +16,7 @@ from mpcformer.engines.crypten.constants import model_constants
 from mpcformer.engines.crypten.parameters import parameter_shapes, parameter_values
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
 from mpcformer.engines.registry import DEFAULT_ENGINE
-from mpcformer.errors import ProtocolError, RangeError, UserInputError
+from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import KEY_BYTES, derive_key, fresh_key
 
 # One row with |x y - 1| > 0.18 trips the check; the rounding of a million good rows together does not.
@@ -105,7 +104,7 @@ class CrypTenEngine:
         with active(state):
             mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
             one_hot = torch.empty(self._one_hot_size(shape), dtype=torch.int64, device="meta")
-            self._forward(self._build(None, channel, device="meta"), mask, one_hot)
+            self._forward(self._build(None, channel, device="meta"), mask, one_hot, BatchInputs(mask).asked)
         return recorder.plan
 
     def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "CrypTenBatch":
@@ -114,10 +113,9 @@ class CrypTenEngine:
             raise ProtocolError("a batch was begun before setup")
         return CrypTenBatch(self._state, self._bert, store, self._run)
 
-    def _run(self, inputs: BatchInputs) -> torch.Tensor | None:
+    def _run(self, inputs: BatchInputs) -> Outcome:
         assert self._bert is not None
-        logits: torch.Tensor | None = self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs))
-        return logits
+        return self._forward(self._bert, inputs.attention_mask, self._one_hot(inputs), inputs.asked)
 
     def _build(self, values: dict[str, torch.Tensor] | None, channel: Channel, device: str = "cpu") -> CrypTenBert:
         parameters = shared_parameters(parameter_shapes(self._config), values, device)
@@ -137,7 +135,9 @@ class CrypTenEngine:
         one_hot.scatter_(1, ids, 1)
         return one_hot.scatter_(1, types + self._config.vocab_size, 1)
 
-    def _forward(self, bert: CrypTenBert, mask: torch.Tensor, one_hot: torch.Tensor | None) -> Any:
+    def _forward(
+        self, bert: CrypTenBert, mask: torch.Tensor, one_hot: torch.Tensor | None, asked: torch.Tensor
+    ) -> Outcome:
         shape = BatchShape(*mask.shape)
         shared = ops.Shared(
             tensor=one_hot, size=self._one_hot_size(shape), precision=0, src=DATA_OWNER, device=mask.device
@@ -145,14 +145,11 @@ class CrypTenEngine:
         logits, residual = bert.forward(shared, mask)
         # Both sides: what diverged has wrapped around the ring, and is as likely negative as positive.
         sides = ops.wrap(torch.stack([-residual.share, residual.share]))
-        outside = ops.less_than_zero(ops.add_public(sides, RESIDUAL_LIMIT)).sum()
-        bit = ops.Shared.from_shares(outside, precision=0).reveal()
-        if bit.device.type != "meta" and int(bit) != 0:
-            raise RangeError(
-                "an activation of this batch left the range calibrated on the training data",
-                "leave out texts unlike the training data, or distil with more of it: the ranges come from there",
-            )
-        return logits.get_plain_text(dst=DATA_OWNER)
+        outside = ops.less_than_zero(ops.add_public(sides, RESIDUAL_LIMIT)).sum(0)  # (B,)
+        refused = ops.Shared.from_shares(outside, precision=0).reveal() != 0
+        # The factor is public, so nothing of logits that are not told is in what the model owner sends.
+        opened = ops.times_integers(logits, (~refused & asked).long()[:, None]).get_plain_text(dst=DATA_OWNER)
+        return Outcome(refused, opened if opened is None else opened.masked_fill(refused[:, None], torch.nan))
 
 
 class CrypTenBatch:
@@ -170,7 +167,7 @@ class CrypTenBatch:
         state: PartyState,
         bert: CrypTenBert,
         store: CorrelationStore,
-        run: Callable[[BatchInputs], torch.Tensor | None],
+        run: Callable[[BatchInputs], Outcome],
     ) -> None:
         self._state, self._bert, self._store, self._run = state, bert, store, run
         self._inputs: BatchInputs | None = None
@@ -186,16 +183,16 @@ class CrypTenBatch:
         self._state.use(channel, self._store)
         self._bert.counters = channel.counters
 
-    def online(self, segment: int) -> torch.Tensor | None:
+    def online(self, segment: int) -> Outcome:
         """Run the private forward pass of the batch."""
         if self._inputs is None:
             raise ProtocolError("a batch runs online once, after its start")
         inputs, self._inputs = self._inputs, None
         with active(self._state):
-            logits = self._run(inputs)
+            outcome = self._run(inputs)
         self._bert.watch.lap("check")
         self._seconds, self._waited = dict(self._bert.watch.seconds), dict(self._bert.watch.waited)
-        return logits
+        return outcome
 
     def breakdown(self) -> dict[str, float]:
         """Return the online seconds of the batch by operation."""

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from mpcformer.engines.base import Outcome
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
@@ -45,6 +46,7 @@ class PrivateBert:
         masked: the masked weights at the data owner, else None.
         ahead: what was done before the text was there.
         embeddings: private_table or public_table; with public tables the data owner normalises the first rows itself.
+        asked: bool (B,), which sentences are asked about; None for all.
     """
 
     def __init__(
@@ -57,16 +59,17 @@ class PrivateBert:
         masked: dict[str, torch.Tensor] | None,
         ahead: Ahead,
         embeddings: str = "private_table",
+        asked: torch.Tensor | None = None,
     ) -> None:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
         self._n_batch, self._n_positions = mask.shape
         self._n_heads = config.num_attention_heads
-        self._embeddings = embeddings
+        self._embeddings, self._asked = embeddings, asked
         self._shapes = weight_shapes(config, embeddings)
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch(party.channel.counters)
-        self._check = RangeCheck(party)
+        self._check = RangeCheck(party, mask)
         self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
         self._words, self.maps, self._known = ahead.words, ahead.maps, ahead.known
@@ -131,7 +134,7 @@ class PrivateBert:
             return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
         return [self._owned.weights[name] for name in names]
 
-    def online(self, segment: int, first: torch.Tensor | None) -> torch.Tensor | None:
+    def online(self, segment: int, first: torch.Tensor | None) -> Outcome | None:
         """Run a segment of the pass.
 
         Args:
@@ -140,10 +143,7 @@ class PrivateBert:
                 token types have their ones; with public tables, the normalised rows (B L, H) at INPUT_SCALE.
 
         Returns:
-            float32 (B, C) logits at the data owner after the last segment, else None.
-
-        Raises:
-            RangeError: something left its range; only the last segment tells.
+            What this owner learns of the batch, after the last segment; else None.
         """
         self.watch.start()
         if segment == 0 and self._embeddings == "public_table":
@@ -168,11 +168,12 @@ class PrivateBert:
         arguments = party.open(lookup.halves(clamped.reshape(-1)))
         y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
         self.watch.lap("activation")
-        mark = self._check.total()
+        marks = self._check.totals()
         self.watch.lap("check")
-        logits = reveal(party, y.view(self._n_batch, -1), mark, self._shapes["classifier"], self._owned, self._masked)
+        pooled, shape = y.view(self._n_batch, -1), self._shapes["classifier"]
+        outcome = reveal(party, pooled, marks, shape, self._owned, self._masked, self._asked)
         self.watch.lap("linear")
-        return logits
+        return outcome
 
     def _check_first(self, rows: torch.Tensor | None) -> None:
         """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""

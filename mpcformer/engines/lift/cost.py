@@ -13,7 +13,7 @@ from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import STREAM_BITS, Norm
-from mpcformer.engines.lift.reveal import LOGIT_WIRE_BITS, ONE_WORD
+from mpcformer.engines.lift.reveal import LOGIT_WIRE_BITS, zero_test_half
 from mpcformer.engines.lift.rows import (
     LayerScales,
     row_bits,
@@ -168,7 +168,8 @@ class BatchCost:
 
     def _reveal(self) -> ProtocolCost:
         """Return the cost of the zero test and the classifier, which share messages."""
-        n_batch, word = self._shape.batch_size, ONE_WORD
-        logits = (n_batch, self._config.num_labels), LOGIT_WIRE_BITS
-        opened = opening(word) | self._maps(["classifier"], n_batch)
-        return opened + message(MODEL_OWNER, word) + message(DATA_OWNER, word, logits) + dealt(zero_test.request())
+        n_batch = self._shape.batch_size
+        sums, logits = zero_test_half(n_batch), ((n_batch, self._config.num_labels), LOGIT_WIRE_BITS)
+        opened = opening(sums) | self._maps(["classifier"], n_batch)
+        told = message(MODEL_OWNER, sums) + message(DATA_OWNER, sums, logits)
+        return opened + told + dealt(zero_test.request(n_batch))

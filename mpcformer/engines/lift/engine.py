@@ -12,7 +12,7 @@ from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.correlations.linear import LinearSpec
 from mpcformer.correlations.row_lookup import LookupSpec, salt_of
-from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, PublicModel
+from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
 from mpcformer.engines.lift import fixed_point as fp
@@ -145,6 +145,7 @@ class LiftEngine:
                 self._masked,
                 ahead,
                 self._public.embeddings,
+                asked=inputs.asked,
             )
 
         return LiftBatch(party, ahead, starts, begin, self._first)
@@ -200,7 +201,7 @@ class LiftBatch:
         self._party.channel, self._inputs = channel, inputs
         self._bert = self._begin(inputs)
 
-    def online(self, segment: int) -> torch.Tensor | None:
+    def online(self, segment: int) -> Outcome | None:
         """Run a segment of the pass on shares."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs online after its start")

@@ -1,4 +1,4 @@
-"""The check that nothing in a batch left its calibrated range: marks of tables and guard, added up over the pass."""
+"""The check that nothing in a sentence left its calibrated range: marks of tables and guard, added up over the pass."""
 
 import torch
 
@@ -11,11 +11,18 @@ TABLE_MARK_SHIFT = 32
 
 
 class RangeCheck:
-    """Adds up this party's shares of all marks; the opened total is zero if all was in range."""
+    """Adds up this party's shares of all marks by sentence; an opened total is zero if all of a sentence was in range.
 
-    def __init__(self, party: Party) -> None:
-        self._party = party
-        self._mark: torch.Tensor | int = 0
+    The rows that it is given are those of a batch in order, as many of each sentence.
+
+    Args:
+        party: this owner.
+        mask: public int64 (B, L), 1 at real tokens.
+    """
+
+    def __init__(self, party: Party, mask: torch.Tensor) -> None:
+        self._party, self._n_batch = party, mask.size(0)
+        self._marks = mask.new_zeros(self._n_batch)
         # What the guard looks at after the last layer: numbers, the bits of their bound, and which rows are real.
         self._guarded: list[tuple[torch.Tensor, int, torch.Tensor]] = []
 
@@ -28,7 +35,7 @@ class RangeCheck:
         """Return the result of a lookup; the marks of `real` rows count."""
         value, mark = lookup.evaluate(self._party, opened)
         # Padding rows hold anything; their keys are masked, so they reach no real token.
-        self._mark = self._mark + ((mark * real).sum() << TABLE_MARK_SHIFT)
+        self._marks = self._marks + (self._by_sentence(mark * real) << TABLE_MARK_SHIFT)
         return value
 
     def guard(self, bits: int, argument: torch.Tensor, real: torch.Tensor) -> None:
@@ -36,10 +43,16 @@ class RangeCheck:
         self._guarded.append((argument, bits, real))
 
     def count(self, outside: torch.Tensor) -> None:
-        """Add shares of numbers that are zero if all was in range, and positive but far below 2^64 if not."""
-        self._mark = self._mark + outside.sum()
+        """Add shares of numbers that are zero where all was in range, and positive but far below 2^64 elsewhere.
 
-    def total(self) -> torch.Tensor:
-        """Return this party's share of the sum of all marks, (1,)."""
-        mark = self._mark + guard.mark(self._party, self._guarded)
-        return torch.as_tensor(mark).reshape(1)
+        Args:
+            outside: (B, ...), or (rows,) like all other rows.
+        """
+        self._marks = self._marks + self._by_sentence(outside)
+
+    def totals(self) -> torch.Tensor:
+        """Return this party's shares of the sums of all marks of each sentence, (B,)."""
+        return self._marks + guard.mark(self._party, self._guarded, self._n_batch)
+
+    def _by_sentence(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows.reshape(self._n_batch, -1).sum(1)
