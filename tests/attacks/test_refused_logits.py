@@ -44,8 +44,7 @@ def test_nothing_of_a_refused_sentences_logits_is_sent(
     tmp_path: Path, data_dir: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = with_a_long_word(save_student(tmp_path / "student", data_dir))
-    for long in ((0,), (1, 3), (0, 1, 2, 3), ()):
-        for _ in range(3):
-            sent = last_message(folder, long, engine, monkeypatch)
-            for i in range(N_SENTENCES):
-                assert bool((sent[i] == 0).all()) == (i in long), "a share that is told is zero once in 2^38 times"
+    for long in ((0,), (1, 3), ()):
+        sent = last_message(folder, long, engine, monkeypatch)
+        for i in range(N_SENTENCES):
+            assert bool((sent[i] == 0).all()) == (i in long), "a share that is told is zero once in 2^38 times"

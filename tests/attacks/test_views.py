@@ -40,8 +40,9 @@ def views(
     at_model_owner, at_data_owner = seen[id(ends[0])], seen[id(ends[1])]
     if engine == "lift":
         # Rounded shares of logits have 19 bits and are sign-extended to 24, so the third byte contains repeated bits.
-        last, n_logits = at_data_owner[-1], logits.numel()
-        at_data_owner[-1] = last[:8] + b"".join(last[8 + 3 * n : 10 + 3 * n] for n in range(n_logits))
+        # The third bytes of all logits come last, because numbers are packed in planes.
+        assert len(at_data_owner[-1]) == 8 + 3 * logits.numel()
+        at_data_owner[-1] = at_data_owner[-1][: 8 + 2 * logits.numel()]
     return at_model_owner, at_data_owner
 
 
