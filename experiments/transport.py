@@ -16,7 +16,7 @@ from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import load_public_model
 from mpcformer.files import write_json
 from parties.roles.results import Results
-from parties.runs.simulation import simulate
+from parties.runs.simulation import LocalRunOptions, simulate
 from parties.settings.config import Insecure
 from parties.settings.insecure import warn
 
@@ -49,7 +49,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
                     bar.update(task, info=f"{engine}, {transport}, pair {turn + 1}")
                     logs = Path(work) / f"{engine}-{transport}-{turn}"
                     logs.mkdir()
-                    job = replace(job_of(options, engine, student, data), insecure=TRANSPORTS[transport])
+                    job = replace(_job(options, engine, student, data), insecure=TRANSPORTS[transport])
                     seconds[engine][transport].append(_batch_seconds(simulate(job, logs)))
                     bar.advance(task)
     values = {
@@ -68,6 +68,12 @@ def run(options: BenchOptions) -> dict[str, Any]:
         write_json(options.json, values)
     _show(values)
     return values
+
+
+def _job(options: BenchOptions, engine: str, student: Path, data: Path) -> LocalRunOptions:
+    """Return a run whose batches are dealt and computed in turn, so that nothing runs beside what is measured."""
+    whole = job_of(options, engine, student, data)
+    return replace(whole, job=replace(whole.job, overlap=False))
 
 
 def _batch_seconds(results: Results) -> list[float]:

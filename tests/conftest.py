@@ -10,6 +10,7 @@ from hypothesis import settings
 from transformers.utils import logging as hf_logging
 
 from mpcformer.console import console, err_console
+from parties.ask import local
 from parties.runs import simulation
 from tests.forked import ForkedProcesses
 from tests.tiny import save_parquet, save_student
@@ -31,7 +32,8 @@ def _quiet() -> None:
 def _forked() -> Iterator[None]:
     """Simulations in this process fork their parties; see tests/forked.py."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(simulation, "Processes", ForkedProcesses)
+        for module in (simulation, local):
+            patch.setattr(module, "Processes", ForkedProcesses)
         yield
 
 

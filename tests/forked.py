@@ -50,7 +50,9 @@ class Forked:
 class ForkedProcesses(Processes):
     """A replacement for `parties.runs.simulation.Processes` that forks."""
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start(self, name: str, *arguments: str, with_parent: bool = False) -> None:
+        # A forked process has no standard input of its own that could end; the test kills it.
+        arguments = tuple(each for each in arguments if each != "--with-parent")
         process = context.Process(target=run, args=(self._logs / f"{name}.log", arguments), name=name)
         process.start()
         running: dict[str, Any] = self.running

@@ -16,6 +16,7 @@ from transformers.utils import logging as hf_logging
 from mpcformer.errors import DependencyError, RangeError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
 from mpcformer.modeling.ranges import load_ranges
+from mpcformer.modeling.weights import bert_weights
 
 if TYPE_CHECKING:
     from mpcformer.modeling.model import MPCFormerForSequenceClassification
@@ -206,6 +207,26 @@ def load_student(
     if absent:
         raise UserInputError(f"{folder}/{WEIGHTS} lacks {min(absent)}", "distil the student again")
     return model
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Load a student's weights and check that they are complete, without building the model.
+
+    Returns:
+        The tensors by name, as the student's `state_dict` gives them.
+
+    Raises:
+        UserInputError, RangeError: as for `load_student`.
+    """
+    require_student(folder, read_config(folder))
+    load_ranges(folder)
+    config = MPCFormerConfig.from_pretrained(folder)
+    state = _read_weights(folder, config)
+    try:
+        bert_weights(state, config)
+    except UserInputError as error:
+        raise UserInputError(f"{folder}: {error.what}", error.remedy) from None
+    return state
 
 
 def load_tokenizer(folder: Path) -> Any:

@@ -26,6 +26,7 @@ CHUNK = 1024
 # How many shapes stay in stock while nobody asks: those that were asked for last.
 RECENT = 2
 OUT_OF_RANGE = "an activation of this text left the range that the model was calibrated for"
+NO_CHARACTERS = "some of this text is no Unicode character: it was not read as UTF-8"
 Text = str | tuple[str, str] | Mapping[str, str]
 Answer = dict[str, Any]
 
@@ -149,16 +150,17 @@ class Classifier:
             yield from self._chunk([_as_pair(index, text) for index, text in chunk], largest, details)
 
     def _chunk(self, texts: list[tuple[str, ...]], largest: int, details: bool) -> Iterator[Answer]:
-        encoded = [self._encode(text) for text in texts]
-        short = [i for i, row in enumerate(encoded) if len(row.input_ids) <= self._positions]
-        found: dict[int, Answer] = {
-            i: _refused(
-                f"{len(row.input_ids)} tokens are more than the model's {self._positions} positions; to cut long texts,"
-                f" set max_length"
-            )
-            for i, row in enumerate(encoded)
-            if len(row.input_ids) > self._positions
-        }
+        encoded: dict[int, Encoded] = {}
+        found: dict[int, Answer] = {}
+        for i, text in enumerate(texts):
+            if not all(map(_is_unicode, text)):
+                found[i] = _refused(NO_CHARACTERS)
+                continue
+            encoded[i] = self._encode(text)
+            if (n := len(encoded[i].input_ids)) > self._positions:
+                what = f"{n} tokens are more than the model's {self._positions} positions"
+                found[i] = _refused(f"{what}; to cut long texts, set max_length")
+        short = [i for i in range(len(texts)) if i not in found]
         lengths = [len(encoded[i].input_ids) for i in short]
         plan = shapes.batches(lengths, self._options.lengths, self._positions, largest)
         following, at = iter(plan), 0
@@ -280,6 +282,14 @@ class Classifier:
 
 def _refused(reason: str) -> Answer:
     return {"label": None, "score": None, "refused": True, "reason": reason}
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _is_pair(value: object) -> bool:

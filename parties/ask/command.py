@@ -137,6 +137,8 @@ class _Source:
         elif self._texts:
             yield from ((text,) for text in self._texts)
         else:
+            # What is no UTF-8 is refused as a text, not as a whole input.
+            sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
             yield from ((line.rstrip("\r\n"),) for line in sys.stdin)
 
     def digest(self) -> str:

@@ -48,7 +48,8 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     inputs = [BatchInputs(p["attention_mask"], p["input_ids"], p["token_type_ids"]) for p in padded]
 
     side = DataSide(config, job, membership, public, student)
-    side.pool.coming([item.shape for item in inputs])
+    if asked.overlap:
+        side.pool.coming([item.shape for item in inputs])
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
         told = Progress(membership, side, index, len(todo))
         answered = side.ask(item, len(batch), told.tell)

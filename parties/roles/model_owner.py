@@ -13,8 +13,7 @@ from mpcformer.engines.base import MODEL_OWNER, load_public_model
 from mpcformer.engines.registry import create_engine
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import sha256_file
-from mpcformer.modeling import load_student
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.load import WEIGHTS, load_weights
 from parties.session.budget import Budget
 from parties.session.membership import Membership
 from parties.session.model_side import ModelSide
@@ -93,7 +92,7 @@ class ModelOwner:
         self._config = config
         self._peers = PeerService(config.data_owners)
         self._budget = Budget(config.budget_file, config.max_sentences_per_day)
-        self._weights = load_student(config.student).state_dict()
+        self._weights = load_weights(config.student)
         self._public = load_public_model(config.student)
         self._digest = sha256_file(config.student / WEIGHTS)
 

@@ -64,7 +64,10 @@ class Pool:
         return self._size_of(shape) <= self.limit_bytes
 
     def coming(self, shapes: Sequence[BatchShape]) -> None:
-        """Deal batches for what will be asked next, in this order, as far as there is room; forget what was said before."""
+        """Deal batches for what will be asked next, in this order and as far as there is room.
+
+        What was said to come before, and has not been dealt, is forgotten.
+        """
         with self._changed:
             self._coming = deque(shape for shape in shapes if self.fits(shape))
             self._changed.notify_all()

@@ -39,6 +39,8 @@ class JobDescription:
         max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
         engine: one of `ENGINES`.
         embeddings: one of `EMBEDDINGS`.
+        overlap: whether a batch is dealt while the one before it is computed. That is faster, but what single batches
+            took is then not what they would take alone.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -50,6 +52,7 @@ class JobDescription:
     max_length: Annotated[int | None, Field(ge=8)] = None
     engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
     embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
+    overlap: bool = True
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, for journals and manifests."""

@@ -35,7 +35,7 @@ START_LIMIT_S = 90.0
 # The points where a process can be halted: a function, and at which of its calls. Batches have one sentence, so some
 # are finished by then.
 POINTS: dict[str, tuple[str, int]] = {
-    "offline": ("mpcformer.engines.lift.bert.PrivateBert.offline", 6),
+    "offline": ("mpcformer.engines.lift.ahead.Ahead.offline", 6),
     "linear": ("mpcformer.engines.lift.bert.PrivateBert._apply", 20),
     "softmax": ("mpcformer.engines.lift.attention.PrivateAttention.attend", 4),
     "reveal": ("mpcformer.engines.lift.bert.reveal", 3),
@@ -258,13 +258,13 @@ def _routed(routes: dict[str, str], path: Path, out: Path, resume: bool) -> int:
     """Run a coordinator that gives the owners the addresses in `routes` in place of the services' own."""
     from parties.roles import coordinator
 
-    original = coordinator.Coordinator._job
+    original = coordinator.Coordinator.new_job
 
-    def job(self: Any) -> Any:
-        message = original(self)
+    def job(self: Any, **of_a_resumed_run: Any) -> Any:
+        message = original(self, **of_a_resumed_run)
         message.dealer_address = routes[message.dealer_address]
         message.model_owner_address = routes[message.model_owner_address]
         return message
 
-    coordinator.Coordinator._job = job  # type: ignore[method-assign]
+    coordinator.Coordinator.new_job = job  # type: ignore[method-assign]
     return _coordinate(path, out, resume)

@@ -1,0 +1,165 @@
+"""Tests of the pool of batches that are dealt ahead."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from mpcformer.engines.base import BatchShape
+from mpcformer.errors import MPCFormerError, PartyError, UserInputError
+from parties.session.owner_session import Dealt
+from parties.session.pool import Pool
+
+ONE, FOUR, LONG = BatchShape(1, 32), BatchShape(4, 32), BatchShape(1, 128)
+SIZES = {ONE: 10, FOUR: 40, LONG: 40, BatchShape(16, 512): 1000}
+
+
+class Table:
+    """A pool with a dealer that deals when it may.
+
+    Attributes:
+        dealt, forgotten: the shapes that were dealt, and the numbers of the batches that were dropped.
+    """
+
+    def __init__(self, limit: int = 100) -> None:
+        self.dealt: list[BatchShape] = []
+        self.forgotten: list[int] = []
+        self.failures: list[BaseException] = []
+        self.open = threading.Event()
+        self.open.set()
+        self.pauses = 0
+        self.fails = False
+        self.pool = Pool(
+            deal=self._deal,
+            forget=self.forgotten.append,
+            size_of=SIZES.__getitem__,
+            limit_bytes=limit,
+            on_failure=self.failures.append,
+        )
+
+    def _deal(self, shape: BatchShape, pause: Callable[[], None]) -> Dealt:
+        for _ in range(2):
+            pause()
+            self.pauses += 1
+            self.open.wait(10)
+        if self.fails:
+            raise PartyError("dealer", "it left")
+        self.dealt.append(shape)
+        batch: Any = None
+        return Dealt(shape, batch, 2, SIZES[shape])
+
+    def has_dealt(self, *shapes: BatchShape) -> None:
+        """Wait until these shapes were dealt, and a little longer to see that no others follow."""
+        deadline = time.monotonic() + 10
+        while len(self.dealt) < len(shapes) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        assert self.dealt == list(shapes)
+
+
+@pytest.fixture
+def table() -> Iterator[Table]:
+    made = Table()
+    yield made
+    made.open.set()
+    made.pool.close()
+
+
+def test_a_batch_that_waits_is_taken_once(table: Table) -> None:
+    table.pool.coming([ONE, ONE])
+    table.has_dealt(ONE, ONE)
+    numbers = [table.pool.take(ONE) for _ in range(3)]
+    assert [number for number, _, _ in numbers] == [0, 1, 2]
+    assert [ready for _, _, ready in numbers] == [True, True, False]
+
+
+def test_what_is_asked_for_now_comes_before_what_was_said_to_come(table: Table) -> None:
+    table.open.clear()
+    table.pool.coming([FOUR, FOUR])
+    taken: list[BatchShape] = []
+    thread = threading.Thread(target=lambda: taken.append(table.pool.take(LONG)[1].shape))
+    thread.start()
+    time.sleep(0.1)
+    table.open.set()
+    thread.join(10)
+    assert taken == [LONG]
+    table.has_dealt(FOUR, LONG, FOUR)
+
+
+def test_the_pool_holds_no_more_than_its_limit(table: Table) -> None:
+    table.pool.coming([FOUR] * 5)
+    table.has_dealt(FOUR, FOUR)  # a third would need 120 of 100 bytes
+    table.pool.take(FOUR)
+    table.has_dealt(FOUR, FOUR, FOUR)
+    assert not table.pool.fits(BatchShape(16, 512))
+
+
+def test_a_question_that_finds_no_room_drops_what_has_waited_longest(table: Table) -> None:
+    table.pool.coming([FOUR, FOUR])
+    table.has_dealt(FOUR, FOUR)
+    assert table.pool.take(LONG)[1].shape == LONG
+    assert table.forgotten == [0]
+
+
+def test_the_stock_is_filled_while_nobody_asks(table: Table) -> None:
+    with table.pool.asking():
+        table.pool.stock_only([ONE], 2)
+        table.has_dealt()
+    table.has_dealt(ONE, ONE)
+    table.pool.take(ONE)
+    table.has_dealt(ONE, ONE, ONE)
+    table.pool.stock_only([FOUR], 1)
+    table.has_dealt(ONE, ONE, ONE, FOUR)
+
+
+def test_dealing_for_the_stock_pauses_while_somebody_asks(table: Table) -> None:
+    table.open.clear()
+    table.pool.stock_only([ONE], 1)
+    while not table.pauses:
+        time.sleep(0.01)
+    with table.pool.asking():
+        table.open.set()
+        time.sleep(0.2)
+        assert table.pauses == 1
+    table.has_dealt(ONE)
+
+
+def test_deal_and_seal(table: Table) -> None:
+    with pytest.raises(UserInputError, match=r"deal_ahead: 11 batches need 0 MiB, the pool has 0 MiB"):
+        table.pool.deal_and_seal([ONE] * 11)
+    table.pool.deal_and_seal([ONE, ONE])
+    assert table.dealt == [ONE, ONE]
+    table.pool.take(ONE)
+    assert table.pool.can_serve(ONE)
+    assert not table.pool.can_serve(FOUR)
+    with pytest.raises(UserInputError, match="no batch of 4 x 32 tokens waits; what waits: 1 of 1 x 32"):
+        table.pool.take(FOUR)
+    table.pool.take(ONE)
+    with pytest.raises(UserInputError, match="what waits: nothing"):
+        table.pool.take(ONE)
+    table.has_dealt(ONE, ONE)
+
+
+def test_what_was_not_used_goes_back(table: Table) -> None:
+    number, dealt, _ = table.pool.take(ONE)
+    table.pool.put_back(number, dealt)
+    assert table.pool.take(ONE) == (number, dealt, True)
+
+
+def test_a_failure_reaches_who_waits_and_the_session(table: Table) -> None:
+    table.fails = True
+    with pytest.raises(PartyError, match="dealer: it left"):
+        table.pool.take(ONE)
+    assert [str(error) for error in table.failures] == ["dealer: it left"]
+    with pytest.raises(PartyError, match="dealer: it left"):
+        table.pool.take(ONE)
+
+
+def test_after_the_end_nothing_is_dealt() -> None:
+    table = Table()
+    table.pool.close()
+    with pytest.raises(MPCFormerError, match="the session has ended"):
+        table.pool.take(ONE)
+    table.has_dealt()
