@@ -12,7 +12,7 @@ from mpcformer.engines.registry import create_engine
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
-from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
+from mpcformer.tasks import Examples, encode, length_batches, load_job, pad_batch
 from parties.roles.membership import Membership
 from parties.roles.owner_session import OwnerSession
 from parties.settings.config import DataOwnerConfig
@@ -45,7 +45,16 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
             )
     asked = JobDescription.from_message(job)
     public = replace(public, embeddings=asked.embeddings)
-    examples = load_examples(get_task(asked.task), asked.split, data_dir=config.data_dir, limit=asked.limit)
+    data = load_job(
+        asked.task,
+        asked.split,
+        public.config,
+        str(config.public_model),
+        data_dir=config.data_dir,
+        own=config.data,
+        limit=asked.limit,
+    )
+    examples = data.examples
     positions = public.config.max_position_embeddings
     encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
     batches = length_batches([len(row.input_ids) for row in encoded], asked.batch_size)
@@ -82,7 +91,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
             batch=pb.Batch(
                 batch=job.first_batch + index,
                 report=report,
-                predictions=predictions(examples, batch, logits),
+                predictions=predictions(examples, batch, data.in_order(logits)),
                 batch_plan=digest,
                 n_batches=len(batches),
                 terms=session.terms,
