@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from mpcformer import options
 from mpcformer.errors import UserInputError
 from mpcformer.options import INPUT, OUTPUT, TRAINING, choice, flag, option
+from mpcformer.tasks import OWN_DATA
 
 # torch and transformers are imported inside the commands, because help must not wait for them.
 
@@ -44,6 +45,42 @@ def _known_start(given: str) -> str:
     return given
 
 
+def _own_data(
+    task: str | None,
+    data_dir: Path | None,
+    train_data: Path | None,
+    eval_data: Path | None,
+    text_column: list[str] | None,
+    label_column: str | None,
+) -> dict[str, Any]:
+    """Return the fields of a recipe that say what is trained on: a task of the registry, or data of one's own.
+
+    Raises:
+        UserInputError: both are given, or neither, or options that do not go together.
+    """
+    if train_data is None:
+        given = {"--eval-data": eval_data, "--text-column": text_column or None, "--label-column": label_column}
+        for name, value in given.items():
+            if value is not None:
+                raise UserInputError(f"{name}: it goes with --train-data, which is missing", "give --train-data FILE")
+        if task is None:
+            raise UserInputError(
+                "--task: neither a task nor data of your own is given", "give --task, or --train-data FILE"
+            )
+        return {"task": task, "data_dir": data_dir}
+    for name, value in (("--task", task), ("--data-dir", data_dir)):
+        if value is not None:
+            raise UserInputError(
+                f"--train-data: it was given with {name}, which is for tasks of the registry", "give one of the two"
+            )
+    for name, path in (("--train-data", train_data), ("--eval-data", eval_data)):
+        if path is not None and not path.exists():
+            raise UserInputError(f"{name}: {path} does not exist", "check the path")
+    columns = tuple(text_column) if text_column else None
+    own = {"train_data": train_data, "eval_data": eval_data, "text_columns": columns, "label_column": label_column}
+    return {"task": OWN_DATA} | own
+
+
 RECIPES = ("fitted", "paper")
 ONE_TASK = "One of {}."
 
@@ -51,6 +88,14 @@ Out = Annotated[Path, option(group=OUTPUT, about="New folder for the result.")]
 DataDir = Annotated[
     Path | None, options.folder("--data-dir", group=INPUT, about="Folder of parquet files; default: download.")
 ]
+TrainData = Annotated[Path | None, option(group=INPUT, about="File of your own texts with labels; instead of --task.")]
+EvalData = Annotated[
+    Path | None, option(group=INPUT, about="File to choose epochs by; default: a part of --train-data.")
+]
+TextColumn = Annotated[
+    list[str] | None, options.column("--text-column", "Column of text there, given twice for a pair; default: guessed.")
+]
+LabelColumn = Annotated[str | None, options.column("--label-column", "Column of labels there; default: guessed.")]
 Limit = Annotated[int | None, option(group=INPUT, about="Training sentences to use; default: all.")]
 MaxLength = Annotated[int, option(group=INPUT, about="Cut texts to this many tokens.")]
 Backbone = Annotated[str | None, option(group=INPUT, about="Folder or hub id of a BERT; default: a 6-layer MiniLM.")]
@@ -69,9 +114,13 @@ TensorBoard = Annotated[Path | None, option(group=OUTPUT, about="Write TensorBoa
 
 def teacher(
     *,
-    task: Annotated[str, options.task(ONE_TASK)],
+    task: Annotated[str | None, options.task(ONE_TASK)] = None,
     model: Backbone = None,
     data_dir: DataDir = None,
+    train_data: TrainData = None,
+    eval_data: EvalData = None,
+    text_column: TextColumn = None,
+    label_column: LabelColumn = None,
     limit: Limit = None,
     max_length: MaxLength = 128,
     epochs: Annotated[int, option(group=TRAINING, about="Passes over the training set.")] = 3,
@@ -95,10 +144,10 @@ def teacher(
     from distill.recipe import TeacherRecipe
     from mpcformer.modeling import default_backbone
 
+    data = _own_data(task, data_dir, train_data, eval_data, text_column, label_column)
     recipe = TeacherRecipe(
-        task=task,
+        **data,
         model=model or str(default_backbone()),
-        data_dir=data_dir,
         limit=limit,
         epochs=epochs,
         batch_size=batch_size,
@@ -171,8 +220,10 @@ def distill_general(
 def distill(
     *,
     teacher: Annotated[Path, options.folder("--teacher", group=INPUT, about="Folder of a fine-tuned BERT.")],
-    task: Annotated[str, options.task("The teacher's task. One of {}.")],
+    task: Annotated[str | None, options.task("The teacher's task. One of {}.")] = None,
     data_dir: DataDir = None,
+    train_data: TrainData = None,
+    eval_data: EvalData = None,
     limit: Limit = None,
     max_length: MaxLength = 128,
     gelu: Gelu = "quad",
@@ -186,7 +237,7 @@ def distill(
     ] = None,
     start: Annotated[
         str,
-        choice("--from", _starts, group=TRAINING, about="{}, or a general student's folder.", check=_known_start),
+        choice("--from", _starts, group=TRAINING, about="{} or a general student.", check=_known_start),
     ] = "fitted",
     recipe: Annotated[
         str, choice("--recipe", lambda: RECIPES, group=TRAINING, about="One of {} (as published).")
@@ -213,6 +264,7 @@ def distill(
     """
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
+    from distill.teacher import columns_of
     from mpcformer.modeling.configuration import split_norms
 
     chosen: dict[str, Any] = {
@@ -225,14 +277,15 @@ def distill(
         "objective": objective,
     }
     chosen |= {"start": start} if start in _starts() else {"start": "general", "general": Path(start)}
+    columns = columns_of(teacher) if train_data else (None, None)
+    data = _own_data(task, data_dir, train_data, eval_data, *columns)
     if recipe == "paper":
-        chosen |= paper_recipe(task)
+        chosen |= paper_recipe(data["task"])
     if objective == "labels":
         chosen |= LABELS_ALONE
     made = DistillRecipe(
         teacher=teacher,
-        task=task,
-        data_dir=data_dir,
+        **data,
         limit=limit,
         gelu=gelu,
         softmax=softmax,
@@ -264,7 +317,8 @@ def _report(out: Path, record: dict[str, Any], scores: dict[str, float]) -> None
 
     if not _reports():
         return
-    head = f"score on {record['n_selection']} training sentences set aside"
+    apart = "sentences of --eval-data" if record.get("recipe", {}).get("eval_data") else "training sentences set aside"
+    head = f"score on {record['n_selection']} {apart}"
     table = PlainTable(f"{record['task']}: {out}", "model", head)
     for name, score in scores.items():
         table.add_row(name, f"{score:.4f}")

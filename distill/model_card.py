@@ -90,7 +90,7 @@ def write_card(
         base=base,
         after=after,
         dataset=task.hub_path if recipe.data_dir is None else "",
-        data=_data(task, recipe.data_dir is None),
+        data=_data(task, recipe.data_dir is None and not task.is_own),
         settings=_settings(recipe),
         record=record,
         scores=scores if isinstance(scores, dict) else {"teacher": scores},
@@ -103,6 +103,8 @@ def write_card(
 
 
 def _data(task: Task, public: bool) -> str:
+    if task.is_own:
+        return "local files of the person who trained it"
     if not public:
         return f"local files of the person who trained it, in the layout of {task.name}"
     return f"`{task.hub_path}` on the Hugging Face hub" if task.hub_path else f"the sentences of {DEMO_SOURCE}"

@@ -33,6 +33,10 @@ class TeacherRecipe:
         seed: determines batches, dropout and the new head.
         precision: "auto", "fp32" or "bf16"; see `distill.training.device.autocast`.
         selection_share: the fraction of the training examples that is set aside to choose the best epoch by.
+        train_data: the file of own data to train on, in place of a task of the registry; `task` is then `OWN_DATA`.
+        eval_data: the file of own data to choose the best epoch by; None: a part of `train_data` is set aside.
+        text_columns: the columns of text in both files; None: they are guessed by their names.
+        label_column: the column of labels in both files; None: it is guessed by its name.
     """
 
     task: str
@@ -46,6 +50,10 @@ class TeacherRecipe:
     seed: int = 0
     precision: str = "auto"
     selection_share: float = 0.05
+    train_data: Path | None = None
+    eval_data: Path | None = None
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
 
 
 @dataclass(frozen=True)
@@ -152,6 +160,10 @@ class DistillRecipe:
     also2: tuple[str, ...] = ()
     layer_rates: float | None = None
     general: Path | None = None
+    train_data: Path | None = None
+    eval_data: Path | None = None
+    text_columns: tuple[str, ...] | None = None
+    label_column: str | None = None
 
 
 def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, Any]:

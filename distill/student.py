@@ -36,14 +36,14 @@ from distill.training.calibrate import calibrate
 from distill.training.checks import check_numbers, check_precision, check_replaced
 from distill.training.device import pick_device
 from distill.training.loop import Options, train
-from distill.training.prepare import Prepared, prepare
+from distill.training.prepare import Prepared, prepare, training_task
 from distill.training.versions import versions
 from distill.training.workspace import Workspace
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
-from mpcformer.tasks import Task, get_task
+from mpcformer.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -90,8 +90,8 @@ def distill_student(
     Raises:
         UserInputError: an option is wrong; all are checked before training starts.
     """
-    task = get_task(recipe.task)
     _check(recipe)
+    task = training_task(recipe)
     work = Workspace(out, recipe, resume=resume)
     if "sinkhorn" in recipe.also2 and work.processes.size > 1:
         raise UserInputError(

@@ -1,5 +1,6 @@
 """Fine-tune a teacher: a BERT checkpoint, trained on a task. The best epoch is chosen on part of the training set."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,17 +9,19 @@ from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model, base_model_of, tasks_of, write_card
 from distill.recipe import TeacherRecipe
+from distill.start.initialise import order_head
 from distill.training.checks import check_numbers, check_precision
 from distill.training.data import Batch
 from distill.training.device import pick_device
 from distill.training.loop import Options, Stage, train
-from distill.training.prepare import Prepared, prepare
+from distill.training.prepare import Prepared, prepare, training_task
 from distill.training.versions import versions
 from distill.training.workspace import Workspace
-from mpcformer.files import write_json
+from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.load import read_config, require_teacher
-from mpcformer.tasks import Task, get_task
+from mpcformer.tasks import Task
 
 
 def train_teacher(
@@ -44,7 +47,7 @@ def train_teacher(
     Raises:
         UserInputError: an option is wrong; all are checked before training starts.
     """
-    task = get_task(recipe.task)
+    task = training_task(recipe)
     work = Workspace(out, recipe, resume=resume)
     source, model, tokenizer, prepared = load_material(recipe)
     work.open()
@@ -98,15 +101,24 @@ def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
     Raises:
         UserInputError: an option is wrong.
     """
-    task = get_task(recipe.task)
+    task = training_task(recipe)
     check_numbers(epochs=recipe.epochs, lr=recipe.learning_rate)
     check_precision(recipe.precision)
     source = resolve_checkpoint(recipe.model)
     require_teacher(source, "--model")
     model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
+    with contextlib.suppress(UserInputError):  # a head for other classes is trained anew
+        order_head(model, task, "--model")
     tokenizer = load_tokenizer(source)
     prepared = prepare(recipe, tokenizer, positions=model.config.max_position_embeddings)
     return source, model, tokenizer, prepared
+
+
+def columns_of(teacher: Path) -> tuple[list[str] | None, str | None]:
+    """Return the columns of text and of labels that a teacher was told to read; None for those that it was not told."""
+    path = teacher / "teacher.json"
+    recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
+    return recipe.get("text_columns"), recipe.get("label_column")
 
 
 def _as_bert(model: Any, raw: dict[str, Any], labels: tuple[str, ...]) -> BertForSequenceClassification:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,22 @@ def check_new_folder(path: Path, option: str = "--out") -> None:
     if path.exists() or path.is_symlink():
         kind = "is not empty" if path.is_dir() else "is a file"
         raise UserInputError(f"{option}: {path} {kind}", f"choose another folder or remove it: rm -r {path}")
+
+
+def check_temporary_folder() -> None:
+    """Check that temporary files can be written somewhere; several libraries need that as soon as they are loaded.
+
+    Raises:
+        UserInputError: there is no folder for them; the error names the variable that sets one.
+    """
+    try:
+        tempfile.gettempdir()
+    except OSError:
+        first = os.environ.get("TMPDIR", "/tmp")
+        raise UserInputError(
+            f"TMPDIR: temporary files can be written neither to {first} nor to any other usual folder",
+            f"make room in {first}, or set TMPDIR to a folder that can be written to",
+        ) from None
 
 
 def remove(path: Path) -> None:

@@ -153,6 +153,11 @@ def task(about: str) -> Any:
     return choice("--task", _tasks, group=INPUT, about=about)
 
 
+def column(name: str, about: str) -> Any:
+    """Return an option that takes the name of a column of a file."""
+    return option(name, group=INPUT, about=about, metavar="<name>")
+
+
 def gelu(group: str, about: str) -> Any:
     """Return the option --gelu."""
     return choice("--gelu", _gelu_forms, group=group, about=about)

@@ -12,13 +12,21 @@ import typer
 from mpcformer import options
 from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
+from mpcformer.files import check_temporary_folder
 from mpcformer.options import INPUT, MACHINE, OUTPUT, Command, choice, flag, option
+from mpcformer.tasks import EVAL, OWN_DATA, OwnData
 
 
 def _devices() -> Iterable[str]:
     from parties.settings.config import Device
 
     return get_args(Device)
+
+
+def _metrics() -> Iterable[str]:
+    from mpcformer.tasks.metrics import METRICS
+
+    return METRICS
 
 
 def _networks() -> Iterable[str]:
@@ -66,18 +74,32 @@ def infer(
     student: Student,
     teacher: Annotated[
         Path | None,
-        options.folder("--teacher", group=INPUT, about="To compare with; default: the student's own, if still there."),
+        options.folder("--teacher", group=INPUT, about="To compare with; default: the student's own."),
     ] = None,
-    gelu: Annotated[str | None, options.gelu(INPUT, "Refuse a student of another form; one of {}.")] = None,
-    softmax: Annotated[str | None, options.softmax(INPUT, "Refuse a student of another form; one of {}.")] = None,
+    gelu: Annotated[str | None, options.gelu(INPUT, "Refuse another form; one of {}.")] = None,
+    softmax: Annotated[str | None, options.softmax(INPUT, "Refuse another form; one of {}.")] = None,
     task: Annotated[str | None, options.task("Default: the student's own. One of {}.")] = None,
+    data: Annotated[
+        Path | None,
+        option("--data", group=INPUT, about="Your own file, with or without labels, instead of --task."),
+    ] = None,
+    text_column: Annotated[
+        list[str] | None,
+        options.column("--text-column", "Its column of text, given twice for a pair; default: guessed."),
+    ] = None,
+    label_column: Annotated[
+        str | None, options.column("--label-column", 'Its column of labels; default: guessed; "": none.')
+    ] = None,
+    metrics: Annotated[
+        list[str] | None, choice("--metrics", _metrics, group=INPUT, about="Report these; of {}.")
+    ] = None,
     data_dir: Annotated[
         Path | None, options.folder("--data-dir", group=INPUT, about="Folder of parquet files; default: download.")
     ] = None,
-    split: Annotated[str, option(group=INPUT, about="A split's name; eval: the task's reported ones.")] = "eval",
+    split: Annotated[str, option(group=INPUT, about="A split's name, or eval.")] = EVAL,
     limit: Annotated[int | None, option(group=INPUT, about="Number of examples, drawn by hash; default: all.")] = None,
     max_length: Annotated[
-        int | None, option(group=INPUT, about="Cut texts to this many tokens; default: refuse longer ones.")
+        int | None, option(group=INPUT, about="Cut texts to this many tokens, or refuse longer ones.")
     ] = None,
     engine: Annotated[str, options.engine("The private protocols: {}.")] = DEFAULT_ENGINE,
     embeddings: Annotated[str, options.embeddings("{}; public: the data owner gets the tables.")] = "private_table",
@@ -93,18 +115,19 @@ def infer(
     out: RunFolder = None,
 ) -> None:
     """Run a student privately, with every party as a process of this machine.
-
     The parties are semi-honest and do not collude; the dealer is trusted for randomness only.
 
     Example: mpcformer infer --student runs/demo/student --limit 64 --network wan
     """
     _check_resume(resume, out)
+    check_temporary_folder()
     from parties.runs import local_run, report
     from parties.runs.network import network_profile
     from parties.runs.simulation import LocalRunOptions
     from parties.settings.job import JobDescription
 
-    name = task or local_run.task_of(student)
+    own = _own_data(data, text_column, label_column, task=task, data_dir=data_dir, split=split)
+    name = OWN_DATA if own else task or local_run.task_of(student)
     job = JobDescription(
         task=name,
         split=split,
@@ -119,15 +142,43 @@ def infer(
         teacher=teacher or local_run.teacher_of(student),
         job=job,
         data_dir=data_dir,
+        data=own,
+        metrics=tuple(metrics or ()),
         network=network_profile(network),
         port=port,
         threads=threads,
         device=device,
         deadline_s=deadline_s,
     )
-    folder = out or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = out or Path("runs") / f"{own.path.stem if own else name}-{time.strftime('%Y%m%d-%H%M%S')}"
     local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
     report.show(local_run.run(run_options, folder, resume=resume), folder)
+
+
+def _own_data(
+    path: Path | None, text_columns: list[str] | None, label_column: str | None, **not_with: object
+) -> OwnData | None:
+    """Return the file of own data, or None if the job is on a task of the registry.
+
+    Raises:
+        UserInputError: options were given that do not go together.
+    """
+    if path is None:
+        for option_name, given in (("--text-column", text_columns or None), ("--label-column", label_column)):
+            if given is not None:
+                raise UserInputError(
+                    f"{option_name}: it names a column of --data, which is missing", "give --data FILE"
+                )
+        return None
+    for name, value in not_with.items():
+        if value not in (None, EVAL):
+            raise UserInputError(
+                f"--data: it was given with --{name.replace('_', '-')}, which is for tasks of the registry",
+                "give one of the two",
+            )
+    if not path.exists():
+        raise UserInputError(f"--data: {path} does not exist", "check the path")
+    return OwnData(path, tuple(text_columns or ()), label_column)
 
 
 def party(

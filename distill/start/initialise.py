@@ -17,7 +17,7 @@ from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
 from mpcformer.modeling.load import read_config, require_teacher
-from mpcformer.tasks import Task
+from mpcformer.tasks import Task, class_order, model_names
 
 Model = MPCFormerForSequenceClassification
 
@@ -54,6 +54,7 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
             f"--teacher: {recipe.teacher} has {teacher.num_labels} outputs, task {task.name} needs {task.num_labels}",
             f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
         )
+    order_head(teacher, task, f"--teacher: {recipe.teacher}")
     forms: dict[str, Any] = {"gelu": recipe.gelu, "softmax": recipe.softmax, "constant_norms": recipe.constant_norms}
     sizes = _smaller_sizes(recipe, teacher)
     if recipe.start == "random" or sizes:
@@ -62,9 +63,31 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
             torch.manual_seed(recipe.seed)
             return teacher, MPCFormerForSequenceClassification(config).eval()
     student = load_checkpoint(recipe.teacher, task=task.name, **forms)
+    order_head(student, task, f"--teacher: {recipe.teacher}")
     if recipe.general is not None:
         _take_body(student, recipe.general, recipe.teacher)
     return teacher, student
+
+
+def order_head(model: Model, task: Task, where: str) -> None:
+    """Put a model's outputs into the order of the task's classes, by name, and name them as the task does.
+
+    Args:
+        model: the model, which has as many outputs as the task has classes.
+        task: the task.
+        where: the option of the model, for the error.
+
+    Raises:
+        UserInputError: the model's classes have names, and they are not the task's.
+    """
+    order = class_order(model_names(model.config), task, where)
+    if order is not None:
+        with torch.no_grad():
+            for tensor in (model.classifier.weight, model.classifier.bias):
+                tensor.copy_(tensor[order].clone())
+    if task.labels:
+        model.config.id2label = dict(enumerate(task.labels))
+        model.config.label2id = {label: index for index, label in enumerate(task.labels)}
 
 
 def _smaller_sizes(recipe: DistillRecipe, teacher: Model) -> dict[str, int]:

@@ -1,10 +1,11 @@
 """Prepare a training: load and tokenise the examples, and set some of them aside to choose epochs by."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from transformers import BertConfig
 
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.training.data import Data
@@ -12,15 +13,23 @@ from distill.training.processes import current
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification
+from mpcformer.modeling.load import read_config
 from mpcformer.tasks import (
     Encoded,
     Examples,
+    OwnData,
     Task,
+    best_names,
     carve_selection,
     compute_metrics,
     encode,
+    file_classes,
     get_task,
     load_examples,
+    load_own,
+    model_names,
+    open_own,
+    own_task,
     primary_score,
 )
 
@@ -31,7 +40,8 @@ EVAL_BATCH = 64
 class Prepared:
     """The training examples of a task, and the selection part: examples set aside to choose the best epoch by.
 
-    Both come from the task's training split. The evaluation split that scores are reported on is never loaded.
+    Both come from the task's training split. The evaluation split that scores are reported on is never loaded. Own data
+    may have a file of its own to choose by.
 
     Attributes:
         task: the task.
@@ -71,17 +81,52 @@ def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions:
         positions: the number of tokens in the longest text that the model can read.
 
     Raises:
-        UserInputError: see `get_task`, `load_examples`, `encode`.
+        UserInputError: see `training_task`, `load_examples`, `load_own`, `encode`.
     """
-    task = get_task(recipe.task)
+    task = training_task(recipe)
     if recipe.batch_size < 1:
         raise UserInputError(f"--batch-size: {recipe.batch_size} is below 1", "give a positive number")
-    with current().first_here_first():
-        examples = load_examples(task, task.train_split, data_dir=recipe.data_dir, limit=recipe.limit)
-    training, selection = carve_selection(examples, recipe.selection_share)
+    training, selection = _loaded(recipe, task)
     encoded, selection_encoded = (
         encode(tokenizer, part, positions=positions, max_length=recipe.max_length) for part in (training, selection)
     )
     labels = torch.tensor(training.labels, dtype=torch.float32 if task.is_regression else torch.int64)
     data = Data(encoded, labels, tokenizer.pad_token_id, recipe.batch_size)
     return Prepared(task, data, selection, selection_encoded, tuple(tokenizer.all_special_ids))
+
+
+def training_task(recipe: TeacherRecipe | DistillRecipe) -> Task:
+    """Return the task of a recipe: one of the registry, or that of own data.
+
+    The classes of own data are a teacher's, if it is distilled from one, or else the file's.
+
+    Raises:
+        UserInputError: there is no such task, a file is no table or has no classes, or the teacher is none.
+    """
+    own = _own_data(recipe)
+    if own is None:
+        return get_task(recipe.task)
+    if isinstance(recipe, DistillRecipe):
+        names = best_names(own, model_names(BertConfig.from_dict(read_config(recipe.teacher))))
+    else:
+        names = file_classes(own)
+    return replace(own_task(names), text_columns=open_own(own)[0].columns)
+
+
+def _own_data(recipe: TeacherRecipe | DistillRecipe) -> OwnData | None:
+    if recipe.train_data is None:
+        return None
+    return OwnData(recipe.train_data, recipe.text_columns or (), recipe.label_column)
+
+
+def _loaded(recipe: TeacherRecipe | DistillRecipe, task: Task) -> tuple[Examples, Examples]:
+    """Return the examples to train on and those to choose the best epoch by."""
+    own = _own_data(recipe)
+    if own is None:
+        with current().first_here_first():
+            examples = load_examples(task, task.train_split, data_dir=recipe.data_dir, limit=recipe.limit)
+    else:
+        examples = load_own(own, task, limit=recipe.limit)
+        if recipe.eval_data is not None:
+            return examples, load_own(replace(own, path=recipe.eval_data), task)
+    return carve_selection(examples, recipe.selection_share)

@@ -27,7 +27,17 @@ from mpcformer.modeling import default_backbone, load_checkpoint, load_student, 
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
-from mpcformer.tasks import EVAL, Task, compute_metrics, encode, get_task, load_examples, primary_score
+from mpcformer.tasks import (
+    EVAL,
+    Task,
+    class_order,
+    compute_metrics,
+    encode,
+    get_task,
+    load_examples,
+    model_names,
+    primary_score,
+)
 from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.runs import local_run
 from parties.runs.network import network_profile
@@ -272,6 +282,8 @@ class Students:
                 positions = model.config.max_position_embeddings
                 encoded = encode(tokenizer, examples, positions=positions, max_length=scale.max_length)
                 logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=EVAL_BATCH)
+                if (order := class_order(model_names(model.config), task, str(folder))) is not None:
+                    logits = logits[:, order]
                 metrics = compute_metrics(task, logits, examples.labels, examples.groups)
             write_json(path, {"asked": asked, "metrics": metrics})
             measured.n_run += 1

@@ -7,32 +7,62 @@ is imported when somebody asks for it.
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from mpcformer.tasks.registry import EVAL, TASKS, Task, get_task
+from mpcformer.tasks.registry import EVAL, OWN_DATA, TASKS, OwnData, Task, get_task
 
 if TYPE_CHECKING:
     from mpcformer.tasks.batching import Encoded, encode, length_batches, pad_batch, shuffled_length_batches
+    from mpcformer.tasks.files import TextFile, iter_texts
+    from mpcformer.tasks.labels import UNLABELLED, class_order, model_names
     from mpcformer.tasks.load import Examples, carve_selection, load_examples
-    from mpcformer.tasks.metrics import agreement, compute_metrics, predictions_of, primary_score
+    from mpcformer.tasks.metrics import agreement, compute_metrics, predictions_of, primary_score, ties
+    from mpcformer.tasks.own import (
+        JobData,
+        best_names,
+        file_classes,
+        job_task,
+        load_job,
+        load_own,
+        open_own,
+        own_task,
+        with_metrics,
+    )
 
-MODULES = ("load", "metrics", "batching")
+MODULES = ("load", "metrics", "batching", "files", "labels", "own")
 
 __all__ = [
     "EVAL",
+    "OWN_DATA",
     "TASKS",
+    "UNLABELLED",
     "Encoded",
     "Examples",
+    "JobData",
+    "OwnData",
     "Task",
+    "TextFile",
     "agreement",
+    "best_names",
     "carve_selection",
+    "class_order",
     "compute_metrics",
     "encode",
+    "file_classes",
     "get_task",
+    "iter_texts",
+    "job_task",
     "length_batches",
     "load_examples",
+    "load_job",
+    "load_own",
+    "model_names",
+    "open_own",
+    "own_task",
     "pad_batch",
     "predictions_of",
     "primary_score",
     "shuffled_length_batches",
+    "ties",
+    "with_metrics",
 ]
 
 

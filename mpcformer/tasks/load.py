@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.tasks.demo_source import load_movie_sentiment
+from mpcformer.tasks.files import checked_texts
+from mpcformer.tasks.labels import UNLABELLED, read_labels
 from mpcformer.tasks.registry import EVAL, Task
+from mpcformer.tasks.tables import parquet_table
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Examples:
     Args:
         ids: the N row numbers in the source.
         texts: N tuples of one or two texts.
-        labels: N class indices, or numbers for regression.
+        labels: N class indices, or numbers for regression; N times `UNLABELLED` where nobody knows them.
         groups: N split names; some tasks report several splits separately (MNLI matched and mismatched).
     """
 
@@ -36,13 +37,20 @@ class Examples:
     def __repr__(self) -> str:
         return f"Examples({len(self)})"
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether every example has a label."""
+        return not any(math.isnan(label) for label in self.labels)
+
     def select(self, indices: Sequence[int]) -> "Examples":
         """Return the examples at `indices`, in that order."""
         columns: tuple[list[Any], ...] = (self.ids, self.texts, self.labels, self.groups)
         return Examples(*([column[i] for i in indices] for column in columns))
 
 
-def load_examples(task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None) -> Examples:
+def load_examples(
+    task: Task, split: str, *, data_dir: Path | None = None, limit: int | None = None, labelled: bool = True
+) -> Examples:
     """Load all examples of a split, or `limit` of them in an order fixed by hash, so that any prefix is a fair sample.
 
     Args:
@@ -51,17 +59,31 @@ def load_examples(task: Task, split: str, *, data_dir: Path | None = None, limit
         data_dir: a folder with `<split>*.parquet`, or its parent with a folder of the task's name; None for the hub,
             or PyPI for the demo task.
         limit: the most examples to return, at least 1.
+        labelled: whether every row needs a label. If not, a split's labels may all be missing.
 
     Raises:
         UserInputError: there is no such split, it is empty or lacks a column, a label is not one of the task's, or a
             text is no string.
         DependencyError: there is nothing to load from.
     """
+    check_limit(limit)
+    splits = task.eval_splits if split == EVAL else (split,)
+    parts = [_load_split(task, name, data_dir, labelled) for name in splits]
+    return gathered([(*row, name) for part, name in zip(parts, splits, strict=True) for row in part], limit)
+
+
+def check_limit(limit: int | None) -> None:
+    """Check how many examples are asked for.
+
+    Raises:
+        UserInputError: fewer than one.
+    """
     if limit is not None and limit < 1:
         raise UserInputError(f"--limit: {limit} is below 1", "give a positive number, or leave it out")
-    splits = task.eval_splits if split == EVAL else (split,)
-    parts = [_load_split(task, name, data_dir) for name in splits]
-    rows = [(*row, name) for part, name in zip(parts, splits, strict=True) for row in part]
+
+
+def gathered(rows: list[tuple[int, tuple[str, ...], float, str]], limit: int | None) -> Examples:
+    """Return rows (id, texts, label, group) as examples: all, or `limit` of them in an order fixed by hash."""
     if limit is not None:
         rows = sorted(rows, key=lambda row: (_hash(row[1]), row[3], row[0]))[:limit]
     columns = [list(column) for column in zip(*rows, strict=True)]
@@ -88,33 +110,41 @@ def _hash(texts: tuple[str, ...]) -> str:
     return hashlib.sha256("\x1f".join(texts).encode()).hexdigest()
 
 
-def _load_split(task: Task, split: str, data_dir: Path | None) -> list[Row]:
+@dataclass(frozen=True)
+class _Split:
+    """A split as it was read: where from, its columns, and what it calls its classes if it says so."""
+
+    source: str
+    columns: dict[str, list[Any]]
+    class_names: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"_Split({self.source})"
+
+
+def _load_split(task: Task, split: str, data_dir: Path | None, labelled: bool) -> list[Row]:
     if data_dir is not None:
-        source, columns = _read_parquet(task, split, data_dir)
+        read = _read_parquet(task, split, data_dir)
     elif task.hub_path:
-        source, columns = _read_hub(task, split)
+        read = _read_hub(task, split)
     else:
-        source, columns = f"{task.name}/{split}", load_movie_sentiment(split)
-    return _checked(task, source, columns)
+        read = _Split(f"{task.name}/{split}", load_movie_sentiment(split))
+    return _checked(task, read, labelled)
 
 
-def _read_parquet(task: Task, split: str, data_dir: Path) -> tuple[str, dict[str, list[Any]]]:
+def _read_parquet(task: Task, split: str, data_dir: Path) -> _Split:
     if not data_dir.is_dir():
         raise UserInputError(f"--data-dir: {data_dir} is not a folder", "give the folder that holds the parquet files")
     for folder in (data_dir, data_dir / task.name):
         present = sorted(folder.glob("*.parquet"))
         files = [path for path in present if path.stem == split or path.stem.startswith(f"{split}-")]
         if files:
-            columns: dict[str, list[Any]] = {}
-            for path in files:
-                try:
-                    table = pq.read_table(path).to_pydict()
-                except (OSError, ValueError) as error:
-                    kind = type(error).__name__
-                    raise UserInputError(f"{path} cannot be read as parquet ({kind})", "restore the file") from None
-                for name, values in table.items():
-                    columns.setdefault(name, []).extend(values)
-            return str(files[0]), columns
+            table = parquet_table(files, files[0])
+            asked = [name for name in (*task.text_columns, task.label_column) if name in table.columns]
+            _check_columns(task, str(files[0]), table.columns)
+            values = list(zip(*table.rows(asked), strict=True)) or [()] * len(asked)
+            columns = {name: list(column) for name, column in zip(asked, values, strict=True)}
+            return _Split(str(files[0]), columns, table.class_names.get(task.label_column, ()))
         if present:
             splits = sorted({path.stem.split("-")[0] for path in present})
             raise UserInputError(f"--split: {folder} has no split {split!r}", f"choose one of: {', '.join(splits)}")
@@ -124,7 +154,7 @@ def _read_parquet(task: Task, split: str, data_dir: Path) -> tuple[str, dict[str
     )
 
 
-def _read_hub(task: Task, split: str) -> tuple[str, dict[str, list[Any]]]:
+def _read_hub(task: Task, split: str) -> _Split:
     import datasets
 
     name = f"{task.hub_path} {task.hub_config or ''}".strip()
@@ -138,39 +168,36 @@ def _read_hub(task: Task, split: str) -> tuple[str, dict[str, list[Any]]]:
             f"{name} could not be loaded from the Hugging Face hub ({type(error).__name__})",
             "check the connection, or give --data-dir with the parquet files",
         ) from None
-    return name, loaded.to_dict()
+    _check_columns(task, name, loaded.column_names)
+    names = getattr(loaded.features.get(task.label_column), "names", ())
+    return _Split(name, loaded.to_dict(), tuple(names))
 
 
-def _checked(task: Task, source: str, columns: dict[str, list[Any]]) -> list[Row]:
-    needed = [*task.text_columns, task.label_column]
-    for column in needed:
-        if column not in columns:
+def _check_columns(task: Task, source: str, present: Sequence[str]) -> None:
+    """Check that a split has the task's columns of text."""
+    for column in task.text_columns:
+        if column not in present:
             raise UserInputError(
-                f"{source}: column {column!r} is missing; the columns are {', '.join(columns)}",
-                f"task {task.name} needs {needed}",
+                f"{source}: column {column!r} is missing; the columns are {', '.join(present)}",
+                f"task {task.name} needs {list(task.text_columns)}; name the columns so, or give the file with --data",
             )
-    labels = columns[task.label_column]
-    if not labels:
-        raise UserInputError(f"{source} is empty", "choose another split")
+
+
+def _checked(task: Task, read: _Split, labelled: bool) -> list[Row]:
+    source, columns = read.source, read.columns
     texts = list(zip(*(columns[column] for column in task.text_columns), strict=True))
-    rows: list[Row] = []
-    for index, (parts, label) in enumerate(zip(texts, labels, strict=True)):
-        if not all(isinstance(part, str) for part in parts):
-            raise UserInputError(
-                f"{source}, row {index}: a text is {type(parts[0]).__name__}, not str", "correct the data"
-            )
-        rows.append((index, parts, _checked_label(task, f"{source}, row {index}", label)))
-    return rows
-
-
-def _checked_label(task: Task, where: str, label: Any) -> float:
-    low, high = task.label_range if task.is_regression else (0, task.num_labels - 1)
-    if isinstance(label, (int, float)) and not math.isnan(label) and low <= label <= high:
-        if task.is_regression:
-            return float(label)
-        if label == int(label):
-            return int(label)
-    remedy = "GLUE's test splits are unlabelled: use a validation split" if label == -1 else "correct the data"
-    # A column of texts may have been taken for the labels, so only numbers are shown.
-    shown = f"label {label!r}" if isinstance(label, (int, float)) else f"a label of type {type(label).__name__}"
-    raise UserInputError(f"{where}: {shown} is outside {task.name}'s {low}..{high}", remedy)
+    if not texts:
+        raise UserInputError(f"{source} is empty", "choose another split")
+    if task.label_column in columns:
+        labels = read_labels(task, source, columns[task.label_column], names=read.class_names, labelled=labelled)
+    elif labelled:
+        raise UserInputError(
+            f"{source}: column {task.label_column!r} is missing", "add the labels: training and scores need them"
+        )
+    else:
+        labels = [UNLABELLED] * len(texts)
+    rows = zip(texts, labels, strict=True)
+    return [
+        (index, checked_texts(source, index, task.text_columns, parts), label)
+        for index, (parts, label) in enumerate(rows)
+    ]

@@ -83,10 +83,15 @@ def compute_metrics(
     Args:
         task: the task, which names the metrics.
         logits: the model's outputs, (N, C).
-        labels: the labels, (N,).
+        labels: the labels, (N,). A label that is NaN is none.
         groups: the split of each example, (N,), if there are several.
+
+    Returns:
+        The metrics by name; none if there are examples without a label.
     """
     predictions, truth = predictions_of(task, logits), np.asarray(labels, dtype=np.float64)
+    if np.isnan(truth).any():
+        return {}
     names = sorted(set(groups or [""]))
     if len(names) == 1:
         return {metric: METRICS[metric](truth, predictions) for metric in task.metrics}
@@ -103,6 +108,18 @@ def compute_metrics(
 def primary_score(scores: dict[str, float]) -> float:
     """Return the mean of a task's metrics, as GLUE averages them."""
     return sum(scores.values()) / len(scores)
+
+
+def ties(task: Task, logits: NDArray[np.float32], resolution: float) -> NDArray[np.bool_]:
+    """Return which predictions (N,) are ties: the two largest of their logits (N, C) differ by less than `resolution`.
+
+    A regression has no ties.
+    """
+    if task.is_regression:
+        return np.zeros(len(logits), dtype=np.bool_)
+    largest = np.sort(logits, axis=1)[:, -2:]
+    near: NDArray[np.bool_] = largest[:, 1] - largest[:, 0] < resolution
+    return near
 
 
 def agreement(task: Task, left: NDArray[np.float32], right: NDArray[np.float32], tolerance: float) -> float:

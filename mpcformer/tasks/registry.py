@@ -1,11 +1,15 @@
 """The tasks: nine of GLUE, IMDb and the demo. Columns and label order are those of the Hugging Face hub."""
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
 
 from mpcformer.errors import UserInputError
 
 # The split whose name stands for a task's `eval_splits`.
 EVAL = "eval"
+# The name of every task that is not in the registry: it follows from a model and a file, see `mpcformer.tasks.own`.
+OWN_DATA = "own-data"
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,11 @@ class Task:
     eval_splits: tuple[str, ...] = ("validation",)
 
     @property
+    def is_own(self) -> bool:
+        """Whether this is a task of somebody's own data, and not one of the registry."""
+        return self.name == OWN_DATA
+
+    @property
     def is_regression(self) -> bool:
         """Whether labels are numbers on a scale."""
         return not self.labels
@@ -44,6 +53,23 @@ class Task:
     def num_labels(self) -> int:
         """The width of the logits, which is 1 for regression."""
         return len(self.labels) or 1
+
+
+@dataclass(frozen=True)
+class OwnData:
+    """A file of one's own and what its columns mean; `mpcformer.tasks.own` reads it.
+
+    Args:
+        path: a file or folder of one of `mpcformer.tasks.tables.FORMATS`.
+        text_columns: the one or two columns of text; empty: they are guessed by their names.
+        label_column: the column of labels; None: it is guessed; "": there are none.
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    path: Path
+    text_columns: tuple[str, ...] = ()
+    label_column: str | None = None
 
 
 def _glue(name: str, columns: str, labels: str, metrics: str = "accuracy", **more: object) -> Task:
@@ -86,6 +112,10 @@ def get_task(name: str) -> Task:
     Raises:
         UserInputError: there is no such task; the message lists the names.
     """
+    if name == OWN_DATA:
+        raise UserInputError(
+            f"--task: {name!r} stands for data of your own, which is not given", "give the file with --data"
+        )
     if name not in TASKS:
         raise UserInputError(f"--task: {name!r} is unknown", f"choose one of: {', '.join(TASKS)}")
     return TASKS[name]

@@ -8,7 +8,7 @@ from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file
 from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS
-from mpcformer.tasks import get_task
+from mpcformer.tasks import OwnData, job_task, open_own
 from parties.diagnosis.findings import wrong
 from parties.session.transcript import facts_digest
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
@@ -57,6 +57,8 @@ def claim(config: DataOwnerConfig) -> pb.ModelClaim:
 def data(config: DataOwnerConfig) -> Finding:
     """Check that there is data to compute on."""
     folder = config.data_dir
+    if (own := config.data) is not None:
+        return _finding("data", lambda: _file(own))
     if folder is None:
         return Finding("data_dir", "none: each task's data comes from the hub, or PyPI (demo task)")
     if not folder.is_dir():
@@ -72,11 +74,17 @@ def data(config: DataOwnerConfig) -> Finding:
     return Finding("data_dir", f"{len(files)} parquet files in {', '.join(places)}")
 
 
+def _file(data: OwnData) -> str:
+    file, label_column = open_own(data)
+    texts = " and ".join(file.columns) + (" (guessed)" if file.guessed else "")
+    return f"{data.path}: texts in {texts}, " + (f"labels in {label_column}" if label_column else "no labels")
+
+
 def job(config: CoordinatorConfig) -> Finding:
     """Check that the coordinator's task exists."""
 
     def look() -> str:
-        get_task(config.job.task)
+        job_task(config.job.task, 2)  # raises if it is unknown
         return f"{config.job.task}, split {config.job.split}"
 
     return _finding("job", look)

@@ -8,7 +8,7 @@ from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
-from mpcformer.tasks import Examples, encode, get_task, length_batches, load_examples, pad_batch
+from mpcformer.tasks import Examples, JobData, encode, length_batches, load_job, pad_batch
 from parties.session.data_side import DataSide
 from parties.session.membership import Membership
 from parties.settings.config import DataOwnerConfig
@@ -35,7 +35,16 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
                 f"the job names {name} {named!r}", f"add it to {config.id}'s configuration if it is trusted"
             )
     asked = JobDescription.from_message(job)
-    examples = load_examples(get_task(asked.task), asked.split, data_dir=config.data_dir, limit=asked.limit)
+    data = load_job(
+        asked.task,
+        asked.split,
+        public.config,
+        str(config.public_model),
+        data_dir=config.data_dir,
+        own=config.data,
+        limit=asked.limit,
+    )
+    examples = data.examples
     positions = public.config.max_position_embeddings
     encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
     batches = length_batches([len(row.input_ids) for row in encoded], asked.batch_size)
@@ -57,7 +66,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
             batch=pb.Batch(
                 batch=job.first_batch + index,
                 report=answered.report,
-                predictions=predictions(examples, batch, answered.outcome),
+                predictions=predictions(examples, batch, answered.outcome, data),
                 batch_plan=digest,
                 n_batches=len(batches),
                 terms=side.session.terms,
@@ -113,10 +122,10 @@ def examples_digest(
     return hmac.digest(b"batch plan" + key, json.dumps(content).encode(), "sha256")
 
 
-def predictions(examples: Examples, rows: list[int], outcome: Outcome) -> pb.Predictions:
+def predictions(examples: Examples, rows: list[int], outcome: Outcome, data: JobData) -> pb.Predictions:
     """Return the results of a batch as the coordinator receives them. The logits of refused examples are zeros."""
     assert outcome.logits is not None
-    logits = outcome.logits.nan_to_num()
+    logits = data.in_order(outcome.logits.nan_to_num())
     return pb.Predictions(
         rows=rows,
         ids=[examples.ids[row] for row in rows],

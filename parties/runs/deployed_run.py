@@ -7,7 +7,7 @@ from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.ring.random import fixed_keys
 from mpcformer.run_folder import RunFolder
-from mpcformer.tasks import get_task
+from mpcformer.tasks import job_task
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
 from parties.runs import report
@@ -36,7 +36,7 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
     folder = RunFolder(out)
     folder.check_new()
     warn(config.insecure)
-    get_task(config.job.task)  # raises if it is unknown
+    job_task(config.job.task, 2)  # raises if it is unknown
     if not resume:
         folder.check_not_interrupted()
     facts = config.job.to_json() | {"insecure": insecure_text(config.insecure)}

@@ -49,6 +49,7 @@ def render(values: dict[str, Any]) -> str:
         insecure="No promise of the threat model holds for this run." if insecure is True else insecure,
         dash=DASH,
         absent=_absent(values),
+        ties=_ties(values),
         models=MODELS,
         phases=PHASES,
         facts=_facts(values),
@@ -112,6 +113,18 @@ def _absent(values: dict[str, Any]) -> str | None:
     if values["student"] is None:
         return "the coordinator has neither the models nor the text, so nothing ran in plaintext to compare with."
     return "the run was given no teacher." if values["metrics"]["teacher"] is None else None
+
+
+def _ties(values: dict[str, Any]) -> str | None:
+    """Return what the report says of predictions that chance may decide, or None where there are no classes."""
+    told = values.get("ties")
+    if not told:
+        return None
+    text = (
+        f"{told['predictions']:,} of {values['examples']:,} predictions: their two largest logits differ by less than"
+    )
+    text += f" {told['within']}, so that another run may decide otherwise. Label agreement leaves them out"
+    return text if told["agreeing"] is None else f"{text}; on {told['agreeing']:,} of them the two students agree"
 
 
 def _facts(values: dict[str, Any]) -> list[tuple[str, str]]:

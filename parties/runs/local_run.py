@@ -1,5 +1,6 @@
 """A run of one job on this machine, from checked options to a whole run folder."""
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,23 @@ from mpcformer.console import console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.registry import EMBEDDINGS, ENGINES, create_engine
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import read_json, remove, sha256_file
+from mpcformer.files import check_temporary_folder, read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
 from mpcformer.modeling.load import WEIGHTS, read_config, require_student, require_teacher
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
-from mpcformer.tasks import encode, get_task, length_batches, load_examples
+from mpcformer.tasks import (
+    OWN_DATA,
+    Task,
+    class_order,
+    encode,
+    job_task,
+    length_batches,
+    load_job,
+    model_names,
+    with_metrics,
+)
+from mpcformer.tasks.own import check_outputs
 from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.roles.journal import Journal, check_free
 from parties.runs import report
@@ -35,6 +47,7 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     """
     job = options.job
     RunFolder(out).check_new()
+    check_temporary_folder()
     if job.engine not in ENGINES:
         raise UserInputError(f"--engine: {job.engine!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
     if job.embeddings not in EMBEDDINGS:
@@ -44,20 +57,25 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     if not options.deadline_s > 0:
         raise UserInputError(f"--deadline-s: {options.deadline_s} is not positive", "give seconds above 0")
     gemm.check_device(options.device)
-    task = get_task(job.task)
     check_ports(options.port)
     student = load_student(options.student, gelu=gelu, softmax=softmax)
     models = {"--student": student}
     if options.teacher:
         require_teacher(options.teacher)
         models["--teacher"] = load_checkpoint(options.teacher)
-    for option, model in models.items():
-        if model.num_labels != task.num_labels:
-            raise UserInputError(
-                f"{option}: the model has {model.num_labels} outputs, task {task.name} needs {task.num_labels}",
-                f"give a model of task {task.name}",
-            )
-    examples = load_examples(task, job.split, data_dir=options.data_dir, limit=job.limit)
+    _check_classes(models, job_task(job.task, student.num_labels, model_names(student.config)))
+    data = load_job(
+        job.task,
+        job.split,
+        student.config,
+        "--student",
+        data_dir=options.data_dir,
+        own=options.data,
+        limit=job.limit,
+    )
+    _check_classes(models, data.task)
+    with_metrics(data.task, options.metrics)
+    examples = data.examples
     positions = student.config.max_position_embeddings
     encoded = encode(load_tokenizer(options.student), examples, positions=positions, max_length=job.max_length)
     longest = length_batches([len(row.input_ids) for row in encoded], job.batch_size)[0]
@@ -65,6 +83,13 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     public = load_public_model(options.student, job.embeddings)
     engine = create_engine(job.engine, rank=1, public=public, channel=None, weights=None)
     engine.plan(BatchShape(len(longest), max(len(encoded[i].input_ids) for i in longest)))
+
+
+def _check_classes(models: dict[str, Any], task: Task) -> None:
+    """Check that the classes of models, by option, are the task's. A file may name more of them than was known."""
+    for option, model in models.items():
+        check_outputs(model.num_labels, task, option)
+        class_order(model_names(model.config), task, option)
 
 
 def run(options: LocalRunOptions, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -111,6 +136,8 @@ def _journal(options: LocalRunOptions, folder: RunFolder, resume: bool) -> Journ
     """Open the journal of a new run, or of the run to resume, whose other files are removed."""
     facts = options.job.to_json() | {"student": sha256_file(options.student / WEIGHTS), "data_dir": options.data_dir}
     facts |= {"insecure": insecure_text(options.insecure)}
+    if options.data:
+        facts |= {"data": asdict(options.data)}
     path = folder.partial / JOURNAL
     check_free(path)
     if not resume:
@@ -142,6 +169,9 @@ def task_of(student: Path) -> str:
     config = read_config(student)
     require_student(student, config)
     task = config.get("task")
-    if not task:
-        raise UserInputError(f"--task: {student}/config.json names no task", "give --task")
+    if not task or task == OWN_DATA:
+        raise UserInputError(
+            f"--task: {student}/config.json names no task of the registry",
+            "give --task, or data of your own with --data",
+        )
     return str(task)

@@ -19,7 +19,7 @@ from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_json
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
-from mpcformer.tasks import encode, get_task, load_examples
+from mpcformer.tasks import OwnData, class_order, encode, load_job, model_names
 from parties.settings.job import JobDescription
 
 
@@ -32,12 +32,14 @@ class PlaintextOptions:
         models: the folders of the models by name, `student` and perhaps `teacher`.
         data_dir: where the examples are, see `load_examples`.
         threads: the number of torch threads.
+        data: the file of own data, if the job is on it.
     """
 
     job: JobDescription
     models: dict[str, Path]
     data_dir: Path | None
     threads: int
+    data: OwnData | None = None
 
 
 def run(options: PlaintextOptions, out: Path) -> None:
@@ -46,17 +48,28 @@ def run(options: PlaintextOptions, out: Path) -> None:
 
     torch.set_num_threads(options.threads)
     job = options.job
-    task = get_task(job.task)
-    examples = load_examples(task, job.split, data_dir=options.data_dir, limit=job.limit)
+    student = load_student(options.models["student"])
+    data = load_job(
+        job.task,
+        job.split,
+        student.config,
+        str(options.models["student"]),
+        data_dir=options.data_dir,
+        own=options.data,
+        limit=job.limit,
+    )
+    examples = data.examples
     latency: dict[str, Any] = {}
     for name, folder in options.models.items():
-        model = load_student(folder) if name == "student" else load_checkpoint(folder, task=task.name)
+        model = student if name == "student" else load_checkpoint(folder, task=job.task)
+        order = class_order(model_names(model.config), data.task, str(folder))
         tokenizer = load_tokenizer(folder)
         positions = model.config.max_position_embeddings
         encoded = encode(tokenizer, examples, positions=positions, max_length=job.max_length)
         # The first batch is run once without measuring, because it pays for threads and allocations.
         predict(model, encoded[: job.batch_size], pad_id=tokenizer.pad_token_id, batch_size=job.batch_size)
         logits, seconds = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=job.batch_size)
+        logits = logits if order is None else np.ascontiguousarray(logits[:, order])
         save_file({"logits": logits}, out / f"{name}.safetensors")
         latency[name] = summary(seconds)
     write_json(out / "latency.json", latency)

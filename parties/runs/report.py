@@ -1,5 +1,6 @@
 """Write the results of a run to its folder, and print the table that the terminal shows."""
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping
 from importlib.metadata import version
@@ -19,7 +20,16 @@ from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.modeling.load import WEIGHTS
 from mpcformer.run_folder import write_manifest
-from mpcformer.tasks import Task, agreement, compute_metrics, get_task, predictions_of
+from mpcformer.tasks import (
+    Task,
+    agreement,
+    compute_metrics,
+    job_task,
+    model_names,
+    predictions_of,
+    ties,
+    with_metrics,
+)
 from parties.roles.results import Results
 from parties.runs import html_report
 from parties.runs.plaintext import summary
@@ -33,23 +43,33 @@ from parties.stubs import parties_pb2 as pb
 
 # Two outputs of a regression agree when they differ by less than 1% of the range of STS-B's scores, 0 to 5.
 REGRESSION_TOLERANCE = 0.05
+# Private logits are right to about this much. A prediction whose two largest logits are closer than that is a tie:
+# chance may decide it, and another run may decide otherwise.
+RESOLUTION = 0.005
 OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
-def measured(job: JobDescription, results: Results, insecure: Insecure | None) -> dict[str, Any]:
+def measured(
+    job: JobDescription, results: Results, insecure: Insecure | None, task: Task | None = None
+) -> dict[str, Any]:
     """Return the part of results.json that follows from the job and the parties' reports, without any model.
 
     Args:
         job: what was asked for.
         results: what the parties reported.
         insecure: the run's settings for tests and measurements.
+        task: the job's task, if more is known of it than its name.
     """
-    task, seed = get_task(job.task), fixed_seed(insecure)
+    task = task or job_task(job.task, results.predictions.n_outputs)
+    seed = fixed_seed(insecure)
     labels, groups = list(results.predictions.labels), list(results.predictions.groups)
-    private = compute_metrics(task, private_logits(results.predictions), labels, groups)
+    logits = private_logits(results.predictions)
+    private = compute_metrics(task, logits, labels, groups)
+    near = {"within": RESOLUTION, "predictions": int(ties(task, logits, RESOLUTION).sum()), "agreeing": None}
     return {
         "task": task.name,
+        "classes": list(task.labels),
         "split": sorted(set(groups)),
         "examples": len(labels),
         "batch_size": job.batch_size,
@@ -58,6 +78,7 @@ def measured(job: JobDescription, results: Results, insecure: Insecure | None) -
         "student": None,
         "metrics": {"teacher": None, "student": None, "private": private},
         "label_agreement": None,
+        "ties": None if task.is_regression else near,
         "max_abs_logit_error": None,
         "online": _online(results),
         "offline": _offline(results),
@@ -87,14 +108,19 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
         results: what the parties reported.
         plaintext: the folder with latency.json and the logits of student and teacher in plaintext.
     """
-    task = get_task(options.job.task)
+    config = MPCFormerConfig.from_pretrained(options.student)
+    task = job_task(options.job.task, config.num_labels, model_names(config))
+    task = with_metrics(task, options.metrics)
     predictions = results.predictions
     private, twins = private_logits(predictions), twin_logits(plaintext)
     labels, groups = list(predictions.labels), list(predictions.groups)
-    config = MPCFormerConfig.from_pretrained(options.student)
     distilled = read_json(record) if (record := options.student / "distillation.json").is_file() else {}
     scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
-    values = measured(options.job, results, options.insecure)
+    values = measured(options.job, results, options.insecure, task)
+    near = ties(task, private, RESOLUTION)
+    if values["ties"] is not None and near.any():
+        values["ties"] |= {"agreeing": round(agreement(task, private[near], twins["student"][near], 0.0) * near.sum())}
+    tolerance = _tolerance(task, twins["student"])
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
     return values | {
@@ -105,8 +131,8 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
         },
-        "label_agreement": agreement(task, private, twins["student"], REGRESSION_TOLERANCE),
-        "label_agreement_tolerance": REGRESSION_TOLERANCE if task.is_regression else 0.0,
+        "label_agreement": None if near.all() else agreement(task, private[~near], twins["student"][~near], tolerance),
+        "label_agreement_tolerance": tolerance,
         "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
         "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
         "network": (options.network.to_json() if options.network else {"profile": "none"})
@@ -114,6 +140,13 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
         "threads_per_party": options.threads,
         "device": options.device,
     }
+
+
+def _tolerance(task: Task, student: NDArray[np.float32]) -> float:
+    """Return how far apart two outputs of a regression may be that agree: 1% of the scale; 0 for classes."""
+    if not task.is_regression:
+        return 0.0
+    return max(float(np.ptp(student)) / 100, RESOLUTION) if task.is_own else REGRESSION_TOLERANCE
 
 
 def transport(insecure: Insecure | None) -> str:
@@ -147,7 +180,8 @@ def write(
         results: what the parties reported.
         twins: the plaintext logits (N, C) by model name.
     """
-    _write_predictions(out / "predictions.parquet", get_task(values["task"]), results.predictions, twins)
+    task = job_task(values["task"], results.predictions.n_outputs, values["classes"])
+    _write_predictions(out / "predictions.parquet", task, results.predictions, twins)
     write_json(out / "results.json", values)
     write_text(out / html_report.FILE_NAME, html_report.render(values))
     write_manifest(out, {"job": facts})
@@ -158,10 +192,12 @@ def _write_predictions(
 ) -> None:
     private = private_logits(predictions)
     columns: dict[str, Any] = {"id": list(predictions.ids), "split": list(predictions.groups)}
-    columns["label"] = list(predictions.labels)
+    columns["label"] = pa.array([None if math.isnan(label) else label for label in predictions.labels], pa.float64())
     for name, logits in {"private": private, **twins}.items():
         columns[f"{name}_logits"] = logits.tolist()
         columns[f"{name}_prediction"] = predictions_of(task, logits).tolist()
+    if task.labels:
+        columns["private_class"] = [task.labels[int(place)] for place in columns["private_prediction"]]
     pq.write_table(pa.table(columns), path)
 
 
@@ -245,6 +281,8 @@ def table(values: dict[str, Any]) -> Group:
     head += ", public embeddings" if values["embeddings"] == "public_table" else ""
     grid = PlainTable(head, "quantity", *titles)
     metrics = values["metrics"]
+    if not metrics["private"]:
+        grid.add_row("score (the data have no labels)", *["-"] * len(columns))
     for metric in metrics["private"]:
         grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
     latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}
@@ -257,8 +295,7 @@ def table(values: dict[str, Any]) -> Group:
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]
     agreed = (
-        f"private and plaintext student agree on {values['label_agreement']:.2%} of predictions;"
-        f" largest logit error {values['max_abs_logit_error']:.5f}"
+        f"{_agreement(values)}; largest logit error {values['max_abs_logit_error']:.5f}"
         if student
         else "the coordinator has no student to compare with"
     )
@@ -268,9 +305,32 @@ def table(values: dict[str, Any]) -> Group:
         f" {online['rounds_per_batch']} rounds per batch of {values['batch_size']}",
         f"offline {offline['seconds']:.1f} s, {dealer / n_examples / 2**20:.1f} MiB per example from the dealer;"
         f" set-up {values['setup']['seconds']:.1f} s",
+        *ties_text(values),
         f"threat model: {values['threat_model']['parties']}; {values['threat_model']['network']}",
         f"leaks: {values['threat_model']['leaks']}",
     ]
     if "insecure" in values:
         lines.insert(0, values["insecure"])
     return Group(grid, Text("\n".join(lines)))
+
+
+def _agreement(values: dict[str, Any]) -> str:
+    """Return what the table says of the labels on which private and plaintext student agree."""
+    if values["label_agreement"] is None:
+        return "all predictions are ties"
+    others = "predictions that are no ties" if ties_text(values) else "predictions"
+    return f"private and plaintext student agree on {values['label_agreement']:.2%} of {others}"
+
+
+def ties_text(values: dict[str, Any]) -> list[str]:
+    """Return a sentence about the ties, if there are any: predictions that another run may turn."""
+    told = values.get("ties")
+    if not told or not told["predictions"]:
+        return []
+    text = (
+        f"{told['predictions']} of {values['examples']} predictions are ties: their two largest logits are closer than"
+    )
+    text += f" {told['within']}, and private logits are no more exact"
+    if told["agreeing"] is not None:
+        text += f"; private and plaintext student agree on {told['agreeing']} of them"
+    return [text]

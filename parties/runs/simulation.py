@@ -5,7 +5,7 @@ import socket
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.ring.random import fixed_keys
+from mpcformer.tasks import OwnData
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
 from parties.roles.results import Results
@@ -52,6 +53,8 @@ class LocalRunOptions:
         teacher: the folder of its teacher; None leaves the teacher's scores out.
         job: what the parties compute.
         data_dir: where the examples are, see `load_examples`.
+        data: the file of own data, if the job is on it.
+        metrics: the metrics to report; none: the task's own.
         network: the links between the parties; None is the loopback interface as it is.
         port: the coordinator listens on this port, the dealer and the model owner on the next two; 0 takes free ones.
         threads: the number of torch threads of each party.
@@ -64,6 +67,8 @@ class LocalRunOptions:
     teacher: Path | None
     job: JobDescription
     data_dir: Path | None = None
+    data: OwnData | None = None
+    metrics: tuple[str, ...] = ()
     network: NetworkProfile | None = None
     port: int = 0
     threads: int = 1
@@ -174,6 +179,7 @@ class Site:
             model_owners=["model-owner"],
             public_model=export_public(options.student, self._folder / "public"),
             data_dir=options.data_dir.resolve() if options.data_dir else None,
+            data=replace(options.data, path=options.data.path.resolve()) if options.data else None,
             # The default, the certificate's key, differs from run to run here, so that no run could be resumed.
             # Whoever can read the student's folder can read the texts of a simulation as well.
             digest_key=options.student.resolve() / "config.json",
@@ -214,7 +220,7 @@ def plaintext(options: LocalRunOptions, logs: Path) -> Path:
     out = logs.parent / "plaintext"
     out.mkdir()
     models = {"student": options.student} | ({"teacher": options.teacher} if options.teacher else {})
-    asked = PlaintextOptions(options.job, models, options.data_dir, options.threads)
+    asked = PlaintextOptions(options.job, models, options.data_dir, options.threads, options.data)
     (out / "job.json").write_bytes(TypeAdapter(PlaintextOptions).dump_json(asked))
     processes = Processes(logs)
     try:

@@ -143,6 +143,9 @@ class OwnerSession:
                 self._fetch(segment, first, dealt.offline)
                 dealt.batch.offline(index)
             first += len(segment)
+        # The data owner only sends, and would be done long before the model owner has the dealer's corrections.
+        with self._timed(self.dealing, dealt.offline):
+            self._barrier()
         return dealt
 
     def _begin(self, shape: BatchShape) -> tuple[Dealt, list[list[Request]], int]:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mpcformer.engines.registry import DEFAULT_ENGINE
+from mpcformer.tasks import OwnData
 from parties.settings.job import JobDescription
 
 PROTOCOL_VERSION = 4
@@ -241,7 +242,8 @@ class DataOwnerConfig(PartyCommon):
         model_owners: the ids of the model owners that it works with in a coordinator's jobs.
         dealers: the ids of the dealers that it trusts for randomness in a coordinator's jobs.
         public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights.
-        data_dir: the folder of the data, as in `load_examples`.
+        data_dir: the folder of a task's data, as in `load_examples`.
+        data: the file for a job on the data owner's own data (task own-data).
         digest_key: a secret file with which it keys the digest that the coordinator keeps for --resume. The default is
             tls.key; a run that began before that key was renewed cannot be resumed.
         pool_mib: as for the model owner.
@@ -257,6 +259,7 @@ class DataOwnerConfig(PartyCommon):
     dealers: list[str] = []
     public_model: Path
     data_dir: Path | None = None
+    data: OwnData | None = None
     digest_key: Path | None = None
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     engine: str = DEFAULT_ENGINE

@@ -1,6 +1,7 @@
 """Read configurations from TOML files, with all wrong keys in one error, and write them."""
 
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -8,6 +9,7 @@ import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from mpcformer.errors import UserInputError
+from mpcformer.tasks import OwnData
 from parties.settings.config import (
     AnyConfig,
     CoordinatorConfig,
@@ -86,6 +88,8 @@ def _anchor(config: BaseModel, folder: Path) -> None:
             _anchor(value, folder)
         elif isinstance(value, Path):
             setattr(config, name, folder / value)
+        elif isinstance(value, OwnData):
+            setattr(config, name, replace(value, path=folder / value.path))
 
 
 def to_toml(config: BaseModel) -> str:

@@ -32,7 +32,7 @@ class JobDescription:
     checked when a file is read; `local_run.check` checks values from the command line and names the option.
 
     Args:
-        task: the name of the task, see `get_task`.
+        task: the name of the task, see `get_task`; `own-data` stands for a file that only the data owner knows.
         split: the split to read, or `eval` for those that are reported, see `load_examples`.
         limit: the number of examples; None reads all.
         batch_size: the number of sentences that share every round.

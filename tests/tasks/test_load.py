@@ -78,7 +78,7 @@ BAD = [
     ({"sentence": ["a"], "label": [-1]}, "train", None, "label -1 is outside"),
     ({"sentence": ["a"], "label": [0.5]}, "train", None, r"label 0\.5 is outside"),
     ({"sentence": ["a"], "label": ["somebody's text"]}, "train", None, "row 0: a label of type str is outside"),
-    ({"sentence": [None, "b"], "label": [0, 1]}, "train", None, "row 0: a text is NoneType"),
+    ({"sentence": [None, "b"], "label": [0, 1]}, "train", None, "row 0, column 'sentence': the text is null"),
     ({"sentence": ["a"], "label": [0]}, "test", None, "has no split 'test'"),
     ({"sentence": ["a"], "label": [0]}, "train", 0, "--limit: 0 is below 1"),
 ]

@@ -1,9 +1,11 @@
 """Metrics equal values that were worked out by hand."""
 
+import math
+
 import numpy as np
 import pytest
 
-from mpcformer.tasks import agreement, compute_metrics, get_task, predictions_of, primary_score
+from mpcformer.tasks import agreement, compute_metrics, get_task, predictions_of, primary_score, ties
 
 
 def logits(*classes: int, width: int = 2) -> np.ndarray:
@@ -49,3 +51,13 @@ def test_regression_is_clipped_to_its_scale_and_agrees_within_a_tolerance() -> N
     left, right = np.array([[1.0], [2.0]], dtype=np.float32), np.array([[1.04], [2.06]], dtype=np.float32)
     assert agreement(task, left, right, 0.05) == 0.5
     assert agreement(get_task("sst2"), logits(0, 1), logits(0, 0), 0.05) == 0.5
+
+
+def test_no_score_without_labels() -> None:
+    assert compute_metrics(get_task("sst2"), logits(1, 0), [math.nan, math.nan]) == {}
+
+
+def test_ties() -> None:
+    near = np.array([[0.0, 0.004, -9.0], [0.0, 0.006, -9.0], [3.0, 0.0, 0.001]], dtype=np.float32)
+    assert ties(get_task("mnli"), near, 0.005).tolist() == [True, False, False]
+    assert ties(get_task("stsb"), near[:, :1], 0.005).tolist() == [False, False, False]

@@ -107,10 +107,25 @@ def _check_room(room: Room) -> None:
     if not fp.BOUND_SLACK * room.value < room.room:
         raise RangeError(
             f"{room.name} may reach {room.value:.4g} for some text; its ring carries {room.room:.4g}",
-            "distil the student again (an older release did not record how far its scores reach),"
-            " or use --engine crypten",
+            _remedy(room.name),
             told=f"{room.name} may reach too far for some text; its ring carries {room.room:.4g}",
         )
+
+
+def _remedy(name: str) -> str:
+    """Return what makes room for a value."""
+    if name == "logits":
+        # Every logit shrinks alike, so the largest stays the largest.
+        return (
+            "divide the classifier's weight and bias by a number such as 1000, which changes no class, and export the"
+            " student again, or use --engine crypten"
+        )
+    if name.endswith(".scores"):
+        return (
+            "distil the student again (an older release did not record how far its scores reach),"
+            " or use --engine crypten"
+        )
+    return "distil the student again with a lower learning rate or another seed, or use --engine crypten"
 
 
 def _check_unit(n: int, unit: float, log_divisor: float) -> None:
