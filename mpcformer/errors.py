@@ -4,6 +4,8 @@ The command line shows an error as `error: WHAT` and, on the next line, `fix: RE
 """
 
 UNEXPECTED = 70
+# The exit status of a command that answered some texts and refused others.
+SOME_REFUSED = 7
 # What a remedy's line begins with, on the terminal and in a party's log.
 FIX = "fix: "
 

@@ -5,13 +5,13 @@ import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from mpcformer import options
 from mpcformer.engines.registry import DEFAULT_ENGINE
-from mpcformer.errors import UserInputError
+from mpcformer.errors import SOME_REFUSED, UserInputError
 from mpcformer.files import check_temporary_folder
 from mpcformer.options import INPUT, MACHINE, OUTPUT, Command, choice, flag, option
 from mpcformer.tasks import EVAL, OWN_DATA, OwnData
@@ -58,6 +58,21 @@ Device = Annotated[str, choice("--device", _devices, group=MACHINE, about="Where
 Student = Annotated[Path, options.folder("--student", group=INPUT, about="Folder of a distilled student.")]
 Resume = Annotated[bool, flag("--resume", group=OUTPUT, about="Go on with the unfinished run of this --out.")]
 RunFolder = Annotated[Path | None, option(group=OUTPUT, about="New folder; default: runs/TASK-TIME.")]
+
+
+def _ways() -> Iterable[str]:
+    from parties.settings.job import ON_REFUSAL
+
+    return ON_REFUSAL
+
+
+def _show(values: dict[str, Any], out: Path) -> None:
+    """Show the results of a run, and end with another status if some examples were refused."""
+    from parties.runs import report
+
+    report.show(values, out)
+    if values["refused"]["examples"]:
+        raise typer.Exit(SOME_REFUSED)
 
 
 def _check_resume(resume: bool, out: Path | None) -> None:
@@ -111,6 +126,9 @@ def infer(
     deadline_s: Annotated[
         float, option(group=MACHINE, about="Longest wait of one party for another, in seconds.")
     ] = 300.0,
+    on_refusal: Annotated[
+        str, choice("--on-refusal", _ways, group=OUTPUT, about="When a text is refused: {}.")
+    ] = "skip",
     resume: Resume = False,
     out: RunFolder = None,
 ) -> None:
@@ -121,7 +139,7 @@ def infer(
     """
     _check_resume(resume, out)
     check_temporary_folder()
-    from parties.runs import local_run, report
+    from parties.runs import local_run
     from parties.runs.network import network_profile
     from parties.runs.simulation import LocalRunOptions
     from parties.settings.job import JobDescription
@@ -136,6 +154,7 @@ def infer(
         max_length=max_length,
         engine=engine,
         embeddings=embeddings,
+        on_refusal=on_refusal,
     )
     run_options = LocalRunOptions(
         student=student,
@@ -152,7 +171,7 @@ def infer(
     )
     folder = out or Path("runs") / f"{own.path.stem if own else name}-{time.strftime('%Y%m%d-%H%M%S')}"
     local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
-    report.show(local_run.run(run_options, folder, resume=resume), folder)
+    _show(local_run.run(run_options, folder, resume=resume), folder)
 
 
 def _own_data(
@@ -210,12 +229,12 @@ def coordinate(
     Example: mpcformer coordinate --config coordinator.toml --out runs/first
     """
     _check_resume(resume, out)
-    from parties.runs import deployed_run, report
+    from parties.runs import deployed_run
     from parties.settings.config_file import load_coordinator
 
     settings = load_coordinator(config)
     folder = out or Path("runs") / f"{settings.job.task}-{time.strftime('%Y%m%d-%H%M%S')}"
-    report.show(deployed_run.run(settings, folder, resume=resume), folder)
+    _show(deployed_run.run(settings, folder, resume=resume), folder)
 
 
 certs = typer.Typer(no_args_is_help=True, help="Make the parties' certificates, or renew some of them.")

@@ -11,13 +11,16 @@ import typer
 
 from mpcformer import options
 from mpcformer.engines.registry import DEFAULT_ENGINE
-from mpcformer.errors import MPCFormerError, RangeError, UserInputError
+from mpcformer.errors import SOME_REFUSED, MPCFormerError, RangeError, UserInputError
 from mpcformer.options import INPUT, MACHINE, OUTPUT, choice, flag, option
 
-# The exit status when some texts were refused and all others answered.
-SOME_REFUSED = 7
-ON_REFUSAL = ("skip", "stop")
 REMEDY = "the answers to the others stand; for texts of this kind, calibrate the student on some of them (distil again)"
+
+
+def _ways() -> Iterable[str]:
+    from parties.settings.job import ON_REFUSAL
+
+    return ON_REFUSAL
 
 
 def ask(
@@ -34,7 +37,8 @@ def ask(
         Path | None, option("--file", group=INPUT, about="Texts in a file: txt, csv, jsonl or parquet.")
     ] = None,
     column: Annotated[
-        list[str] | None, option("--column", group=INPUT, about="Its column of text; give it twice for pairs.")
+        list[str] | None,
+        options.column("--text-column", "Its column of text, given twice for a pair; default: guessed."),
     ] = None,
     max_length: Annotated[
         int | None, option(group=INPUT, about="Cut texts to this many tokens; default: refuse longer ones.")
@@ -48,7 +52,7 @@ def ask(
     deal_length: Annotated[int, option(group=MACHINE, about="With --deal-ahead: the tokens of each.")] = 32,
     threads: Annotated[int, option(group=MACHINE, about="CPU threads of each party, with --student.")] = 1,
     on_refusal: Annotated[
-        str, choice("--on-refusal", lambda: ON_REFUSAL, group=OUTPUT, about="When a text is refused: {}.")
+        str, choice("--on-refusal", _ways, group=OUTPUT, about="When a text is refused: {}.")
     ] = "skip",
     details: Annotated[bool, flag("--details", group=OUTPUT, about="Also show what each answer took.")] = False,
     resume: Annotated[bool, flag("--resume", group=OUTPUT, about="Go on with the unfinished --out.")] = False,
@@ -73,7 +77,7 @@ def ask(
     if texts and file is not None:
         raise UserInputError("--file: texts were given as arguments too", "give one of them")
     if column and file is None:
-        raise UserInputError("--column: there is no --file", "give the file that has this column")
+        raise UserInputError("--text-column: there is no --file", "give the file that has this column")
     if resume and (out is None or file is None):
         raise UserInputError("--resume: it needs --out and --file", "give both as before")
     if out is not None:
@@ -122,9 +126,8 @@ class _Source:
         self.n_rows: int | None = len(texts) or None
         self.is_prompt = not texts and file is None and sys.stdin.isatty()
         if file is not None:
-            from mpcformer.tasks.files import TextFile
-
             from mpcformer.console import err_console
+            from mpcformer.tasks.files import TextFile
 
             self._file = TextFile.open(file, columns)
             self.columns, self.n_rows = list(self._file.columns), self._file.n_rows

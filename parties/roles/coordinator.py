@@ -169,4 +169,5 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
             role: [pair[i].report for pair in batches] for i, role in enumerate(OWNERS)
         }
         predictions = merged([data_owner.predictions for _, data_owner in batches])
-        return Results(measures, self._journal.n_resumed, predictions, reports, job.session_id)
+        seconds = reports["data-owner"].seconds
+        return Results(measures, self._journal.n_resumed, predictions, reports, job.session_id, seconds)

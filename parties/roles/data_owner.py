@@ -5,7 +5,7 @@ import json
 from dataclasses import dataclass
 
 from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
-from mpcformer.errors import UserInputError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import Examples, JobData, encode, length_batches, load_job, pad_batch
@@ -62,6 +62,13 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
         told = Progress(membership, side, index, len(todo))
         answered = side.ask(item, len(batch), told.tell)
+        refused = [examples.ids[row] for row, out in zip(batch, answered.outcome.refused.tolist(), strict=True) if out]
+        if refused and asked.on_refusal == "stop":
+            raise RangeError(
+                f"example {refused[0]}: an activation left the range that the model was calibrated for",
+                "leave this example out, or give --on-refusal skip",
+                told="an activation left its range, and the job says to stop then",
+            )
         membership.send(
             batch=pb.Batch(
                 batch=job.first_batch + index,

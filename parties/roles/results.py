@@ -18,6 +18,7 @@ class Results:
         predictions: the predictions of all batches, in the order of the split.
         reports: the final report of each party by role.
         session_id: the id of the last session.
+        seconds: how long the batches of the last session took, dealing included, from the end of the set-up.
     """
 
     batches: dict[Role, list[pb.BatchReport]]
@@ -25,12 +26,20 @@ class Results:
     predictions: pb.Predictions
     reports: dict[Role, pb.Report]
     session_id: bytes
+    seconds: float = 0.0
 
 
 def merged(batches: list[pb.Predictions]) -> pb.Predictions:
     """Return the predictions of all batches in the order of their rows."""
     flat = [
-        (row, b.ids[i], b.labels[i], b.groups[i], list(b.logits[i * b.n_outputs : (i + 1) * b.n_outputs]))
+        (
+            row,
+            b.ids[i],
+            b.labels[i],
+            b.groups[i],
+            list(b.logits[i * b.n_outputs : (i + 1) * b.n_outputs]),
+            b.refused[i],
+        )
         for b in batches
         for i, row in enumerate(b.rows)
     ]
@@ -42,11 +51,12 @@ def merged(batches: list[pb.Predictions]) -> pb.Predictions:
         groups=[item[3] for item in flat],
         n_outputs=batches[0].n_outputs if batches else 1,
         logits=[value for item in flat for value in item[4]],
+        refused=[item[5] for item in flat],
     )
 
 
 def is_whole(batch: pb.Batch) -> bool:
     """Return whether a batch has one prediction for each sentence, and all of them the same number of outputs."""
     told, n = batch.predictions, batch.report.batch_size
-    same = all(len(column) == n for column in (told.rows, told.ids, told.labels, told.groups))
+    same = all(len(column) == n for column in (told.rows, told.ids, told.labels, told.groups, told.refused))
     return n > 0 and same and told.n_outputs > 0 and len(told.logits) == n * told.n_outputs

@@ -47,6 +47,8 @@ REGRESSION_TOLERANCE = 0.05
 # chance may decide it, and another run may decide otherwise.
 RESOLUTION = 0.005
 OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
+# How many ids of refused examples the terminal shows.
+MOST_IDS = 20
 VERSIONS = ("mpcformer", "crypten", "torch", "transformers", "grpcio")
 
 
@@ -64,14 +66,17 @@ def measured(
     task = task or job_task(job.task, results.predictions.n_outputs)
     seed = fixed_seed(insecure)
     labels, groups = list(results.predictions.labels), list(results.predictions.groups)
-    logits = private_logits(results.predictions)
-    private = compute_metrics(task, logits, labels, groups)
-    near = {"within": RESOLUTION, "predictions": int(ties(task, logits, RESOLUTION).sum()), "agreeing": None}
+    logits, answered = private_logits(results.predictions), answered_rows(results.predictions)
+    refused = [n for n, out in zip(results.predictions.ids, results.predictions.refused, strict=True) if out]
+    private = _scores(task, logits, results.predictions)
+    near_ties = ties(task, logits[answered], RESOLUTION)
+    near = {"within": RESOLUTION, "predictions": int(near_ties.sum()), "agreeing": None}
     return {
         "task": task.name,
         "classes": list(task.labels),
         "split": sorted(set(groups)),
         "examples": len(labels),
+        "refused": {"examples": len(refused), "ids": refused},
         "batch_size": job.batch_size,
         "engine": job.engine,
         "embeddings": job.embeddings,
@@ -80,6 +85,7 @@ def measured(
         "label_agreement": None,
         "ties": None if task.is_regression else near,
         "max_abs_logit_error": None,
+        "whole": {"seconds": results.seconds, "seconds_per_example": _whole(results)},
         "online": _online(results),
         "offline": _offline(results),
         "setup": _setup(results),
@@ -113,14 +119,15 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
     task = with_metrics(task, options.metrics)
     predictions = results.predictions
     private, twins = private_logits(predictions), twin_logits(plaintext)
-    labels, groups = list(predictions.labels), list(predictions.groups)
+    answered = answered_rows(predictions)
     distilled = read_json(record) if (record := options.student / "distillation.json").is_file() else {}
-    scores = {name: compute_metrics(task, logits, labels, groups) for name, logits in twins.items()}
+    scores = {name: _scores(task, logits, predictions) for name, logits in twins.items()}
+    private, student = private[answered], twins["student"][answered]
     values = measured(options.job, results, options.insecure, task)
     near = ties(task, private, RESOLUTION)
     if values["ties"] is not None and near.any():
-        values["ties"] |= {"agreeing": round(agreement(task, private[near], twins["student"][near], 0.0) * near.sum())}
-    tolerance = _tolerance(task, twins["student"])
+        values["ties"] |= {"agreeing": round(agreement(task, private[near], student[near], 0.0) * near.sum())}
+    tolerance = _tolerance(task, student)
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}
     return values | {
@@ -131,9 +138,9 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
         },
-        "label_agreement": None if near.all() else agreement(task, private[~near], twins["student"][~near], tolerance),
+        "label_agreement": None if near.all() else agreement(task, private[~near], student[~near], tolerance),
         "label_agreement_tolerance": tolerance,
-        "max_abs_logit_error": float(np.abs(private - twins["student"]).max()),
+        "max_abs_logit_error": float(np.abs(private - student).max()) if answered.any() else None,
         "plaintext": {"seconds_per_example": read_json(plaintext / "latency.json")},
         "network": (options.network.to_json() if options.network else {"profile": "none"})
         | {"transport": f"{transport(options.insecure)} on the loopback interface"},
@@ -157,6 +164,27 @@ def transport(insecure: Insecure | None) -> str:
 def private_logits(predictions: pb.Predictions) -> NDArray[np.float32]:
     """Return the logits (N, C) that the data owner reported."""
     return np.asarray(predictions.logits, dtype=np.float32).reshape(-1, predictions.n_outputs)
+
+
+def answered_rows(predictions: pb.Predictions) -> NDArray[np.bool_]:
+    """Return which of the examples (N,) were answered, not refused."""
+    return ~np.asarray(predictions.refused, dtype=bool)
+
+
+def _scores(task: Task, logits: NDArray[np.float32], predictions: pb.Predictions) -> dict[str, float]:
+    """Return the metrics over the examples that were answered privately; none if there are none."""
+    answered = answered_rows(predictions)
+    if not answered.any():
+        return {}
+    labels = [label for label, flag in zip(predictions.labels, answered, strict=True) if flag]
+    groups = [group for group, flag in zip(predictions.groups, answered, strict=True) if flag]
+    return compute_metrics(task, logits[answered], labels, groups)
+
+
+def _whole(results: Results) -> float | None:
+    """Return how long an example of the last session took, dealing included."""
+    n = sum(batch.batch_size for batch in results.batches["data-owner"][results.n_resumed :])
+    return results.seconds / n if n else None
 
 
 def twin_logits(plaintext: Path) -> dict[str, NDArray[np.float32]]:
@@ -193,11 +221,16 @@ def _write_predictions(
     private = private_logits(predictions)
     columns: dict[str, Any] = {"id": list(predictions.ids), "split": list(predictions.groups)}
     columns["label"] = pa.array([None if math.isnan(label) else label for label in predictions.labels], pa.float64())
+    refused = list(predictions.refused)
+    columns["refused"] = refused
     for name, logits in {"private": private, **twins}.items():
         columns[f"{name}_logits"] = logits.tolist()
         columns[f"{name}_prediction"] = predictions_of(task, logits).tolist()
+    for name in ("private_logits", "private_prediction"):
+        columns[name] = [None if out else value for value, out in zip(columns[name], refused, strict=True)]
     if task.labels:
-        columns["private_class"] = [task.labels[int(place)] for place in columns["private_prediction"]]
+        places = columns["private_prediction"]
+        columns["private_class"] = [None if place is None else task.labels[int(place)] for place in places]
     pq.write_table(pa.table(columns), path)
 
 
@@ -282,7 +315,7 @@ def table(values: dict[str, Any]) -> Group:
     grid = PlainTable(head, "quantity", *titles)
     metrics = values["metrics"]
     if not metrics["private"]:
-        grid.add_row("score (the data have no labels)", *["-"] * len(columns))
+        grid.add_row("score (no labels, or no answers)", *["-"] * len(columns))
     for metric in metrics["private"]:
         grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
     latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}
@@ -295,11 +328,14 @@ def table(values: dict[str, Any]) -> Group:
     online_bytes, dealer = sum(online["bytes"].values()), offline["bytes"]["dealer->model-owner"]
     n_examples = values["examples"]
     agreed = (
-        f"{_agreement(values)}; largest logit error {values['max_abs_logit_error']:.5f}"
+        f"{_agreement(values)}; largest logit error {values['max_abs_logit_error'] or 0.0:.5f}"
         if student
         else "the coordinator has no student to compare with"
     )
+    whole = values["whole"]["seconds_per_example"]
     lines = [
+        f"{'-' if whole is None else f'{whole:.3f}'} s per example in all, dealing included",
+        *refused_text(values),
         agreed,
         f"online {online['seconds']:.1f} s, {online_bytes / n_examples / 2**20:.1f} MiB per example in both directions,"
         f" {online['rounds_per_batch']} rounds per batch of {values['batch_size']}",
@@ -314,10 +350,23 @@ def table(values: dict[str, Any]) -> Group:
     return Group(grid, Text("\n".join(lines)))
 
 
+def refused_text(values: dict[str, Any]) -> list[str]:
+    """Return a sentence about the examples that were refused, if there are any."""
+    told = values["refused"]
+    if not told["examples"]:
+        return []
+    ids = ", ".join(map(str, told["ids"][:MOST_IDS])) + (", ..." if told["examples"] > MOST_IDS else "")
+    return [
+        f"refused: {told['examples']} of {values['examples']} examples, ids {ids}: an activation left the range that"
+        " the model was calibrated for. Scores are over the others. predictions.parquet names all; for texts of this"
+        " kind, distil with some of them"
+    ]
+
+
 def _agreement(values: dict[str, Any]) -> str:
     """Return what the table says of the labels on which private and plaintext student agree."""
     if values["label_agreement"] is None:
-        return "all predictions are ties"
+        return "no prediction is more than a tie"
     others = "predictions that are no ties" if ties_text(values) else "predictions"
     return f"private and plaintext student agree on {values['label_agreement']:.2%} of {others}"
 

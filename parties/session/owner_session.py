@@ -73,6 +73,7 @@ class OwnerSession:
         self._transcript = b""
         self._membership = membership
         self._engine: Engine | None = None
+        self._ready_at: float | None = None
         self._asked_dealer_at: float | None = None
         self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
         membership.on_abort(lambda error: self._dealer_channel.close())
@@ -117,6 +118,7 @@ class OwnerSession:
         self._engine = engine
         self._setup.seconds = time.perf_counter() - started
         self._setup.bytes_received = self.asking.counters.bytes_received
+        self._ready_at = time.perf_counter()
 
     @property
     def engine(self) -> Engine:
@@ -290,6 +292,7 @@ class OwnerSession:
 
     def report(self, examples_digest: bytes = b"") -> None:
         """Send the last report to whoever ordered the session, and close the channel to the dealer."""
+        began = self._ready_at or time.perf_counter()
         self._dealer_channel.close()
         self._membership.part_done()
         self._membership.send(
@@ -298,6 +301,7 @@ class OwnerSession:
                 peak_rss_bytes=peak_rss_bytes(),
                 transcript=self._transcript,
                 batch_plan=examples_digest,
+                seconds=time.perf_counter() - began,
             )
         )
 

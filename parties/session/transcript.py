@@ -21,7 +21,7 @@ from parties.wire import causes
 
 PER_SESSION = ("session", "job.first_batch", "job.examples_digest")
 JOB_FIELDS = (
-    *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "overlap"),
+    *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "overlap", "on_refusal"),
     *("task", "split", "limit", "batch_size", "max_length"),
 )
 

@@ -10,6 +10,8 @@ from mpcformer.errors import UserInputError
 from mpcformer.tasks import EVAL
 from parties.stubs import parties_pb2 as pb
 
+ON_REFUSAL = ("skip", "stop")
+
 
 def _known_engine(name: str) -> str:
     try:
@@ -21,6 +23,12 @@ def _known_engine(name: str) -> str:
 def _known_embeddings(name: str) -> str:
     if name not in EMBEDDINGS:
         raise ValueError(f"{name!r} is unknown; choose one of: {', '.join(EMBEDDINGS)}")
+    return name
+
+
+def _known_way(name: str) -> str:
+    if name not in ON_REFUSAL:
+        raise ValueError(f"{name!r} is unknown; choose one of: {', '.join(ON_REFUSAL)}")
     return name
 
 
@@ -39,6 +47,7 @@ class JobDescription:
         max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
         engine: one of `ENGINES`.
         embeddings: one of `EMBEDDINGS`.
+        on_refusal: what the data owner does when a sentence left its range: skip it, or stop.
         overlap: whether a batch is dealt while the one before it is computed. That is faster, but what single batches
             took is then not what they would take alone.
     """
@@ -53,6 +62,7 @@ class JobDescription:
     engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
     embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
     overlap: bool = True
+    on_refusal: Annotated[str, AfterValidator(_known_way)] = "skip"
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, for journals and manifests."""

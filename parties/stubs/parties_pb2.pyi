@@ -183,16 +183,18 @@ class BatchReport(_message.Message):
     def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ..., breakdown: _Optional[_Mapping[str, float]] = ..., waited: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("setup", "peak_rss_bytes", "transcript", "batch_plan")
+    __slots__ = ("setup", "peak_rss_bytes", "transcript", "batch_plan", "seconds")
     SETUP_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSCRIPT_FIELD_NUMBER: _ClassVar[int]
     BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
+    SECONDS_FIELD_NUMBER: _ClassVar[int]
     setup: Phase
     peak_rss_bytes: int
     transcript: bytes
     batch_plan: bytes
-    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., peak_rss_bytes: _Optional[int] = ..., transcript: _Optional[bytes] = ..., batch_plan: _Optional[bytes] = ...) -> None: ...
+    seconds: float
+    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., peak_rss_bytes: _Optional[int] = ..., transcript: _Optional[bytes] = ..., batch_plan: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("batch", "report", "predictions", "batch_plan", "n_batches", "student", "terms")
@@ -255,7 +257,7 @@ class Command(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan", "overlap")
+    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan", "overlap", "on_refusal")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     DEALER_FIELD_NUMBER: _ClassVar[int]
     MODEL_OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -272,6 +274,7 @@ class Job(_message.Message):
     FIRST_BATCH_FIELD_NUMBER: _ClassVar[int]
     BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
     OVERLAP_FIELD_NUMBER: _ClassVar[int]
+    ON_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     dealer: str
     model_owner: str
@@ -288,7 +291,8 @@ class Job(_message.Message):
     first_batch: int
     batch_plan: bytes
     overlap: bool
-    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ..., overlap: _Optional[bool] = ...) -> None: ...
+    on_refusal: str
+    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ..., overlap: _Optional[bool] = ..., on_refusal: _Optional[str] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("culprit", "reason")

@@ -6,6 +6,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -14,12 +15,12 @@ from mpcformer.cli import build_app
 from mpcformer.engines.base import load_public_model
 from mpcformer.errors import MPCFormerError, RangeError, UserInputError
 from mpcformer.files import sha256_file
-from mpcformer.modeling import load_student
-from parties.runs import local_run, simulation
+from parties.runs import local_run, report, simulation
 from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import ModelOwnerConfig
 from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
+from tests.engines.test_refused_sentences import with_a_long_word
 from tests.tiny import GOOD, save_parquet, save_student
 
 
@@ -221,18 +222,46 @@ def test_a_port_in_use_and_a_full_folder(student: Path, data_dir: Path, tmp_path
         local_run.check(job_for(student, data_dir), tmp_path / "run")
 
 
-def test_a_range_error_names_the_party_and_leaves_no_result(student: Path, data_dir: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.fixture
+def picky(tmp_path: Path, data_dir: Path) -> tuple[Path, Path]:
+    """A student that refuses texts with unknown words, and data in which two of the texts have one."""
+    folder = with_a_long_word(save_student(tmp_path / "picky", data_dir))
+    texts = ["the day was fine", "a day of zinc", "a cold and grim stone", "zinc", "warm", "it was very dull"]
+    data = tmp_path / "data" / "sst2"
+    data.mkdir(parents=True)
+    table = pa.table({"sentence": texts, "label": [1, 0, 0, 0, 1, 0]})
+    pq.write_table(table, data / "validation-00000-of-00001.parquet")
+    return folder, data
 
-    broken = shutil.copytree(student, tmp_path / "broken")
-    ranges = json.loads((broken / "ranges.json").read_text())
-    ranges["bounds"]["layer.1.output.variance"] = [1e-3, 2e-3]
-    (broken / "ranges.json").write_text(json.dumps(ranges))
-    job = job_for(broken, data_dir)
-    with pytest.raises(MPCFormerError, match=r"owner: .*left the range") as caught:
-        local_run.run(job, tmp_path / "run")
+
+def test_refused_examples_are_listed_and_the_others_answered(picky: tuple[Path, Path], tmp_path: Path) -> None:
+    values = local_run.run(job_for(*picky, batch_size=4), tmp_path / "run")
+    assert values["refused"] == {"examples": 2, "ids": [1, 3]}
+    assert values["label_agreement"] == 1.0
+    assert values["max_abs_logit_error"] < 0.003
+    assert "refused: 2 of 6 examples, ids 1, 3" in "".join(report.refused_text(values))
+    rows = pq.read_table(tmp_path / "run" / "predictions.parquet").to_pylist()
+    assert [row["refused"] for row in rows] == [False, True, False, True, False, False]
+    assert [row["private_prediction"] is None for row in rows] == [row["refused"] for row in rows]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "2 of 6 examples, in which an activation left the range" in page
+
+
+def test_where_all_are_refused_there_is_no_score(picky: tuple[Path, Path], tmp_path: Path) -> None:
+    folder, data = picky
+    path = data / "validation-00000-of-00001.parquet"
+    pq.write_table(pa.table({"sentence": ["zinc", "a day of zinc"], "label": [1, 0]}), path)
+    values = local_run.run(job_for(folder, data), tmp_path / "run")
+    assert values["refused"]["examples"] == 2
+    assert values["metrics"]["private"] == {}
+    assert values["label_agreement"] is None
+
+
+def test_a_job_may_say_to_stop_at_a_refusal(picky: tuple[Path, Path], tmp_path: Path) -> None:
+    with pytest.raises(MPCFormerError, match="data-owner: an activation left its range, and the job says") as caught:
+        local_run.run(job_for(*picky, on_refusal="stop"), tmp_path / "run")
     assert caught.value.exit_code == RangeError.exit_code
     assert not (tmp_path / "run").exists()
     assert not (tmp_path / "run.failed" / "results.json").exists()
-    assert (tmp_path / "run.failed" / "logs" / "model-owner.log").is_file()
-    assert load_student(broken)
+    log = (tmp_path / "run.failed" / "logs" / "data-owner.log").read_text()
+    assert "example 1: an activation left the range" in log

@@ -19,7 +19,9 @@ JOB = {"task": "sst2", "limit": None}
 
 def batch(number: int) -> tuple[pb.Batch, pb.Batch]:
     report = pb.BatchReport(batch_size=1, seq_len=7, online=pb.Phase(seconds=0.1 + number, rounds=3))
-    told = pb.Predictions(rows=[number], ids=[-number], labels=[0.1], groups=["dev"], n_outputs=2, logits=[0.1, -1e-7])
+    told = pb.Predictions(
+        rows=[number], ids=[-number], labels=[0.1], groups=["dev"], n_outputs=2, logits=[0.1, -1e-7], refused=[False]
+    )
     return (
         pb.Batch(batch=number, report=report, student="ab"),
         pb.Batch(batch=number, report=report, predictions=told, batch_plan=b"\0\xff", n_batches=3),
