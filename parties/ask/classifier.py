@@ -14,7 +14,8 @@ from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
-from mpcformer.tasks import Encoded
+from mpcformer.tasks import TASKS, Encoded
+from mpcformer.tasks.labels import are_default, model_names
 from parties.ask import shapes
 from parties.ask.session import AskingSession
 from parties.session.data_side import Asked
@@ -84,10 +85,22 @@ class Classifier:
         self._positions = positions
 
     @property
+    def model(self) -> str:
+        """The SHA-256 of the model's weights in hex digits, as its owner told it with the public files."""
+        return str(self._student)
+
+    @property
     def labels(self) -> list[str]:
-        """The names of the classes, in the order of the logits."""
+        """The names of the classes, in the order of the logits; one name for a regression.
+
+        They are the model's own or, if it has none, those of the task that it was distilled for.
+        """
         config = self._public.config
-        return [str(config.id2label[i]) for i in range(config.num_labels)]
+        names = list(model_names(config))
+        task = TASKS.get(config.task or "")
+        if names and are_default(names) and task is not None and task.num_labels == len(names):
+            return list(task.labels)
+        return names or [str(config.id2label[0])]
 
     def open(self) -> "Classifier":
         """Open the session now, and begin to deal; otherwise the first call does it."""

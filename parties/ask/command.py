@@ -105,7 +105,7 @@ def ask(
         if out is None:
             n_refused = _print(classify, source, details, on_refusal, started)
         else:
-            work = {"source": source.digest(), "model": str(student or config), "max_length": max_length}
+            work = {"source": source.digest(), "model": classify.model, "max_length": max_length}
             answers = AnswerFile(out, source.columns, work, resume=resume)
             n_refused = _write(classify, source, answers, on_refusal, out)
     if n_refused:

@@ -31,7 +31,8 @@ def plaintext(student: Path, texts: Sequence[Any]) -> list[dict[str, Any]]:
     encoded = [Encoded(row["input_ids"], row["token_type_ids"]) for row in rows]
     logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=1)
     scores = torch.tensor(logits).softmax(1)
-    return [{"label": model.config.id2label[int(row.argmax())], "score": float(row.max())} for row in scores]
+    names = ("negative", "positive")  # of the task, for the tiny student has no names of its own
+    return [{"label": names[int(row.argmax())], "score": float(row.max())} for row in scores]
 
 
 def same(answers: Sequence[dict[str, Any]], expected: Sequence[dict[str, Any]]) -> None:

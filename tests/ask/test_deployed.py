@@ -1,0 +1,124 @@
+"""Tests of asking the parties of a deployment: who may order, and how much."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+import mpcformer
+from mpcformer.cli import build_app
+from mpcformer.errors import PartyError, UserInputError
+from parties.settings.config import DataOwnerConfig, PeerAddress
+from parties.settings.config_file import to_toml
+from parties.settings.job import JobDescription
+from parties.settings.public_files import export_public
+from parties.wire.tls import make_certificates
+from tests.faults.cast import PARTIES, Cast
+
+JOB = JobDescription(task="sst2")
+ASKING = {"may_order": ["data-owner"], "coordinators": []}
+
+
+@pytest.fixture
+def deployed(picky: Path, data_dir: Path, tmp_path: Path) -> Iterator[Any]:
+    """Start dealer and model owner with changes to their files; give the path of the data owner's file."""
+    casts = []
+
+    def start(dealer: dict[str, Any] = ASKING, model_owner: dict[str, Any] = ASKING) -> tuple[Cast, Path]:
+        cast = Cast(
+            tmp_path,
+            student=picky,
+            public=export_public(picky, tmp_path / "public"),
+            data_dir=data_dir,
+            tls=make_certificates(tmp_path / "tls", list(PARTIES)),
+            job=JOB,
+            changes={"dealer": dealer, "model-owner": model_owner},
+        )
+        casts.append(cast)
+        cast.start("dealer", "model-owner", once=False)
+        config = DataOwnerConfig(
+            role="data-owner",
+            id="data-owner",
+            tls=cast.configs["data-owner"].tls,
+            dealer=PeerAddress(id="dealer", address=cast.relays["owners->dealer"].address),
+            model_owner=PeerAddress(id="model-owner", address=cast.relays["data-owner->model-owner"].address),
+            public_model=tmp_path / "public",
+            join_timeout_s=60.0,
+        )
+        path = tmp_path / "asking.toml"
+        path.write_text(to_toml(config))
+        return cast, path
+
+    yield start
+    for cast in casts:
+        cast.end()
+
+
+def test_a_data_owner_asks_without_a_coordinator(deployed: Any, tmp_path: Path) -> None:
+    cast, path = deployed()
+    with mpcformer.connect(path, ahead=0) as classify:
+        (first,) = list(classify("the day was fine"))
+        assert first["label"] in classify.labels
+        assert next(iter(classify("zinc")))["refused"]
+    result = CliRunner().invoke(build_app(), ["ask", "--config", str(path), "the day was fine"])
+    assert result.exit_code == 0, result.output
+    assert result.stdout.split("\t")[0] == first["label"]
+    logs = cast.said("dealer") + cast.said("model-owner")
+    assert "session of data-owner begins" in logs
+    assert not [word for word in ("fine", "zinc", "positive", "negative") if word in logs]
+
+
+def test_who_may_not_order_is_refused_by_name(deployed: Any) -> None:
+    _, path = deployed(model_owner={"coordinators": ["coordinator"]})
+    with pytest.raises(PartyError, match=r"model-owner: it refused the session: .*names \['data-owner'\]"):
+        mpcformer.connect(path).open()
+
+
+def test_a_budget_is_kept_across_sessions_and_restarts(deployed: Any, tmp_path: Path) -> None:
+    budget = {"max_sentences_per_day": 4, "budget_file": tmp_path / "budget.json"}
+    cast, path = deployed(model_owner=ASKING | budget)
+    used_up = r"model-owner: the budget of sentences for today is used up\n.*ask again in \d+ h \d+ min"
+    with mpcformer.connect(path, ahead=0) as classify:
+        assert len(list(classify(["warm", "cold", "fine"]))) == 3  # one batch of four, of which three are asked about
+        with pytest.raises(mpcformer.BudgetError, match=used_up):
+            classify(["warm", "cold", "fine"])
+        assert len(list(classify("warm"))) == 1  # the session goes on, and one was left
+        with pytest.raises(mpcformer.BudgetError, match=used_up) as caught:
+            classify("warm")
+        assert caught.value.exit_code == 8
+    model_owner = cast.processes["model-owner"]
+    model_owner.kill()
+    model_owner.join()
+    cast.start("model-owner", once=False)
+    with mpcformer.connect(path, ahead=0) as classify, pytest.raises(mpcformer.BudgetError, match=used_up):
+        classify("warm")
+
+
+def test_a_data_owner_orders_for_itself_alone(deployed: Any) -> None:
+    _, path = deployed(
+        dealer=ASKING | {"data_owners": ["data-owner", "other"]},
+        model_owner=ASKING | {"data_owners": ["data-owner", "other"]},
+    )
+    from parties.ask import session as asking
+
+    class ForAnother(asking.Orderer):
+        def new_job(self, **more: Any) -> Any:
+            job = super().new_job(**more)
+            job.data_owner = "other"
+            return job
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(asking, "Orderer", ForAnother)
+        with pytest.raises(PartyError, match="data-owner may order sessions for itself alone, not for 'other'"):
+            mpcformer.connect(path).open()
+
+
+def test_the_file_of_another_party_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "data-owner.toml"
+    keys = 'role = "data-owner"\nid = "d"\npublic_model = "p"\nmodel_owners = ["m"]\ndealers = ["d2"]\n'
+    keys += '[insecure]\nplaintext = true\n[coordinator]\nid = "c"\naddress = "127.0.0.1:7000"\n'
+    path.write_text(keys)
+    with pytest.raises(UserInputError, match="is not the file of a data owner that orders its own sessions"):
+        mpcformer.connect(path)
