@@ -5,6 +5,7 @@ import itertools
 import math
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -69,10 +70,12 @@ class Classifier:
     def __init__(
         self, config: DataOwnerConfig, options: AskOptions, on_close: Callable[[], None] = lambda: None
     ) -> None:
-        self._config, self._options, self._on_close = config, options, on_close
+        self._config, self._options = config, options
         self._public: PublicModel = load_public_model(config.public_model)
         self._student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
         self._tokenizer = load_tokenizer(config.public_model)
+        # What runs for this classifier alone also ends when it is forgotten, or with the interpreter.
+        self._on_close = weakref.finalize(self, on_close)
         self._lock = threading.RLock()
         self._session: AskingSession | None = None
         self._recent: list[BatchShape] = []
@@ -103,9 +106,16 @@ class Classifier:
         return names or [str(config.id2label[0])]
 
     def open(self) -> "Classifier":
-        """Open the session now, and begin to deal; otherwise the first call does it."""
-        with self._lock:
-            self._opened()
+        """Open the session now, and begin to deal; otherwise the first call does it.
+
+        If that fails, the classifier is closed.
+        """
+        try:
+            with self._lock:
+                self._opened()
+        except BaseException:
+            self.close()
+            raise
         return self
 
     def __call__(
@@ -278,11 +288,7 @@ class Classifier:
                 self._on_close()
 
     def __enter__(self) -> "Classifier":
-        try:
-            return self.open()
-        except BaseException:
-            self.close()
-            raise
+        return self.open()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,6 +1,7 @@
 """Tests of private answers in the manner of a pipeline, with all parties on this machine."""
 
 import asyncio
+import gc
 import os
 import pydoc
 import signal
@@ -160,7 +161,9 @@ def test_deal_and_leave(picky: Path) -> None:
 
 def test_a_party_that_dies_is_named_and_the_parties_end(picky: Path) -> None:
     classify = mpcformer.local(picky, ahead=0, first=(1, 16)).open()
-    site = classify._on_close.__self__  # type: ignore[attr-defined]
+    found = classify._on_close.peek()
+    assert found is not None
+    site: Any = found[1].__self__  # type: ignore[attr-defined]
     running = site._processes.running
     try:
         classify("warm")
@@ -175,6 +178,16 @@ def test_a_party_that_dies_is_named_and_the_parties_end(picky: Path) -> None:
     assert not site._folder.exists()
     with pytest.raises(UserInputError, match="this classifier is closed"):
         classify("warm")
+
+
+def test_a_classifier_that_is_forgotten_leaves_no_party(picky: Path) -> None:
+    classify = mpcformer.local(picky)
+    found = classify._on_close.peek()
+    assert found is not None
+    running = found[1].__self__._processes.running  # type: ignore[attr-defined]
+    del classify, found
+    gc.collect()
+    assert all(process.poll() is not None for process in running.values())
 
 
 def test_a_session_that_ended_is_followed_by_another(picky: Path) -> None:
