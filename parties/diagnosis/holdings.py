@@ -7,7 +7,7 @@ from mpcformer.engines.base import PublicModel, load_public_model
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file
 from mpcformer.modeling import load_student, load_tokenizer
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.tasks import OwnData, job_task, open_own
 from parties.diagnosis.findings import wrong
 from parties.session.transcript import facts_digest

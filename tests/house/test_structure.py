@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "experiments": {"mpcformer", "distill", "parties", "experiments"},
 }
 ROOMS = {
-    "mpcformer": "errors console files run_folder channel ring correlations protocols approximations modeling tasks"
+    "mpcformer": "errors console files machine run_folder channel ring correlations protocols approximations modeling tasks"
     " engines options doctor cli __main__",
     "mpcformer/engines": "calibrated cost base registry dry_run stopwatch plaintext lift crypten",
     "distill": "recipe versions training start objectives model_card ready teacher grid student general commands",
