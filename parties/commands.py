@@ -139,6 +139,8 @@ def infer(
     """
     _check_resume(resume, out)
     check_temporary_folder()
+    from mpcformer.console import console
+    from mpcformer.tasks import described
     from parties.runs import local_run
     from parties.runs.network import network_profile
     from parties.runs.simulation import LocalRunOptions
@@ -171,6 +173,8 @@ def infer(
     )
     folder = out or Path("runs") / f"{own.path.stem if own else name}-{time.strftime('%Y%m%d-%H%M%S')}"
     local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
+    if own:
+        console.print(described(own), soft_wrap=True, markup=False)
     _show(local_run.run(run_options, folder, resume=resume), folder)
 
 
