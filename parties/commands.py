@@ -117,7 +117,7 @@ def infer(
         int | None, option(group=INPUT, about="Cut texts to this many tokens, or refuse longer ones.")
     ] = None,
     engine: Annotated[str, options.engine("The private protocols: {}.")] = DEFAULT_ENGINE,
-    embeddings: Annotated[str, options.embeddings("{}; public: the data owner gets the tables.")] = "private_table",
+    embeddings: Annotated[str, options.embeddings("The first of {}; the second is disclosed.")] = "private_table",
     batch_size: Annotated[int, option(group=MACHINE, about="Sentences that share every round.")] = 16,
     network: Network = "none",
     threads: Threads = 1,

@@ -26,7 +26,7 @@ def _ways() -> Iterable[str]:
 
 def ask(
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; without any, lines of standard input.", metavar="[TEXT]...")
+        list[str] | None, typer.Argument(help="Texts; without any, lines of standard input.", metavar="TEXT")
     ] = None,
     student: Annotated[
         Path | None, options.folder("--student", group=INPUT, about="A student; all parties run on this machine.")
