@@ -36,6 +36,23 @@ def normal(n_rows: int, hidden: int, seed: int) -> torch.Tensor:
     return x / x.norm(dim=1, keepdim=True) * math.sqrt(hidden)
 
 
+@pytest.mark.parametrize(
+    ("weight", "factor", "remedy", "other"),
+    [
+        ("classifier.weight", 1e5, "divide the classifier's weight and bias", "older release"),
+        ("bert.pooler.dense.weight", 1e5, "lower learning rate", "older release"),
+        ("bert.encoder.layer.1.attention.self.query.weight", 1e4, "older release", "divide"),
+    ],
+)
+def test_the_remedy_fits_the_value(student: Path, weight: str, factor: float, remedy: str, other: str) -> None:
+    public, state = load_public_model(student), load_student(student).state_dict()
+    state[weight] = state[weight] * factor
+    with pytest.raises(RangeError) as refused:
+        checked(public.config, engine_constants(public), state)
+    assert remedy in refused.value.remedy
+    assert other not in refused.value.remedy
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 10**6), st.integers(1, 3))
 def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int) -> None:
