@@ -25,7 +25,7 @@ from distill.training.workspace import Workspace
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint
-from mpcformer.modeling.load import require_teacher
+from mpcformer.modeling.folder import require_teacher
 from mpcformer.tasks import Encoded, carve_selection, encode, get_task, load_examples
 
 FILE_NAME = "general.json"

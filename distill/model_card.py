@@ -14,7 +14,7 @@ from distill.recipe import asked
 from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_text
 from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges, default_backbone
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.tasks import Task
 from mpcformer.tasks.demo_source import REQUIREMENT as DEMO_SOURCE
 

@@ -42,7 +42,7 @@ from distill.training.workspace import Workspace
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.tasks import Task
 
 

@@ -20,7 +20,7 @@ from distill.training.workspace import Workspace
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
-from mpcformer.modeling.load import read_config, require_teacher
+from mpcformer.modeling.folder import read_config, require_teacher
 from mpcformer.tasks import Task
 
 

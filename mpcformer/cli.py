@@ -12,6 +12,7 @@ import typer
 from mpcformer import __version__
 from mpcformer.console import err_console, show_error
 from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.machine import wait_passively
 from mpcformer.options import Command
 
 PROGRAM = "mpcformer"
@@ -68,6 +69,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    wait_passively()
     try:
         status = build_app()(prog_name=PROGRAM, standalone_mode=False)
     except MPCFormerError as error:

@@ -147,7 +147,7 @@ def _crypten() -> str:
 
 def _backbone() -> str:
     from mpcformer.modeling import default_backbone
-    from mpcformer.modeling.load import read_config
+    from mpcformer.modeling.folder import read_config
 
     config = read_config(default_backbone())
     return f"BERT, {config['num_hidden_layers']} layers, {config['hidden_size']} hidden"

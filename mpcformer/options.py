@@ -87,7 +87,15 @@ def at_least(name: str, low: float, *, group: str, about: str) -> Any:
     return option(name, group=group, about=about, callback=checked)
 
 
-def choice(name: str, choices: Names, *, group: str, about: str, check: Callable[[str], str] | None = None) -> Any:
+def choice(
+    name: str,
+    choices: Names,
+    *,
+    group: str,
+    about: str,
+    check: Callable[[str], str] | None = None,
+    show_default: bool = True,
+) -> Any:
     """Return an option that takes one of several names, or some of them if its parameter is a list.
 
     Args:
@@ -96,6 +104,7 @@ def choice(name: str, choices: Names, *, group: str, about: str, check: Callable
         group: under which heading the help shows it.
         about: its help text; the names replace `{}` in it.
         check: gives the value to use for the value that was given; the default refuses whatever is not in `choices`.
+        show_default: whether the help shows the default, if the help text does not.
     """
     one = check or (lambda value: one_of(name, value, choices()))
 
@@ -109,7 +118,13 @@ def choice(name: str, choices: Names, *, group: str, about: str, check: Callable
 
     checked.names = choices  # type: ignore[attr-defined]
     return typer.Option(
-        name, help=about, rich_help_panel=group, metavar="<name>", callback=checked, autocompletion=complete
+        name,
+        help=about,
+        rich_help_panel=group,
+        metavar="<name>",
+        callback=checked,
+        autocompletion=complete,
+        show_default=show_default,
     )
 
 
@@ -175,4 +190,4 @@ def engine(about: str) -> Any:
 
 def embeddings(about: str) -> Any:
     """Return the option --embeddings."""
-    return choice("--embeddings", lambda: EMBEDDINGS, group=PRIVACY, about=about)
+    return choice("--embeddings", lambda: EMBEDDINGS, group=PRIVACY, about=about, show_default=False)

@@ -117,7 +117,7 @@ def infer(
         int | None, option(group=INPUT, about="Cut texts to this many tokens, or refuse longer ones.")
     ] = None,
     engine: Annotated[str, options.engine("The private protocols: {}.")] = DEFAULT_ENGINE,
-    embeddings: Annotated[str, options.embeddings("{}; public: the data owner gets the tables.")] = "private_table",
+    embeddings: Annotated[str, options.embeddings("The first of {}; the second is disclosed.")] = "private_table",
     batch_size: Annotated[int, option(group=MACHINE, about="Sentences that share every round.")] = 16,
     network: Network = "none",
     threads: Threads = 1,
@@ -139,6 +139,8 @@ def infer(
     """
     _check_resume(resume, out)
     check_temporary_folder()
+    from mpcformer.console import console
+    from mpcformer.tasks import described
     from parties.runs import local_run
     from parties.runs.network import network_profile
     from parties.runs.simulation import LocalRunOptions
@@ -171,6 +173,8 @@ def infer(
     )
     folder = out or Path("runs") / f"{own.path.stem if own else name}-{time.strftime('%Y%m%d-%H%M%S')}"
     local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
+    if own:
+        console.print(described(own), soft_wrap=True, markup=False)
     _show(local_run.run(run_options, folder, resume=resume), folder)
 
 

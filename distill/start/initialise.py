@@ -16,7 +16,7 @@ from distill.training.workspace import Workspace
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
-from mpcformer.modeling.load import read_config, require_teacher
+from mpcformer.modeling.folder import read_config, require_teacher
 from mpcformer.tasks import Task, class_order, model_names
 
 Model = MPCFormerForSequenceClassification

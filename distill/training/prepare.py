@@ -13,7 +13,7 @@ from distill.training.processes import current
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.load import read_config
+from mpcformer.modeling.folder import read_config
 from mpcformer.tasks import (
     Encoded,
     Examples,

@@ -32,7 +32,7 @@ from experiments.spec.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import sha256_file, write_json
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Examples
 

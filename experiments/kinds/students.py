@@ -24,7 +24,7 @@ from mpcformer.engines.registry import recorded_name
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, remove, sha256_file, write_json
 from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import (

@@ -25,7 +25,7 @@ from mpcformer.modeling import (
     default_backbone,
     load_tokenizer,
 )
-from mpcformer.modeling.load import read_config, require_student
+from mpcformer.modeling.folder import read_config, require_student
 from mpcformer.tasks import Encoded
 
 N_CALIBRATION = 8

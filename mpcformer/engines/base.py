@@ -20,7 +20,7 @@ from mpcformer.engines.cost import Cost
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
-from mpcformer.modeling.load import require_student
+from mpcformer.modeling.folder import require_student
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER
 
 __all__ = [

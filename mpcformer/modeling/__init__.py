@@ -1,17 +1,31 @@
 """The student as a Hugging Face model, its calibrated ranges, and checkpoints.
 
-The model's classes load transformers' modelling code, which takes two seconds. A data owner, and a command that refuses
-its arguments, need not spend them, so the classes are imported when somebody asks for them.
+Torch, transformers and its modelling code take seconds to load. A command's help, or one that refuses its arguments,
+need not spend them, and a data owner and a model owner need no model class. So everything is imported when somebody
+asks for it.
 """
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-from mpcformer.modeling.configuration import MPCFormerConfig
-from mpcformer.modeling.load import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
-from mpcformer.modeling.ranges import Ranges, load_ranges
-
 if TYPE_CHECKING:
+    from mpcformer.modeling.configuration import MPCFormerConfig
+    from mpcformer.modeling.load import (
+        default_backbone,
+        load_checkpoint,
+        load_student,
+        load_tokenizer,
+        resolve_checkpoint,
+    )
     from mpcformer.modeling.model import MPCFormerForSequenceClassification, StudentOutput
+    from mpcformer.modeling.ranges import Ranges, load_ranges
+
+MODULES = {
+    "configuration": ("MPCFormerConfig",),
+    "load": ("default_backbone", "load_checkpoint", "load_student", "load_tokenizer", "resolve_checkpoint"),
+    "model": ("MPCFormerForSequenceClassification", "StudentOutput"),
+    "ranges": ("Ranges", "load_ranges"),
+}
 
 __all__ = [
     "MPCFormerConfig",
@@ -28,8 +42,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in ("MPCFormerForSequenceClassification", "StudentOutput"):
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mpcformer.modeling import model
-
-    return getattr(model, name)
+    for module, names in MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

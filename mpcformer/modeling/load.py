@@ -1,6 +1,5 @@
 """Loading of checkpoints, which are checked before any work starts."""
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,18 +9,17 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import nn
-from transformers import AutoTokenizer, BertConfig
 from transformers.utils import logging as hf_logging
 
 from mpcformer.errors import DependencyError, RangeError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
 from mpcformer.modeling.ranges import load_ranges
 from mpcformer.modeling.weights import bert_weights
 
 if TYPE_CHECKING:
     from mpcformer.modeling.model import MPCFormerForSequenceClassification
 
-WEIGHTS = "model.safetensors"
 MAX_WEIGHT = 2.0**14
 HEAD = ("classifier.", "bert.pooler.")
 # No BERT has these tensors before it becomes a student: they start from the values that the form states.
@@ -63,64 +61,6 @@ def resolve_checkpoint(name: str) -> Path:
             f"{name!r} is no folder here and the Hugging Face hub gave no such model ({type(error).__name__})",
             "give the folder of a checkpoint, or check the name and the connection",
         ) from None
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """Return the checkpoint's config.json.
-
-    Raises:
-        UserInputError: the folder holds no checkpoint, or that of another architecture than BERT.
-    """
-    if not folder.is_dir():
-        raise UserInputError(f"{folder} is not a folder", "give the folder of a checkpoint")
-    missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
-    if missing:
-        raise UserInputError(
-            f"{folder} is not a checkpoint: {' and '.join(missing)} missing",
-            "give a folder written by save_pretrained (weights as safetensors)",
-        )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UserInputError(f"{folder}/config.json is not JSON: {error}", "restore the checkpoint") from None
-    if config.get("model_type") not in ("bert", "mpcformer"):
-        raise UserInputError(
-            f"{folder} holds a {config.get('model_type')!r} model; only 'bert' and 'mpcformer' are supported",
-            "choose a BERT checkpoint",
-        )
-    return dict(config)
-
-
-def require_student(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a plain BERT where a distilled student is needed.
-
-    Args:
-        folder: where the model lies.
-        config: its config.json.
-
-    Raises:
-        UserInputError: the model is no student.
-    """
-    if config.get("model_type") != "mpcformer":
-        raise UserInputError(
-            f"{folder} holds a plain BERT, not a distilled student",
-            f"distil it first: mpcformer distill --teacher {folder} --task TASK --out DIR",
-        )
-
-
-def require_teacher(folder: Path, option: str = "--teacher") -> None:
-    """Refuse a distilled student where a BERT with its own GeLU, softmax and LayerNorm is needed.
-
-    Raises:
-        UserInputError: not a checkpoint, or a student: without its own forms it computes something else.
-    """
-    config = read_config(folder)
-    forms = (config.get("gelu", "gelu"), config.get("softmax", "softmax"), list(config.get("constant_norms", ())))
-    if forms != ("gelu", "softmax", []):
-        raise UserInputError(
-            f"{option}: {folder} holds a distilled student, not a teacher",
-            "give the folder of a fine-tuned BERT: mpcformer teacher --task TASK --out DIR makes one",
-        )
 
 
 def load_checkpoint(
@@ -237,6 +177,9 @@ def load_tokenizer(folder: Path) -> Any:
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
         raise UserInputError(f"{folder} has no tokenizer (tokenizer.json or vocab.txt)", "restore the checkpoint")
+    # This import takes a second, which a model owner need not spend.
+    from transformers import AutoTokenizer, BertConfig
+
     with _quiet():
         # With a configuration, transformers need not know the model type.
         return AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)

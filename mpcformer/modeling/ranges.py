@@ -17,8 +17,8 @@ import torch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling.bounds import WorstCase
+from mpcformer.modeling.folder import RANGES
 
-FILE_NAME = "ranges.json"
 SCORE_REACH = "score_reach"
 REACH_SLACK = 1.1
 # Rows before a constant norm may have this many times the largest variance that was seen, and are refused beyond. It is
@@ -74,7 +74,7 @@ class Ranges:
 
     def save(self, folder: Path) -> None:
         """Write ranges.json."""
-        write_json(folder / FILE_NAME, self.to_json())
+        write_json(folder / RANGES, self.to_json())
 
 
 def norm_limit(name: str, largest: float) -> float:
@@ -98,10 +98,10 @@ def load_ranges(folder: Path) -> Ranges:
     Raises:
         UserInputError: the file is missing, or holds no finite ordered pairs.
     """
-    path = folder / FILE_NAME
+    path = folder / RANGES
     if not path.is_file():
         raise UserInputError(
-            f"{folder} is no student of a task: it has no {FILE_NAME}",
+            f"{folder} is no student of a task: it has no {RANGES}",
             "give a folder that mpcformer distill made; a general student is only a start: distill --from",
         )
     value = read_json(path)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from mpcformer.tasks.own import (
         JobData,
         best_names,
+        described,
         file_classes,
         job_task,
         load_job,
@@ -45,6 +46,7 @@ __all__ = [
     "carve_selection",
     "class_order",
     "compute_metrics",
+    "described",
     "encode",
     "file_classes",
     "get_task",

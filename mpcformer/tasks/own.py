@@ -220,6 +220,18 @@ def open_own(own: OwnData) -> tuple[TextFile, str | None]:
     return file, own.label_column or None
 
 
+def described(own: OwnData) -> str:
+    """Return which columns of a file are read, and whether their names were guessed, in a few words.
+
+    Raises:
+        UserInputError: see `open_own`.
+    """
+    file, label_column = open_own(own)
+    texts = " and ".join(file.columns) + (" (guessed)" if file.guessed else "")
+    guessed = " (guessed)" if own.label_column is None else ""
+    return f"{own.path}: texts in {texts}, " + (f"labels in {label_column}{guessed}" if label_column else "no labels")
+
+
 def best_names(own: OwnData, names: tuple[str, ...]) -> tuple[str, ...]:
     """Return the names of a model's classes or, if it has none, those that a file gives as many classes.
 

@@ -7,7 +7,6 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +17,7 @@ from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import TASKS, Encoded
 from mpcformer.tasks.labels import are_default, model_names
 from parties.ask import shapes
+from parties.ask.options import AskOptions
 from parties.ask.session import AskingSession
 from parties.session.data_side import Asked
 from parties.settings.config import DataOwnerConfig
@@ -31,28 +31,6 @@ OUT_OF_RANGE = "an activation of this text left the range that the model was cal
 NO_CHARACTERS = "some of this text is no Unicode character: it was not read as UTF-8"
 Text = str | tuple[str, str] | Mapping[str, str]
 Answer = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class AskOptions:
-    """How a classifier asks.
-
-    Args:
-        max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
-        lengths: the lengths that texts are padded to; the model's positions come after the last.
-        largest: the most texts in a batch.
-        ahead: how many batches of the shapes asked for last are dealt while nobody asks.
-        first: the shape (texts, tokens) that is dealt when a session begins, before anybody has asked.
-        deal_ahead: the number of batches of the shape `first` to deal before the first text is read, after which the
-            dealer leaves; None keeps the dealer for as long as the session lasts.
-    """
-
-    max_length: int | None = None
-    lengths: tuple[int, ...] = shapes.LENGTHS
-    largest: int = max(shapes.SIZES)
-    ahead: int = 2
-    first: tuple[int, int] = (1, 32)
-    deal_ahead: int | None = None
 
 
 class Classifier:

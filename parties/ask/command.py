@@ -12,6 +12,7 @@ import typer
 from mpcformer import options
 from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import SOME_REFUSED, MPCFormerError, RangeError, UserInputError
+from mpcformer.machine import keep_freed_memory
 from mpcformer.options import INPUT, MACHINE, OUTPUT, choice, flag, option
 
 REMEDY = "the answers to the others stand; for texts of this kind, calibrate the student on some of them (distil again)"
@@ -25,7 +26,7 @@ def _ways() -> Iterable[str]:
 
 def ask(
     texts: Annotated[
-        list[str] | None, typer.Argument(help="Texts; without any, lines of standard input.", metavar="[TEXT]...")
+        list[str] | None, typer.Argument(help="Texts; without any, lines of standard input.", metavar="TEXT")
     ] = None,
     student: Annotated[
         Path | None, options.folder("--student", group=INPUT, about="A student; all parties run on this machine.")
@@ -67,7 +68,6 @@ def ask(
     Example: mpcformer ask --student runs/demo/student "A quiet film that stays with you."
     """
     from parties.ask.answers import AnswerFile, check_out
-    from parties.ask.classifier import Classifier
     from parties.ask.local import connect, local
 
     if (student is None) == (config is None):
@@ -91,12 +91,13 @@ def ask(
         "first": first,
     }
 
-    def opened() -> Classifier:
+    def opened() -> Any:
         if student is not None:
             return local(student, engine=engine, threads=threads, **common)
         assert config is not None
         return connect(config, **common)
 
+    keep_freed_memory()
     started = time.perf_counter()
     with opened() as classify:
         if source.is_prompt:

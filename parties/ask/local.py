@@ -4,13 +4,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
 from mpcformer.errors import UserInputError
-from mpcformer.modeling.load import read_config, require_student
-from mpcformer.ring import gemm
-from parties.ask.classifier import AskOptions, Classifier
+from mpcformer.modeling.folder import read_config, require_student
+from parties.ask.options import checked_options
 from parties.runs.processes import Processes
 from parties.settings.config import (
     DEFAULT_POOL_MIB,
@@ -24,6 +23,9 @@ from parties.settings.config import (
 from parties.settings.config_file import load_party, to_toml
 from parties.settings.public_files import export_public
 from parties.wire.tls import make_certificates
+
+if TYPE_CHECKING:
+    from parties.ask.classifier import Classifier
 
 DEALER, MODEL_OWNER, DATA_OWNER = "dealer", "model-owner", "data-owner"
 SERVICES = DEALER, MODEL_OWNER
@@ -42,7 +44,7 @@ def local(
     engine: str = DEFAULT_ENGINE,
     threads: int = 1,
     device: str = "cpu",
-) -> Classifier:
+) -> "Classifier":
     """Start all parties on this machine, and return a classifier that asks them.
 
     Dealer and model owner are processes of their own; the data owner is the calling process. This shows the
@@ -79,10 +81,16 @@ def local(
     require_student(folder, read_config(folder))
     if threads < 1:
         raise UserInputError(f"threads: {threads} is below 1", "give a positive number")
-    gemm.check_device(device)
+    if device != "cpu":
+        from mpcformer.ring import gemm
+
+        gemm.check_device(device)
     options = checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths)
     site = LocalParties(folder, engine=resolve(engine), threads=threads, device=device, pool_mib=pool_mib)
     try:
+        # This loads torch, while the parties do the same.
+        from parties.ask.classifier import Classifier
+
         return Classifier(site.data_owner(), options, on_close=site.close)
     except BaseException:
         site.close()
@@ -98,7 +106,7 @@ def connect(
     first: tuple[int, int] = (1, 32),
     deal_ahead: int | None = None,
     lengths: Sequence[int] | None = None,
-) -> Classifier:
+) -> "Classifier":
     """Return a classifier that asks the dealer and the model owner of a deployment.
 
     Args:
@@ -115,37 +123,9 @@ def connect(
             f"--config: {path} is not the file of a data owner that orders its own sessions",
             "give a data owner's file with dealer and model_owner",
         )
+    from parties.ask.classifier import Classifier
+
     return Classifier(loaded, checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths))
-
-
-def checked_options(
-    max_length: int | None,
-    batch_size: int,
-    ahead: int,
-    first: tuple[int, int],
-    deal_ahead: int | None,
-    lengths: Sequence[int] | None,
-) -> AskOptions:
-    """Return the options of a classifier.
-
-    Raises:
-        UserInputError: one of them is out of range; the error names it.
-    """
-    numbers: dict[str, tuple[int | None, int, int]] = {
-        "batch_size": (batch_size, 1, 1024),
-        "ahead": (ahead, 0, 1 << 16),
-        "first, texts": (first[0], 1, batch_size),
-        "first, tokens": (first[1], 1, 1 << 16),
-        "deal_ahead": (deal_ahead, 1, 1 << 20),
-    }
-    for name, (value, low, high) in numbers.items():
-        if value is not None and not low <= value <= high:
-            raise UserInputError(f"{name}: {value} is outside {low}..{high}", "give a number from there")
-    defaults = AskOptions()
-    chosen = tuple(sorted(set(lengths))) if lengths else defaults.lengths
-    if min(chosen) < 1:
-        raise UserInputError(f"lengths: {min(chosen)} is below 1", "give numbers of tokens")
-    return AskOptions(max_length, chosen, batch_size, ahead, first, deal_ahead)
 
 
 class LocalParties:

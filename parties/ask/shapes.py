@@ -9,9 +9,7 @@ import torch
 
 from mpcformer.engines.base import BatchInputs, BatchShape
 from mpcformer.tasks import Encoded, pad_batch
-
-LENGTHS = (16, 32, 64, 128, 256, 512)
-SIZES = (1, 4, 16)
+from parties.ask.options import SIZES
 
 
 def padded_length(n_tokens: int, lengths: Sequence[int], positions: int) -> int:

@@ -7,8 +7,8 @@ from mpcformer.engines.base import PublicModel, load_public_model
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file
 from mpcformer.modeling import load_student, load_tokenizer
-from mpcformer.modeling.load import WEIGHTS
-from mpcformer.tasks import OwnData, job_task, open_own
+from mpcformer.modeling.folder import WEIGHTS
+from mpcformer.tasks import described, job_task
 from parties.diagnosis.findings import wrong
 from parties.session.transcript import facts_digest
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
@@ -58,7 +58,7 @@ def data(config: DataOwnerConfig) -> Finding:
     """Check that there is data to compute on."""
     folder = config.data_dir
     if (own := config.data) is not None:
-        return _finding("data", lambda: _file(own))
+        return _finding("data", lambda: described(own))
     if folder is None:
         return Finding("data_dir", "none: each task's data comes from the hub, or PyPI (demo task)")
     if not folder.is_dir():
@@ -72,12 +72,6 @@ def data(config: DataOwnerConfig) -> Finding:
         )
     places = sorted({path.parent.name if path.parent != folder else "." for path in files})
     return Finding("data_dir", f"{len(files)} parquet files in {', '.join(places)}")
-
-
-def _file(data: OwnData) -> str:
-    file, label_column = open_own(data)
-    texts = " and ".join(file.columns) + (" (guessed)" if file.guessed else "")
-    return f"{data.path}: texts in {texts}, " + (f"labels in {label_column}" if label_column else "no labels")
 
 
 def job(config: CoordinatorConfig) -> Finding:

@@ -13,7 +13,8 @@ from mpcformer.engines.base import MODEL_OWNER, load_public_model
 from mpcformer.engines.registry import create_engine
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import sha256_file
-from mpcformer.modeling.load import WEIGHTS, load_weights
+from mpcformer.modeling.folder import WEIGHTS
+from mpcformer.modeling.load import load_weights
 from parties.session.budget import Budget
 from parties.session.membership import Membership
 from parties.session.model_side import ModelSide

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_text
+from mpcformer.machine import keep_freed_memory
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
 from parties.session.failure import report_failure_of
@@ -35,6 +36,7 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
             ends, however that happens.
     """
     logs.set_up(path.stem, "text")
+    keep_freed_memory()
     # A core file would contain weights, text and shares.
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:

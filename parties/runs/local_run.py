@@ -10,7 +10,7 @@ from mpcformer.engines.registry import EMBEDDINGS, ENGINES, create_engine
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import check_temporary_folder, read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
-from mpcformer.modeling.load import WEIGHTS, read_config, require_student, require_teacher
+from mpcformer.modeling.folder import WEIGHTS, read_config, require_student, require_teacher
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import (

@@ -7,9 +7,12 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mpcformer.errors import FIX, PartyError
-from parties.roles.coordinator import Coordinator
+
+if TYPE_CHECKING:
+    from parties.roles.coordinator import Coordinator
 
 LEAVE_TIMEOUT_S = 8.0
 CULPRIT_TIMEOUT_S = 1.0
@@ -62,7 +65,7 @@ class Processes:
             time.sleep(0.02)
         return path.read_text()
 
-    def watch(self, coordinator: Coordinator) -> None:
+    def watch(self, coordinator: "Coordinator") -> None:
         """Tell the coordinator as soon as a process ends with an error."""
 
         def wait(name: str, process: subprocess.Popen[bytes]) -> None:

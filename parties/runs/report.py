@@ -18,7 +18,7 @@ from safetensors.numpy import load_file
 from mpcformer.console import PlainTable, console
 from mpcformer.files import read_json, sha256_file, write_json, write_text
 from mpcformer.modeling import MPCFormerConfig
-from mpcformer.modeling.load import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.run_folder import write_manifest
 from mpcformer.tasks import (
     Task,

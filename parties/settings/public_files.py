@@ -4,8 +4,7 @@ import shutil
 from pathlib import Path
 
 from mpcformer.files import sha256_file, write_json
-from mpcformer.modeling.load import WEIGHTS
-from mpcformer.modeling.ranges import FILE_NAME as RANGES
+from mpcformer.modeling.folder import RANGES, WEIGHTS
 
 # States which weights the model owner claims to use: {"sha256": hex}.
 STUDENT_RECORD = "student.json"

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from mpcformer.engines.base import BatchShape
 from mpcformer.tasks import Encoded
-from parties.ask.shapes import LENGTHS, SIZES, batch_sizes, batches, filled, padded_length
+from parties.ask.options import LENGTHS, SIZES
+from parties.ask.shapes import batch_sizes, batches, filled, padded_length
 
 
 def test_lengths_round_up_to_a_bucket_and_end_at_the_positions() -> None:

@@ -107,6 +107,8 @@ def run_values() -> dict[str, Any]:
         "embeddings": "private_table",
         "metrics": {"teacher": None, "student": None, "private": {"accuracy": 0.5}},
         "plaintext": {"seconds_per_example": {}},
+        "refused": {"examples": 0, "ids": []},
+        "whole": {"seconds": 2.0, "seconds_per_example": 0.5},
         "online": {"seconds_per_example": times, "seconds": 1.0, "bytes": {"a->b": 5}, "rounds_per_batch": 7},
         "offline": {"seconds": 1.0, "bytes": {"dealer->model-owner": 5}},
         "setup": {"seconds": 1.0},

@@ -13,7 +13,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig
 from mpcformer.tasks import OwnData, class_order, get_task, load_examples, load_own, own_task, with_metrics
 from mpcformer.tasks.labels import are_default, default_names, matches, model_names
-from mpcformer.tasks.own import file_classes, load_job
+from mpcformer.tasks.own import described, file_classes, load_job
 
 
 @pytest.mark.parametrize(
@@ -142,6 +142,14 @@ def test_the_column_of_labels(tmp_path: Path) -> None:
     assert not load_own(OwnData(own.path, label_column=""), task, labelled=False).has_labels
     with pytest.raises(UserInputError, match="no column 'text' beside its columns of text; it has mine, label"):
         load_own(OwnData(own.path, label_column="text"), task)
+
+
+def test_which_columns_are_read_is_told(tmp_path: Path) -> None:
+    own = csv(tmp_path, "question1,question2,class\na,b,0\n")
+    assert described(own) == f"{own.path}: texts in question1 and question2 (guessed), labels in class (guessed)"
+    assert load_own(own, own_task(("no", "yes"))).texts == [("a", "b")]
+    told = described(OwnData(own.path, ("question2",), ""))
+    assert told == f"{own.path}: texts in question2, no labels"
 
 
 def test_names_of_a_file_stand_in_for_those_that_a_model_lacks(tmp_path: Path) -> None:

@@ -1,0 +1,34 @@
+"""What makes the difference on a busy or small machine: how threads wait, and how memory is kept."""
+
+import ctypes
+import os
+
+# Parameters of glibc's mallopt, from malloc.h.
+TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+KEPT_BYTES = 1 << 30
+
+
+def wait_passively() -> None:
+    """Let OpenMP's threads sleep while they wait for each other; to be called before torch is loaded.
+
+    By default they spin. Where other processes need the cores, two threads of torch that spin for each other slow
+    everything down many times.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def keep_freed_memory() -> bool:
+    """Let glibc keep the memory of large tensors for the next ones; to be called before threads allocate any.
+
+    By default it gives the memory of every large tensor back to the kernel, which must clear it anew each time. What
+    is kept, up to `KEPT_BYTES` at the end of the heap, counts for the process.
+
+    Returns:
+        Whether the C library has taken the settings; others than glibc may not.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError):
+        return False
+    # One arena, because the others cannot grow beyond 64 MiB in a piece.
+    return all(mallopt(*each) == 1 for each in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, KEPT_BYTES)))
