@@ -140,7 +140,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
             or (role, index) in self._batches
         ):
             self.blame(Weight.CONFESSED, PartyError(party_id, f"it reported batch {index} out of turn"))
-        elif role == "data-owner" and not is_whole(batch):
+        elif role == "data-owner" and batch.HasField("predictions") and not is_whole(batch):
             self.blame(Weight.CONFESSED, PartyError(party_id, f"its predictions for batch {index} do not fit together"))
         elif batch.terms != known:
             what = "its release, model, ranges or job"
@@ -155,6 +155,10 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         if model_owner.transcript != data_owner.transcript:
             raise PartyError(self._config.model_owner.id, causes.disagreement("the transcript"), "run again")
         rows = [row for _, told in batches for row in told.predictions.rows]
+        if data_owner.HasField("scores") and rows:
+            raise PartyError(self._config.data_owner, "it withheld some answers and told others")
+        if data_owner.HasField("scores"):
+            return
         if sorted(rows) != list(range(len(rows))):
             raise PartyError(self._config.data_owner, "its batches do not contain every example once")
         if batches and len(batches) != batches[0][1].n_batches:
@@ -170,4 +174,5 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         }
         predictions = merged([data_owner.predictions for _, data_owner in batches])
         seconds = reports["data-owner"].seconds
-        return Results(measures, self._journal.n_resumed, predictions, reports, job.session_id, seconds)
+        scores = reports["data-owner"].scores if reports["data-owner"].HasField("scores") else None
+        return Results(measures, self._journal.n_resumed, predictions, reports, job.session_id, seconds, scores)

@@ -3,12 +3,28 @@
 import hmac
 import json
 from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
-from mpcformer.tasks import Examples, JobData, encode, length_batches, load_job, pad_batch
+from mpcformer.tasks import (
+    Examples,
+    JobData,
+    Task,
+    compute_metrics,
+    encode,
+    length_batches,
+    load_job,
+    pad_batch,
+    predictions_of,
+)
+from parties.roles.results import merged
 from parties.session.data_side import DataSide
 from parties.session.membership import Membership
 from parties.settings.config import DataOwnerConfig
@@ -49,6 +65,12 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
     batches = length_batches([len(row.input_ids) for row in encoded], asked.batch_size)
     digest = examples_digest(config, examples, [row.input_ids for row in encoded], batches)
+    withholds = config.tell == "scores"
+    if job.first_batch and withholds:
+        raise UserInputError(
+            f"{config.id} withholds its answers (tell), so nobody has those of the run to be resumed",
+            "start anew without --resume",
+        )
     if job.first_batch and job.batch_plan != digest:
         what = "the data, the job or digest_key (by default the certificate's key)"
         raise UserInputError(*causes.not_as_begun(what))
@@ -59,6 +81,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     side = DataSide(config, job, membership, public, student)
     if asked.overlap:
         side.pool.coming([item.shape for item in inputs])
+    answers: list[pb.Predictions] = []
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
         told = Progress(membership, side, index, len(todo))
         answered = side.ask(item, len(batch), told.tell)
@@ -69,18 +92,22 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
                 "leave this example out, or give --on-refusal skip",
                 told="an activation left its range, and the job says to stop then",
             )
+        answers.append(predictions(examples, batch, answered.outcome, data))
         membership.send(
             batch=pb.Batch(
                 batch=job.first_batch + index,
                 report=answered.report,
-                predictions=predictions(examples, batch, answered.outcome, data),
+                predictions=None if withholds else answers[-1],
                 batch_plan=digest,
                 n_batches=len(batches),
                 terms=side.session.terms,
             )
         )
     side.end()
-    side.session.report(digest)
+    found = merged(answers)
+    if config.out is not None:
+        write_answers(config.out / f"answers-{job.session_id.hex()[:8]}.parquet", data.task, found)
+    side.session.report(digest, own_scores(data.task, found) if withholds else None)
     membership.dismissed()
     side.close()
 
@@ -127,6 +154,41 @@ def examples_digest(
     key = source.read_bytes() if source is not None else b""
     content = [[int(i) for i in examples.ids], examples.labels, examples.groups, token_ids, batches]
     return hmac.digest(b"batch plan" + key, json.dumps(content).encode(), "sha256")
+
+
+def own_scores(task: Task, found: pb.Predictions) -> pb.Scores:
+    """Return the scores of all examples that were answered, for a coordinator that learns nothing else."""
+    rows = [row for row, refused in enumerate(found.refused) if not refused]
+    logits = np.asarray(found.logits, dtype=np.float32).reshape(-1, found.n_outputs)
+    metrics = (
+        compute_metrics(task, logits[rows], [found.labels[i] for i in rows], [found.groups[i] for i in rows])
+        if rows
+        else {}
+    )
+    return pb.Scores(metrics=metrics, examples=len(found.rows), refused=len(found.rows) - len(rows))
+
+
+def write_answers(path: Path, task: Task, found: pb.Predictions) -> None:
+    """Write the data owner's own answers: id, split, answer (a class, or a value), logits, and whether it was refused.
+
+    Raises:
+        UserInputError: the file cannot be written.
+    """
+    logits = np.asarray(found.logits, dtype=np.float32).reshape(-1, found.n_outputs)
+    values = predictions_of(task, logits).tolist()
+    answers = [task.labels[int(value)] for value in values] if task.labels else values
+    columns = {
+        "id": list(found.ids),
+        "split": list(found.groups),
+        "answer": [None if out else answer for answer, out in zip(answers, found.refused, strict=True)],
+        "logits": [None if out else row for row, out in zip(logits.tolist(), found.refused, strict=True)],
+        "refused": list(found.refused),
+    }
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        pq.write_table(pa.table(columns), path)
+    except OSError as error:
+        raise UserInputError(f"out: {path}: {error.strerror}", "make room, or name another folder") from None
 
 
 def predictions(examples: Examples, rows: list[int], outcome: Outcome, data: JobData) -> pb.Predictions:

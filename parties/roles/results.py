@@ -18,6 +18,7 @@ class Results:
         predictions: the predictions of all batches, in the order of the split.
         reports: the final report of each party by role.
         session_id: the id of the last session.
+        scores: what a data owner told that withholds its answers; the predictions are empty then.
         seconds: how long the batches of the last session took, dealing included, from the end of the set-up.
     """
 
@@ -27,6 +28,7 @@ class Results:
     reports: dict[Role, pb.Report]
     session_id: bytes
     seconds: float = 0.0
+    scores: pb.Scores | None = None
 
 
 def merged(batches: list[pb.Predictions]) -> pb.Predictions:
@@ -49,7 +51,7 @@ def merged(batches: list[pb.Predictions]) -> pb.Predictions:
         ids=[item[1] for item in flat],
         labels=[item[2] for item in flat],
         groups=[item[3] for item in flat],
-        n_outputs=batches[0].n_outputs if batches else 1,
+        n_outputs=batches[0].n_outputs or 1 if batches else 1,
         logits=[value for item in flat for value in item[4]],
         refused=[item[5] for item in flat],
     )

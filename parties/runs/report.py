@@ -68,22 +68,25 @@ def measured(
     labels, groups = list(results.predictions.labels), list(results.predictions.groups)
     logits, answered = private_logits(results.predictions), answered_rows(results.predictions)
     refused = [n for n, out in zip(results.predictions.ids, results.predictions.refused, strict=True) if out]
-    private = _scores(task, logits, results.predictions)
-    near_ties = ties(task, logits[answered], RESOLUTION)
-    near = {"within": RESOLUTION, "predictions": int(near_ties.sum()), "agreeing": None}
+    told, near = results.scores, None
+    private = dict(told.metrics) if told else _scores(task, logits, results.predictions)
+    if told is None and not task.is_regression:
+        n_ties = int(ties(task, logits[answered], RESOLUTION).sum())
+        near = {"within": RESOLUTION, "predictions": n_ties, "agreeing": None}
     return {
         "task": task.name,
+        "answers_withheld": told is not None,
         "classes": list(task.labels),
-        "split": sorted(set(groups)),
-        "examples": len(labels),
-        "refused": {"examples": len(refused), "ids": refused},
+        "split": sorted(set(groups)) or [job.split],
+        "examples": told.examples if told else len(labels),
+        "refused": {"examples": told.refused if told else len(refused), "ids": refused},
         "batch_size": job.batch_size,
         "engine": job.engine,
         "embeddings": job.embeddings,
         "student": None,
         "metrics": {"teacher": None, "student": None, "private": private},
         "label_agreement": None,
-        "ties": None if task.is_regression else near,
+        "ties": near,
         "max_abs_logit_error": None,
         "whole": {"seconds": results.seconds, "seconds_per_example": _whole(results)},
         "online": _online(results),
@@ -209,7 +212,8 @@ def write(
         twins: the plaintext logits (N, C) by model name.
     """
     task = job_task(values["task"], results.predictions.n_outputs, values["classes"])
-    _write_predictions(out / "predictions.parquet", task, results.predictions, twins)
+    if results.scores is None:
+        _write_predictions(out / "predictions.parquet", task, results.predictions, twins)
     write_json(out / "results.json", values)
     write_text(out / html_report.FILE_NAME, html_report.render(values))
     write_manifest(out, {"job": facts})
@@ -355,11 +359,11 @@ def refused_text(values: dict[str, Any]) -> list[str]:
     told = values["refused"]
     if not told["examples"]:
         return []
-    ids = ", ".join(map(str, told["ids"][:MOST_IDS])) + (", ..." if told["examples"] > MOST_IDS else "")
+    ids = ", ".join(map(str, told["ids"][:MOST_IDS])) + (", ..." if len(told["ids"]) > MOST_IDS else "")
+    which = f", ids {ids}" if ids else " (the data owner knows which)"
     return [
-        f"refused: {told['examples']} of {values['examples']} examples, ids {ids}: an activation left the range that"
-        " the model was calibrated for. Scores are over the others. predictions.parquet names all; for texts of this"
-        " kind, distil with some of them"
+        f"refused: {told['examples']} of {values['examples']} examples{which}: an activation left the range that the"
+        " model was calibrated for. Scores are over the others. For texts of this kind, distil with some of them"
     ]
 
 

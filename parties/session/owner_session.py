@@ -290,8 +290,13 @@ class OwnerSession:
         since = self._asked_dealer_at
         return 0.0 if since is None else time.monotonic() - since
 
-    def report(self, examples_digest: bytes = b"") -> None:
-        """Send the last report to whoever ordered the session, and close the channel to the dealer."""
+    def report(self, examples_digest: bytes = b"", scores: pb.Scores | None = None) -> None:
+        """Send the last report to whoever ordered the session, and close the channel to the dealer.
+
+        Args:
+            examples_digest: from the data owner, see `Report`.
+            scores: from a data owner that withholds its answers.
+        """
         began = self._ready_at or time.perf_counter()
         self._dealer_channel.close()
         self._membership.part_done()
@@ -302,6 +307,7 @@ class OwnerSession:
                 transcript=self._transcript,
                 batch_plan=examples_digest,
                 seconds=time.perf_counter() - began,
+                scores=scores,
             )
         )
 

@@ -248,7 +248,8 @@ class DataOwnerConfig(PartyCommon):
             tls.key; a run that began before that key was renewed cannot be resumed.
         pool_mib: as for the model owner.
         engine: the engine of its own sessions.
-        out: the folder to which its answers to a coordinator's job are written.
+        out: the folder to which it writes its answers to a coordinator's job, as a parquet file for each session.
+        tell: what a coordinator learns of its jobs: all, that is, logits, labels and ids; or the scores alone.
     """
 
     role: Literal["data-owner"]
@@ -264,6 +265,7 @@ class DataOwnerConfig(PartyCommon):
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     engine: str = DEFAULT_ENGINE
     out: Path | None = None
+    tell: Literal["all", "scores"] = "all"
 
     @model_validator(mode="after")
     def _has_a_way_to_a_session(self) -> Self:

@@ -183,18 +183,20 @@ class BatchReport(_message.Message):
     def __init__(self, batch_size: _Optional[int] = ..., seq_len: _Optional[int] = ..., offline: _Optional[_Union[Phase, _Mapping]] = ..., online: _Optional[_Union[Phase, _Mapping]] = ..., breakdown: _Optional[_Mapping[str, float]] = ..., waited: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Report(_message.Message):
-    __slots__ = ("setup", "peak_rss_bytes", "transcript", "batch_plan", "seconds")
+    __slots__ = ("setup", "peak_rss_bytes", "transcript", "batch_plan", "seconds", "scores")
     SETUP_FIELD_NUMBER: _ClassVar[int]
     PEAK_RSS_BYTES_FIELD_NUMBER: _ClassVar[int]
     TRANSCRIPT_FIELD_NUMBER: _ClassVar[int]
     BATCH_PLAN_FIELD_NUMBER: _ClassVar[int]
     SECONDS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
     setup: Phase
     peak_rss_bytes: int
     transcript: bytes
     batch_plan: bytes
     seconds: float
-    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., peak_rss_bytes: _Optional[int] = ..., transcript: _Optional[bytes] = ..., batch_plan: _Optional[bytes] = ..., seconds: _Optional[float] = ...) -> None: ...
+    scores: Scores
+    def __init__(self, setup: _Optional[_Union[Phase, _Mapping]] = ..., peak_rss_bytes: _Optional[int] = ..., transcript: _Optional[bytes] = ..., batch_plan: _Optional[bytes] = ..., seconds: _Optional[float] = ..., scores: _Optional[_Union[Scores, _Mapping]] = ...) -> None: ...
 
 class Batch(_message.Message):
     __slots__ = ("batch", "report", "predictions", "batch_plan", "n_batches", "student", "terms")
@@ -231,6 +233,23 @@ class Predictions(_message.Message):
     logits: _containers.RepeatedScalarFieldContainer[float]
     refused: _containers.RepeatedScalarFieldContainer[bool]
     def __init__(self, rows: _Optional[_Iterable[int]] = ..., ids: _Optional[_Iterable[int]] = ..., labels: _Optional[_Iterable[float]] = ..., groups: _Optional[_Iterable[str]] = ..., n_outputs: _Optional[int] = ..., logits: _Optional[_Iterable[float]] = ..., refused: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class Scores(_message.Message):
+    __slots__ = ("metrics", "examples", "refused")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    EXAMPLES_FIELD_NUMBER: _ClassVar[int]
+    REFUSED_FIELD_NUMBER: _ClassVar[int]
+    metrics: _containers.ScalarMap[str, float]
+    examples: int
+    refused: int
+    def __init__(self, metrics: _Optional[_Mapping[str, float]] = ..., examples: _Optional[int] = ..., refused: _Optional[int] = ...) -> None: ...
 
 class Failure(_message.Message):
     __slots__ = ("culprit", "what", "remedy", "exit_code")

@@ -17,7 +17,7 @@ from mpcformer.errors import MPCFormerError, RangeError, UserInputError
 from mpcformer.files import sha256_file
 from parties.runs import local_run, report, simulation
 from parties.runs.simulation import LocalRunOptions
-from parties.settings.config import ModelOwnerConfig
+from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from tests.engines.test_refused_sentences import with_a_long_word
@@ -265,3 +265,37 @@ def test_a_job_may_say_to_stop_at_a_refusal(picky: tuple[Path, Path], tmp_path: 
     assert not (tmp_path / "run.failed" / "results.json").exists()
     log = (tmp_path / "run.failed" / "logs" / "data-owner.log").read_text()
     assert "example 1: an activation left the range" in log
+
+
+def test_a_data_owner_may_withhold_its_answers(
+    picky: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = simulation.Site.data_owner
+
+    def withholding(site: simulation.Site, coordinator: str) -> DataOwnerConfig:
+        return original(site, coordinator).model_copy(update={"tell": "scores", "out": tmp_path / "own"})
+
+    monkeypatch.setattr(simulation.Site, "data_owner", withholding)
+    options = job_for(*picky)
+    (tmp_path / "logs").mkdir()
+    found = simulation.simulate(options, tmp_path / "logs")
+    assert found.scores is not None
+    assert (found.scores.examples, found.scores.refused) == (6, 2)
+    assert not found.predictions.logits
+    (path,) = (tmp_path / "own").iterdir()
+    rows = pq.read_table(path).to_pylist()
+    assert [row["refused"] for row in rows] == [False, True, False, True, False, False]
+    right = [
+        row["answer"] == ("negative", "positive")[label] for row, label in zip(rows, [1, 0, 0, 0, 1, 0], strict=True)
+    ]
+    assert found.scores.metrics["accuracy"] == sum(right) / 4
+    journal = (tmp_path / "logs" / "journal.jsonl").read_text()
+    assert "logits" not in journal
+    assert "labels" not in journal
+    values = report.measured(options.job, found, None)
+    assert values["answers_withheld"]
+    assert values["metrics"]["private"] == {"accuracy": found.scores.metrics["accuracy"]}
+    values |= {"network": {"profile": "x", "transport": "t"}}
+    report.write(tmp_path, {}, values, found, {})
+    assert not (tmp_path / "predictions.parquet").exists()
+    assert "2 of 6 examples" in "".join(report.refused_text(values))
