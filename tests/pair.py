@@ -198,7 +198,7 @@ def run_outcomes(
 
     def owner(rank: int) -> Outcome:
         engines[rank].setup(stores[rank])
-        mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask)
+        mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask, n_told=inputs.n_told)
         for _ in range(n_batches):
             batch = engines[rank].batch(inputs.shape, stores[rank], ends[rank])
             for segment in range(len(plan)):

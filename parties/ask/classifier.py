@@ -163,7 +163,8 @@ class Classifier:
                 found[i] = _refused(f"{what}; to cut long texts, set max_length")
         short = [i for i in range(len(texts)) if i not in found]
         lengths = [len(encoded[i].input_ids) for i in short]
-        plan = shapes.batches(lengths, self._options.lengths, self._positions, largest)
+        sizes = [size for size in self._options.sizes if size <= largest] or list(self._options.sizes)
+        plan = shapes.batches(lengths, self._options.padded_lengths, self._positions, sizes)
         following, at = iter(plan), 0
         with self._lock:
             if plan:

@@ -1,5 +1,6 @@
-"""What the model owner sends of a refused sentence's logits is zeros, whatever the sentence and the weights."""
+"""Of logits that are not told, refused ones and those of filled-up places, the model owner sends zeros."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,9 @@ from tests.tiny import save_student
 N_SENTENCES, N_LOGITS = 4, 2
 
 
-def last_message(folder: Path, long: tuple[int, ...], engine: str, patch: pytest.MonkeyPatch) -> torch.Tensor:
+def last_message(
+    folder: Path, long: tuple[int, ...], engine: str, patch: pytest.MonkeyPatch, n_told: int | None = None
+) -> torch.Tensor:
     """Return the shares of the logits (B, C) as they arrive at the data owner, in the last message of a batch."""
     seen: list[torch.Tensor] = []
     receive = MemoryChannel.receive
@@ -29,7 +32,7 @@ def last_message(folder: Path, long: tuple[int, ...], engine: str, patch: pytest
         return tensors
 
     patch.setattr(MemoryChannel, "receive", record)
-    _, outcome, *_ = run_outcomes(folder, batch(long), engine=engine, ends=ends)
+    _, outcome, *_ = run_outcomes(folder, replace(batch(long), n_told=n_told), engine=engine, ends=ends)
     assert outcome.refused.tolist() == [i in long for i in range(N_SENTENCES)]
     patch.undo()
     if engine == "crypten":
@@ -44,7 +47,8 @@ def test_nothing_of_a_refused_sentences_logits_is_sent(
     tmp_path: Path, data_dir: Path, engine: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = with_a_long_word(save_student(tmp_path / "student", data_dir))
-    for long in ((0,), (1, 3), ()):
-        sent = last_message(folder, long, engine, monkeypatch)
+    for long, n_told in (((0,), None), ((1, 3), None), ((), None), ((), 3), ((1,), 2)):
+        sent = last_message(folder, long, engine, monkeypatch, n_told)
         for i in range(N_SENTENCES):
-            assert bool((sent[i] == 0).all()) == (i in long), "a share that is told is zero once in 2^38 times"
+            withheld = i in long or (n_told is not None and i >= n_told)
+            assert bool((sent[i] == 0).all()) == withheld, "a share that is told is zero once in 2^38 times"
