@@ -43,7 +43,7 @@ class Table:
         for _ in range(2):
             pause()
             self.pauses += 1
-            self.open.wait(10)
+            self.open.wait(20)
         if self.fails:
             raise PartyError("dealer", "it left")
         self.dealt.append(shape)
@@ -78,6 +78,8 @@ def test_a_batch_that_waits_is_taken_once(table: Table) -> None:
 def test_what_is_asked_for_now_comes_before_what_was_said_to_come(table: Table) -> None:
     table.open.clear()
     table.pool.coming([FOUR, FOUR])
+    while not table.pauses:
+        time.sleep(0.01)
     taken: list[BatchShape] = []
     thread = threading.Thread(target=lambda: taken.append(table.pool.take(LONG)[1].shape))
     thread.start()
