@@ -93,6 +93,7 @@ class DataSide:
         self.session.setup(engine, public, student, started)
         allowed = int(asking.receive([Spec(torch.int64, (1,))])[0])
         self.pool_bytes = min(allowed, config.pool_mib << 20)
+        asking.send([torch.tensor([self.pool_bytes])])
         self.pool = Pool(
             deal=self._deal,
             forget=lambda number: tell(dealing, Verb.FORGET, number),

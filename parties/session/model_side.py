@@ -15,6 +15,9 @@ from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.wire.peer_channel import PeerChannel
 
+# How long the dealing of a batch waits for room, which a question makes that is on its way on the other stream.
+ROOM_TIMEOUT_S = 30.0
+
 
 class ModelSide:
     """Serves the two streams of a session.
@@ -44,7 +47,12 @@ class ModelSide:
         self._positions, self._max_sentences, self._max_tokens = positions, max_sentences, max_tokens
         self._pool_bytes = pool_bytes
         self._waiting: dict[int, Dealt] = {}
+        # The batch that was last put back. The data owner may have begun to fill its room meanwhile: it does not count.
+        self._put_back: int | None = None
+        # The engine computes one batch at a time, whichever stream it is asked on.
+        self._computing = threading.Lock()
         self._n_begun = self._n_dealt = 0
+        self._asked_all = False
         self._changed = threading.Condition()
         self._error: BaseException | None = None
 
@@ -54,17 +62,31 @@ class ModelSide:
         Raises:
             MPCFormerError: a stream failed, or an instruction is not allowed.
         """
-        self._session.asking.send([torch.tensor([self._pool_bytes])])
+        self._agree_on_pool()
         dealing = threading.Thread(target=self._deal_in_thread, name="dealing", daemon=True)
         dealing.start()
         try:
-            self._ask()
+            try:
+                self._ask()
+            finally:
+                with self._changed:
+                    self._asked_all = True
+                    self._changed.notify_all()
             dealing.join()
         except MPCFormerError as error:
             # Dealing may have failed first and ended this stream.
             raise self._error or error from None
         if self._error is not None:
             raise self._error
+
+    def _agree_on_pool(self) -> None:
+        """Take the smaller number of both owners: they must cut a batch that is too large into the same parts."""
+        asking = self._session.asking
+        asking.send([torch.tensor([self._pool_bytes])])
+        theirs = int(asking.receive([Spec(torch.int64, (1,))])[0])
+        if not 1 <= theirs <= self._pool_bytes:
+            raise ProtocolError(f"the data owner's pool of {theirs} bytes is outside 1..{self._pool_bytes}")
+        self._pool_bytes = theirs
 
     def _deal_in_thread(self) -> None:
         job = self._session.job
@@ -87,12 +109,15 @@ class ModelSide:
             if verb == Verb.FORGET:
                 with self._changed:
                     self._waiting.pop(first, None)
+                    self._changed.notify_all()
                 continue
             shape = self._checked(first, second)
             if verb == Verb.COMPUTE:
-                inputs = self._inputs(session.dealing, shape, n_told)
-                if inputs is not None:
-                    self._done(session.deal_and_compute(inputs, self._pool_bytes)[0])
+                inputs, word = self._inputs(session.dealing, shape, n_told)
+                answer(session.dealing, word)
+                if word == GRANTED:
+                    with self._computing:
+                        self._done(session.deal_and_compute(inputs, self._pool_bytes)[0])
                 continue
             self._require_room(session.size_of(shape))
             with self._changed:
@@ -104,13 +129,23 @@ class ModelSide:
                 self._changed.notify_all()
 
     def _require_room(self, n_bytes: int) -> None:
+        """Wait for room. The data owner takes a batch and fills its room, but says so on two streams."""
+
+        def needed() -> int:
+            return n_bytes + sum(dealt.n_bytes for i, dealt in self._waiting.items() if i != self._put_back)
+
         with self._changed:
-            needed = n_bytes + sum(dealt.n_bytes for dealt in self._waiting.values())
-        if needed > self._pool_bytes:
-            raise ProtocolError(
-                f"the data owner asked for {needed / 2**20:.0f} MiB of correlations ahead, pool_mib allows"
-                f" {self._pool_bytes / 2**20:.0f}"
+            # What is larger than the pool, or comes after the last question, waits in vain.
+            self._changed.wait_for(
+                lambda: needed() <= self._pool_bytes or n_bytes > self._pool_bytes or self._asked_all, ROOM_TIMEOUT_S
             )
+            found = needed()
+        if found <= self._pool_bytes:
+            return
+        raise ProtocolError(
+            f"the data owner asked for {found / 2**20:.0f} MiB of correlations ahead, pool_mib allows"
+            f" {self._pool_bytes / 2**20:.0f}"
+        )
 
     def _ask(self) -> None:
         session = self._session
@@ -119,13 +154,16 @@ class ModelSide:
             if verb == Verb.END:
                 return
             dealt = self._taken(number)
-            inputs = self._inputs(session.asking, dealt.shape, n_told)
-            if inputs is None:
-                # It was not used: the same batch may be asked with once there is a budget again.
+            inputs, word = self._inputs(session.asking, dealt.shape, n_told)
+            if word != GRANTED:
+                # It was not used: the same batch may be asked with once there is a budget again. It is there before the
+                # data owner hears of it, and may forget it on the other stream.
                 with self._changed:
-                    self._waiting[number] = dealt
-                continue
-            self._done(session.compute(dealt, inputs)[0])
+                    self._waiting[number], self._put_back = dealt, number
+            answer(session.asking, word)
+            if word == GRANTED:
+                with self._computing:
+                    self._done(session.compute(dealt, inputs)[0])
 
     def _taken(self, number: int) -> Dealt:
         """Take a batch that was dealt. The data owner may have finished its part of dealing it a little earlier."""
@@ -134,18 +172,17 @@ class ModelSide:
             if self._error is not None:
                 raise self._error
             dealt = self._waiting.pop(number, None)
+            self._changed.notify_all()
         if dealt is None:
             raise ProtocolError(f"the data owner asked with batch {number}, which does not wait: each is used once")
         return dealt
 
-    def _inputs(self, channel: PeerChannel, shape: BatchShape, n_told: int) -> BatchInputs | None:
-        """Receive the mask of a batch, and answer whether it may go on; None if it may not."""
+    def _inputs(self, channel: PeerChannel, shape: BatchShape, n_told: int) -> tuple[BatchInputs, int]:
+        """Receive the mask of a batch, and charge it; return it with the answer that the data owner is to get."""
         mask = received_mask(channel, shape)
         if not 1 <= n_told <= shape.batch_size:
             raise ProtocolError(f"the data owner asked for {n_told} answers of a batch of {shape.batch_size}")
-        word = self._charge(n_told)
-        answer(channel, word)
-        return BatchInputs(mask, n_told=n_told) if word == GRANTED else None
+        return BatchInputs(mask, n_told=n_told), self._charge(n_told)
 
     def _checked(self, batch_size: int, seq_len: int) -> BatchShape:
         fits = 1 <= batch_size <= self._max_sentences and 1 <= seq_len <= self._positions
