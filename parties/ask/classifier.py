@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
-from mpcformer.errors import UserInputError
+from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import TASKS, Encoded
@@ -184,8 +184,15 @@ class Classifier:
     def _batch(self, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Answer]:
         inputs = shapes.filled(texts, shape, self._tokenizer.pad_token_id)
         with self._lock:
-            session, start = self._opened(), time.perf_counter()
-            asked = session.ask(inputs)
+            before, start = self._session, time.perf_counter()
+            session = self._opened()
+            try:
+                asked = session.ask(inputs)
+            except PartyError as error:
+                # A session that was idle for too long may end just when it is asked again.
+                if session is not before or error.party != self._config.id:
+                    raise
+                asked = self._opened().ask(inputs)
             seconds = time.perf_counter() - start
         return [self._answer(asked, row, seconds, details) for row in range(len(texts))]
 
