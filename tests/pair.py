@@ -198,7 +198,7 @@ def run_outcomes(
 
     def owner(rank: int) -> Outcome:
         engines[rank].setup(stores[rank])
-        mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask)
+        mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask, n_told=inputs.n_told)
         for _ in range(n_batches):
             batch = engines[rank].batch(inputs.shape, stores[rank], ends[rank])
             for segment in range(len(plan)):
@@ -215,7 +215,8 @@ def run_outcomes(
     told, learnt = in_two_threads(owner)
     assert torch.equal(told.refused, learnt.refused), "both owners learn the same bits"
     assert told.logits is None
-    assert torch.equal(learnt.logits.isnan().all(1), learnt.refused), "only refused rows have no logits"
+    withheld = learnt.refused | ~inputs.asked
+    assert torch.equal(learnt.logits.isnan().all(1), withheld), "only refused rows and fillers have no logits"
     assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
     return told, learnt, plan, online[1]
 
