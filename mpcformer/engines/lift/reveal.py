@@ -42,8 +42,8 @@ def reveal(
         marks: this owner's shares of the sums of all marks of each sentence, (B,).
         weight_shape: (H, C) of the classifier.
         owned, masked: the weights at the model owner, the masked weights at the data owner.
-        asked: bool (B,), which sentences are asked about; None for all. Of the others neither owner learns anything: the
-            sums of their marks are made zero, and their logits are withheld like those of refused ones.
+        asked: bool (B,), which sentences are asked about; None for all. Of the others neither owner learns anything:
+            the sums of their marks are made zero, and their logits are withheld like those of refused ones.
     """
     sums = zero_test_half(pooled.size(0))
     request = linear.request(["classifier"], pooled.size(0), {"classifier": weight_shape}, fp.LOGIT_BITS)
