@@ -215,7 +215,8 @@ def run_outcomes(
     told, learnt = in_two_threads(owner)
     assert torch.equal(told.refused, learnt.refused), "both owners learn the same bits"
     assert told.logits is None
-    assert torch.equal(learnt.logits.isnan().all(1), learnt.refused), "only refused rows have no logits"
+    withheld = learnt.refused | ~inputs.asked
+    assert torch.equal(learnt.logits.isnan().all(1), withheld), "only refused rows and fillers have no logits"
     assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
     return told, learnt, plan, online[1]
 

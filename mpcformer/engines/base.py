@@ -87,8 +87,8 @@ class BatchInputs:
     Args:
         attention_mask: int64 (B, L), known to both owners.
         input_ids, token_type_ids: int64 (B, L), at the data owner alone.
-        n_told: how many of the first sentences are asked about; None for all. Nobody is told the logits of the others,
-            which only fill the batch.
+        n_told: how many of the first sentences are asked about; None for all. The others only fill the batch, and
+            nobody is told anything of them: no logits, and not whether they left their ranges.
     """
 
     attention_mask: torch.Tensor
@@ -118,8 +118,10 @@ class Outcome:
     """What an owner learns of one batch of B sentences with C outputs each.
 
     Args:
-        refused: bool (B,), True for each sentence whose activations left their calibrated ranges. Both owners learn it.
-        logits: float32 (B, C) at the data owner, NaN in the rows of refused sentences; None at the model owner.
+        refused: bool (B,), True for each sentence that was asked about and whose activations left their calibrated
+            ranges. Both owners learn it.
+        logits: float32 (B, C) at the data owner, NaN in the rows of sentences that were refused or not asked about;
+            None at the model owner.
     """
 
     refused: torch.Tensor

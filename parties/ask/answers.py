@@ -20,6 +20,8 @@ from mpcformer.files import remove
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 CHUNK = 4096
+# How the file shows what is no character: as \udcff for the byte 0xff, for example.
+AS_ESCAPES = "backslashreplace"
 # How often answers are flushed to the disk.
 FLUSH = 64
 RESULT = {"label": pa.string(), "score": pa.float64(), "refused": pa.bool_(), "reason": pa.string()}
@@ -36,11 +38,16 @@ class AnswerFile:
 
     Raises:
         UserInputError: the suffix is unknown, the file exists, an unfinished one stands there (or, with `resume`, does
-            not, or belongs to other work), or another process writes it.
+            not, or belongs to other work), another process writes it, or a column of text has the name of a column of
+            answers.
     """
 
     def __init__(self, out: Path, columns: Sequence[str], work: dict[str, Any], *, resume: bool = False) -> None:
         check_out(out, resume=resume)
+        if taken := [name for name in columns if name in RESULT]:
+            raise UserInputError(
+                f"--text-column: the answers have a column {taken[0]!r} of their own", "rename the column of text"
+            )
         self._out, self._columns = out, list(columns)
         self.partial = partial_of(out)
         self._open(json.loads(json.dumps({"work": work, "columns": self._columns})), resume)
@@ -57,7 +64,7 @@ class AnswerFile:
         self.n_rows = self.n_refused = 0
         if resume:
             self._go_on(head)
-        else:
+        if not self._handle.tell():  # it is new, or a kill came before its first line
             self._handle.write(json.dumps(head) + "\n")
             self._handle.flush()
 
@@ -122,7 +129,8 @@ class AnswerFile:
                 yield json.loads(line)
 
     def _write_lines(self, path: Path) -> None:
-        with path.open("w", encoding="utf-8", newline="") as handle:
+        # A text that was refused because it is no Unicode is written all the same.
+        with path.open("w", encoding="utf-8", errors=AS_ESCAPES, newline="") as handle:
             path.chmod(0o600)
             table = csv.DictWriter(handle, [*self._columns, *RESULT])
             if self._out.suffix == ".csv":
@@ -141,11 +149,15 @@ class AnswerFile:
             path.chmod(0o600)
             rows: list[dict[str, Any]] = []
             for row in self._rows():
-                rows.append(row)
+                rows.append(row | {name: _readable(row[name]) for name in self._columns})
                 if len(rows) == CHUNK:
                     writer.write_table(pa.Table.from_pylist(rows, schema))
                     rows.clear()
             writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+def _readable(text: str) -> str:
+    return text.encode(errors=AS_ESCAPES).decode()
 
 
 def partial_of(out: Path) -> Path:

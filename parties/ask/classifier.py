@@ -165,6 +165,9 @@ class Classifier:
         lengths = [len(encoded[i].input_ids) for i in short]
         sizes = [size for size in self._options.sizes if size <= largest] or list(self._options.sizes)
         plan = shapes.batches(lengths, self._options.padded_lengths, self._positions, sizes)
+        # The batch of the first text goes first, so that each batch brings an answer that can be given at once, and is
+        # not lost if the work ends early.
+        plan.sort(key=lambda item: min(item[1]))
         following, at = iter(plan), 0
         with self._lock:
             if plan:
@@ -205,14 +208,20 @@ class Classifier:
             self._session = None
         if self._session is None:
             options = self._options
-            self._session = AskingSession(self._config, self._public, self._student, largest=options.largest)
+            session = AskingSession(self._config, self._public, self._student, largest=options.largest)
             first = BatchShape(
                 options.first[0], shapes.padded_length(options.first[1], options.lengths, self._positions)
             )
-            if options.deal_ahead is not None:
-                self._session.deal_and_leave([first] * options.deal_ahead)
+            if options.deal_ahead is None:
+                session.stock(self._recent or [first], options.ahead)
             else:
-                self._session.stock(self._recent or [first], options.ahead)
+                try:
+                    session.deal_and_leave([first] * options.deal_ahead)
+                except BaseException:
+                    # Nothing may be asked in a session that the dealer has not left.
+                    session.close()
+                    raise
+            self._session = session
         return self._session
 
     def _restock(self, asked: Sequence[BatchShape]) -> None:

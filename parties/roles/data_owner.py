@@ -2,6 +2,7 @@
 
 import hmac
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -186,7 +187,9 @@ def write_answers(path: Path, task: Task, found: pb.Predictions) -> None:
     }
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        pq.write_table(pa.table(columns), path)
+        # Other users of this machine must not read them.
+        with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
+            pq.write_table(pa.table(columns), handle)
     except OSError as error:
         raise UserInputError(f"out: {path}: {error.strerror}", "make room, or name another folder") from None
 

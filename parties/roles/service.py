@@ -76,6 +76,8 @@ class SessionHost(rpc.PartyServicer):
         self._config, self._role, self._run_session, self._once = config, role, run_session, once
         self._model = model
         self._first = FirstMessage(SPARE_CALLS // 4)
+        # Calls that have not sent their job yet are in none of the quotas.
+        self._orders = FirstMessage(config.max_sessions_per_peer + SPARE_CALLS // 4)
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
@@ -98,6 +100,7 @@ class SessionHost(rpc.PartyServicer):
         """Run one session, from its job to its end."""
         config = self._config
         coordinator = require_caller(context, *config.coordinators, *config.may_order)
+        self._orders.enter(context)
         membership = Membership(config, role=self._role, coordinator_id=coordinator)
         at_end(context, membership.lost)
         membership.listen(request_iterator)
@@ -129,7 +132,7 @@ class SessionHost(rpc.PartyServicer):
 
     def _admit(self, job: pb.Job, coordinator: str, membership: Membership) -> str:
         """Start the session and return an empty string, or return why it is refused."""
-        config, peers = self._config, tuple({coordinator, job.data_owner})
+        config, peers = self._config, tuple(dict.fromkeys((coordinator, job.data_owner)))
         with self._changed:
             busy = Counter(peer for running in self._running.values() for peer in running.peers)
             if self._draining or (self._once and self.n_done):

@@ -18,6 +18,9 @@ from parties.session.owner_session import Dealt
 
 # How much the thread that fills the pool yields to everything else.
 NICENESS = 10
+# How long it pauses before a part of a batch while somebody asks. Meanwhile the model owner waits, and ends the session
+# if that takes longer than its deadline_s.
+MAX_PAUSE_S = 30.0
 
 
 class Pool:
@@ -252,10 +255,9 @@ class Pool:
             self._on_failure(error)
 
     def _yield(self) -> None:
-        """Wait while somebody asks, unless that somebody waits for the pool."""
+        """Wait a limited time while somebody asks, unless that somebody waits for the pool."""
         with self._changed:
-            while self._asking and not self._urgent and not self._ended:
-                self._changed.wait(0.5)
+            self._changed.wait_for(lambda: not self._asking or self._urgent or self._ended, MAX_PAUSE_S)
 
 
 class Asking:

@@ -71,14 +71,7 @@ class FirstMessage:
 
     def take(self, requests: Iterator[Message], context: grpc.ServicerContext) -> Message:
         """Return the message; refuse the call if there is none, or if the caller has too many calls open."""
-        caller = ",".join(caller_names(context)) or "nobody"
-        with self._lock:
-            self._open[caller] += 1
-            too_many = self._open[caller] > self._max_calls
-        at_end(context, lambda: self._end(caller))
-        if too_many:
-            what = f"{caller} has {self._max_calls} calls open already"
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, what)
+        self.enter(context)
         timer = threading.Timer(FIRST_MESSAGE_TIMEOUT_S, context.cancel)
         timer.daemon = True
         timer.start()
@@ -89,6 +82,17 @@ class FirstMessage:
         if request is None:
             refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
         return request
+
+    def enter(self, context: grpc.ServicerContext) -> None:
+        """Count a call until it ends; refuse it if the caller has too many calls open."""
+        caller = ",".join(caller_names(context)) or "nobody"
+        with self._lock:
+            self._open[caller] += 1
+            too_many = self._open[caller] > self._max_calls
+        at_end(context, lambda: self._end(caller))
+        if too_many:
+            what = f"{caller} has {self._max_calls} calls open already"
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, what)
 
     def _end(self, caller: str) -> None:
         with self._lock:

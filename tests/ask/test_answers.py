@@ -75,6 +75,33 @@ def test_what_is_answered_is_kept_and_the_work_goes_on(tmp_path: Path) -> None:
     assert [row["refused"] for row in rows] == [False, False, False, True]
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_a_text_that_is_no_unicode_is_written_too(tmp_path: Path, suffix: str) -> None:
+    out = tmp_path / f"answers{suffix}"
+    answers = AnswerFile(out, ["text"], WORK)
+    answers.add([b"caf\xff".decode(errors="surrogateescape")], REFUSED)
+    answers.finish()
+    if suffix == ".parquet":
+        assert pq.read_table(out).to_pylist()[0]["text"] == r"caf\udcff"
+    else:
+        assert r"caf\udcff" in out.read_text()
+
+
+def test_a_kill_before_the_first_line(tmp_path: Path) -> None:
+    out = tmp_path / "answers.jsonl"
+    partial_of(out).touch()
+    answers = AnswerFile(out, ["text"], WORK, resume=True)
+    answers.add(["first"], ANSWERED)
+    answers.finish()
+    assert [json.loads(line)["text"] for line in out.read_text().splitlines()] == ["first"]
+
+
+def test_a_column_of_text_with_the_name_of_an_answers(tmp_path: Path) -> None:
+    with pytest.raises(UserInputError, match="the answers have a column 'reason' of their own"):
+        AnswerFile(tmp_path / "answers.csv", ["text", "reason"], WORK)
+    assert not list(tmp_path.iterdir())
+
+
 def test_damage_is_named(tmp_path: Path) -> None:
     out = tmp_path / "answers.csv"
     AnswerFile(out, ["text"], WORK).close()

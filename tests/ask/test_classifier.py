@@ -8,14 +8,17 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import datasets
 import pytest
 import torch
 
 import mpcformer
+from mpcformer.engines.base import BatchShape
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.modeling import load_student, load_tokenizer
@@ -157,6 +160,45 @@ def test_deal_and_leave(picky: Path) -> None:
             classify("cold")
     with pytest.raises(UserInputError, match=r"deal_ahead: .* the pool has 1 MiB"):
         mpcformer.local(picky, first=(1, 16), deal_ahead=500, pool_mib=1).open()
+
+
+def test_nothing_is_asked_in_a_session_that_the_dealer_did_not_leave(picky: Path) -> None:
+    with unopened(picky, first=(1, 16), deal_ahead=500, pool_mib=1) as classify:
+        for _ in range(2):
+            with pytest.raises(UserInputError, match=r"deal_ahead: .* the pool has 1 MiB"):
+                classify("warm")
+            assert classify._session is None
+
+
+def test_each_batch_brings_an_answer_that_is_kept(picky: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise a budget could be used up again and again by batches of later texts, and no answer be given."""
+    texts = ["cold " * 20, *["warm"] * 8]
+    batches: list[int] = []
+
+    def one_batch(self: Classifier, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Any]:
+        batches.append(shape.seq_len)
+        if len(batches) > 1:
+            raise mpcformer.BudgetError("model-owner", 60)
+        return [{"label": "positive", "score": 1.0} for _ in texts]
+
+    monkeypatch.setattr(Classifier, "_batch", one_batch)
+    with unopened(picky, first=(1, 16)) as classify:
+        monkeypatch.setattr(classify, "_opened", lambda: Mock())
+        found = classify.answers(texts)
+        assert next(found)["label"] == "positive"
+        with pytest.raises(mpcformer.BudgetError):
+            next(found)
+    assert batches == [32, 16]
+
+
+@contextmanager
+def unopened(student: Path, **options: Any) -> Iterator[Classifier]:
+    """A classifier whose session the first call opens."""
+    classify = mpcformer.local(student, **options)
+    try:
+        yield classify
+    finally:
+        classify.close()
 
 
 def test_a_party_that_dies_is_named_and_the_parties_end(picky: Path) -> None:

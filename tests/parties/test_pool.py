@@ -9,6 +9,7 @@ import pytest
 
 from mpcformer.engines.base import BatchShape
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
+from parties.session import pool as pool_module
 from parties.session.owner_session import Dealt
 from parties.session.pool import Pool
 
@@ -43,7 +44,7 @@ class Table:
         for _ in range(2):
             pause()
             self.pauses += 1
-            self.open.wait(20)
+            self.open.wait(10)
         if self.fails:
             raise PartyError("dealer", "it left")
         self.dealt.append(shape)
@@ -78,7 +79,7 @@ def test_a_batch_that_waits_is_taken_once(table: Table) -> None:
 def test_what_is_asked_for_now_comes_before_what_was_said_to_come(table: Table) -> None:
     table.open.clear()
     table.pool.coming([FOUR, FOUR])
-    while not table.pauses:
+    while not table.pauses:  # the first of them has begun
         time.sleep(0.01)
     taken: list[BatchShape] = []
     thread = threading.Thread(target=lambda: taken.append(table.pool.take(LONG)[1].shape))
@@ -126,6 +127,18 @@ def test_dealing_for_the_stock_pauses_while_somebody_asks(table: Table) -> None:
         time.sleep(0.2)
         assert table.pauses == 1
     table.has_dealt(ONE)
+
+
+def test_a_pause_has_an_end(table: Table, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The model owner waits meanwhile, and would end the session during a long question."""
+    monkeypatch.setattr(pool_module, "MAX_PAUSE_S", 0.1)
+    table.open.clear()
+    table.pool.stock_only([ONE], 1)
+    while not table.pauses:
+        time.sleep(0.01)
+    with table.pool.asking():
+        table.open.set()
+        table.has_dealt(ONE)
 
 
 def test_deal_and_seal(table: Table) -> None:

@@ -225,6 +225,21 @@ def test_callers_that_send_nothing_keep_nobody_out(service: Service) -> None:
         silent.put(None)
 
 
+def test_calls_without_a_job_keep_nobody_else_out(service: Service) -> None:
+    silent: queue.SimpleQueue[pb.Command | None] = queue.SimpleQueue()
+    with open_channel(service.address, "dealer", service.files["coordinator"]) as channel:
+        calls = [rpc.PartyStub(channel).Serve(iter(silent.get, None)) for _ in range(service.host.n_calls)]
+        time.sleep(0.5)
+        service.begin(session(1), coordinator="other-coordinator")
+        with pytest.raises(grpc.RpcError, match="coordinator has 6 calls open already"):
+            list(calls[-1])
+        for call in calls:
+            call.cancel()
+            silent.put(None)
+    eventually(lambda: not service.host._orders._open["coordinator"])
+    service.begin(session(2))
+
+
 def test_health_and_a_graceful_end(service: Service) -> None:
     def health() -> int:
         with open_channel(service.address, "dealer", service.files["stranger"]) as channel:

@@ -146,10 +146,13 @@ class CrypTenEngine:
         # Both sides: what diverged has wrapped around the ring, and is as likely negative as positive.
         sides = ops.wrap(torch.stack([-residual.share, residual.share]))
         outside = ops.less_than_zero(ops.add_public(sides, RESIDUAL_LIMIT)).sum(0)  # (B,)
+        # Neither owner learns the bit of a row that only fills the batch.
+        outside = outside * asked.long()
         refused = ops.Shared.from_shares(outside, precision=0).reveal() != 0
         # The factor is public, so nothing of logits that are not told is in what the model owner sends.
-        opened = ops.times_integers(logits, (~refused & asked).long()[:, None]).get_plain_text(dst=DATA_OWNER)
-        return Outcome(refused, opened if opened is None else opened.masked_fill(refused[:, None], torch.nan))
+        told = ~refused & asked
+        opened = ops.times_integers(logits, told.long()[:, None]).get_plain_text(dst=DATA_OWNER)
+        return Outcome(refused, opened if opened is None else opened.masked_fill(~told[:, None], torch.nan))
 
 
 class CrypTenBatch:

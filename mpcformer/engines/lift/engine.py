@@ -113,11 +113,14 @@ class LiftEngine:
         return self._planned(shape)[0]
 
     def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
-        if shape not in self._plans:
-            if len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)))
-            self._plans[shape] = dry_run(self._public, shape, self._salt)
-        return self._plans[shape]
+        # One thread may deal while another asks: what is found is kept, whatever the other one drops.
+        found = self._plans.get(shape)
+        if found is None:
+            found = dry_run(self._public, shape, self._salt)
+            while len(self._plans) >= MAX_PLANS:
+                self._plans.pop(next(iter(self._plans)), None)
+            self._plans[shape] = found
+        return found
 
     def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "LiftBatch":
         """Begin a batch of this shape."""

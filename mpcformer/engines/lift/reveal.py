@@ -42,16 +42,17 @@ def reveal(
         marks: this owner's shares of the sums of all marks of each sentence, (B,).
         weight_shape: (H, C) of the classifier.
         owned, masked: the weights at the model owner, the masked weights at the data owner.
-        asked: bool (B,), which sentences are asked about; None for all. The others are treated as refused ones.
+        asked: bool (B,), which sentences are asked about; None for all. Of the others neither owner learns anything:
+            the sums of their marks are made zero, and their logits are withheld like those of refused ones.
     """
     sums = zero_test_half(pooled.size(0))
     request = linear.request(["classifier"], pooled.size(0), {"classifier": weight_shape}, fp.LOGIT_BITS)
     test, tensors = party.take(zero_test.request(pooled.size(0))), party.take(request)
-    half = marks + test[0]
+    half = (marks if asked is None else marks * asked) + test[0]
     if party.rank == DATA_OWNER:
         if masked is None:
             raise ProtocolError("the masked weights have not arrived")
-        return _receive_logits(party, pooled, half, test, tensors, masked["classifier"])
+        return _receive_logits(party, pooled, half, test, tensors, masked["classifier"], asked)
     party.send([(half, zero_test.WORD)])
     theirs, masked_input = _receive(party, sums, (tuple(pooled.shape), fp.LOGIT_BITS))
     verdict = zero_test.verdict(test, theirs + half)
@@ -76,6 +77,7 @@ def _receive_logits(
     test: list[torch.Tensor],
     tensors: list[torch.Tensor],
     masked_weight: torch.Tensor,
+    asked: torch.Tensor | None,
 ) -> Outcome:
     sums = zero_test_half(pooled.size(0))
     party.send([(half, zero_test.WORD), (pooled - tensors[0], fp.LOGIT_BITS)])
@@ -86,7 +88,8 @@ def _receive_logits(
     theirs, rounded = _receive(party, sums, (tuple(own.shape), LOGIT_WIRE_BITS))
     refused = (theirs + verdict) != 0
     logits = ((rounded << LOW_BITS) + own).double().div(2.0**fp.LOGIT_TOTAL_SCALE).float()
-    return Outcome(refused, logits.masked_fill(refused[:, None], torch.nan))
+    withheld = refused if asked is None else refused | ~asked
+    return Outcome(refused, logits.masked_fill(withheld[:, None], torch.nan))
 
 
 def _receive(party: Party, *shapes: HalfShape) -> list[torch.Tensor]:
