@@ -15,7 +15,8 @@ small BERT to begin with:
 Steps 3 and 4 also get texts of several sentences, for no sentence of the task is longer than 73 tokens. In step 5 the
 ranges are recorded on odd texts too: single pieces, and pieces in no order.
 
-Run it again whenever the calibration changes. The seeds are fixed, so the same machine gives the same student.
+Run it again whenever the calibration changes. The seeds are fixed, so the same machine with as many threads gives the same
+student.
 """
 
 import argparse
@@ -87,7 +88,7 @@ unencrypted, like those of any other model.
 
 ## Scores
 
-The accuracy in plaintext on the {n_eval:,} sentences of the validation split, which nothing was trained or chosen on:
+The accuracy in plaintext on the {n_eval:,} sentences of the validation split, which nothing was trained on:
 
 | model | accuracy |
 |---|---|
@@ -264,6 +265,7 @@ def save_small(student: Path, tokenizer: Path, data: Path, out: Path, facts: dic
         raise MPCFormerError(f"engines refuse this student: {refused}", "lower the learning rates")
     model.save_pretrained(out)
     save_file(weights, out / WEIGHTS, metadata={"format": "pt"})
+    (out / WEIGHTS).chmod(0o644)  # an installation may serve several users
     ranges.save(out)
     for path in tokenizer.glob("tokenizer*.json"):
         (out / path.name).write_bytes(path.read_bytes())
