@@ -1,6 +1,6 @@
-"""The demo: train a teacher, distil a student and infer privately, on sentences from a PyPI package.
+"""The demo: ask a student that is there, then train a teacher, distil a student from it and infer privately.
 
-A second call keeps the parts that are finished.
+The sentences to train on come from a PyPI package. A second call keeps the parts that are finished.
 """
 
 import time
@@ -12,11 +12,13 @@ from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.student import distill_student
 from distill.teacher import train_teacher
 from distill.training.workspace import interrupted_recipe
-from mpcformer.console import console
+from mpcformer.console import PlainTable, console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, remove
+from mpcformer.modeling.folder import first_student
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import EVAL, get_task, load_examples
+from parties.ask.local import local
 from parties.runs import local_run, report
 from parties.runs.simulation import LocalRunOptions
 from parties.settings.job import JobDescription
@@ -27,6 +29,12 @@ TEACHER = {"epochs": 2, "max_length": 64}
 # With fewer sentences too few are left to choose epochs by.
 MIN_TRAINING = 100
 STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
+# What both students are asked, one sentence at a time.
+SENTENCES = (
+    "A quiet film that stays with you.",
+    "The plot is thin and the jokes are stale.",
+    "Two hours that I would like to have back.",
+)
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,8 @@ def run(options: DemoOptions) -> dict[str, Any]:
     out, start = options.out, time.perf_counter()
     _check(options)
     out.mkdir(parents=True, exist_ok=True)
+    console.rule("0/4 three sentences, asked privately of the small student that comes with the package", align="left")
+    ask_three(first_student())
     with console.status(f"data: {TASK}"):
         n_examples = len(load_examples(get_task(TASK), EVAL, limit=options.examples))
     teacher, student = out / "teacher", out / "student"
@@ -67,13 +77,13 @@ def run(options: DemoOptions) -> dict[str, Any]:
         console.rule(f"{what} ({time.perf_counter() - start:.0f} s so far)", align="left")
         return True
 
-    if stage(teacher, "1/3 teacher: fine-tune a MiniLM"):
+    if stage(teacher, "1/4 teacher: fine-tune a MiniLM"):
         teacher_recipe = TeacherRecipe(task=TASK, limit=options.train_limit, **TEACHER)  # type: ignore[arg-type]
         train_teacher(teacher_recipe, teacher, resume=interrupted_recipe(teacher) is not None)
-    if stage(student, "2/3 student: distil it with Quad and 2Quad"):
+    if stage(student, "2/4 student: distil it with Quad and 2Quad"):
         student_recipe = DistillRecipe(teacher=teacher, task=TASK, limit=options.train_limit, **STUDENT)  # type: ignore[arg-type]
         distill_student(student_recipe, student, resume=interrupted_recipe(student) is not None)
-    console.rule(f"3/3 private inference on {n_examples} unseen sentences", align="left")
+    console.rule(f"3/4 private inference on {n_examples} unseen sentences", align="left")
     run_folder = out / "run"
     remove(run_folder)
     job = JobDescription(task=TASK, limit=options.examples, batch_size=options.batch_size)
@@ -82,9 +92,35 @@ def run(options: DemoOptions) -> dict[str, Any]:
     values = local_run.run(asked, run_folder)
     RunFolder(run_folder).move_into(out)
     values = read_json(out / "results.json")
+    console.rule("4/4 the same three sentences, asked privately of the student of this demo", align="left")
+    ask_three(student)
     console.print(f"The demo took {time.perf_counter() - start:.0f} s.")
     report.show(values, out)
     return dict(values)
+
+
+def ask_three(student: Path) -> None:
+    """Ask a student `SENTENCES` privately, and print a table of the answers and of what each cost.
+
+    All parties run on this machine. Nothing is dealt ahead, so the seconds of an answer contain its dealing.
+
+    Args:
+        student: the folder of the student.
+
+    Raises:
+        MPCFormerError: the student cannot be asked, or a party failed.
+    """
+    headings = ("sentence", "label", "score", "seconds", "online", "rounds", "MiB online")
+    start = time.perf_counter()
+    with console.status("asking privately"), local(student, ahead=0) as classify:
+        opened = time.perf_counter() - start
+        grid = PlainTable(f"the parties were ready after {opened:.1f} s; seconds include dealing", *headings, n_left=2)
+        for sentence in SENTENCES:
+            (answer,) = classify.answers([sentence], details=True)
+            label, score = ("refused", "-") if answer.get("refused") else (answer["label"], f"{answer['score']:.3f}")
+            times = (f"{answer[name]:.2f}" for name in ("seconds", "online_seconds"))
+            grid.add_row(sentence, label, score, *times, str(answer["rounds"]), f"{answer['bytes'] / 2**20:.2f}")
+    console.print(grid)
 
 
 def _check(options: DemoOptions) -> None:

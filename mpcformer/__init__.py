@@ -4,7 +4,7 @@ Ask a model as you ask a Hugging Face pipeline:
 
     import mpcformer
 
-    with mpcformer.local("runs/demo/student") as classify:       # all parties on this machine
+    with mpcformer.local() as classify:                          # all parties on this machine, with a small student
         classify("A quiet film that stays with you.")            # [{"label": "positive", "score": 0.97}]
 
     with mpcformer.connect("data-owner.toml") as classify:       # the parties of a deployment

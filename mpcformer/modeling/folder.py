@@ -11,6 +11,15 @@ WEIGHTS = "model.safetensors"
 RANGES = "ranges.json"
 
 
+def first_student() -> Path:
+    """Return the folder of the student that comes with the package.
+
+    It is a small one for the task movie-sentiment: one text, which is negative or positive. Its model card, README.md
+    there, says how it was made and how good it is.
+    """
+    return Path(__file__).resolve().parents[1] / "students" / "movie-sentiment"
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Return the checkpoint's config.json.
 

@@ -16,6 +16,9 @@ from mpcformer.machine import keep_freed_memory
 from mpcformer.options import INPUT, MACHINE, OUTPUT, choice, flag, option
 
 REMEDY = "the answers to the others stand; for texts of this kind, calibrate the student on some of them (distil again)"
+SMALL_STUDENT = (
+    "No --student is given, so this asks the small one that comes with mpcformer: negative or positive, about films."
+)
 
 
 def _ways() -> Iterable[str]:
@@ -29,7 +32,8 @@ def ask(
         list[str] | None, typer.Argument(help="Texts; without any, lines of standard input.", metavar="TEXT")
     ] = None,
     student: Annotated[
-        Path | None, options.folder("--student", group=INPUT, about="A student; all parties run on this machine.")
+        Path | None,
+        options.folder("--student", group=INPUT, about="A student to ask on this machine; default: a small one."),
     ] = None,
     config: Annotated[
         Path | None, options.file("--config", group=INPUT, about="A data owner's TOML file; the others are deployed.")
@@ -65,12 +69,12 @@ def ask(
 
     The parties are semi-honest and do not collude; the dealer is trusted for randomness only.
 
-    Example: mpcformer ask --student runs/demo/student "A quiet film that stays with you."
+    Example: mpcformer ask "A quiet film that stays with you."
     """
     from parties.ask.answers import AnswerFile, check_out
     from parties.ask.local import connect, local
 
-    if (student is None) == (config is None):
+    if student is not None and config is not None:
         raise UserInputError(
             "give either --student or --config", "--student runs all parties here, --config asks deployed ones"
         )
@@ -92,11 +96,14 @@ def ask(
     }
 
     def opened() -> Any:
-        if student is not None:
-            return local(student, engine=engine, threads=threads, **common)
-        assert config is not None
-        return connect(config, **common)
+        if config is not None:
+            return connect(config, **common)
+        return local(student, engine=engine, threads=threads, **common)
 
+    if student is None and config is None:
+        from mpcformer.console import err_console
+
+        err_console.print(SMALL_STUDENT, soft_wrap=True)
     keep_freed_memory()
     started = time.perf_counter()
     with opened() as classify:

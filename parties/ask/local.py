@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
 from mpcformer.errors import UserInputError
-from mpcformer.modeling.folder import read_config, require_student
+from mpcformer.modeling.folder import first_student, read_config, require_student
 from parties.ask.options import checked_options
 from parties.runs.processes import Processes
 from parties.settings.config import (
@@ -32,7 +32,7 @@ SERVICES = DEALER, MODEL_OWNER
 
 
 def local(
-    student: str | Path,
+    student: str | Path | None = None,
     *,
     max_length: int | None = None,
     batch_size: int = 16,
@@ -51,7 +51,8 @@ def local(
     computation and its cost. It protects nothing from whoever can read this user's files and memory.
 
     Args:
-        student: the folder of a distilled student.
+        student: the folder of a distilled student; None stands for the small one that comes with the package, which
+            tells whether a sentence about a film is negative or positive.
         max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
         batch_size: the most texts that share every round.
         ahead: how many batches of the shapes asked for last are dealt while nobody asks.
@@ -77,7 +78,7 @@ def local(
         ...     classify("A quiet film that stays with you.")
         [{'label': 'positive', 'score': 0.97}]
     """
-    folder = Path(student)
+    folder = first_student() if student is None else Path(student)
     require_student(folder, read_config(folder))
     if threads < 1:
         raise UserInputError(f"threads: {threads} is below 1", "give a positive number")

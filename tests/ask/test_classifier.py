@@ -22,6 +22,7 @@ from mpcformer.engines.base import BatchShape
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.modeling import load_student, load_tokenizer
+from mpcformer.modeling.folder import first_student
 from mpcformer.tasks import Encoded
 from parties.ask.classifier import OUT_OF_RANGE, Classifier
 
@@ -50,6 +51,14 @@ def test_one_text_and_several(classify: Classifier, picky: Path) -> None:
     found = classify(TEXTS, batch_size=4)
     assert isinstance(found, list)
     same(found, plaintext(picky, TEXTS))
+
+
+def test_no_student_stands_for_the_one_of_the_package() -> None:
+    texts = ["a wonderful film", "zzz", "", "a terrible film " * 40]
+    with mpcformer.local(first=(4, 128)) as classify:
+        found = classify(texts)
+    assert isinstance(found, list)
+    same(found, plaintext(first_student(), texts))
 
 
 def test_pairs_generators_and_columns(classify: Classifier, picky: Path) -> None:

@@ -35,6 +35,19 @@ def test_texts_as_arguments(picky: Path) -> None:
     assert second.startswith("refused\t-\tzinc\t(an activation of this text left the range")
 
 
+def test_without_a_student_the_one_of_the_package_is_asked() -> None:
+    status, out, errors = ask("a wonderful film", "a terrible film")
+    assert status == 0
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["positive", "negative"]
+    first, *others = errors.splitlines()
+    assert first == command.SMALL_STUDENT
+    assert not any("--student" in line for line in others)
+
+
+def test_nothing_is_said_of_another_student_if_one_is_given(picky: Path) -> None:
+    assert command.SMALL_STUDENT not in ask("--student", picky, "warm")[2]
+
+
 def test_lines_of_standard_input(picky: Path) -> None:
     status, out, _ = ask("--student", picky, lines="warm\r\n\ngrim stone\n")
     assert status == 0
@@ -110,7 +123,6 @@ def test_the_prompt(picky: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x"], "give either --student or --config"),
         (["--student", "{student}", "--config", "{file}", "x"], "give either --student or --config"),
         (["--student", "{nowhere}", "x"], "--student: .*nowhere does not exist"),
         (["--student", "{student}", "--file", "{file}", "x"], "--file: texts were given as arguments too"),

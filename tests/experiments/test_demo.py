@@ -1,4 +1,7 @@
-"""Test a small demo with the real MiniLM, real sentences and real processes. A second call keeps finished parts."""
+"""Test a small demo with the real MiniLM, real sentences and real processes. A second call keeps finished parts.
+
+Before it trains anything and after that, it asks three sentences.
+"""
 
 import json
 from pathlib import Path
@@ -30,6 +33,37 @@ def test_private_equals_plaintext_on_a_real_model(folder: Path) -> None:
     assert values["max_abs_logit_error"] < 0.02
 
 
+def _rows(part: str) -> list[list[str]]:
+    """Return the rows of the table of sentences in a part of the output."""
+    lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in part.splitlines() if line.startswith("│")]
+    return [row for row in lines if row[0] in demo.SENTENCES]
+
+
+def three_are_answered_before_and_after(told: str) -> None:
+    """Assert that three sentences were answered before the teacher and after the private run, each with its cost."""
+    first, rest = told.split("1/4 teacher")
+    _, last = rest.split("4/4 the same three sentences")
+    assert "0/4 three sentences" in first
+    for part in (first, last):
+        rows = _rows(part)
+        assert [row[0] for row in rows] == list(demo.SENTENCES)
+        for _, label, score, *costs in rows:
+            assert label in ("negative", "positive")
+            assert 0.5 <= float(score) <= 1
+            seconds, online, rounds, mib = map(float, costs)
+            assert seconds > online > 0
+            assert rounds > 0
+            assert mib > 0
+    assert [row[1] for row in _rows(first)] == ["positive", "negative", "negative"]
+
+
+def test_a_first_part_that_fails_ends_the_demo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "first_student", lambda: tmp_path / "lost")
+    with pytest.raises(UserInputError, match="lost is not a folder"):
+        run(DemoOptions(out=tmp_path / "demo", examples=2, train_limit=150, batch_size=4))
+    assert not list((tmp_path / "demo").iterdir())
+
+
 def test_everything_lies_where_the_readme_says(folder: Path) -> None:
     names = {path.name for path in folder.iterdir()}
     of_the_run = {"results.json", "predictions.parquet", "report.html", "journal.jsonl", "logs", "plaintext"}
@@ -54,9 +88,14 @@ def test_wrong_numbers_and_models_of_other_numbers_are_refused(folder: Path, tmp
         run(DemoOptions(out=folder, examples=2, train_limit=200, batch_size=4))
 
 
-def test_a_second_call_keeps_teacher_and_student(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_second_call_keeps_teacher_and_student(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     before = sha256_file(folder / "student" / "model.safetensors")
     run(DemoOptions(out=folder, examples=2, train_limit=150, batch_size=4))
-    assert "kept from" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "kept from" in told
+    three_are_answered_before_and_after(told)
     assert sha256_file(folder / "student" / "model.safetensors") == before
     assert json.loads((folder / "results.json").read_text())["examples"] == 2
