@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -126,7 +126,7 @@ class ModelOwner:
         for channel in channels.values():
             membership.on_abort(channel.abort)
             membership.watch(job.data_owner, channel.waited_s)
-        with self._peers.expect(job.session_id, job.data_owner, channels):
+        with ExitStack() as left, self._peers.expect(job.session_id, job.data_owner, channels):
             membership.send(ready=pb.Ready(student=self._digest))
             try:
                 session = OwnerSession(
@@ -137,6 +137,7 @@ class ModelOwner:
                     dealing=channels[DEALING],
                     membership=membership,
                 )
+                left.callback(session.close)
                 engine = create_engine(
                     job.engine,
                     rank=MODEL_OWNER,
