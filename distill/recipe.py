@@ -127,6 +127,8 @@ class DistillRecipe:
         constant_norms: the LayerNorms that divide by a learnt constant, as `MPCFormerConfig` takes them.
         replaced: the fraction of tokens that are replaced by others in half of a batch's texts; see
             `distill.objectives.augment`.
+        covers: the texts that the student is prepared for. None: also texts unlike the training texts, see
+            `distill.cover` and `distill.start.positions`. "training": texts like the training texts only.
         layer_rates: the learning rate of a layer divided by that of the next higher layer, with the embeddings below
             the lowest layer; None: all rates are equal.
     """
@@ -164,6 +166,7 @@ class DistillRecipe:
     eval_data: Path | None = None
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
+    covers: str | None = None
 
 
 def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, Any]:
@@ -181,6 +184,8 @@ CHOICES = {
     "match1": ("states+logits", "states+scores", "mixture"),
     "choose_by": ("logits", "score"),
 }
+# The value of `covers` besides None.
+TRAINING_TEXTS = "training"
 # `also1` and `also2` may contain any of these.
 ALSO = {"also1": ("directions", "probabilities"), "also2": ("labels", "sinkhorn")}
 # The options of a training on the labels alone, which matches nothing of a teacher's.
@@ -213,6 +218,7 @@ def paper_recipe(task: str) -> dict[str, Any]:
         "match1": "states+scores",
         "choose_by": "score",
         "replaced": 0.0,
+        "covers": TRAINING_TEXTS,
         "also1": (),
         "max_length": 512 if task == "imdb" else 128,
     }

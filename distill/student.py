@@ -24,17 +24,19 @@ from typing import Any
 
 from transformers.utils import logging as hf_logging
 
+from distill.cover import Texts, cover
 from distill.model_card import base_model_of, tasks_of, write_card
 from distill.objectives.stages import stages
-from distill.ready import engines
-from distill.recipe import ALSO, CHOICES, DistillRecipe
+from distill.recipe import ALSO, CHOICES, TRAINING_TEXTS, DistillRecipe
 from distill.start.deviations import set_deviations
 from distill.start.fit import Report
-from distill.start.initialise import fit_once, load_pair
+from distill.start.initialise import fit_once, is_exact, load_pair
+from distill.start.positions import known_positions, repeat_positions
 from distill.start.spans import layer_spans
 from distill.training.calibrate import calibrate
 from distill.training.checks import check_numbers, check_precision, check_replaced
 from distill.training.device import pick_device
+from distill.training.disturb import Vocabulary
 from distill.training.loop import Options, train
 from distill.training.prepare import Prepared, prepare, training_task
 from distill.training.versions import versions
@@ -137,6 +139,8 @@ def _check(recipe: DistillRecipe) -> None:
             f"--from: start {recipe.start!r} was given with general student {recipe.general}",
             "give --from the folder of a general student",
         )
+    if recipe.covers not in (None, TRAINING_TEXTS):
+        raise UserInputError(f"covers: {recipe.covers!r} is unknown", f"give {TRAINING_TEXTS!r}, or leave it out")
     _check_also(recipe)
     check_precision(recipe.precision)
     if recipe.layer_rates is not None and not 0 < recipe.layer_rates <= 1:
@@ -167,9 +171,17 @@ def _check_also(recipe: DistillRecipe) -> None:
 
 def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -> dict[str, Any]:
     teacher, student, prepared = made.teacher, made.student, made.prepared
+    widen, known = recipe.covers is None, student.config.max_position_embeddings
+    if widen and not is_exact(student.config):
+        known = min(known, known_positions(prepared.data.encoded))
+        repeat_positions(student, known)
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
     student.cpu().eval()
-    ranges = calibrate(student, prepared.data.encoded, pad_id=prepared.data.pad_id)
+    encoded, pad_id = prepared.data.encoded, prepared.data.pad_id
+    trained = calibrate(student, encoded, pad_id=pad_id)
+    vocabulary = Vocabulary.of(made.tokenizer)
+    texts = Texts(encoded, prepared.selection_encoded, vocabulary, pad_id, recipe.max_length)
+    ranges, verdicts, coverage = cover(student, trained, texts, seed=recipe.seed, widen=widen)
     if isinstance(student.config, MPCFormerConfig) and task.labels:
         student.config.id2label = dict(enumerate(task.labels))
         student.config.label2id = {label: index for index, label in enumerate(task.labels)}
@@ -187,7 +199,8 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
         "selection_score": scores,
         "fit": made.fitted,
         "log": made.log,
-        "engines": engines(student.config, ranges, student.state_dict(), recipe.max_length),
+        "engines": verdicts,
+        "coverage": {"known_positions": known, **coverage},
         "versions": versions(),
     }
     write_json(work.folder / "distillation.json", record)

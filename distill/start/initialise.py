@@ -162,3 +162,8 @@ def fit_once(teacher: Model, student: Model, data: Data, n_tokens: int, work: Wo
     student.load_state_dict(work.processes.tensors_of_main(lambda: dict(student.state_dict())))
     work.save("fit", dict(student.state_dict()), {"stage": 0, "step": 0, "report": report})
     return report
+
+
+def is_exact(config: MPCFormerConfig) -> bool:
+    """Return whether a student computes GeLU and softmax themselves, as its teacher does."""
+    return all(getattr(config, name) == form for name, form in EXACT_FORMS.items())

@@ -19,6 +19,15 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
         encoded: the training texts.
         pad_id: the id of the padding token.
     """
+    ranges = observed(model, encoded, pad_id=pad_id)
+    limits = ranges.norm_limits(model.config.constant_norms)
+    weights = bert_weights(model.state_dict(), model.config)
+    ranges.note_reach(worst_case(model.config, weights, norm_limits=limits))
+    return ranges
+
+
+def observed(model: MPCFormerForSequenceClassification, encoded: list[Encoded], *, pad_id: int) -> Ranges:
+    """Return the ranges over the given texts as `calibrate` does, but without those that follow from the weights."""
     ranges = Ranges(n_examples=len(encoded))
     model.observer = ranges.observe
     try:
@@ -26,7 +35,4 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
             predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE)
     finally:
         model.observer = None
-    limits = ranges.norm_limits(model.config.constant_norms)
-    weights = bert_weights(model.state_dict(), model.config)
-    ranges.note_reach(worst_case(model.config, weights, norm_limits=limits))
     return ranges

@@ -51,6 +51,14 @@ class Ranges:
             before = self.bounds.get(name, (math.inf, -math.inf))
             self.bounds[name] = (min(before[0], low), max(before[1], high))
 
+    def covering(self, other: "Ranges") -> "Ranges":
+        """Return ranges that contain these and the other ones."""
+        joined = Ranges(dict(self.bounds), self.n_examples + other.n_examples)
+        for name, (low, high) in other.bounds.items():
+            before = joined.bounds.get(name, (math.inf, -math.inf))
+            joined.bounds[name] = (min(before[0], low), max(before[1], high))
+        return joined
+
     def note_reach(self, bounds: WorstCase) -> None:
         """Record how far each layer's scores reach, with REACH_SLACK, rounded up to tell little of the weights."""
         for n, layer in enumerate(bounds.layers):

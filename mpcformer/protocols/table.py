@@ -43,6 +43,11 @@ class TableFunction:
     guard_bits: int = 0
 
     @property
+    def limits(self) -> tuple[float, float]:
+        """The interval in which no argument is marked."""
+        return (self.lower or self.upper).spec.low, self.upper.spec.high
+
+    @property
     def parts(self) -> list[Argument]:
         """The tables in order."""
         return [part for part in (self.upper, self.guard, self.lower) if part is not None]

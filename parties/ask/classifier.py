@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
-from mpcformer.errors import UserInputError
+from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import TASKS, Encoded
@@ -165,7 +165,8 @@ class Classifier:
                 found[i] = _refused(f"{what}; to cut long texts, set max_length")
         short = [i for i in range(len(texts)) if i not in found]
         lengths = [len(encoded[i].input_ids) for i in short]
-        plan = shapes.batches(lengths, self._options.lengths, self._positions, largest)
+        sizes = [size for size in self._options.sizes if size <= largest] or list(self._options.sizes)
+        plan = shapes.batches(lengths, self._options.padded_lengths, self._positions, sizes)
         # The batch of the first text goes first, so that each batch brings an answer that can be given at once, and is
         # not lost if the work ends early.
         plan.sort(key=lambda item: min(item[1]))
@@ -188,8 +189,15 @@ class Classifier:
     def _batch(self, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Answer]:
         inputs = shapes.filled(texts, shape, self._tokenizer.pad_token_id)
         with self._lock:
-            session, start = self._opened(), time.perf_counter()
-            asked = session.ask(inputs)
+            before, start = self._session, time.perf_counter()
+            session = self._opened()
+            try:
+                asked = session.ask(inputs)
+            except PartyError as error:
+                # A session that was idle for too long may end just when it is asked again.
+                if session is not before or error.party != self._config.id:
+                    raise
+                asked = self._opened().ask(inputs)
             seconds = time.perf_counter() - start
         return [self._answer(asked, row, seconds, details) for row in range(len(texts))]
 

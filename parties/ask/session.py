@@ -111,7 +111,8 @@ class AskingSession:
     @property
     def has_ended(self) -> bool:
         """Whether nothing can be asked any more."""
-        return self._membership.error is not None or not self._watcher.is_alive()
+        failed = self._membership.error is not None or self._side.pool.error is not None
+        return failed or not self._watcher.is_alive()
 
     @property
     def pool_bytes(self) -> int:
@@ -158,9 +159,13 @@ class AskingSession:
 
     def close(self) -> None:
         """End the session; nothing happens if it has ended."""
+        error = self._side.pool.error
         if not self.has_ended:
             with contextlib.suppress(MPCFormerError):
                 self._guarded(self._end)
+        elif error is not None and self._membership.error is None:
+            known = isinstance(error, MPCFormerError)
+            self._failed(error if known else PartyError(self._config.id, "dealing failed"))  # type: ignore[arg-type]
         self._side.close()
         self._watcher.join(timeout=5.0)
         self._orderer.stop()

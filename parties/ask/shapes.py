@@ -9,7 +9,6 @@ import torch
 
 from mpcformer.engines.base import BatchInputs, BatchShape
 from mpcformer.tasks import Encoded, pad_batch
-from parties.ask.options import SIZES
 
 
 def padded_length(n_tokens: int, lengths: Sequence[int], positions: int) -> int:
@@ -17,22 +16,22 @@ def padded_length(n_tokens: int, lengths: Sequence[int], positions: int) -> int:
     return min([length for length in lengths if n_tokens <= length <= positions], default=positions)
 
 
-def batch_sizes(n_texts: int, largest: int) -> list[int]:
+def batch_sizes(n_texts: int, sizes: Sequence[int]) -> list[int]:
     """Return the sizes of the batches for so many texts of one length, the largest first.
 
-    What remains of a larger batch goes into one of the next size if that is at least half full.
+    A batch is filled, or more than half full where the next smaller size would take several, or of the smallest size.
     """
-    sizes = sorted({size for size in SIZES if size <= largest} | {1}, reverse=True)
+    falling = sorted(sizes, reverse=True)
     found = []
-    for size, below in zip(sizes, [*sizes[1:], 0], strict=True):
-        while n_texts >= size or (below and n_texts > size // 2):
+    for size, below in zip(falling, [*falling[1:], 0], strict=True):
+        while n_texts >= size or n_texts > (size // 2 if below else 0):
             found.append(size)
             n_texts -= size
     return found
 
 
 def batches(
-    n_tokens: Sequence[int], lengths: Sequence[int], positions: int, largest: int
+    n_tokens: Sequence[int], lengths: Sequence[int], positions: int, sizes: Sequence[int]
 ) -> list[tuple[BatchShape, list[int]]]:
     """Group texts into batches.
 
@@ -40,7 +39,7 @@ def batches(
         n_tokens: of each text, with special tokens.
         lengths: the lengths that texts are padded to.
         positions: the number of positions of the model.
-        largest: the most texts in a batch.
+        sizes: the sizes that batches may have.
 
     Returns:
         The shape of each batch, and the indices of its texts, which may be fewer than the shape has room for.
@@ -51,7 +50,7 @@ def batches(
     found = []
     for length in sorted(by_length):
         members = sorted(by_length[length], key=lambda i: n_tokens[i])
-        for size in batch_sizes(len(members), largest):
+        for size in batch_sizes(len(members), sizes):
             chosen, members = members[:size], members[size:]
             found.append((BatchShape(size, length), chosen))
     return found

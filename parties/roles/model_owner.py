@@ -126,6 +126,9 @@ class ModelOwner:
         for channel in channels.values():
             membership.on_abort(channel.abort)
             membership.watch(job.data_owner, channel.waited_s)
+        membership.watch(
+            job.data_owner, lambda: min(channel.idle_s() for channel in channels.values()), config.max_idle_s
+        )
         with ExitStack() as left, self._peers.expect(job.session_id, job.data_owner, channels):
             membership.send(ready=pb.Ready(student=self._digest))
             try:

@@ -319,7 +319,9 @@ def table(values: dict[str, Any]) -> Group:
     grid = PlainTable(head, "quantity", *titles)
     metrics = values["metrics"]
     if not metrics["private"]:
-        grid.add_row("score (no labels, or no answers)", *["-"] * len(columns))
+        none_answered = values["refused"]["examples"] == values["examples"]
+        why = "no example was answered" if none_answered else "the data have no labels"
+        grid.add_row(f"score ({why})", *["-"] * len(columns))
     for metric in metrics["private"]:
         grid.add_row(metric, *(f"{metrics[c][metric]:.4f}" if metrics[c] else "-" for c in columns))
     latency = {**values["plaintext"]["seconds_per_example"], "private": values["online"]["seconds_per_example"]}

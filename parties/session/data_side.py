@@ -107,7 +107,8 @@ class DataSide:
                 size_of=self.session.size_of,
                 limit_bytes=self.pool_bytes,
                 threads=config.threads,
-                on_failure=lambda error: membership.abort(
+                # Whoever asks then fails too, and waits for the orderer to name the first cause.
+                on_failure=lambda error: asking.abort(
                     error if isinstance(error, MPCFormerError) else PartyError(config.id, "dealing failed")
                 ),
             )

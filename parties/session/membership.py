@@ -55,7 +55,7 @@ class Membership:
         self._outbox: queue.SimpleQueue[pb.PartyEvent | None] = queue.SimpleQueue()
         self._jobs: queue.SimpleQueue[pb.Job | MPCFormerError | None] = queue.SimpleQueue()
         self._on_abort: list[Callable[[MPCFormerError], None]] = []
-        self._watched: list[tuple[str, Callable[[], float]]] = []
+        self._watched: list[tuple[str, Callable[[], float], float]] = []
         self._lock = threading.Lock()
         self._ended = threading.Event()
         self._aborted = threading.Event()
@@ -98,14 +98,15 @@ class Membership:
                 return
         callback(self.error)
 
-    def watch(self, peer_id: str, waited_s: Callable[[], float]) -> None:
-        """End the session when this party has waited for a peer for longer than the configured deadline.
+    def watch(self, peer_id: str, waited_s: Callable[[], float], limit_s: float | None = None) -> None:
+        """End the session when this party has waited for a peer for too long.
 
         Args:
             peer_id: the party id of the peer.
             waited_s: returns for how many seconds this party has been waiting.
+            limit_s: how long is too long; None stands for the configured deadline.
         """
-        self._watched.append((peer_id, waited_s))
+        self._watched.append((peer_id, waited_s, self._deadline_s if limit_s is None else limit_s))
 
     def job(self, timeout_s: float | None = None) -> pb.Job | None:
         """Wait for the job and return it, or None when the coordinator says that the session is finished.
@@ -214,9 +215,9 @@ class Membership:
                 self._abort(causes.silent(self._coordinator_id, SILENCE_S))
             if self._max_session_s and time.monotonic() - self._began > self._max_session_s:
                 self.abort(PartyError(self.party_id, f"the session took longer than {self._max_session_s:.0f} s"))
-            for peer_id, waited_s in self._watched:
-                if waited_s() > self._deadline_s:
-                    self.abort(causes.kept_waiting(peer_id, self._deadline_s))
+            for peer_id, waited_s, limit_s in self._watched:
+                if waited_s() > limit_s:
+                    self.abort(causes.kept_waiting(peer_id, limit_s))
 
 
 def join(config: DataOwnerConfig) -> Membership:

@@ -28,7 +28,7 @@ from parties.wire.frames import open_channel
 GRACE_S = 1.5
 # What a party reports of a failure is a sentence: more is not accepted.
 MAX_TEXT = 1000
-EXIT_CODES = (*range(1, 7), UNEXPECTED)
+EXIT_CODES = (*range(1, 9), UNEXPECTED)
 LEAVE_TIMEOUT_S = 3.0
 DIGEST_BYTES = 32
 

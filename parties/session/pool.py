@@ -62,6 +62,11 @@ class Pool:
         self._thread = threading.Thread(target=self._fill, name="pool", daemon=True)
         self._thread.start()
 
+    @property
+    def error(self) -> BaseException | None:
+        """Why dealing failed, if it did."""
+        return self._error
+
     def fits(self, shape: BatchShape) -> bool:
         """Return whether a batch of this shape can wait here at all."""
         return self._size_of(shape) <= self.limit_bytes

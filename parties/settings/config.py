@@ -213,6 +213,8 @@ class ModelOwnerConfig(ServiceConfig):
             numbers counts. A batch that does not fit is dealt in parts.
         max_sentences_per_day: how many sentences each data owner may ask in a day (UTC); any number without it.
         budget_file: where these are counted, across restarts.
+        max_idle_s: how long a data owner may ask and deal nothing before its session is ended, which makes room for
+            others. It can open another one.
     """
 
     role: Literal["model-owner"]
@@ -223,6 +225,7 @@ class ModelOwnerConfig(ServiceConfig):
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     max_sentences_per_day: Annotated[int | None, Field(ge=1)] = None
     budget_file: Path | None = None
+    max_idle_s: float = Field(default=3600.0, gt=0)
 
     @model_validator(mode="after")
     def _a_budget_is_kept(self) -> Self:

@@ -128,6 +128,11 @@ class PeerChannel:
         since = self._waiting_since
         return 0.0 if since is None or self._at_leisure else time.monotonic() - since
 
+    def idle_s(self) -> float:
+        """Return for how many seconds the peer has not sent what it may send when it likes; 0 if none is awaited."""
+        since = self._waiting_since
+        return 0.0 if since is None or not self._at_leisure else time.monotonic() - since
+
     def abort(self, error: MPCFormerError) -> None:
         """End the session from another thread; a `receive` that is waiting raises `error`."""
         self._error = self._error or error

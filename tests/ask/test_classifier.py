@@ -153,11 +153,11 @@ def test_the_callers_threads_stay_as_they_are(classify: Classifier) -> None:
 def test_deal_and_leave(picky: Path) -> None:
     with mpcformer.local(picky, first=(1, 16), deal_ahead=2) as classify:
         texts = ["the day was fine", "warm"]
+        with pytest.raises(UserInputError, match="no batch of 1 x 32 tokens waits; what waits: 2 of 1 x 16"):
+            classify("cold " * 20)
         same([next(iter(classify(text, details=True))) for text in texts], plaintext(picky, texts))
         with pytest.raises(UserInputError, match="the dealer has left, and no batch of 1 x 16 tokens waits"):
             classify("cold")
-        with pytest.raises(UserInputError, match="no batch of 1 x 32 tokens waits"):
-            classify("cold " * 20)
     with pytest.raises(UserInputError, match=r"deal_ahead: .* the pool has 1 MiB"):
         mpcformer.local(picky, first=(1, 16), deal_ahead=500, pool_mib=1).open()
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from mpcformer.engines.base import BatchShape
 from mpcformer.tasks import Encoded
-from parties.ask.options import LENGTHS, SIZES
+from parties.ask.options import LENGTHS, sizes_up_to
 from parties.ask.shapes import batch_sizes, batches, filled, padded_length
 
 
@@ -17,7 +17,7 @@ def test_lengths_round_up_to_a_bucket_and_end_at_the_positions() -> None:
 
 
 def test_sizes_of_batches() -> None:
-    found = {n: batch_sizes(n, 16) for n in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 35)}
+    found = {n: batch_sizes(n, (1, 4, 16)) for n in (1, 2, 3, 4, 5, 7, 8, 9, 16, 17, 35)}
     assert found == {
         1: [1],
         2: [1, 1],
@@ -31,17 +31,19 @@ def test_sizes_of_batches() -> None:
         17: [16, 1],
         35: [16, 16, 4],
     }
-    assert batch_sizes(9, 4) == [4, 4, 1]
-    assert batch_sizes(2, 1) == [1, 1]
+    assert batch_sizes(9, (1, 4)) == [4, 4, 1]
+    assert batch_sizes(2, (1,)) == [1, 1]
+    assert batch_sizes(5, (3,)) == [3, 3]
+    assert [sizes_up_to(n) for n in (1, 4, 10, 16, 64)] == [(1,), (1, 4), (1, 4, 10), (1, 4, 16), (1, 4, 16, 64)]
 
 
 @given(st.lists(st.integers(1, 40), max_size=60), st.integers(1, 16))
 def test_every_text_is_in_one_batch_that_has_room_for_it(n_tokens: list[int], largest: int) -> None:
-    plan = batches(n_tokens, LENGTHS, 40, largest)
+    plan = batches(n_tokens, LENGTHS, 40, sizes_up_to(largest))
     assert sorted(i for _, members in plan for i in members) == list(range(len(n_tokens)))
     for shape, members in plan:
         assert 1 <= len(members) <= shape.batch_size <= largest
-        assert shape.batch_size in (*SIZES, largest)
+        assert shape.batch_size in sizes_up_to(largest)
         assert all(n_tokens[i] <= shape.seq_len <= 40 for i in members)
 
 

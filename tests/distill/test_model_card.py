@@ -85,6 +85,13 @@ def test_the_hub_reads_a_card(tmp_path: Path, task: str) -> None:
         "selection_score": {"teacher": 0.75, "student": 0.5},
         "versions": {},
         "engines": {"lift": "runs", "crypten": "runs"},
+        "coverage": {
+            "kinds": ["joined", "marks"],
+            "n_texts": 7,
+            "known_positions": 20,
+            "dealer_bytes": {"tokens": 9, "training texts": 2 * 2**20, "widened": 3 * 2**20},
+            "refused": {"joined": {"texts": 11, "refused": 1}},
+        },
     }
     recipe = DistillRecipe(teacher=tmp_path, task=task)
     ranges = Ranges({"logits": (-1.0, 1.0)}, 1)
@@ -95,6 +102,11 @@ def test_the_hub_reads_a_card(tmp_path: Path, task: str) -> None:
     (result,) = card.data.eval_results
     assert result.metric_value == 0.5
     assert result.metric_name == {"stsb": "mean of pearson and spearman"}.get(task, "accuracy")
+    assert "| joined | 11 | 1 |" in card.text
+    assert "on 7 texts of the kinds: joined, marks." in card.text
+    assert "a sentence of 9 tokens the dealer sends 3.0 MiB" in card.text
+    assert "alone it would be 2.0 MiB" in card.text
+    assert "more than 20 tokens" in card.text
     assert ("a number in 0..5" in card.text) == (task == "stsb")
 
 

@@ -33,7 +33,7 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
     path.write_text('role = "dealer"\nid = "x"\ncolour = "red"\nthreads = 0\nmetrics = "0.0.0.0:1"\nlisten = "7"\n')
     with pytest.raises(UserInputError) as caught:
         load_party(path)
-    for key in ("colour", "threads", "metrics", "listen", "coordinators", "model_owners"):
+    for key in ("colour", "threads", "metrics", "listen", "data_owners", "model_owners"):
         assert f"{key}: " in caught.value.what
     for text, message in (
         ('role = "spy"\n', "'dealer', 'model-owner', 'data-owner'"),

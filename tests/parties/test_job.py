@@ -59,6 +59,8 @@ def test_a_manifest_lists_a_local_runs_options_side_by_side(tmp_path: Path) -> N
         "student": str(tmp_path),
         "teacher": None,
         "data_dir": None,
+        "data": None,
+        "metrics": [],
         "network": {"name": "lan", "rtt_s": 0.5e-3, "bytes_s": 1e9 / 8},
         "port": 0,
         "threads": 1,

@@ -12,8 +12,6 @@ from mpcformer.errors import ProtocolError
 from parties.session import transcript
 from parties.stubs import parties_pb2 as pb
 
-BATCHES = [(2, 7), (1, 3)]
-
 
 def job() -> pb.Job:
     return pb.Job(
@@ -53,7 +51,7 @@ def both(mine: dict[str, str], theirs: dict[str, str]) -> list[bytes | ProtocolE
 def fields(student: Path) -> dict[str, str]:
     public = load_public_model(student)
     engine = create_engine("lift", rank=DATA_OWNER, public=public, channel=None, weights=None)
-    return transcript.fields(job(), engine, public, "ab" * 32, BATCHES)
+    return transcript.fields(job(), engine, public, "ab" * 32)
 
 
 def test_agreement(fields: dict[str, str]) -> None:
@@ -65,7 +63,7 @@ def test_agreement(fields: dict[str, str]) -> None:
 
 
 def test_every_field_counts_and_is_named(fields: dict[str, str]) -> None:
-    promised = {"protocol version", "release", "session", "student", "constants of the engine", "batch_shapes"}
+    promised = {"protocol version", "release", "session", "student", "constants of the engine"}
     promised |= {
         "job.task",
         "job.engine",
@@ -88,8 +86,8 @@ def test_owners_derive_the_same(student: Path, fields: dict[str, str]) -> None:
     public = load_public_model(student)
     weights = load_student(student).state_dict()
     engine = create_engine("lift", rank=MODEL_OWNER, public=public, channel=None, weights=weights)
-    assert transcript.fields(job(), engine, public, "ab" * 32, BATCHES) == fields
+    assert transcript.fields(job(), engine, public, "ab" * 32) == fields
     changed = job()
     changed.limit = 3
-    differing = transcript.fields(changed, engine, public, "ab" * 32, BATCHES[:1])
-    assert {name for name in fields if fields[name] != differing[name]} == {"job.limit", "batch_shapes"}
+    differing = transcript.fields(changed, engine, public, "ab" * 32)
+    assert {name for name in fields if fields[name] != differing[name]} == {"job.limit"}

@@ -53,6 +53,14 @@ class Norm:
         """The kind of lifted mask under which the residual is opened."""
         return "length" if self.function is None else "norm"
 
+    @property
+    def variance_limits(self) -> tuple[float, float]:
+        """The interval in which a row's variance is never marked."""
+        if self.function is None:
+            return 0.0, self.limit / 2
+        low, high = self.function.limits
+        return low * self.unit**2, high * self.unit**2
+
 
 def model_norms(
     n_layers: int, constant: Collection[str], hidden_size: int, epsilon: float, bounds: CalibratedRanges

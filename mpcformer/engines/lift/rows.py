@@ -34,6 +34,10 @@ COARSE_WIDTH, MEAN_SLACK = 0.7, 1.4
 MAX_ROW_LOG_BINS = 6
 # Divided rows have tables. The guard of other rows marks a mean times key_factor from 2 on: 8 / 7 of that by n.
 DIVIDED_ROW_SLACK, CONST_ROW_SLACK = 1.25, 16 / 7
+# A row this small, relative to the largest, still has 5 of the CONTEXT_SCALE bits of its product with the values.
+MIN_ROW = 2.0**-12
+# What `fixed_point.key_factor` makes of a row's mean, at the least and at the most.
+LEAST_MEAN, MOST_MEAN = 0.875, 1.125
 # Scores that are shifted further keep too few of their 14 fraction bits.
 MAX_SCORE_SHIFT = 6
 MAX_ROW_EXPONENT, MAX_CONST_EXPONENT = 5, 4
@@ -89,6 +93,17 @@ class LayerScales:
         """
         return float(2.0 ** (self.degree * self.score_shift + self.row_exponent))
 
+    @property
+    def row_limits(self) -> tuple[float, float]:
+        """The interval in which a row's mean numerator, or a score of the exact softmax, is never marked."""
+        if self.squarings:
+            largest = self.score_limit * 2.0 ** (self.score_shift - fp.SCORE_SCALE)
+            return -largest, largest
+        if not self.divided:
+            return 0.0, self.unit / MOST_MEAN
+        added = self.row_offset * 2.0 ** (self.degree * self.score_shift)
+        return self.row_low * self.unit / LEAST_MEAN - added, self.unit / MOST_MEAN - added
+
 
 def layer_scales(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax: str) -> LayerScales:
     """Derive the scales of a layer.
@@ -137,11 +152,13 @@ def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | pie
 def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows) -> LayerScales:
     low, high = widened(*calibrated(bounds, f"{name}.{rows.needs}"))
     low, high = low + rows.epsilon, high + rows.epsilon
-    score_shift = max(0, even_shift(low, high) // rows.degree, _score_room(name, bounds))
+    wide = math.log2(MOST_MEAN * high) - MAX_ROW_EXPONENT if 0 < high < math.inf else 0.0
+    centred = max(even_shift(low, high) // rows.degree, math.ceil(wide / rows.degree))
+    score_shift = max(0, centred, _score_room(name, bounds))
     down = 2.0 ** -(rows.degree * score_shift)
-    low, high = low * down * 0.875, high * down * 1.125
+    low, high = low * down * LEAST_MEAN, high * down * MOST_MEAN
     exponent = math.ceil(math.log2(high)) if low > 0 else 0
-    if not 0 < low < high or exponent > MAX_ROW_EXPONENT:
+    if not 0 < low < high or low < MIN_ROW * 2.0**exponent or score_shift > MAX_SCORE_SHIFT:
         raise RangeError(
             f"calibrated range {name}.row_mean spans {low:.3g}..{high:.3g} after scaling: too wide",
             "distil the student again, or use --engine crypten",
@@ -164,7 +181,7 @@ def _constant(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: Cons
         raise RangeError(
             f"calibrated range {name}.row_mean = {low}..{high} is not positive", "distil the student again"
         )
-    log_high = math.log2(max(1.0, 1.125 * widened(low, high)[1]))
+    log_high = math.log2(max(1.0, MOST_MEAN * widened(low, high)[1]))
     score_shift = max(_score_room(name, bounds), math.ceil((log_high - MAX_CONST_EXPONENT) / rows.degree))
     if score_shift > MAX_SCORE_SHIFT:
         raise RangeError(

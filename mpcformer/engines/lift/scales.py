@@ -63,6 +63,16 @@ class LiftScales:
             named |= {f"layer.{n}.attention": layer.attention_norm, f"layer.{n}.output": layer.output_norm}
         return named
 
+    def limits(self) -> dict[str, tuple[float, float]]:
+        """Return by the name of its calibrated range the interval in which a number is never marked.
+
+        A number that is a little outside may be marked, and one that is far outside always is.
+        """
+        limits = {f"{name}.variance": norm.variance_limits for name, norm in self.norms.items()}
+        for n, layer in enumerate(self.layers):
+            limits[f"layer.{n}.{'scores' if layer.squarings else 'row_mean'}"] = layer.row_limits
+        return limits
+
     def digest(self) -> str:
         """Return the hex SHA-256 of all numbers: owners whose numbers differ must not start."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
