@@ -56,6 +56,8 @@ class Classifier:
         self._on_close = weakref.finalize(self, on_close)
         self._lock = threading.RLock()
         self._session: AskingSession | None = None
+        # A session whose classifier is forgotten would take up a place at dealer and model owner.
+        self._on_forgotten: weakref.finalize[..., Classifier] | None = None
         self._recent: list[BatchShape] = []
         self._closed = False
         positions = self._public.config.max_position_embeddings
@@ -204,8 +206,7 @@ class Classifier:
         if self._closed:
             raise UserInputError("this classifier is closed", "open another one")
         if self._session is not None and self._session.has_ended:
-            self._session.close()
-            self._session = None
+            self._end_session()
         if self._session is None:
             options = self._options
             session = AskingSession(self._config, self._public, self._student, largest=options.largest)
@@ -222,7 +223,16 @@ class Classifier:
                     session.close()
                     raise
             self._session = session
+            self._on_forgotten = weakref.finalize(self, _forget, session)
+            self._on_forgotten.atexit = False
         return self._session
+
+    def _end_session(self) -> None:
+        if self._on_forgotten is not None:
+            self._on_forgotten.detach()
+        session, self._session = self._session, None
+        if session is not None:
+            session.close()
 
     def _restock(self, asked: Sequence[BatchShape]) -> None:
         for shape in asked:
@@ -277,8 +287,7 @@ class Classifier:
                 return
             self._closed = True
             try:
-                if self._session is not None:
-                    self._session.close()
+                self._end_session()
             finally:
                 self._on_close()
 
@@ -292,6 +301,11 @@ class Classifier:
 
     def __repr__(self) -> str:
         return f"Classifier({', '.join(self.labels)})"
+
+
+def _forget(session: AskingSession) -> None:
+    # What collects garbage may hold any lock, so it must not wait for one.
+    threading.Thread(target=session.forget, name="forgotten", daemon=True).start()
 
 
 def _refused(reason: str) -> Answer:

@@ -170,6 +170,12 @@ class AskingSession:
         self._watcher.join(timeout=5.0)
         self._orderer.stop()
 
+    def forget(self) -> None:
+        """End the session at once, because nobody can ask in it any more."""
+        self._membership.abort(PartyError(self._config.id, "it left the session"))
+        self._watcher.join()
+        self.close()
+
     def _end(self) -> None:
         self._side.end()
         self._side.session.report()

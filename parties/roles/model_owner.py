@@ -4,7 +4,7 @@ import itertools
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 
 import grpc
@@ -129,7 +129,7 @@ class ModelOwner:
         membership.watch(
             job.data_owner, lambda: min(channel.idle_s() for channel in channels.values()), config.max_idle_s
         )
-        with self._peers.expect(job.session_id, job.data_owner, channels):
+        with ExitStack() as left, self._peers.expect(job.session_id, job.data_owner, channels):
             membership.send(ready=pb.Ready(student=self._digest))
             try:
                 session = OwnerSession(
@@ -140,6 +140,7 @@ class ModelOwner:
                     dealing=channels[DEALING],
                     membership=membership,
                 )
+                left.callback(session.close)
                 engine = create_engine(
                     job.engine,
                     rank=MODEL_OWNER,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import grpc
@@ -83,29 +84,36 @@ class DataSide:
         self._config, self._job = config, job
         self._link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
         wait_until_ready(self._link, job.model_owner, job.model_owner_address, config.join_timeout_s)
-        asking, dealing = (self._stream(name, membership) for name in (ASKING, DEALING))
-        self.session = OwnerSession(
-            rank=DATA_OWNER, config=config, job=job, asking=asking, dealing=dealing, membership=membership
-        )
-        engine = create_engine(
-            job.engine, rank=DATA_OWNER, public=public, channel=asking, weights=None, session_id=job.session_id
-        )
-        self.session.setup(engine, public, student, started)
-        allowed = int(asking.receive([Spec(torch.int64, (1,))])[0])
-        self.pool_bytes = min(allowed, config.pool_mib << 20)
-        asking.send([torch.tensor([self.pool_bytes])])
-        self.pool = Pool(
-            deal=self._deal,
-            forget=lambda number: tell(dealing, Verb.FORGET, number),
-            size_of=self.session.size_of,
-            limit_bytes=self.pool_bytes,
-            threads=config.threads,
-            # Whoever asks then fails too, and waits for the orderer to name the first cause.
-            on_failure=lambda error: asking.abort(
-                error if isinstance(error, MPCFormerError) else PartyError(config.id, "dealing failed")
-            ),
-        )
-        membership.on_abort(lambda error: self.pool.drop())
+        # A program that asks may fail and try again for days: nothing must stay of a session that does not begin.
+        with ExitStack() as undo:
+            undo.callback(self._link.close)
+            asking, dealing = (self._stream(name, membership) for name in (ASKING, DEALING))
+            for channel in (asking, dealing):
+                undo.callback(channel.abort, PartyError(config.id, "it left the session"))
+            self.session = OwnerSession(
+                rank=DATA_OWNER, config=config, job=job, asking=asking, dealing=dealing, membership=membership
+            )
+            undo.callback(self.session.close)
+            engine = create_engine(
+                job.engine, rank=DATA_OWNER, public=public, channel=asking, weights=None, session_id=job.session_id
+            )
+            self.session.setup(engine, public, student, started)
+            allowed = int(asking.receive([Spec(torch.int64, (1,))])[0])
+            self.pool_bytes = min(allowed, config.pool_mib << 20)
+            asking.send([torch.tensor([self.pool_bytes])])
+            self.pool = Pool(
+                deal=self._deal,
+                forget=lambda number: tell(dealing, Verb.FORGET, number),
+                size_of=self.session.size_of,
+                limit_bytes=self.pool_bytes,
+                threads=config.threads,
+                # Whoever asks then fails too, and waits for the orderer to name the first cause.
+                on_failure=lambda error: asking.abort(
+                    error if isinstance(error, MPCFormerError) else PartyError(config.id, "dealing failed")
+                ),
+            )
+            membership.on_abort(lambda error: self.pool.drop())
+            undo.pop_all()
 
     def _stream(self, name: str, membership: Membership) -> PeerChannel:
         config, job = self._config, self._job
@@ -182,4 +190,5 @@ class DataSide:
         self.pool.drop()
         for channel in (self.session.dealing, self.session.asking):
             channel.finish()
+        self.session.close()
         self._link.close()

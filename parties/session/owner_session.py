@@ -298,7 +298,7 @@ class OwnerSession:
             scores: from a data owner that withholds its answers.
         """
         began = self._ready_at or time.perf_counter()
-        self._dealer_channel.close()
+        self.close()
         self._membership.part_done()
         self._membership.send(
             report=pb.Report(
@@ -310,6 +310,10 @@ class OwnerSession:
                 scores=scores,
             )
         )
+
+    def close(self) -> None:
+        """Close the channel to the dealer; nothing happens the second time."""
+        self._dealer_channel.close()
 
 
 def bytes_of(requests: list[Request]) -> int:

@@ -7,7 +7,7 @@ import pydoc
 import signal
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -239,6 +239,39 @@ def test_a_classifier_that_is_forgotten_leaves_no_party(picky: Path) -> None:
     del classify, found
     gc.collect()
     assert all(process.poll() is not None for process in running.values())
+
+
+def n_threads(name: str) -> int:
+    return sum(thread.name == name for thread in threading.enumerate())
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_session_whose_classifier_is_forgotten_ends(classify: Classifier) -> None:
+    classify("warm")
+    before = n_threads("orderer"), n_threads("pool")
+    another = Classifier(classify._config, classify._options)
+    another("warm")
+    assert n_threads("orderer") > before[0]
+    del another
+    gc.collect()
+    until(lambda: (n_threads("orderer"), n_threads("pool")) == before)
+
+
+def test_a_session_that_does_not_begin_leaves_no_thread(classify: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    classify("warm")
+    before = threading.active_count()
+    another = Classifier(classify._config, classify._options)
+    monkeypatch.setattr(another, "_student", "0" * 64)
+    for _ in range(3):
+        with pytest.raises(MPCFormerError, match="the owners disagree on: student"):
+            another("warm")
+    until(lambda: threading.active_count() <= before)
 
 
 def test_a_session_that_ended_is_followed_by_another(picky: Path) -> None:
