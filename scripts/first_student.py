@@ -15,8 +15,8 @@ small BERT to begin with:
 Steps 3 and 4 also get texts of several sentences, for no sentence of the task is longer than 73 tokens. In step 5 the
 ranges are recorded on odd texts too: single pieces, and pieces in no order.
 
-Run it again whenever the calibration changes. The seeds are fixed, so the same machine with as many threads gives the same
-student.
+Run it again whenever the calibration changes. The seeds are fixed, so the same machine with as many threads gives the
+same student.
 """
 
 import argparse

@@ -22,8 +22,6 @@ SUFFIXES = (".csv", ".jsonl", ".parquet")
 CHUNK = 4096
 # How the file shows what is no character: as \udcff for the byte 0xff, for example.
 AS_ESCAPES = "backslashreplace"
-# How often answers are flushed to the disk.
-FLUSH = 64
 RESULT = {"label": pa.string(), "score": pa.float64(), "refused": pa.bool_(), "reason": pa.string()}
 
 
@@ -98,8 +96,8 @@ class AnswerFile:
         self._handle.write(json.dumps(row | {"reason": answer.get("reason")}) + "\n")
         self.n_rows += 1
         self.n_refused += refused
-        if self.n_rows % FLUSH == 0:
-            self._handle.flush()
+        # A kill then loses nothing that was answered.
+        self._handle.flush()
 
     def finish(self) -> None:
         """Write the file in its format and under its name, and remove the unfinished one."""

@@ -24,7 +24,7 @@ from parties.settings.config import DataOwnerConfig
 from parties.settings.public_files import STUDENT_RECORD
 
 # Texts are grouped into batches among so many, and generators are read so far ahead.
-CHUNK = 1024
+CHUNK = 256
 # How many shapes stay in stock while nobody asks: those that were asked for last.
 RECENT = 2
 OUT_OF_RANGE = "an activation of this text left the range that the model was calibrated for"
