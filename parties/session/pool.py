@@ -4,11 +4,9 @@ A batch in the pool costs its online part alone. The pool is bounded in bytes, e
 ends with the session.
 """
 
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 
 import torch
 
@@ -16,8 +14,6 @@ from mpcformer.engines.base import BatchShape
 from mpcformer.errors import MPCFormerError, UserInputError
 from parties.session.owner_session import Dealt
 
-# How much the thread that fills the pool yields to everything else.
-NICENESS = 10
 # How long it pauses before a part of a batch while somebody asks. Meanwhile the model owner waits, and ends the session
 # if that takes longer than its deadline_s.
 MAX_PAUSE_S = 30.0
@@ -227,8 +223,6 @@ class Pool:
         return self._n_bytes() + self._size_of(shape) <= self.limit_bytes
 
     def _fill(self) -> None:
-        with suppress(OSError):  # a thread's own niceness is a feature of Linux
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
         torch.set_num_threads(self._threads)
         try:
             while True:
