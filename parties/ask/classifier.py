@@ -148,6 +148,9 @@ class Classifier:
                 f"batch_size: {batch_size} is outside 1..{self._options.largest}",
                 f"give at most {self._options.largest}, or open with a larger batch_size",
             )
+        if isinstance(inputs, (str, Mapping)):
+            # Its letters, or its keys, would be asked one by one.
+            raise UserInputError("answers: one text was given", "give a list of texts, or call the classifier itself")
         numbered = enumerate(inputs)
         while chunk := list(itertools.islice(numbered, CHUNK)):
             yield from self._chunk([_as_pair(index, text) for index, text in chunk], largest, details)

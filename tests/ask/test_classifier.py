@@ -115,6 +115,12 @@ def test_what_is_no_text_is_named(classify: Classifier, value: Any) -> None:
         list(classify(["warm", value]))
 
 
+@pytest.mark.parametrize("value", ["warm", {"text": "warm"}])
+def test_one_text_is_not_taken_for_many(classify: Classifier, value: Any) -> None:
+    with pytest.raises(UserInputError, match="answers: one text was given"):
+        next(classify.answers(value))
+
+
 def test_details_and_batches_that_wait(classify: Classifier) -> None:
     classify("warm")
     deadline = time.monotonic() + 20

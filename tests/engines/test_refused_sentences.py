@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpcformer.engines.base import BatchInputs, Outcome, PublicModel, load_public_model
+from mpcformer.engines.lift.ahead import Known
 from mpcformer.engines.lift.range_check import TABLE_MARK_SHIFT, RangeCheck
 from mpcformer.engines.registry import ENGINES
 from mpcformer.modeling import Ranges, load_student
@@ -150,6 +151,10 @@ def test_the_check_adds_up_marks_by_sentence() -> None:
     assert totals[1] == 1
     assert (totals != 0).all()
     assert totals.shape == (n_batch,)
+
+
+def test_what_is_known_ahead_shows_no_mask() -> None:
+    assert "tensor" not in repr(Known(torch.ones(3), [((3,), 8)], torch.ones(3)))
 
 
 def test_an_outcome_shows_no_logit() -> None:

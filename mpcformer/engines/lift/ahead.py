@@ -1,6 +1,6 @@
 """What the owners do for a batch before its text is there: the data owner sends its halves of the openings ahead."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ class Known:
         minus_mask: at the data owner, -A of the map, to which the map's input is added.
     """
 
-    message: torch.Tensor
+    message: torch.Tensor = field(repr=False)
     shapes: list[HalfShape]
-    minus_mask: torch.Tensor | None = None
+    minus_mask: torch.Tensor | None = field(default=None, repr=False)
 
 
 class Ahead:
