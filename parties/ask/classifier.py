@@ -22,6 +22,7 @@ from parties.ask.session import AskingSession
 from parties.session.data_side import Asked
 from parties.settings.config import DataOwnerConfig
 from parties.settings.public_files import STUDENT_RECORD
+from parties.wire import causes
 
 # Texts are grouped into batches among so many, and generators are read so far ahead.
 CHUNK = 256
@@ -198,7 +199,7 @@ class Classifier:
                 asked = session.ask(inputs)
             except PartyError as error:
                 # A session that was idle for too long may end just when it is asked again.
-                if session is not before or error.party != self._config.id:
+                if session is not before or not causes.is_kept_waiting(error, self._config.id):
                     raise
                 asked = self._opened().ask(inputs)
             seconds = time.perf_counter() - start

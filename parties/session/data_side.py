@@ -173,11 +173,11 @@ class DataSide:
         return found[0]
 
     def _hand_over(self, channel: PeerChannel, inputs: BatchInputs) -> None:
-        """Send the mask of a batch, and wait for the model owner's consent."""
-        channel.send([inputs.attention_mask])
+        """Wait for the model owner's consent, and send it the mask of a batch."""
         word = receive_answer(channel)
         if word != GRANTED:
             raise BudgetError(self._job.model_owner, word)
+        channel.send([inputs.attention_mask])
 
     def end(self) -> None:
         """End both streams; the model owner leaves the session."""

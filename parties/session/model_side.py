@@ -113,9 +113,10 @@ class ModelSide:
                 continue
             shape = self._checked(first, second)
             if verb == Verb.COMPUTE:
-                inputs, word = self._inputs(session.dealing, shape, n_told)
+                word = self._charged(shape, n_told)
                 answer(session.dealing, word)
                 if word == GRANTED:
+                    inputs = BatchInputs(received_mask(session.dealing, shape), n_told=n_told)
                     with self._computing:
                         self._done(session.deal_and_compute(inputs, self._pool_bytes)[0])
                 continue
@@ -154,7 +155,7 @@ class ModelSide:
             if verb == Verb.END:
                 return
             dealt = self._taken(number)
-            inputs, word = self._inputs(session.asking, dealt.shape, n_told)
+            word = self._charged(dealt.shape, n_told)
             if word != GRANTED:
                 # It was not used: the same batch may be asked with once there is a budget again. It is there before the
                 # data owner hears of it, and may forget it on the other stream.
@@ -162,6 +163,7 @@ class ModelSide:
                     self._waiting[number], self._put_back = dealt, number
             answer(session.asking, word)
             if word == GRANTED:
+                inputs = BatchInputs(received_mask(session.asking, dealt.shape), n_told=n_told)
                 with self._computing:
                     self._done(session.compute(dealt, inputs)[0])
 
@@ -177,12 +179,11 @@ class ModelSide:
             raise ProtocolError(f"the data owner asked with batch {number}, which does not wait: each is used once")
         return dealt
 
-    def _inputs(self, channel: PeerChannel, shape: BatchShape, n_told: int) -> tuple[BatchInputs, int]:
-        """Receive the mask of a batch, and charge it; return it with the answer that the data owner is to get."""
-        mask = received_mask(channel, shape)
+    def _charged(self, shape: BatchShape, n_told: int) -> int:
+        """Charge the sentences of a batch that are asked about; return the answer that the data owner is to get."""
         if not 1 <= n_told <= shape.batch_size:
             raise ProtocolError(f"the data owner asked for {n_told} answers of a batch of {shape.batch_size}")
-        return BatchInputs(mask, n_told=n_told), self._charge(n_told)
+        return self._charge(n_told)
 
     def _checked(self, batch_size: int, seq_len: int) -> BatchShape:
         fits = 1 <= batch_size <= self._max_sentences and 1 <= seq_len <= self._positions

@@ -74,6 +74,7 @@ class OwnerSession:
         self._membership = membership
         self._engine: Engine | None = None
         self._ready_at: float | None = None
+        self._sizes: dict[BatchShape, int] = {}
         self._asked_dealer_at: float | None = None
         self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
         membership.on_abort(lambda error: self._dealer_channel.close())
@@ -129,7 +130,9 @@ class OwnerSession:
 
     def size_of(self, shape: BatchShape) -> int:
         """Return the size of the corrections of a batch, in bytes."""
-        return bytes_of([request for segment in self.engine.plan(shape) for request in segment])
+        if shape not in self._sizes:
+            self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
+        return self._sizes[shape]
 
     def deal(self, shape: BatchShape, pause: Callable[[], None] = lambda: None) -> Dealt:
         """Do the offline part of a batch. Both owners call this at the same time, for one batch after the other.

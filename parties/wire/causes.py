@@ -36,6 +36,11 @@ def kept_waiting(party_id: str, seconds: float) -> PartyError:
     return PartyError(party_id, f"sent nothing for {seconds:.0f} s")
 
 
+def is_kept_waiting(error: PartyError, party_id: str) -> bool:
+    """Return whether a session was ended because this party had sent nothing for too long."""
+    return error.party == party_id and error.what.startswith(f"{party_id}: sent nothing for ")
+
+
 def unreachable(party_id: str, address: str, seconds: float) -> PartyError:
     """Return the error for a party to which no connection came about."""
     return PartyError(
