@@ -128,8 +128,10 @@ class Served:
 
     def ask(self, number: int, n_told: int = 4) -> int:
         self.session.asking.tell(Verb.ASK, number, n_told)
-        self.session.asking.put(MASK)
-        return self.session.asking.answer()
+        word = self.session.asking.answer()
+        if word == GRANTED:  # a data owner that is refused tells no lengths
+            self.session.asking.put(MASK)
+        return word
 
     def end(self) -> list[BaseException]:
         for stream in (self.session.asking, self.session.dealing):
@@ -219,8 +221,8 @@ def test_one_batch_is_computed_at_a_time() -> None:
     served.session.open.clear()
     assert served.ask(0) == GRANTED
     served.session.dealing.tell(Verb.COMPUTE, SHAPE.batch_size, SHAPE.seq_len, 4)
-    served.session.dealing.put(MASK)
     assert served.session.dealing.answer() == GRANTED
+    served.session.dealing.put(MASK)
     time.sleep(0.2)
     served.session.open.set()
     assert served.end() == []
