@@ -17,7 +17,7 @@ from mpcformer.modeling import MPCFormerForSequenceClassification, Ranges
 from mpcformer.tasks import Encoded
 
 # How many disturbed texts widen the ranges, and on how many others refusals are counted.
-N_WIDENING, N_COUNTED = 300, 120
+N_WIDENING, N_COUNTED = 180, 60
 # Ranges are widened only as far as the dealer sends at most this many times as many bytes.
 MOST_BYTES = 1.25
 SET_ASIDE = "training texts set aside"

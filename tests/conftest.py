@@ -10,7 +10,7 @@ from hypothesis import settings
 from transformers.utils import logging as hf_logging
 
 from mpcformer.console import console, err_console
-from parties.ask import local
+from parties.ask import command, local
 from parties.runs import simulation
 from tests.forked import ForkedProcesses
 from tests.tiny import save_parquet, save_student
@@ -34,6 +34,14 @@ def _forked() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (simulation, local):
             patch.setattr(module, "Processes", ForkedProcesses)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _memory_goes_back() -> Iterator[None]:
+    """Commands run in this process here, and it lives longer than theirs: it gives freed memory back."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "keep_freed_memory", lambda: True)
         yield
 
 

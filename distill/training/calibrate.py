@@ -9,6 +9,8 @@ from mpcformer.modeling.weights import bert_weights
 from mpcformer.tasks import Encoded
 
 BATCH_SIZE = 32
+# Attention's tensors of a batch with more tokens are so large that their memory is returned and cleared each time.
+MAX_TOKENS = 2048
 
 
 def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded], *, pad_id: int) -> Ranges:
@@ -32,7 +34,7 @@ def observed(model: MPCFormerForSequenceClassification, encoded: list[Encoded], 
     model.observer = ranges.observe
     try:
         with torch.autocast(next(model.parameters()).device.type, enabled=False):
-            predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE)
+            predict(model, encoded, pad_id=pad_id, batch_size=BATCH_SIZE, max_tokens=MAX_TOKENS)
     finally:
         model.observer = None
     return ranges

@@ -4,10 +4,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from distill.training.calibrate import BATCH_SIZE, MAX_TOKENS
 from mpcformer.modeling import MPCFormerForSequenceClassification
 from mpcformer.tasks import Encoded, length_batches, pad_batch
-
-BATCH_SIZE = 32
 
 
 def refused(
@@ -40,7 +39,7 @@ def refused(
     model.observer = see
     try:
         with torch.inference_mode(), torch.autocast(device.type, enabled=False):
-            for batch in length_batches([len(row.input_ids) for row in encoded], BATCH_SIZE):
+            for batch in length_batches([len(row.input_ids) for row in encoded], BATCH_SIZE, MAX_TOKENS):
                 outside = torch.zeros(len(batch), dtype=torch.bool, device=device)
                 inputs = pad_batch([encoded[i] for i in batch], pad_id)
                 model(**{key: value.to(device) for key, value in inputs.items()})

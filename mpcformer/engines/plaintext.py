@@ -11,7 +11,7 @@ from mpcformer.tasks import Encoded, length_batches, pad_batch
 
 
 def predict(
-    model: torch.nn.Module, encoded: list[Encoded], *, pad_id: int, batch_size: int
+    model: torch.nn.Module, encoded: list[Encoded], *, pad_id: int, batch_size: int, max_tokens: int | None = None
 ) -> tuple[NDArray[np.float32], list[float]]:
     """Run a model on examples.
 
@@ -20,6 +20,7 @@ def predict(
         encoded: the examples.
         pad_id: the padding token.
         batch_size: the most examples of one batch.
+        max_tokens: as `length_batches` takes it.
 
     Returns:
         float32 logits (N, C) in the order of the examples, and the seconds of each example: those of its batch divided
@@ -32,7 +33,7 @@ def predict(
     was_training = model.training
     model.eval()
     with torch.inference_mode():
-        for batch in length_batches([len(row.input_ids) for row in encoded], batch_size):
+        for batch in length_batches([len(row.input_ids) for row in encoded], batch_size, max_tokens):
             inputs: dict[str, Any] = {
                 key: value.to(device) for key, value in pad_batch([encoded[i] for i in batch], pad_id).items()
             }

@@ -53,8 +53,13 @@ def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: in
     return encoded
 
 
-def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:
     """Group indices into batches of similar length, the longest first. Padding is rare, and memory peaks at the start.
+
+    Args:
+        lengths: the number of tokens of each example.
+        batch_size: the most examples in a batch.
+        max_tokens: the most tokens in a batch with padding, as far as it has several examples; None for any number.
 
     Raises:
         UserInputError: `batch_size` is below 1.
@@ -62,7 +67,14 @@ def length_batches(lengths: Sequence[int], batch_size: int) -> list[list[int]]:
     if batch_size < 1:
         raise UserInputError(f"--batch-size: {batch_size} is below 1", "give a positive number")
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if max_tokens is None:
+        return [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    batches: list[list[int]] = []
+    while order:
+        size = max(1, min(batch_size, max_tokens // max(1, lengths[order[0]])))
+        batches.append(order[:size])
+        order = order[size:]
+    return batches
 
 
 def shuffled_length_batches(lengths: Sequence[int], batch_size: int, permutation: Sequence[int]) -> list[list[int]]:

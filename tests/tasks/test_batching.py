@@ -65,3 +65,18 @@ def test_encoding(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match="--batch-size: 0"):
         length_batches([1], 0)
     assert "fine" not in repr(pair)
+
+
+def test_batches_are_bounded_in_tokens_too() -> None:
+    lengths = [500, 3, 64, 64, 64, 10, 700]
+    assert length_batches(lengths, 3, 512) == [[6], [0], [2, 3, 4], [5, 1]]
+    assert length_batches(lengths, 3, 128) == [[6], [0], [2, 3], [4, 5], [1]]
+
+
+@given(st.lists(st.integers(1, 600), min_size=1, max_size=50), st.integers(1, 40), st.integers(1, 3000))
+def test_bounded_batches_hold_every_example_once(lengths: list[int], batch_size: int, max_tokens: int) -> None:
+    batches = length_batches(lengths, batch_size, max_tokens)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) <= batch_size
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= max_tokens
