@@ -2,7 +2,7 @@
 
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 
-from parties.roles.results import digests_are_short
+from parties.session.orderer import digests_are_short
 from parties.stubs import parties_pb2 as pb
 
 
@@ -27,7 +27,9 @@ def test_the_coordinator_is_sent_no_share() -> None:
         f"mpcformer.v1.{n}" for n in ("Report.transcript", "Report.batch_plan", "Batch.batch_plan", "Batch.terms")
     }
     numbers = {name for name, f in fields(event).items() if f.is_repeated and f.type != FieldDescriptor.TYPE_MESSAGE}
-    assert numbers == {f"mpcformer.v1.Predictions.{name}" for name in ("rows", "ids", "labels", "groups", "logits")}
+    assert numbers == {
+        f"mpcformer.v1.Predictions.{name}" for name in ("rows", "ids", "labels", "groups", "logits", "refused")
+    }
 
 
 def test_the_dealer_is_sent_shapes_and_public_ranges_only() -> None:
