@@ -174,8 +174,11 @@ class Classifier:
         # The batch of the first text goes first, so that each batch brings an answer that can be given at once, and is
         # not lost if the work ends early.
         plan.sort(key=lambda item: min(item[1]))
-        following, at = iter(plan), 0
         with self._lock:
+            if len(plan) == 1:
+                shape, members = plan[0]
+                plan = [(self._opened().fitting(shape), members)]
+            following, at = iter(plan), 0
             if plan:
                 self._opened().coming([shape for shape, _ in plan])
         while at < len(texts):

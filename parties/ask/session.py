@@ -131,6 +131,10 @@ class AskingSession:
         """Hold `n` batches of each of these shapes, and of no other, while nobody asks."""
         self._side.pool.stock_only(shapes, n)
 
+    def fitting(self, shape: BatchShape) -> BatchShape:
+        """Return the shape that answers a question of this shape soonest."""
+        return self._side.pool.fitting(shape)
+
     def is_ready(self, shape: BatchShape) -> bool:
         """Return whether a batch of this shape waits."""
         return self._side.pool.has(shape)

@@ -87,6 +87,17 @@ class Pool:
         with self._changed:
             return any(dealt.shape == shape for _, dealt in self._waiting)
 
+    def fitting(self, shape: BatchShape) -> BatchShape:
+        """Return the shape that answers a question of this shape soonest: its own, or a longer one that waits already.
+
+        A batch that is being dealt for the stock counts as waiting, because no other can be dealt before it.
+        """
+        with self._changed:
+            waiting = [dealt.shape for _, dealt in self._waiting]
+            waiting += [self._busy] if self._busy is not None else []
+        longer = [s for s in waiting if s.batch_size == shape.batch_size and s.seq_len > shape.seq_len]
+        return shape if shape in waiting or not longer else min(longer, key=lambda s: s.seq_len)
+
     def can_serve(self, shape: BatchShape) -> bool:
         """Return whether a batch of this shape waits or can still be dealt."""
         return not self._sealed or self.has(shape)

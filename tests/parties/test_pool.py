@@ -141,6 +141,18 @@ def test_a_pause_has_an_end(table: Table, monkeypatch: pytest.MonkeyPatch) -> No
         table.has_dealt(ONE)
 
 
+def test_a_longer_batch_that_waits_answers_sooner(table: Table) -> None:
+    assert table.pool.fitting(ONE) == ONE
+    table.pool.coming([LONG])
+    table.has_dealt(LONG)
+    assert table.pool.fitting(ONE) == LONG
+    assert table.pool.fitting(FOUR) == FOUR, "a batch of one has no room for four"
+    table.pool.coming([ONE])
+    table.has_dealt(LONG, ONE)
+    assert table.pool.fitting(ONE) == ONE
+    assert table.pool.fitting(BatchShape(1, 256)) == BatchShape(1, 256)
+
+
 def test_deal_and_seal(table: Table) -> None:
     with pytest.raises(UserInputError, match=r"deal_ahead: 11 batches need 0 MiB, the pool has 0 MiB"):
         table.pool.deal_and_seal([ONE] * 11)
