@@ -144,9 +144,10 @@ class DataSide:
         inputs = replace(inputs, n_told=n_told)
         if not self.pool.fits(inputs.shape):
             return self._compute_in_parts(inputs, n_told, tell_progress)
-        number, dealt, was_ready = self.pool.take(inputs.shape)
         channel = self.session.asking
+        # From here on nothing is dealt for the stock, so that the batch is not computed beside it.
         with self.pool.asking():
+            number, dealt, was_ready = self.pool.take(inputs.shape)
             before = channel.counters.copy()
             tell(channel, Verb.ASK, number, n_told)
             try:

@@ -51,7 +51,7 @@ class Pool:
         self._stock: Counter[BatchShape] = Counter()
         self._n_dealt = 0
         self._busy: BatchShape | None = None
-        self._asking = 0
+        self._asking = self._awaited = 0
         self._sealed = False
         self._ended = False
         self._error: BaseException | None = None
@@ -70,10 +70,16 @@ class Pool:
     def coming(self, shapes: Sequence[BatchShape]) -> None:
         """Deal batches for what will be asked next, in this order and as far as there is room.
 
-        What was said to come before, and has not been dealt, is forgotten.
+        What was said to come before, and has not been dealt, is forgotten. A batch that waits is not dealt again.
         """
         with self._changed:
-            self._coming = deque(shape for shape in shapes if self.fits(shape))
+            held = Counter(dealt.shape for _, dealt in self._waiting)
+            self._coming.clear()
+            for shape in filter(self.fits, shapes):
+                if held[shape]:
+                    held[shape] -= 1
+                else:
+                    self._coming.append(shape)
             self._changed.notify_all()
 
     def stock_only(self, shapes: Sequence[BatchShape], n: int) -> None:
@@ -133,10 +139,14 @@ class Pool:
                     self._coming.remove(shape)
                     self._urgent.append(shape)
                 self._changed.notify_all()
-            while found is None:
-                self._raise()
-                self._changed.wait(0.5)
-                found = self._pop(shape)
+            self._awaited += found is None
+            try:
+                while found is None:
+                    self._raise()
+                    self._changed.wait(0.5)
+                    found = self._pop(shape)
+            finally:
+                self._awaited -= not ready
             self._changed.notify_all()
         return *found, ready
 
@@ -262,7 +272,9 @@ class Pool:
     def _yield(self) -> None:
         """Wait a limited time while somebody asks, unless that somebody waits for the pool."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._asking or self._urgent or self._ended, MAX_PAUSE_S)
+            self._changed.wait_for(
+                lambda: not self._asking or self._urgent or self._awaited or self._ended, MAX_PAUSE_S
+            )
 
 
 class Asking:

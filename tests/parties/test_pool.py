@@ -76,6 +76,32 @@ def test_a_batch_that_waits_is_taken_once(table: Table) -> None:
     assert [ready for _, _, ready in numbers] == [True, True, False]
 
 
+def test_what_waits_already_is_not_dealt_again(table: Table) -> None:
+    table.pool.coming([ONE])
+    table.has_dealt(ONE)
+    table.pool.coming([ONE, FOUR, ONE])
+    table.has_dealt(ONE, FOUR, ONE)
+
+
+def test_nothing_is_dealt_beside_a_question_that_finds_its_batch(table: Table) -> None:
+    table.pool.stock_only([ONE], 1)
+    table.has_dealt(ONE)
+    with table.pool.asking():
+        assert table.pool.take(ONE)[2]
+        table.has_dealt(ONE)
+    table.has_dealt(ONE, ONE)
+
+
+def test_a_question_that_waits_for_the_stock_does_not_pause_it(table: Table) -> None:
+    table.open.clear()
+    table.pool.stock_only([ONE], 1)
+    while not table.pauses:
+        time.sleep(0.01)
+    table.open.set()
+    with table.pool.asking():
+        assert table.pool.take(ONE)[1].shape == ONE
+
+
 def test_what_is_asked_for_now_comes_before_what_was_said_to_come(table: Table) -> None:
     table.open.clear()
     table.pool.coming([FOUR, FOUR])
