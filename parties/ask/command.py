@@ -138,7 +138,8 @@ class _Source:
             from mpcformer.tasks.files import TextFile
 
             self._file = TextFile.open(file, columns)
-            self.columns, self.n_rows = list(self._file.columns), self._file.n_rows
+            # Reading all of it once finds rows without a text before any work starts, and tells how many there are.
+            self.columns, self.n_rows = list(self._file.columns), sum(1 for _ in self._file)
             if self._file.guessed and self.columns != ["text"]:
                 err_console.print(f"texts: column {' and '.join(self.columns)} of {file}")
 

@@ -141,3 +141,11 @@ def test_wrong_arguments(picky: Path, tmp_path: Path, arguments: list[str], mess
     with pytest.raises(MPCFormerError, match=message):
         ask(*(each.format(**names) for each in arguments))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file.toml"]
+
+
+def test_a_row_without_a_text_is_named_before_any_work(picky: Path, tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_text('{"text": "warm"}\n{"text": null}\n')
+    with pytest.raises(UserInputError, match="row 1, column 'text': the text is null"):
+        ask("--student", picky, "--file", path, "--out", tmp_path / "out.csv")
+    assert [each.name for each in tmp_path.iterdir()] == ["in.jsonl"]
