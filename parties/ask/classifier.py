@@ -217,9 +217,8 @@ class Classifier:
         if self._session is None:
             options = self._options
             session = AskingSession(self._config, self._public, self._student, largest=options.largest)
-            first = BatchShape(
-                options.first[0], shapes.padded_length(options.first[1], options.lengths, self._positions)
-            )
+            length = shapes.padded_length(options.first[1], options.padded_lengths, self._positions)
+            first = BatchShape(options.first[0], length)
             if options.deal_ahead is None:
                 session.stock(self._recent or [first], options.ahead)
             else:

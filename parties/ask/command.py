@@ -1,5 +1,6 @@
 """The command `mpcformer ask`."""
 
+import io
 import itertools
 import sys
 import time
@@ -15,6 +16,8 @@ from mpcformer.errors import SOME_REFUSED, MPCFormerError, RangeError, UserInput
 from mpcformer.machine import keep_freed_memory
 from mpcformer.options import INPUT, MACHINE, OUTPUT, choice, flag, option
 
+# How many batches the prompt holds ready.
+AHEAD = 2
 REMEDY = "the answers to the others stand; for texts of this kind, calibrate the student on some of them (distil again)"
 SMALL_STUDENT = (
     "No --student is given, so this asks the small one that comes with mpcformer: negative or positive, about films."
@@ -87,12 +90,13 @@ def ask(
     if out is not None:
         check_out(out, resume=resume)
     source = _Source(texts or [], file, column or [])
-    first = (1, deal_length)
     common: dict[str, Any] = {
         "max_length": max_length,
         "batch_size": batch_size,
         "deal_ahead": deal_ahead,
-        "first": first,
+        "first": (1, deal_length),
+        # Only at the prompt does anybody ask later what could be dealt now.
+        "ahead": AHEAD if source.is_prompt else 0,
     }
 
     def opened() -> Any:
@@ -150,7 +154,8 @@ class _Source:
             yield from ((text,) for text in self._texts)
         else:
             # What is no UTF-8 is refused as a text, not as a whole input.
-            sys.stdin.reconfigure(errors="surrogateescape")  # type: ignore[union-attr]
+            if isinstance(sys.stdin, io.TextIOWrapper):
+                sys.stdin.reconfigure(errors="surrogateescape")
             yield from ((line.rstrip("\r\n"),) for line in sys.stdin)
 
     def digest(self) -> str:
@@ -170,12 +175,11 @@ def _print(classify: Any, source: Iterable[tuple[str, ...]], details: bool, on_r
 
     texts, told = itertools.tee(source)
     n_texts = n_refused = n_bytes = 0
-    waiting: list[tuple[str, ...]] = []
     for answer in classify.answers((text[0] if len(text) == 1 else text for text in texts), details=True):
-        waiting = [next(told)]
+        text = " | ".join(next(told))
         n_texts += 1
         n_refused += bool(answer.get("refused"))
-        print(_line(answer, printable(" | ".join(waiting[0])), details), flush=True)
+        print(_line(answer, printable(text), details), flush=True)
         if answer.get("refused") and on_refusal == "stop":
             raise RangeError(f"text {n_texts - 1}: {answer['reason']}", "leave it out, or give --on-refusal skip")
         n_bytes += answer.get("bytes", 0) // max(1, answer.get("batch", [1])[0])

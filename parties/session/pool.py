@@ -96,13 +96,15 @@ class Pool:
     def fitting(self, shape: BatchShape) -> BatchShape:
         """Return the shape that answers a question of this shape soonest: its own, or a longer one that waits already.
 
-        A batch that is being dealt for the stock counts as waiting, because no other can be dealt before it.
+        A batch that is being dealt counts as waiting, because no other can be dealt before it. One that is more than
+        twice as long is left alone: computing it would take longer than dealing the right one saves.
         """
         with self._changed:
             waiting = [dealt.shape for _, dealt in self._waiting]
             waiting += [self._busy] if self._busy is not None else []
-        longer = [s for s in waiting if s.batch_size == shape.batch_size and s.seq_len > shape.seq_len]
-        return shape if shape in waiting or not longer else min(longer, key=lambda s: s.seq_len)
+        lengths = range(shape.seq_len, 2 * shape.seq_len + 1)
+        fits = [each for each in waiting if each.batch_size == shape.batch_size and each.seq_len in lengths]
+        return min(fits, key=lambda each: each.seq_len, default=shape)
 
     def can_serve(self, shape: BatchShape) -> bool:
         """Return whether a batch of this shape waits or can still be dealt."""

@@ -173,6 +173,8 @@ def test_deal_and_leave(picky: Path) -> None:
         same([next(iter(classify(text, details=True))) for text in texts], plaintext(picky, texts))
         with pytest.raises(UserInputError, match="the dealer has left, and no batch of 1 x 16 tokens waits"):
             classify("cold")
+    with mpcformer.local(picky, first=(1, 20), deal_ahead=1) as classify:  # a length that is none of the usual ones
+        same(list(classify("cold " * 15)), plaintext(picky, ["cold " * 15]))
     with pytest.raises(UserInputError, match=r"deal_ahead: .* the pool has 1 MiB"):
         mpcformer.local(picky, first=(1, 16), deal_ahead=500, pool_mib=1).open()
 

@@ -149,3 +149,22 @@ def test_a_row_without_a_text_is_named_before_any_work(picky: Path, tmp_path: Pa
     with pytest.raises(UserInputError, match="row 1, column 'text': the text is null"):
         ask("--student", picky, "--file", path, "--out", tmp_path / "out.csv")
     assert [each.name for each in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(("is_terminal", "ahead"), [(True, command.AHEAD), (False, 0)])
+def test_only_the_prompt_holds_batches_ready(
+    picky: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool, ahead: int
+) -> None:
+    given: dict[str, object] = {}
+
+    def record(*_: object, **options: object) -> None:
+        given.update(options)
+        raise UserInputError("enough was seen")
+
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: is_terminal)
+    monkeypatch.setattr(sys, "stdin", terminal)
+    monkeypatch.setattr("parties.ask.local.local", record)
+    with pytest.raises(UserInputError, match="enough was seen"):
+        command.ask(student=picky)
+    assert given["ahead"] == ahead

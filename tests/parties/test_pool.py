@@ -168,15 +168,15 @@ def test_a_pause_has_an_end(table: Table, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_a_longer_batch_that_waits_answers_sooner(table: Table) -> None:
-    assert table.pool.fitting(ONE) == ONE
+    half, quarter = BatchShape(1, 64), BatchShape(1, 32)
+    assert table.pool.fitting(half) == half
     table.pool.coming([LONG])
     table.has_dealt(LONG)
-    assert table.pool.fitting(ONE) == LONG
-    assert table.pool.fitting(FOUR) == FOUR, "a batch of one has no room for four"
-    table.pool.coming([ONE])
-    table.has_dealt(LONG, ONE)
-    assert table.pool.fitting(ONE) == ONE
+    assert table.pool.fitting(half) == LONG
+    assert table.pool.fitting(quarter) == quarter, "four times as long takes too long to compute"
+    assert table.pool.fitting(BatchShape(4, 64)) == BatchShape(4, 64), "a batch of one has no room for four"
     assert table.pool.fitting(BatchShape(1, 256)) == BatchShape(1, 256)
+    assert table.pool.fitting(LONG) == LONG
 
 
 def test_deal_and_seal(table: Table) -> None:
