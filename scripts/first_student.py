@@ -74,9 +74,9 @@ tags: ["bert", "mpcformer", "private-inference"]
 
 # The student that comes with MPCFormer
 
-A small student for private inference, so that `mpcformer ask "A quiet film that stays with you."` can answer right
-after the installation. It tells whether an English sentence about a film is negative or positive. Its weights are here
-unencrypted, like those of any other model.
+A small student for private inference, so that `mpcformer ask "A quiet film that stays with you."`
+can answer right after the installation. It tells whether an English sentence about a film is
+negative or positive. Its weights are here unencrypted, like those of any other model.
 
 | | |
 |---|---|
@@ -88,22 +88,25 @@ unencrypted, like those of any other model.
 
 ## Scores
 
-The accuracy in plaintext on the {n_eval:,} sentences of the validation split, which nothing was trained on:
+The accuracy in plaintext on the {n_eval:,} sentences of the validation split, which nothing was
+trained on:
 
 | model | accuracy |
 |---|---|
 | this student | {student:.4f} |
 | its teacher, a BERT of the same size | {teacher:.4f} |
 
-`mpcformer demo` fine-tunes a whole MiniLM and distils a student of that size, which is larger and slower.
+`mpcformer demo` fine-tunes a whole MiniLM and distils a student of that size, which is larger and
+slower.
 
 ## How it was made
 
     python scripts/first_student.py
 
-That command makes this folder anew and measures the scores above. The model was trained on {n_training:,} sentences of
-vaderSentiment 3.3.2 (Hutto and Gilbert, VADER, ICWSM 2014; MIT), and on {n_long} texts that join some of them. Its
-embeddings began as those of all-MiniLM-L6-v2 (Apache 2.0).
+That command makes this folder anew and measures the scores above. The model was trained on
+{n_training:,} sentences of vaderSentiment 3.3.2 (Hutto and Gilbert, VADER, ICWSM 2014; MIT), and on
+{n_long} texts that join some of them. Its embeddings began as those of all-MiniLM-L6-v2 (Apache
+2.0).
 
 | software | version |
 |---|---|
@@ -111,10 +114,11 @@ embeddings began as those of all-MiniLM-L6-v2 (Apache 2.0).
 
 ## Limits
 
-- It was trained for sentences about films, in English. It was tested for nothing else, such as fairness, other
-  languages, or texts that are meant to mislead it.
+- It was trained for sentences about films, in English. It was tested for nothing else, such as
+  fairness, other languages, or texts that are meant to mislead it.
 - A text that takes an activation out of its calibrated range is refused, without an answer.
-- In a private run, architecture, tokenizer, forms and ranges are public, and the data owner receives the logits.
+- In a private run, architecture, tokenizer, forms and ranges are public, and the data owner
+  receives the logits.
 """
 
 

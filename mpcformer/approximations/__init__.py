@@ -4,10 +4,10 @@ Only the registry is imported at once. The forms' files load torch, for which a 
 imported when somebody asks for something in them.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mpcformer.approximations.registry import GELU_FORMS, SOFTMAX_FORMS, gelu_form, softmax_form
+from mpcformer.lazy import lazily
 
 if TYPE_CHECKING:
     from mpcformer.approximations.forms import (
@@ -26,15 +26,40 @@ if TYPE_CHECKING:
     from mpcformer.approximations.softmax_two_quad_const import QUAD_DIVISOR, two_quad_const
     from mpcformer.approximations.softmax_two_relu import TWO_RELU_EPSILON, two_relu
 
-MODULES = (
-    "forms",
-    "gelu_exact",
-    "gelu_quad",
-    "softmax_exact",
-    "softmax_two_quad",
-    "softmax_two_quad_const",
-    "softmax_two_relu",
-)
+MODULES = {
+    "forms": (
+        "ConstantRows",
+        "DividedRows",
+        "ExponentialRows",
+        "Form",
+        "GeluForm",
+        "Probabilities",
+        "SoftmaxForm",
+    ),
+    "gelu_exact": ("piecewise_gelu",),
+    "gelu_quad": (
+        "QUAD_COEFFICIENTS",
+        "quad",
+    ),
+    "softmax_exact": (
+        "masked_softmax",
+        "score_bound",
+        "squared_softmax",
+        "squarings",
+    ),
+    "softmax_two_quad": (
+        "QUAD_SHIFT",
+        "two_quad",
+    ),
+    "softmax_two_quad_const": (
+        "QUAD_DIVISOR",
+        "two_quad_const",
+    ),
+    "softmax_two_relu": (
+        "TWO_RELU_EPSILON",
+        "two_relu",
+    ),
+}
 
 __all__ = [
     "GELU_FORMS",
@@ -63,11 +88,4 @@ __all__ = [
     "two_relu",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in MODULES:
-            found = importlib.import_module(f"{__name__}.{module}")
-            if name in vars(found):
-                return getattr(found, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, MODULES)

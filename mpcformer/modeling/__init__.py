@@ -5,8 +5,9 @@ need not spend them, and a data owner and a model owner need no model class. So 
 asks for it.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from mpcformer.lazy import lazily
 
 if TYPE_CHECKING:
     from mpcformer.modeling.configuration import MPCFormerConfig
@@ -22,9 +23,21 @@ if TYPE_CHECKING:
 
 MODULES = {
     "configuration": ("MPCFormerConfig",),
-    "load": ("default_backbone", "load_checkpoint", "load_student", "load_tokenizer", "resolve_checkpoint"),
-    "model": ("MPCFormerForSequenceClassification", "StudentOutput"),
-    "ranges": ("Ranges", "load_ranges"),
+    "load": (
+        "default_backbone",
+        "load_checkpoint",
+        "load_student",
+        "load_tokenizer",
+        "resolve_checkpoint",
+    ),
+    "model": (
+        "MPCFormerForSequenceClassification",
+        "StudentOutput",
+    ),
+    "ranges": (
+        "Ranges",
+        "load_ranges",
+    ),
 }
 
 __all__ = [
@@ -40,9 +53,4 @@ __all__ = [
     "resolve_checkpoint",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    for module, names in MODULES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"{__name__}.{module}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, MODULES)

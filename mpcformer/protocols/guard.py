@@ -52,6 +52,6 @@ def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]], n_m
     d = party.open([(t - r, 64)])[0]
     product = party.only(0, d * d) + 2 * d * r + r_squared - t
     e = party.open([(product - a, 64)])[0]
-    marks = (e * b + c).split([rows for rows, _ in sizes])  # type: ignore[no-untyped-call]
+    marks = (e * b + c).split_with_sizes([rows for rows, _ in sizes])
     counted = [(own * real).view(n_marks, -1) for own, (_, _, real) in zip(marks, groups, strict=True)]
     return torch.cat(counted, dim=1).sum(1)

@@ -4,9 +4,9 @@ Only the registry is imported at once. The rest loads pyarrow and torch, for whi
 is imported when somebody asks for it.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from mpcformer.lazy import lazily
 from mpcformer.tasks.registry import EVAL, OWN_DATA, TASKS, OwnData, Task, get_task
 
 if TYPE_CHECKING:
@@ -28,7 +28,48 @@ if TYPE_CHECKING:
         with_metrics,
     )
 
-MODULES = ("load", "metrics", "batching", "files", "labels", "own")
+MODULES = {
+    "batching": (
+        "Encoded",
+        "encode",
+        "length_batches",
+        "pad_batch",
+        "shuffled_length_batches",
+    ),
+    "files": (
+        "TextFile",
+        "iter_texts",
+    ),
+    "labels": (
+        "UNLABELLED",
+        "class_order",
+        "model_names",
+    ),
+    "load": (
+        "Examples",
+        "carve_selection",
+        "load_examples",
+    ),
+    "metrics": (
+        "agreement",
+        "compute_metrics",
+        "predictions_of",
+        "primary_score",
+        "ties",
+    ),
+    "own": (
+        "JobData",
+        "best_names",
+        "described",
+        "file_classes",
+        "job_task",
+        "load_job",
+        "load_own",
+        "open_own",
+        "own_task",
+        "with_metrics",
+    ),
+}
 
 __all__ = [
     "EVAL",
@@ -67,11 +108,4 @@ __all__ = [
     "with_metrics",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name in __all__:
-        for module in MODULES:
-            found = importlib.import_module(f"{__name__}.{module}")
-            if name in vars(found):
-                return getattr(found, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazily(__name__, MODULES)

@@ -98,7 +98,7 @@ def checked_texts(source: str, index: int, columns: Sequence[str], row: Sequence
             found = "null" if value is None else f"{type(value).__name__}, not str"
             remedy = "fill it in, or remove the row" if value is None else "give text, or name another column of text"
             raise UserInputError(f"{source}, row {index}, column {column!r}: the text is {found}", remedy)
-        if not value.isascii() and not _is_unicode(value):
+        if not value.isascii() and not is_unicode(value):
             raise UserInputError(
                 f"{source}, row {index}, column {column!r}: the text holds half of a surrogate pair, which is no"
                 " character",
@@ -135,7 +135,8 @@ def guess_label_column(table: Table, text_columns: Sequence[str] = ()) -> str | 
     return next((known[name] for name in LABELS if name in known), None)
 
 
-def _is_unicode(text: str) -> bool:
+def is_unicode(text: str) -> bool:
+    """Return whether all of a text is characters: it may hold halves of surrogate pairs where it was no UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:

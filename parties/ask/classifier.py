@@ -15,6 +15,7 @@ from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.tasks import TASKS, Encoded
+from mpcformer.tasks.files import is_unicode
 from mpcformer.tasks.labels import are_default, model_names
 from parties.ask import shapes
 from parties.ask.options import AskOptions
@@ -160,7 +161,7 @@ class Classifier:
         encoded: dict[int, Encoded] = {}
         found: dict[int, Answer] = {}
         for i, text in enumerate(texts):
-            if not all(map(_is_unicode, text)):
+            if not all(map(is_unicode, text)):
                 found[i] = _refused(NO_CHARACTERS)
                 continue
             encoded[i] = self._encode(text)
@@ -316,14 +317,6 @@ def _forget(session: AskingSession) -> None:
 
 def _refused(reason: str) -> Answer:
     return {"label": None, "score": None, "refused": True, "reason": reason}
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_pair(value: object) -> bool:

@@ -10,7 +10,7 @@ import torch
 from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
 from parties.session.data_side import Asked, BudgetError, DataSide
-from parties.session.failure import place_of
+from parties.session.failure import as_known
 from parties.session.membership import Membership
 from parties.session.orderer import Order, Orderer
 from parties.settings.config import DataOwnerConfig
@@ -40,16 +40,7 @@ class AskingSession:
         job = JobDescription(
             task=TASK, split="", batch_size=largest, engine=config.engine, embeddings=public.embeddings
         )
-        order = Order(
-            id=config.id,
-            dealer=config.dealer,
-            model_owner=config.model_owner,
-            data_owner=config.id,
-            credentials=config.credentials,
-            insecure=config.insecure,
-            join_timeout_s=config.join_timeout_s,
-            job=job,
-        )
+        order = Order.of(config, config.dealer, config.model_owner, data_owner=config.id, job=job)
         self._config, self._threads = config, config.threads
         self._orderer = Orderer(order)
         self._membership = Membership(config, role=config.role, coordinator_id=config.id)
@@ -68,10 +59,8 @@ class AskingSession:
 
         try:
             orderer.run(job, done)
-        except MPCFormerError as error:
-            self._verdict = error
         except Exception as error:
-            self._verdict = PartyError(self._config.id, f"unexpected {type(error).__name__} at {place_of(error)}")
+            self._verdict = as_known(error, self._config.id)
 
     def _open(self, public: PublicModel, student: str) -> DataSide:
         job = self._membership.job()
@@ -91,11 +80,8 @@ class AskingSession:
             return work()
         except BudgetError:
             raise
-        except MPCFormerError as error:
-            raise self._failed(error) from None
         except Exception as error:
-            what = f"unexpected {type(error).__name__} at {place_of(error)}"
-            raise self._failed(PartyError(self._config.id, what, "please report this")) from None
+            raise self._failed(as_known(error, self._config.id)) from None
         except BaseException:
             self._failed(PartyError(self._config.id, "it was interrupted"))
             raise
@@ -168,8 +154,7 @@ class AskingSession:
             with contextlib.suppress(MPCFormerError):
                 self._guarded(self._end)
         elif error is not None and self._membership.error is None:
-            known = isinstance(error, MPCFormerError)
-            self._failed(error if known else PartyError(self._config.id, "dealing failed"))  # type: ignore[arg-type]
+            self._failed(as_known(error, self._config.id))
         self._side.close()
         self._watcher.join(timeout=5.0)
         self._orderer.stop()

@@ -43,16 +43,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         on_progress: Callable[[pb.Progress], None] = lambda progress: None,
         route: Callable[[str], str] = lambda address: address,
     ) -> None:
-        order = Order(
-            id=config.id,
-            dealer=config.dealer,
-            model_owner=config.model_owner,
-            data_owner=config.data_owner,
-            credentials=config.credentials,
-            insecure=config.insecure,
-            join_timeout_s=config.join_timeout_s,
-            job=config.job,
-        )
+        order = Order.of(config, config.dealer, config.model_owner, data_owner=config.data_owner, job=config.job)
         super().__init__(order, route=route)
         self._config, self._journal, self._on_progress = config, journal, on_progress
         self._batches: dict[tuple[Role, int], pb.Batch] = {}

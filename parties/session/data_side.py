@@ -12,6 +12,7 @@ from mpcformer.channel import Spec
 from mpcformer.engines.base import DATA_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.registry import create_engine
 from mpcformer.errors import MPCFormerError, PartyError
+from parties.session.failure import as_known
 from parties.session.instructions import GRANTED, Verb, receive_answer, tell
 from parties.session.membership import Membership
 from parties.session.owner_session import Dealt, OwnerSession
@@ -108,9 +109,7 @@ class DataSide:
                 limit_bytes=self.pool_bytes,
                 threads=config.threads,
                 # Whoever asks then fails too, and waits for the orderer to name the first cause.
-                on_failure=lambda error: asking.abort(
-                    error if isinstance(error, MPCFormerError) else PartyError(config.id, "dealing failed")
-                ),
+                on_failure=lambda error: asking.abort(as_known(error, config.id)),
             )
             membership.on_abort(lambda error: self.pool.drop())
             undo.pop_all()

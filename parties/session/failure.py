@@ -24,17 +24,29 @@ def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
     except Exception as error:
         # The message and the trace of an unforeseen error may quote data: only its type and place leave this process.
         was_told = membership.error is not None
-        what = f"unexpected {type(error).__name__} at {place_of(error)}"
-        cause = membership.fail(PartyError(membership.party_id, what, "please report this"))
-        log.error("%s", cause if was_told else what)
+        unexpected = as_known(error, membership.party_id)
+        cause = membership.fail(unexpected)
+        log.error("%s", cause if was_told else unexpected.what.removeprefix(f"{membership.party_id}: "))
         return cause.exit_code if was_told else UNEXPECTED
     membership.leave()
     log.info("done")
     return 0
 
 
-def place_of(error: BaseException) -> str:
-    """Return the file, line and function in which an error was raised."""
+def as_known(error: BaseException, party_id: str) -> MPCFormerError:
+    """Return an error as other parties may be told it: as it is, or by its type and place if nobody foresaw it.
+
+    Args:
+        error: what was raised.
+        party_id: the party in whose process it was raised.
+    """
+    if isinstance(error, MPCFormerError):
+        return error
+    what = f"unexpected {type(error).__name__} at {_place(error)}"
+    return PartyError(party_id, what, "please report this")
+
+
+def _place(error: BaseException) -> str:
     trace = error.__traceback__
     place = "?"
     while trace is not None:

@@ -9,6 +9,7 @@ from mpcformer.channel import Spec
 from mpcformer.engines.base import BatchInputs, BatchShape
 from mpcformer.errors import MPCFormerError, ProtocolError
 from mpcformer.ring.random import scoped_keys
+from parties.session.failure import as_known
 from parties.session.instructions import GRANTED, Verb, answer, next_instruction
 from parties.session.owner_session import Dealt, OwnerSession
 from parties.settings.logs import session_log
@@ -97,8 +98,7 @@ class ModelSide:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
-            known = isinstance(error, MPCFormerError)
-            self._session.asking.abort(error if known else ProtocolError("dealing failed"))  # type: ignore[arg-type]
+            self._session.asking.abort(as_known(error, self._session.config.id))
 
     def _deal(self) -> None:
         session = self._session

@@ -17,7 +17,7 @@ from mpcformer.ring.random import fresh_key
 from parties.session.evidence import Evidence, Weight
 from parties.session.membership import SILENCE_S
 from parties.session.party_state import PartyState, greeting_error
-from parties.settings.config import Credentials, Insecure, PeerAddress
+from parties.settings.config import Common, Credentials, Insecure, PeerAddress
 from parties.settings.insecure import text as insecure_text
 from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
@@ -55,6 +55,28 @@ class Order:
     insecure: Insecure | None
     join_timeout_s: float
     job: JobDescription
+
+    @classmethod
+    def of(
+        cls,
+        config: Common,
+        dealer: PeerAddress,
+        model_owner: PeerAddress,
+        *,
+        data_owner: str,
+        job: JobDescription,
+    ) -> "Order":
+        """Return the order of the party with this configuration."""
+        return cls(
+            id=config.id,
+            dealer=dealer,
+            model_owner=model_owner,
+            data_owner=data_owner,
+            credentials=config.credentials,
+            insecure=config.insecure,
+            join_timeout_s=config.join_timeout_s,
+            job=job,
+        )
 
 
 class Orderer:

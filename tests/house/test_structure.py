@@ -19,8 +19,8 @@ MAY_IMPORT = {
     "experiments": {"mpcformer", "distill", "parties", "experiments"},
 }
 ROOMS = {
-    "mpcformer": "errors console files machine run_folder channel ring correlations protocols approximations modeling"
-    " tasks engines options doctor cli __main__",
+    "mpcformer": "errors console files machine lazy run_folder channel ring correlations protocols approximations"
+    " modeling tasks engines options doctor cli __main__",
     "mpcformer/engines": "calibrated cost base registry dry_run stopwatch plaintext lift crypten",
     "distill": "recipe versions training start objectives model_card ready cover teacher grid student general commands",
     "parties": "stubs settings wire session roles runs ask diagnosis __main__ commands",
