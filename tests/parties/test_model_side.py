@@ -4,6 +4,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -60,6 +61,7 @@ class Session:
 
     def __init__(self) -> None:
         self.asking, self.dealing, self.job = Stream(), Stream(), pb.Job(session_id=bytes(16))
+        self.config = SimpleNamespace(id="model-owner")
         self.open = threading.Event()
         self.open.set()
         self.computing = self.most_computing = 0
