@@ -11,7 +11,7 @@ from mpcformer.tasks.registry import EVAL, OWN_DATA, TASKS, OwnData, Task, get_t
 
 if TYPE_CHECKING:
     from mpcformer.tasks.batching import Encoded, encode, length_batches, pad_batch, shuffled_length_batches
-    from mpcformer.tasks.files import TextFile, iter_texts
+    from mpcformer.tasks.files import TextFile
     from mpcformer.tasks.labels import UNLABELLED, class_order, model_names
     from mpcformer.tasks.load import Examples, carve_selection, load_examples
     from mpcformer.tasks.metrics import agreement, compute_metrics, predictions_of, primary_score, ties
@@ -36,10 +36,7 @@ MODULES = {
         "pad_batch",
         "shuffled_length_batches",
     ),
-    "files": (
-        "TextFile",
-        "iter_texts",
-    ),
+    "files": ("TextFile",),
     "labels": (
         "UNLABELLED",
         "class_order",
@@ -91,7 +88,6 @@ __all__ = [
     "encode",
     "file_classes",
     "get_task",
-    "iter_texts",
     "job_task",
     "length_batches",
     "load_examples",

@@ -76,11 +76,6 @@ class TextFile:
             yield checked_texts(str(self.path), index, self.columns, row)
 
 
-def iter_texts(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[str, ...]]:
-    """Return an iterator over the texts of a file; see `TextFile.open` for arguments and errors."""
-    return iter(TextFile.open(path, columns))
-
-
 def checked_texts(source: str, index: int, columns: Sequence[str], row: Sequence[Any]) -> tuple[str, ...]:
     """Return a row's texts.
 

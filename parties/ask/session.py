@@ -100,15 +100,6 @@ class AskingSession:
         failed = self._membership.error is not None or self._side.pool.error is not None
         return failed or not self._watcher.is_alive()
 
-    @property
-    def pool_bytes(self) -> int:
-        """The most bytes of corrections that wait at the model owner."""
-        return self._side.pool_bytes
-
-    def size_of(self, shape: BatchShape) -> int:
-        """Return the size of the corrections of a batch, in bytes."""
-        return self._side.session.size_of(shape)
-
     def coming(self, shapes: Sequence[BatchShape]) -> None:
         """Say what will be asked next, so that it is dealt ahead."""
         self._side.pool.coming(shapes)
@@ -120,10 +111,6 @@ class AskingSession:
     def fitting(self, shape: BatchShape) -> BatchShape:
         """Return the shape that answers a question of this shape soonest."""
         return self._side.pool.fitting(shape)
-
-    def is_ready(self, shape: BatchShape) -> bool:
-        """Return whether a batch of this shape waits."""
-        return self._side.pool.has(shape)
 
     def deal_and_leave(self, shapes: Sequence[BatchShape]) -> None:
         """Deal one batch of each of these shapes; then the dealer forgets its seeds and leaves the session.

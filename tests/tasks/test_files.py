@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpcformer.errors import UserInputError
-from mpcformer.tasks import TextFile, iter_texts
+from mpcformer.tasks import TextFile
 from mpcformer.tasks.tables import open_table
 
 TEXTS = ["a plain one", 'with, a comma and "quotes"', "two\nlines", "Ünïcode \N{GRINNING FACE}", ""]
@@ -106,7 +106,7 @@ def test_every_format_gives_the_same_texts(tmp_path: Path, write: Callable[[Path
 def test_lines_of_text(tmp_path: Path) -> None:
     path = tmp_path / "f.txt"
     path.write_bytes("one\r\n\ntwo \N{LINE SEPARATOR} still two".encode())
-    assert list(iter_texts(path)) == [("one",), ("",), ("two \N{LINE SEPARATOR} still two",)]
+    assert list(TextFile.open(path)) == [("one",), ("",), ("two \N{LINE SEPARATOR} still two",)]
 
 
 @pytest.mark.parametrize("write", [write_parquet, write_saved])
@@ -118,7 +118,7 @@ def test_a_large_file_is_not_read_at_once(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path, ["text"] * 100)
     with path.open("a") as handle:
         handle.write("no json\n")
-    stream = iter_texts(path)
+    stream = iter(TextFile.open(path))
     assert [next(stream) for _ in range(100)] == [("text",)] * 100, "what comes before the fault is there"
     with pytest.raises(UserInputError, match="row 100: it is not JSON"):
         next(stream)
@@ -178,7 +178,7 @@ BAD = [
 def test_bad_files(tmp_path: Path, name: str, content: str | bytes, what: str, remedy: str) -> None:
     path = bad(tmp_path, name, content)
     with pytest.raises(UserInputError, match=what) as caught:
-        list(iter_texts(path))
+        list(TextFile.open(path))
     assert str(path) in caught.value.what
     assert remedy in caught.value.remedy
     assert SECRET not in str(caught.value)
@@ -187,7 +187,7 @@ def test_bad_files(tmp_path: Path, name: str, content: str | bytes, what: str, r
 def test_the_second_text_of_a_pair_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"sentence1": ["a", "b"], "sentence2": ["c", None]}), tmp_path / "f.parquet")
     with pytest.raises(UserInputError, match="row 1, column 'sentence2': the text is null"):
-        list(iter_texts(tmp_path / "f.parquet"))
+        list(TextFile.open(tmp_path / "f.parquet"))
 
 
 def test_bad_columns(tmp_path: Path) -> None:
