@@ -12,7 +12,7 @@ import typer
 from mpcformer import __version__
 from mpcformer.console import err_console, show_error
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.machine import wait_passively
+from mpcformer.machine import spin_briefly
 from mpcformer.options import Command
 
 PROGRAM = "mpcformer"
@@ -69,7 +69,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    wait_passively()
+    spin_briefly()
     try:
         status = build_app()(prog_name=PROGRAM, standalone_mode=False)
     except MPCFormerError as error:

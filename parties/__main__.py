@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mpcformer.machine import wait_passively
+from mpcformer.machine import spin_briefly
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m parties", description="Run one party from its configuration.")
@@ -12,7 +12,7 @@ if __name__ == "__main__":
     parser.add_argument("--address-file", type=Path, help="write the address on which a service listens to this file")
     parser.add_argument("--with-parent", action="store_true", help="end a service when its standard input ends")
     arguments = parser.parse_args()
-    wait_passively()
+    spin_briefly()
     from parties.roles.start_party import run_and_exit  # loads torch
 
     run_and_exit(

@@ -175,6 +175,7 @@ class Classifier:
         # The batch of the first text goes first, so that each batch brings an answer that can be given at once, and is
         # not lost if the work ends early.
         plan.sort(key=lambda item: min(item[1]))
+        wanted = [shape for shape, _ in plan]
         with self._lock:
             if len(plan) == 1:
                 shape, members = plan[0]
@@ -192,7 +193,7 @@ class Classifier:
             at += 1
         with self._lock:
             if self._session is not None and not self._session.has_ended:
-                self._restock([shape for shape, _ in plan])
+                self._restock(wanted)
 
     def _batch(self, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Answer]:
         inputs = shapes.filled(texts, shape, self._tokenizer.pad_token_id)

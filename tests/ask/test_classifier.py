@@ -124,9 +124,9 @@ def test_one_text_is_not_taken_for_many(classify: Classifier, value: Any) -> Non
 def test_details_and_batches_that_wait(classify: Classifier) -> None:
     classify("warm")
     deadline = time.monotonic() + 20
-    while True:  # the stock is dealt while nobody asks
+    while True:  # the stock is dealt while nobody asks; until then, one that is longer may be used
         (answer,) = list(classify("warm", details=True))
-        if answer["dealt_ahead"] or time.monotonic() > deadline:
+        if (answer["dealt_ahead"] and answer["batch"] == [1, 16]) or time.monotonic() > deadline:
             break
         time.sleep(0.5)
     assert answer["dealt_ahead"]
