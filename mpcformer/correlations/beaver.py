@@ -6,6 +6,7 @@ use triples, squares and truncation masks, too.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from mpcformer.correlations.base import Kind
@@ -66,10 +67,11 @@ def product_shape(product: str, left: Shape, right: Shape) -> Shape:
     try:
         if product == "matmul":
             if len(left) < 2 or len(right) < 2 or left[-1] != right[-2]:
-                raise RuntimeError
-            return (*torch.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])  # type: ignore[no-untyped-call]
-        return tuple(torch.broadcast_shapes(left, right))  # type: ignore[no-untyped-call]
-    except RuntimeError:
+                raise ValueError
+            # torch's own function imports sympy, and half a second of other modules with it.
+            return (*np.broadcast_shapes(left[:-2], right[:-2]), left[-2], right[-1])
+        return tuple(np.broadcast_shapes(left, right))
+    except ValueError:
         raise ProtocolError(f"{product or 'elementwise'} of shapes {left} and {right} is not defined") from None
 
 

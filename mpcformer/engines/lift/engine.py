@@ -14,7 +14,7 @@ from mpcformer.correlations.linear import LinearSpec
 from mpcformer.correlations.row_lookup import LookupSpec, salt_of
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.cost import Cost
-from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
+from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, WithoutValues
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.bert import PrivateBert
@@ -241,16 +241,17 @@ def engine_constants(public: PublicModel) -> LiftScales:
 def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:
     """Return the plan by segments, and the index of the operation at which each linear map starts."""
     recorder = PlanRecorder(MODEL_OWNER)
-    mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
     party = Party(MODEL_OWNER, SilentChannel(), recorder)
-    constants, size, embeddings = engine_constants(public), (shape.batch_size, shape.seq_len), public.embeddings
-    ahead = Ahead(party, public.config, constants, size, None, None, embeddings=embeddings, salt=salt, is_plan=True)
-    bert = PrivateBert(party, public.config, constants, mask, None, None, ahead, embeddings)
+    config, constants, embeddings = public.config, engine_constants(public), public.embeddings
+    size = shape.batch_size, shape.seq_len
     segments, at = [], 0
-    for segment in range(bert.maps.n_segments):
-        bert.online(segment, None)
-        segments.append(recorder.plan[at:])
-        at = len(recorder.plan)
+    with WithoutValues():
+        ahead = Ahead(party, config, constants, size, None, None, embeddings=embeddings, salt=salt, is_plan=True)
+        bert = PrivateBert(party, config, constants, torch.empty(size).long(), None, None, ahead, embeddings)
+        for segment in range(bert.maps.n_segments):
+            bert.online(segment, None)
+            segments.append(recorder.plan[at:])
+            at = len(recorder.plan)
     starts = {}
     for i, request in enumerate(recorder.plan):
         if request.kind == "linear":
