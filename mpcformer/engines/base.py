@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -135,21 +135,24 @@ class Engine(Protocol):
     """One owner's side of the private computation.
 
     Args:
-        rank, public, channel, weights, session_id: as `registry.create_engine` takes them. The constructor refuses
-            what this engine cannot compute, before any work starts.
+        rank, public, channel, session_id: as `registry.create_engine` takes them. The constructor refuses what this
+            engine cannot compute, before any work starts.
+        weights: at the model owner, what `encode` has returned; None at the data owner.
     """
 
     name: str
 
     def __init__(
-        self,
-        *,
-        rank: int,
-        public: PublicModel,
-        channel: Channel | None,
-        weights: Mapping[str, torch.Tensor] | None,
-        session_id: bytes = b"",
+        self, *, rank: int, public: PublicModel, channel: Channel | None, weights: Any, session_id: bytes = b""
     ) -> None: ...
+
+    @staticmethod
+    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> Any:
+        """Return a state dict as the engine computes with it; all sessions of a service share it, and change nothing.
+
+        Raises:
+            RangeError: ranges or weights that fixed point cannot carry.
+        """
 
     def fingerprint(self) -> str:
         """Return a hex digest of every public constant; the owners must agree on it before they start."""

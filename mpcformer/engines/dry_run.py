@@ -99,16 +99,21 @@ def _summed(value: torch.Tensor, dim: Any = None, keepdim: bool = False, **_: An
     return without_values(kept, value.dtype if value.is_floating_point() else torch.int64)
 
 
-def _joined(values: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+def _joined(values: Sequence[torch.Tensor], dim: int = 0, **_: Any) -> torch.Tensor:
     shape = list(values[0].shape)
     shape[dim] = sum(value.size(dim) for value in values)
     return without_values(shape, values[0].dtype)
 
 
-def _stacked(values: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+def _stacked(values: Sequence[torch.Tensor], dim: int = 0, **_: Any) -> torch.Tensor:
     shape = list(values[0].shape)
     shape.insert(dim % (len(shape) + 1), len(values))
     return without_values(shape, values[0].dtype)
+
+
+def _converted(value: torch.Tensor, *options: Any, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+    dtypes = [option for option in options if isinstance(option, torch.dtype)]
+    return without_values(value.shape, dtype or (dtypes[0] if dtypes else value.dtype))
 
 
 def _empty(*shape: Any, **options: Any) -> torch.Tensor:
@@ -130,6 +135,8 @@ RULES: dict[Any, Callable[..., Any]] = {
     torch.cat: _joined,
     torch.stack: _stacked,
     torch.Tensor.sum: _summed,
+    torch.Tensor.__setitem__: lambda *_: None,
+    torch.Tensor.to: _converted,
     torch.Tensor.long: lambda value: without_values(value.shape, torch.int64),
 }
 RULES |= dict.fromkeys(_methods("matmul __matmul__"), _multiplied)
@@ -148,4 +155,5 @@ RULES |= dict.fromkeys(
     ),
     _same,
 )
+RULES |= dict.fromkeys([torch.add, torch.sub, torch.mul, torch.bitwise_and, torch.bitwise_xor], _combined)
 RULES |= dict.fromkeys([torch.empty_like, torch.zeros_like, torch.ones_like], _same)

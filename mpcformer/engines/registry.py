@@ -7,7 +7,7 @@ To add an engine, write a module with a class that implements `mpcformer.engines
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mpcformer.console import err_console
 from mpcformer.errors import ProtocolError, UserInputError
@@ -90,7 +90,8 @@ def create_engine(
     rank: int,
     public: "PublicModel",
     channel: "Channel | None",
-    weights: "Mapping[str, torch.Tensor] | None",
+    weights: "Mapping[str, torch.Tensor] | None" = None,
+    encoded: Any = None,
     session_id: bytes = b"",
 ) -> "Engine":
     """Create one owner's side of an engine, for one session.
@@ -101,6 +102,7 @@ def create_engine(
         public: what both owners know of the model.
         channel: the channel to the other owner; None for an engine that only plans.
         weights: a BERT state dict at the model owner, None at the data owner.
+        encoded: at a model owner that gives no weights, what `encode_weights` has returned for this engine.
         session_id: public, and unknown to whoever writes the texts, see `row_lookup.salt_of`; it may be empty if there
             is no channel.
 
@@ -114,7 +116,19 @@ def create_engine(
         raise UserInputError(f"embeddings {public.embeddings!r} are unknown", f"choose one of: {', '.join(EMBEDDINGS)}")
     if channel is not None and not session_id:
         raise ProtocolError("session_id is empty: rows would be looked up in the same places in every session")
-    return entry.load()(rank=rank, public=public, channel=channel, weights=weights, session_id=session_id)
+    engine = entry.load()
+    owned = encoded if weights is None else engine.encode(public, weights)
+    return engine(rank=rank, public=public, channel=channel, weights=owned, session_id=session_id)
+
+
+def encode_weights(name: str, public: "PublicModel", weights: "Mapping[str, torch.Tensor]") -> Any:
+    """Return a BERT state dict as an engine computes with it, for several calls of `create_engine`.
+
+    Raises:
+        UserInputError: the engine is unknown.
+        RangeError: ranges or weights that fixed point cannot carry.
+    """
+    return ENGINES[canonical_name(name)].load().encode(public, weights)
 
 
 def estimate_batch(name: str, public: "PublicModel", shape: "BatchShape") -> "Cost":

@@ -1,17 +1,20 @@
 """The model owner: holds the weights and serves the streams between the owners. It sees no text and no logit."""
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import grpc
 
-from mpcformer.engines.base import MODEL_OWNER, load_public_model
-from mpcformer.engines.registry import create_engine
-from mpcformer.errors import PartyError, UserInputError
+from mpcformer.engines.base import MODEL_OWNER, PublicModel, load_public_model
+from mpcformer.engines.registry import DEFAULT_ENGINE, create_engine, encode_weights
+from mpcformer.errors import PartyError, RangeError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.modeling.load import load_weights
@@ -25,6 +28,8 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.callers import SESSION_HEADER, STREAM_HEADER, at_end, refuse, refuse_unknown_session, require_caller
 from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -82,8 +87,51 @@ class PeerService(rpc.PeerServicer):
         yield from channel.outgoing()
 
 
+class SharedWeights:
+    """The student's weights as an engine computes with them, which all sessions share.
+
+    They are those of the engine that was asked for last. The weights as they lie in the folder are not kept.
+
+    Raises:
+        UserInputError: the folder contains no student.
+    """
+
+    def __init__(self, folder: Path, public: PublicModel) -> None:
+        self._folder, self._public = folder, public
+        self.sha256 = sha256_file(folder / WEIGHTS)
+        self._lock = threading.Lock()
+        self._engine, self._encoded = "", None
+        try:
+            self.encoded(DEFAULT_ENGINE)
+        except RangeError:
+            log.info("engine %s does not run this student: it is refused when it is asked for", DEFAULT_ENGINE)
+
+    def encoded(self, engine: str) -> Any:
+        """Return the weights for an engine.
+
+        Raises:
+            UserInputError: the weights have changed.
+            RangeError: ranges or weights that this engine cannot carry.
+        """
+        with self._lock:
+            if self._engine != engine:
+                weights = load_weights(self._folder)
+                if sha256_file(self._folder / WEIGHTS) != self.sha256:
+                    raise UserInputError(
+                        f"{self._folder / WEIGHTS} has changed since the model owner started",
+                        "restart the model owner to serve the new weights",
+                    )
+                self._engine, self._encoded = "", None
+                self._encoded = encode_weights(engine, self._public, weights)
+                self._engine = engine
+            return self._encoded
+
+    def __repr__(self) -> str:
+        return f"SharedWeights({self.sha256[:12]})"
+
+
 class ModelOwner:
-    """The model owner as a service. All sessions share the student, which is loaded once.
+    """The model owner as a service.
 
     Raises:
         UserInputError: the configured folder contains no student.
@@ -93,9 +141,9 @@ class ModelOwner:
         self._config = config
         self._peers = PeerService(config.data_owners)
         self._budget = Budget(config.budget_file, config.max_sentences_per_day)
-        self._weights = load_weights(config.student)
         self._public = load_public_model(config.student)
-        self._digest = sha256_file(config.student / WEIGHTS)
+        self._weights = SharedWeights(config.student, self._public)
+        self._digest = self._weights.sha256
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Peer service."""
@@ -146,7 +194,7 @@ class ModelOwner:
                     rank=MODEL_OWNER,
                     public=public,
                     channel=channels[ASKING],
-                    weights=self._weights,
+                    encoded=self._weights.encoded(job.engine),
                     session_id=job.session_id,
                 )
                 session.setup(engine, public, self._digest, started)

@@ -12,9 +12,9 @@ from mpcformer.engines.cost import Cost, dealer_bytes
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.bert import CrypTenBert, shared_parameters
 from mpcformer.engines.crypten.compat import FRAC_BITS, PartyState, active
-from mpcformer.engines.crypten.constants import model_constants
+from mpcformer.engines.crypten.constants import NewtonScales, model_constants
 from mpcformer.engines.crypten.parameters import parameter_shapes, parameter_values
-from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
+from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, WithoutValues
 from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import KEY_BYTES, derive_key, fresh_key
@@ -34,7 +34,7 @@ class CrypTenEngine:
         rank: int,
         public: PublicModel,
         channel: Channel | None,
-        weights: Mapping[str, torch.Tensor] | None,
+        weights: dict[str, torch.Tensor] | None,
         session_id: bytes = b"",
     ) -> None:
         if public.embeddings != "private_table":
@@ -44,20 +44,17 @@ class CrypTenEngine:
         self._rank = rank
         self._config = public.config
         self._channel = channel
-        self._constants = model_constants(
-            gelu=public.config.gelu,
-            softmax=public.config.softmax,
-            n_layers=public.config.num_hidden_layers,
-            bounds=public.ranges.bounds,
-            constant_norms=public.config.constant_norms,
-        )
-        self._values: dict[str, torch.Tensor] | None = None
-        if rank == MODEL_OWNER:
-            if weights is None:
-                raise ProtocolError("the model owner's engine needs the weights")
-            self._values = parameter_values(self._config, self._constants, dict(weights))
+        self._constants = _constants(public)
+        if rank == MODEL_OWNER and weights is None:
+            raise ProtocolError("the model owner's engine needs the weights")
+        self._values = weights
         self._state: PartyState | None = None
         self._bert: CrypTenBert | None = None
+
+    @staticmethod
+    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Return the parameters of a state dict."""
+        return parameter_values(public.config, _constants(public), dict(weights))
 
     def fingerprint(self) -> str:
         """Return a hex digest of the ring and of the derived constants."""
@@ -101,7 +98,7 @@ class CrypTenEngine:
         """Run the data owner's forward pass on meta tensors, and return its plan."""
         recorder = PlanRecorder(DATA_OWNER)
         state = PartyState(rank=DATA_OWNER, channel=channel, store=recorder, zero_key=bytes(16))
-        with active(state):
+        with active(state), WithoutValues():
             mask = torch.empty((shape.batch_size, shape.seq_len), dtype=torch.int64, device="meta")
             one_hot = torch.empty(self._one_hot_size(shape), dtype=torch.int64, device="meta")
             self._forward(self._build(None, channel, device="meta"), mask, one_hot, BatchInputs(mask).asked)
@@ -204,3 +201,13 @@ class CrypTenBatch:
     def waited(self) -> dict[str, float]:
         """Return the part of `breakdown` that was waiting."""
         return self._waited
+
+
+def _constants(public: PublicModel) -> NewtonScales:
+    return model_constants(
+        gelu=public.config.gelu,
+        softmax=public.config.softmax,
+        n_layers=public.config.num_hidden_layers,
+        bounds=public.ranges.bounds,
+        constant_norms=public.config.constant_norms,
+    )

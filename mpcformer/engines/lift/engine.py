@@ -48,23 +48,26 @@ class LiftEngine:
         rank: int,
         public: PublicModel,
         channel: Channel | None,
-        weights: Mapping[str, torch.Tensor] | None,
+        weights: OwnedWeights | None,
         session_id: bytes = b"",
     ) -> None:
         config = public.config
         self._rank, self._public, self._config, self._channel = rank, public, config, channel
         self._constants = engine_constants(public)
-        self._owned: OwnedWeights | None = None
-        if rank == MODEL_OWNER:
-            if weights is None:
-                raise ProtocolError("the model owner's engine needs the weights")
-            self._owned = owned_weights(config, self._constants, dict(weights))
+        if rank == MODEL_OWNER and weights is None:
+            raise ProtocolError("the model owner's engine needs the weights")
+        self._owned = weights
         self._masked: dict[str, torch.Tensor] | None = None
         self._salt = salt_of(session_id)
         self._table_mask: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
+
+    @staticmethod
+    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> OwnedWeights:
+        """Return the integers of a state dict."""
+        return owned_weights(public.config, engine_constants(public), weights)
 
     def fingerprint(self) -> str:
         """Return a hex digest of the derived constants."""
