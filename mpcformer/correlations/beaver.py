@@ -12,6 +12,7 @@ import torch
 from mpcformer.correlations.base import Kind
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
+from mpcformer.ring import gemm
 from mpcformer.ring.packing import logical_shift
 from mpcformer.ring.random import Stream
 
@@ -98,7 +99,7 @@ class AdditiveTriple(Kind):
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute c_0 = (a_0 + a_1) (b_0 + b_1) - c_1."""
-        multiply = torch.matmul if TripleSpec.of(request).product == "matmul" else torch.mul
+        multiply = gemm.matmul if TripleSpec.of(request).product == "matmul" else torch.mul
         return [multiply(share_0[0] + share_1[0], share_0[1] + share_1[1]).sub_(share_1[2])]
 
 

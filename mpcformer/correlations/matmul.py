@@ -5,6 +5,7 @@ import torch
 from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
+from mpcformer.ring import gemm
 from mpcformer.ring.random import Stream
 
 
@@ -37,4 +38,4 @@ class MatmulMasks(Kind):
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the product minus rank 1's share of it."""
         b = share_0[1] + share_1[1]
-        return [torch.matmul(share_0[0] + share_1[0], b.transpose(-1, -2)).sub_(share_1[2])]
+        return [gemm.matmul(share_0[0] + share_1[0], b.transpose(-1, -2)).sub_(share_1[2])]

@@ -5,6 +5,7 @@ import torch
 from mpcformer.correlations import Request
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.party import Half, Party
+from mpcformer.ring import gemm
 
 
 def request(x: tuple[int, ...], y: tuple[int, ...], bits: int) -> Request:
@@ -36,4 +37,4 @@ def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Te
     a, b, c = masks
     own = e + b if party.rank == 0 else b
     # Two products are computed as one: (d | a) (own | e)^T.
-    return torch.matmul(torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1).transpose(-1, -2)) + c
+    return gemm.matmul(torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1).transpose(-1, -2)) + c

@@ -1,18 +1,23 @@
-"""The matrix product modulo 2^64, on the processor or on a GPU.
+"""The matrix product of ring elements, on the processor or on a GPU.
 
-On a processor torch multiplies int64 directly. A GPU has no such product, so numbers are cut into balanced limbs of 22
-bits there; sums of 2048 products of such limbs are exact in float64. Six products of limbs make one product modulo
-2^64. Three are enough if one factor is short, as weights in the clear are.
+On a processor the compiled products of `mpcformer.ring.kernels` do it. Where they are missing, torch does: it
+multiplies int64 well if the processor has AVX-512, and many times slower than it could if not. A GPU has no such
+product at all. In these two cases numbers are cut into balanced limbs of 22 bits; sums of 2048 products of such limbs
+are exact in float64. Six products of limbs make one product modulo 2^64. Three are enough if one factor is short, as
+weights in the clear are.
 """
 
 import torch
 
 from mpcformer.errors import UserInputError
+from mpcformer.ring.kernels import load
 
 DEVICES = ("cpu", "cuda")
 LIMB_BITS, N_LIMBS = 22, 3
 # A sum of so many products of 2^21 and 2^21 is 2^53, up to which float64 is exact.
 EXACT_TERMS = 1 << 11
+# Cutting numbers into limbs takes longer than it saves where they meet fewer rows or columns.
+WORTH_LIMBS = 32
 
 _device = torch.device("cpu")
 
@@ -40,24 +45,39 @@ def use(device: str) -> None:
     _device = torch.device(device)
 
 
-def matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply int64 (m, n) by an int64 or int32 weight (n, p).
+def matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Multiply int64 (..., m, n) by int64 or int32 (..., n, p); the dimensions before the last two broadcast.
 
     Returns:
-        int64 (m, p): the product modulo 2^64; if the weight is int32, the product modulo 2^32, in [-2^31, 2^31).
+        int64 (..., m, p): the product modulo 2^64; if y is int32, the product modulo 2^32, in [-2^31, 2^31).
     """
-    if _device.type == "cpu" or x.device.type == "meta":
-        return (x.to(weight.dtype) @ weight).long()  # int32 is half as fast again as int64
-    product = limb_matmul(x.to(_device), weight.to(_device).long()).cpu()
-    return product if weight.dtype == torch.int64 else product.to(torch.int32).long()
+    if x.device.type == "meta":
+        return torch.matmul(x.to(y.dtype), y).long()
+    if _device.type != "cpu":
+        return _in_ring(limb_matmul(x.to(_device), y.to(_device).long()).cpu(), y.dtype)
+    kernels, _ = load()
+    return kernels.matmul(x, y) if kernels is not None else matmul_by_torch(x, y)
 
 
-def limb_matmul(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Multiply int64 (m, n) by int64 (n, p) modulo 2^64 through float64, on the device where the factors are."""
-    total = torch.zeros(x.size(0), weight.size(1), dtype=torch.int64, device=x.device)
-    for first in range(0, x.size(1), EXACT_TERMS):
+def matmul_by_torch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Do as `matmul` does on a processor, without the compiled products."""
+    if y.dtype == torch.int32:
+        return torch.matmul(x.to(torch.int32), y).long()  # half as fast again as int64
+    has_wide_products = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    is_small = min(x.size(-2), y.size(-1)) < WORTH_LIMBS
+    return torch.matmul(x, y) if has_wide_products or is_small else limb_matmul(x, y)
+
+
+def _in_ring(product: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    return product if dtype == torch.int64 else product.to(torch.int32).long()
+
+
+def limb_matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """Multiply int64 (..., m, n) by int64 (..., n, p) modulo 2^64 through float64, on the device of the factors."""
+    total = torch.zeros((*x.shape[:-1], y.size(-1)), dtype=torch.int64, device=x.device)
+    for first in range(0, x.size(-1), EXACT_TERMS):
         part = slice(first, first + EXACT_TERMS)
-        left, right = limbs(x[:, part]), limbs(weight[part])
+        left, right = limbs(x[..., part]), limbs(y[..., part, :])
         for i, a in enumerate(left):
             for j, b in enumerate(right[: N_LIMBS - i]):
                 total += (a @ b).to(torch.int64) << (LIMB_BITS * (i + j))

@@ -1,0 +1,141 @@
+"""Compiled matrix products of ring elements, where `kernels.c` was compiled and the processor has AVX2 or AVX-512.
+
+The set-up compiles that file if it finds a C compiler. `mpcformer.ring.gemm` does the same with torch where there is no
+compiled file, and wherever the environment variable MPCFORMER_KERNELS is `off`.
+"""
+
+import ctypes
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+SWITCH = "MPCFORMER_KERNELS"
+LEVELS = {1: "AVX2", 2: "AVX-512"}
+# The width of the ring, by the type of the right factor.
+BITS = {torch.int32: 32, torch.int64: 64}
+# A thread has to have so many multiplications, or waking it takes longer than it saves.
+WORTH_A_THREAD = 1 << 22
+# Columns are dealt out to threads by as many as the widest tile has.
+TILE_COLUMNS = 48
+
+
+class Product(ctypes.Structure):
+    """The arguments of a batch of products, as kernels.c declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("batches", "m", "k", "n")),
+        ("a", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("a_batch", "a_row")),
+        ("b", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("b_batch", "b_row", "b_col")),
+        ("c", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("c_batch", "c_row")),
+    )
+
+
+class Kernels:
+    """The compiled functions.
+
+    Args:
+        library: the file, loaded.
+        level: one of `LEVELS`.
+    """
+
+    def __init__(self, library: ctypes.CDLL, level: int) -> None:
+        self._matmul = library.mpcformer_kernels_matmul
+        self._matmul.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.POINTER(Product)]
+        self.level = level
+
+    @property
+    def name(self) -> str:
+        """What the functions are compiled for."""
+        return LEVELS[self.level]
+
+    def matmul(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Multiply int64 (..., m, k) by int64 or int32 (..., k, n); the dimensions before the last two broadcast.
+
+        Returns:
+            int64 (..., m, n): the product modulo 2^64, or modulo 2^32 in [-2^31, 2^31) if y is int32.
+        """
+        batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+        shape = (*batch, x.size(-2), y.size(-1))
+        left, right = (t.expand(*batch, *t.shape[-2:]).reshape(prod(batch), *t.shape[-2:]) for t in (x, y))
+        if left.stride(2) != 1:
+            left = left.contiguous()
+        out = torch.empty((left.size(0), *shape[-2:]), dtype=torch.int64)
+        if not out.numel() or not left.size(2):
+            return out.zero_().view(shape)
+        work = out.numel() * left.size(2)
+        parts = _parts(right.size(2), min(torch.get_num_threads(), work // WORTH_A_THREAD))
+
+        def multiply(part: slice) -> None:
+            self._multiply(left, right[:, :, part], out[:, :, part])
+
+        if len(parts) == 1:
+            multiply(parts[0])
+        else:
+            with ThreadPoolExecutor(len(parts)) as pool:  # the compiled function does not hold Python's lock
+                list(pool.map(multiply, parts))
+        return out.view(shape)
+
+    def _multiply(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+        arguments = Product(
+            x.size(0),
+            x.size(1),
+            x.size(2),
+            y.size(2),
+            x.data_ptr(),
+            *x.stride()[:2],
+            y.data_ptr(),
+            *y.stride(),
+            out.data_ptr(),
+            *out.stride()[:2],
+        )
+        if self._matmul(self.level, BITS[y.dtype], ctypes.byref(arguments)):
+            raise RuntimeError(f"kernels.c has no product of level {self.level} for {y.dtype}")
+
+    def are_right(self) -> bool:
+        """Return whether they give torch's numbers, on a product that has edges of all kinds."""
+        numbers = torch.arange(11 * 301, dtype=torch.int64).view(11, 301) * 0x1E3779B97F4A7C15 + (1 << 63)
+        x, y = numbers, numbers.t().contiguous().repeat(1, 5)[:, :53]
+        wide, narrow = x @ y, x.to(torch.int32) @ y.to(torch.int32)
+        return torch.equal(self.matmul(x, y), wide) and torch.equal(self.matmul(x, y.to(torch.int32)), narrow.long())
+
+
+def _parts(n_columns: int, n_threads: int) -> Sequence[slice]:
+    each = -(-n_columns // max(n_threads, 1))
+    each = -(-each // TILE_COLUMNS) * TILE_COLUMNS
+    return [slice(first, min(first + each, n_columns)) for first in range(0, n_columns, each)]
+
+
+def compiled_file() -> Path | None:
+    """Return the compiled file, if there is one."""
+    found = (Path(__file__).with_name(f"_kernels{suffix}") for suffix in EXTENSION_SUFFIXES)
+    return next((path for path in found if path.is_file()), None)
+
+
+@cache
+def load() -> tuple[Kernels | None, str]:
+    """Return the compiled functions, or None and why there are none here."""
+    if os.environ.get(SWITCH, "on") == "off":
+        return None, f"{SWITCH} is off"
+    path = compiled_file()
+    if path is None:
+        return None, "kernels.c was not compiled: the set-up found no C compiler"
+    try:
+        library = ctypes.CDLL(str(path))
+        level = library.mpcformer_kernels_level()
+    except (OSError, AttributeError):
+        return None, f"{path.name} cannot be loaded: it was compiled for another machine or from another version"
+    for usable in range(level, 0, -1):
+        kernels = Kernels(library, usable)
+        if kernels.are_right():
+            return kernels, ""
+    return None, "this processor has no AVX2" if level == 0 else f"{path.name} gives wrong numbers on this processor"

@@ -1,0 +1,143 @@
+"""The compiled products give torch's numbers, for every shape, stride, number and number of threads."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.ring import gemm, kernels
+from mpcformer.ring.kernels import Kernels
+from mpcformer.ring.random import Stream, derive_key
+
+EDGES = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 1, 2**31, -(2**31), 2**31 - 1, 2**32, 2**32 - 1, -(2**32), 2**62])
+FOUND, WHY_NOT = kernels.load()
+needs_kernels = pytest.mark.skipif(FOUND is None, reason=WHY_NOT)
+
+
+@pytest.fixture(params=range(1, (FOUND.level if FOUND is not None else 0) + 1), ids=lambda level: kernels.LEVELS[level])
+def compiled(request: pytest.FixtureRequest) -> Kernels:
+    """The compiled products at each level that this processor has."""
+    path = kernels.compiled_file()
+    assert path is not None
+    return Kernels(ctypes.CDLL(str(path)), request.param)
+
+
+def numbers(stream: Stream, shape: tuple[int, ...], n_edges: int) -> torch.Tensor:
+    """Return uniform numbers, of which `n_edges` are at the borders of what a word or half a word holds."""
+    x = stream.int64(shape).view(-1)
+    if x.numel():
+        places = stream.bits((n_edges,), 20) % x.numel()
+        x[places] = EDGES[stream.bits((n_edges,), 20) % len(EDGES)]
+    return x.view(shape)
+
+
+def compare(compiled: Kernels, seed: int, batch: tuple[int, ...], m: int, k: int, n: int, transposed: bool) -> None:
+    stream = Stream(derive_key(bytes(16), seed))
+    x, y = numbers(stream, (*batch, m, k), 5), numbers(stream, (*batch, k, n), 5)
+    if transposed:
+        y = y.transpose(-1, -2).contiguous().transpose(-1, -2)
+    assert torch.equal(compiled.matmul(x, y), torch.matmul(x, y))
+    short = y.to(torch.int32)
+    assert torch.equal(compiled.matmul(x, short), torch.matmul(x.to(torch.int32), short).long())
+
+
+SHAPES = st.tuples(
+    st.integers(0, 2**40),
+    st.sampled_from([(), (1,), (3,), (2, 2), (0,)]),
+    st.integers(0, 40),
+    st.integers(0, 70),
+    st.integers(0, 110),
+    st.booleans(),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(shape=SHAPES)
+@pytest.mark.parametrize("level", range(1, (FOUND.level if FOUND is not None else 0) + 1))
+def test_any_shape_gives_torchs_numbers(level: int, shape: tuple[int, tuple[int, ...], int, int, int, bool]) -> None:
+    path = kernels.compiled_file()
+    assert path is not None
+    compare(Kernels(ctypes.CDLL(str(path)), level), *shape)
+
+
+@pytest.mark.slow
+def test_ten_thousand_shapes(compiled: Kernels) -> None:
+    draw = Stream(bytes(16))
+    for seed in range(10_000):
+        m, k, n, b = (int(value) for value in draw.bits((4,), 20))
+        compare(compiled, seed, (), 1 + m % 30, 1 + k % 50, 1 + n % 60, bool(b % 2))
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n"), [(1, 1, 1), (3, 192, 8), (6, 193, 16), (241, 10, 5), (240, 384, 48), (250, 500, 100)]
+)
+def test_the_borders_of_tiles_and_blocks(compiled: Kernels, m: int, k: int, n: int) -> None:
+    for extra in (0, 1):
+        compare(compiled, 1, (2,), m + extra, k + extra, n + extra, bool(extra))
+
+
+def test_strides_and_threads(compiled: Kernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(bytes(16))
+    x, y = stream.int64((2, 50, 90)), stream.int64((2, 130, 120))
+    parts = (x[:, 3:40:2, 5:75], y[:, 10:80, 7:113]), (x.transpose(1, 2), y[:, :50]), (x[0], y[:, :90])
+    expected = [torch.matmul(a, b) for a, b in parts]
+    assert all(torch.equal(compiled.matmul(a, b), c) for (a, b), c in zip(parts, expected, strict=True))
+    monkeypatch.setattr(kernels, "WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    assert all(torch.equal(compiled.matmul(a, b), c) for (a, b), c in zip(parts, expected, strict=True))
+
+
+@pytest.fixture
+def fresh() -> Iterator[None]:
+    """Let `load` look again, within the test and after it."""
+    kernels.load.cache_clear()
+    yield
+    kernels.load.cache_clear()
+
+
+@pytest.mark.usefixtures("fresh")
+def test_without_the_compiled_file_torch_multiplies(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Stream(bytes(16))
+    x, y = stream.int64((40, 50)), stream.int64((50, 60))
+    expected = x @ y
+    monkeypatch.setenv(kernels.SWITCH, "off")
+    assert kernels.load() == (None, "MPCFORMER_KERNELS is off")
+    for capability in ("AVX2", "AVX512"):
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+        assert torch.equal(gemm.matmul(x, y), expected)
+    monkeypatch.delenv(kernels.SWITCH)
+    kernels.load.cache_clear()
+    monkeypatch.setattr(kernels, "compiled_file", lambda: None)
+    assert kernels.load() == (None, "kernels.c was not compiled: the set-up found no C compiler")
+    assert torch.equal(gemm.matmul(x, y), expected)
+
+
+@needs_kernels
+@pytest.mark.usefixtures("fresh")
+def test_wrong_numbers_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Kernels.matmul
+    monkeypatch.setattr(Kernels, "matmul", lambda self, x, y: real(self, x, y) + 1)
+    found, why = kernels.load()
+    assert found is None
+    assert "gives wrong numbers on this processor" in why
+
+
+@needs_kernels
+def test_a_process_can_switch_them_off() -> None:
+    code = "from mpcformer.ring.kernels import load; print(load()[0] is None)"
+    for value, printed in (("off", "True"), ("on", "False")):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {kernels.SWITCH: value},
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert done.stdout.strip() == printed
