@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from mpcformer.correlations import Request, sketch
+from mpcformer.engines.dry_run import WithoutValues
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import STREAM_BITS, Norm
 from mpcformer.engines.lift.scales import LiftScales
@@ -123,13 +124,14 @@ class Maps:
 
     def shapes_of_halves(self, item: Map) -> list[HalfShape]:
         """Return shape and bits of each half that `item.halves` will make, before any value is known."""
-        dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
-        z = [torch.empty((item.rows, self._shapes[w][-1]), dtype=torch.int64, device="meta") for w in item.weights]
         before = self._residual
         n_rows = item.rows if before is None else before[0].size(0)
-        empty = torch.empty((n_rows, self._config.hidden_size), dtype=torch.int64, device="meta")
-        self._residual = empty, empty[:, :1]
-        halves = item.halves(z, dealt)
+        with WithoutValues():
+            dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
+            z = [torch.empty(item.rows, self._shapes[weight][-1]).long() for weight in item.weights]
+            empty = torch.empty(n_rows, self._config.hidden_size).long()
+            self._residual = empty, empty[:, :1]
+            halves = item.halves(z, dealt)
         self._residual = before
         return shapes_of(halves)
 
