@@ -265,7 +265,7 @@ def distill(
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from distill.teacher import columns_of
-    from mpcformer.modeling.configuration import split_norms
+    from mpcformer.modeling.description import split_norms
 
     chosen: dict[str, Any] = {
         "epochs1": epochs1,

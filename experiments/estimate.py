@@ -5,7 +5,7 @@ from mpcformer.console import PlainTable, console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.registry import estimate_batch
-from mpcformer.modeling.configuration import split_norms
+from mpcformer.modeling.description import split_norms
 from parties.runs.network import NetworkProfile
 
 

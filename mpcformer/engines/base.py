@@ -19,7 +19,8 @@ from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.cost import Cost
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
-from mpcformer.modeling import MPCFormerConfig, Ranges, load_ranges
+from mpcformer.modeling import Ranges, load_ranges
+from mpcformer.modeling.description import ModelDescription, described
 from mpcformer.modeling.folder import require_student
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER
 
@@ -46,7 +47,7 @@ class PublicModel:
         embeddings: private_table, or public_table: then the model owner sends its embedding tables to the data owner.
     """
 
-    config: MPCFormerConfig
+    config: ModelDescription
     ranges: Ranges
     embeddings: str = "private_table"
 
@@ -68,8 +69,9 @@ def load_public_model(folder: Path, embeddings: str = "private_table") -> Public
     """
     if not (folder / "config.json").is_file():
         raise UserInputError(f"{folder} has no config.json", "give the folder of a distilled student")
-    require_student(folder, read_json(folder / "config.json"))
-    return PublicModel(MPCFormerConfig.from_pretrained(folder), load_ranges(folder), embeddings)
+    config = read_json(folder / "config.json")
+    require_student(folder, config)
+    return PublicModel(described(config), load_ranges(folder), embeddings)
 
 
 @dataclass(frozen=True)

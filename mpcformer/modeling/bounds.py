@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcformer.approximations import gelu_form, softmax_form
-from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.weights import BertWeights, LinearWeights, NormWeights
 
 Linear = tuple[torch.Tensor, torch.Tensor]
@@ -103,7 +103,7 @@ def score_bound(query: Linear, key: Linear, n_heads: int, length: float) -> floa
 
 
 def worst_case(
-    config: MPCFormerConfig,
+    config: ModelDescription,
     weights: BertWeights,
     row_means: Sequence[float] | None = None,
     norm_limits: Mapping[str, float] | None = None,

@@ -1,26 +1,23 @@
 """Loading of checkpoints, which are checked before any work starts."""
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 from transformers.utils import logging as hf_logging
 
-from mpcformer.errors import DependencyError, RangeError, UserInputError
+from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
 from mpcformer.modeling.ranges import load_ranges
-from mpcformer.modeling.weights import bert_weights
+from mpcformer.modeling.weights_file import read_weights
 
 if TYPE_CHECKING:
     from mpcformer.modeling.model import MPCFormerForSequenceClassification
 
-MAX_WEIGHT = 2.0**14
 HEAD = ("classifier.", "bert.pooler.")
 # No BERT has these tensors before it becomes a student: they start from the values that the form states.
 LEARNT_FORM = (".log_divisor", ".log_deviation")
@@ -104,7 +101,7 @@ def load_checkpoint(
     with _quiet():
         model = MPCFormerForSequenceClassification(config)
     _draw_head(model, seed)
-    state = _read_weights(folder, config)
+    state = read_weights(folder)
     expected = model.state_dict()
     fits = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
     missing = [
@@ -149,26 +146,6 @@ def load_student(
     return model
 
 
-def load_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Load a student's weights and check that they are complete, without building the model.
-
-    Returns:
-        The tensors by name, as the student's `state_dict` gives them.
-
-    Raises:
-        UserInputError, RangeError: as for `load_student`.
-    """
-    require_student(folder, read_config(folder))
-    load_ranges(folder)
-    config = MPCFormerConfig.from_pretrained(folder)
-    state = _read_weights(folder, config)
-    try:
-        bert_weights(state, config)
-    except UserInputError as error:
-        raise UserInputError(f"{folder}: {error.what}", error.remedy) from None
-    return state
-
-
 def load_tokenizer(folder: Path) -> Any:
     """Load the checkpoint's own tokenizer.
 
@@ -183,25 +160,6 @@ def load_tokenizer(folder: Path) -> Any:
     with _quiet():
         # With a configuration, transformers need not know the model type.
         return AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
-
-
-def _read_weights(folder: Path, config: MPCFormerConfig) -> dict[str, torch.Tensor]:
-    try:
-        raw = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserInputError(f"{folder}/{WEIGHTS} cannot be read: {error}", "restore the checkpoint") from None
-    # A bare BertModel has no "bert." prefix. The caller leaves out buffers and other heads.
-    state = {key if key.startswith(("bert.", "classifier.")) else f"bert.{key}": value for key, value in raw.items()}
-    for key, value in state.items():
-        if not value.is_floating_point():
-            continue
-        largest = float(value.abs().max()) if value.numel() else 0.0
-        if math.isnan(largest) or largest >= MAX_WEIGHT:
-            raise RangeError(
-                f"{folder}: tensor {key} holds NaN or a number outside -{MAX_WEIGHT:.0f}..{MAX_WEIGHT:.0f}",
-                "fixed point cannot carry it: train the model again",
-            )
-    return {key: value.float() for key, value in state.items()}
 
 
 def _draw_head(model: "MPCFormerForSequenceClassification", seed: int) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from mpcformer.approximations import softmax_form
 from mpcformer.errors import UserInputError
-from mpcformer.modeling.configuration import MPCFormerConfig, norm_names
+from mpcformer.modeling.description import ModelDescription, norm_names
 
 MAX_LOG = 100.0
 
@@ -99,7 +99,7 @@ def norm_source(name: str) -> str:
     return f"bert.encoder.{name}{'.output' if name.endswith('.attention') else ''}.LayerNorm"
 
 
-def bert_weights(state: Mapping[str, torch.Tensor], config: MPCFormerConfig) -> BertWeights:
+def bert_weights(state: Mapping[str, torch.Tensor], config: ModelDescription) -> BertWeights:
     """Return a view of a state dict, whose tensors it shares; what it does not name is ignored.
 
     Args:
@@ -114,7 +114,7 @@ def bert_weights(state: Mapping[str, torch.Tensor], config: MPCFormerConfig) -> 
     return _Reader(state, config).bert()
 
 
-def check_constant_norms(config: MPCFormerConfig, state: Mapping[str, torch.Tensor]) -> None:
+def check_constant_norms(config: ModelDescription, state: Mapping[str, torch.Tensor]) -> None:
     """Check that the weights have a constant for the LayerNorms that the configuration calls constant, and no other.
 
     Raises:
@@ -134,7 +134,7 @@ def check_constant_norms(config: MPCFormerConfig, state: Mapping[str, torch.Tens
 class _Reader:
     """Reads the parts of a BERT from a state dict, and checks shapes against the configuration."""
 
-    def __init__(self, state: Mapping[str, torch.Tensor], config: MPCFormerConfig) -> None:
+    def __init__(self, state: Mapping[str, torch.Tensor], config: ModelDescription) -> None:
         self._state, self._config = state, config
 
     def bert(self) -> BertWeights:

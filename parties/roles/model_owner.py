@@ -17,7 +17,7 @@ from mpcformer.engines.registry import DEFAULT_ENGINE, create_engine, encode_wei
 from mpcformer.errors import PartyError, RangeError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling.folder import WEIGHTS
-from mpcformer.modeling.load import load_weights
+from mpcformer.modeling.weights_file import load_weights
 from parties.session.budget import Budget
 from parties.session.membership import Membership
 from parties.session.model_side import ModelSide

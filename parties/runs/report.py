@@ -17,8 +17,8 @@ from safetensors.numpy import load_file
 
 from mpcformer.console import PlainTable, console
 from mpcformer.files import read_json, sha256_file, write_json, write_text
-from mpcformer.modeling import MPCFormerConfig
-from mpcformer.modeling.folder import WEIGHTS
+from mpcformer.modeling.description import described
+from mpcformer.modeling.folder import WEIGHTS, read_config
 from mpcformer.run_folder import write_manifest
 from mpcformer.tasks import (
     Task,
@@ -117,7 +117,7 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
         results: what the parties reported.
         plaintext: the folder with latency.json and the logits of student and teacher in plaintext.
     """
-    config = MPCFormerConfig.from_pretrained(options.student)
+    config = described(read_config(options.student))
     task = job_task(options.job.task, config.num_labels, model_names(config))
     task = with_metrics(task, options.metrics)
     predictions = results.predictions

@@ -1,5 +1,6 @@
 """Constant LayerNorms in both engines: the plaintext student's logits, fewer rounds, long rows refused."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.lift.overflow import check_overflow
 from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
-from mpcformer.modeling import MPCFormerConfig, Ranges, load_student
+from mpcformer.modeling import Ranges, load_student
 from mpcformer.modeling.ranges import VARIANCE_REACH
 from mpcformer.modeling.weights import bert_weights
 from tests.pair import batch_of, run_outcomes, run_private
@@ -194,7 +195,7 @@ def test_a_constant_so_small_that_rows_overflow_is_refused(tmp_path: Path, data_
 @pytest.mark.parametrize("asked", [[], ["layer.0.attention"], ["attention", "embeddings"]])
 def test_weights_and_configuration_must_agree_on_the_norms(tmp_path: Path, data_dir: Path, asked: list[str]) -> None:
     public, state = student(tmp_path, data_dir)
-    config = MPCFormerConfig(**(public.config.to_dict() | {"constant_norms": asked}))
+    config = replace(public.config, constant_norms=asked)
     named = "embeddings" if "embeddings" in asked else "layer.1.attention" if asked else "layer.0.attention"
     for engine in ENGINES:
         with pytest.raises(UserInputError, match=rf"LayerNorm {named} is .* constant_norms, but the weights have"):
@@ -210,7 +211,7 @@ def student(tmp_path: Path, data_dir: Path) -> tuple[PublicModel, dict[str, Any]
 
 def test_owners_must_agree_on_the_norms(tmp_path: Path, data_dir: Path) -> None:
     public, _ = student(tmp_path, data_dir)
-    other = PublicModel(MPCFormerConfig(**(public.config.to_dict() | {"constant_norms": []})), public.ranges)
+    other = PublicModel(replace(public.config, constant_norms=[]), public.ranges)
     assert public.facts()["constant_norms"] == "['layer.0.attention', 'layer.1.attention']"
     assert public.facts() != other.facts()
     assert engine_constants(public).digest() != engine_constants(other).digest()

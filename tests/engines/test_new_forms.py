@@ -188,7 +188,7 @@ def test_the_default_engine_refuses_what_does_not_fit_together(
     forms: Any = GELU_FORMS if refused == "gelu" else SOFTMAX_FORMS
     monkeypatch.setitem(forms, changed.name, changed)
     public = load_public_model(student)
-    setattr(public.config, refused, changed.name)
+    object.__setattr__(public.config, refused, changed.name)
     with pytest.raises(UserInputError, match=f"{refused}: engine lift does not compute the form '{changed.name}'"):
         create_engine(DEFAULT_ENGINE, rank=1, public=public, channel=None, weights=None)
 
@@ -207,7 +207,9 @@ def test_an_unknown_form_raises_everywhere(student: Path, kind: str) -> None:
     with pytest.raises(UserInputError, match=unknown):
         MPCFormerConfig(**{kind: "cubic"})
     public, model = load_public_model(student), load_student(student)
-    setattr(public.config, kind, "cubic")
+    with pytest.raises(UserInputError, match=unknown):
+        replace(public.config, **{kind: "cubic"})
+    object.__setattr__(public.config, kind, "cubic")
     setattr(model.config, kind, "cubic")
     for engine in engine_names():
         with pytest.raises(UserInputError, match=unknown):

@@ -18,7 +18,7 @@ from mpcformer.modeling import (
     load_checkpoint,
     load_tokenizer,
 )
-from mpcformer.modeling.configuration import chosen_norms, norm_names, split_norms
+from mpcformer.modeling.description import chosen_norms, norm_names, split_norms
 from tests.tiny import WORDS, save_bert
 
 IDS = torch.tensor([[2, 4, 12, 3, 0, 0], [2, 8, 13, 14, 15, 3]])

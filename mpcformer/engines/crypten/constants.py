@@ -13,7 +13,7 @@ from mpcformer.approximations.forms import CRYPTEN
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
-from mpcformer.modeling.configuration import norm_names
+from mpcformer.modeling.description import norm_names
 from mpcformer.modeling.ranges import SCORE_REACH
 
 # The reciprocal of the exact softmax's row, whose largest numerator is one: rows from 2^-10 to one have room.

@@ -7,14 +7,14 @@ import torch
 
 from mpcformer.engines.crypten.constants import LayerScales, NewtonScales
 from mpcformer.errors import RangeError
-from mpcformer.modeling.configuration import MPCFormerConfig
-from mpcformer.modeling.load import MAX_WEIGHT
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.weights import MAX_LOG, LayerWeights, LinearWeights, NormWeights, bert_weights, norm_source
+from mpcformer.modeling.weights_file import MAX_WEIGHT
 
 ParameterShapes = dict[str, tuple[int, ...]]
 
 
-def parameter_shapes(config: MPCFormerConfig) -> ParameterShapes:
+def parameter_shapes(config: ModelDescription) -> ParameterShapes:
     """Return the shapes by name, from the public configuration alone, in a fixed order."""
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: ParameterShapes = {
@@ -43,7 +43,7 @@ def parameter_shapes(config: MPCFormerConfig) -> ParameterShapes:
 
 
 def parameter_values(
-    config: MPCFormerConfig, scales: NewtonScales, state: Mapping[str, torch.Tensor]
+    config: ModelDescription, scales: NewtonScales, state: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """Return the model owner's float tensors, named and shaped as `parameter_shapes` says, from a BERT state dict.
 

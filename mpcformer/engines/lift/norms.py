@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, widened
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
-from mpcformer.modeling.configuration import norm_names
+from mpcformer.modeling.description import norm_names
 from mpcformer.modeling.ranges import norm_limit
 from mpcformer.protocols.table import TableFunction
 

@@ -24,7 +24,7 @@ from mpcformer.engines.lift.rows import LayerScales
 from mpcformer.engines.lift.scales import LiftScales, computed_length
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import WorstCase, column_bound, head_length, score_bound, spectral_norm, worst_case
-from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.weights import BertWeights, LinearWeights
 
 Tensors = Mapping[str, torch.Tensor]
@@ -68,7 +68,7 @@ def value_shift(layer: LayerScales, values: torch.Tensor) -> int:
     return max(0, math.ceil(math.log2(largest / layer.value_room)))
 
 
-def check_overflow(config: MPCFormerConfig, scales: LiftScales, weights: BertWeights) -> WorstCase:
+def check_overflow(config: ModelDescription, scales: LiftScales, weights: BertWeights) -> WorstCase:
     """Refuse a model some of whose values might leave their ring for some text.
 
     Returns:
@@ -89,7 +89,7 @@ def check_overflow(config: MPCFormerConfig, scales: LiftScales, weights: BertWei
     return bounds
 
 
-def check_rounded_overflow(config: MPCFormerConfig, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
+def check_rounded_overflow(config: ModelDescription, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
     """Refuse a model some of whose values might leave their ring for some text, with its weights rounded as they are.
 
     Args:
@@ -155,7 +155,7 @@ def rooms(scales: LiftScales, bounds: WorstCase) -> Iterator[Room]:
     yield Room("logits", bounds.logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
 
 
-def rounded_rooms(config: MPCFormerConfig, scales: LiftScales, weights: Tensors, biases: Tensors) -> Iterator[Room]:
+def rounded_rooms(config: ModelDescription, scales: LiftScales, weights: Tensors, biases: Tensors) -> Iterator[Room]:
     """Yield the values of `rooms`, bounded by the rounded weights; attention's values may be computed smaller."""
     maps = _RoundedMaps(config, scales, weights, biases)
     norm = scales.embedding_norm
@@ -175,7 +175,7 @@ def rounded_rooms(config: MPCFormerConfig, scales: LiftScales, weights: Tensors,
 class _RoundedMaps:
     """The linear maps as integers make them, and how large their results can be; arguments as `rounded_rooms`."""
 
-    def __init__(self, config: MPCFormerConfig, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
+    def __init__(self, config: ModelDescription, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
         self._config, self._scales, self._weights, self._biases = config, scales, weights, biases
 
     def linear(self, name: str, scale: int, total: int) -> LinearWeights:

@@ -13,7 +13,7 @@ from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.norms import Norm, model_norms
 from mpcformer.engines.lift.rows import LayerScales, layer_scales
 from mpcformer.engines.lift.tables import table
-from mpcformer.modeling.configuration import NORM_PARTS
+from mpcformer.modeling.description import NORM_PARTS
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
 from mpcformer.protocols.table import TableFunction

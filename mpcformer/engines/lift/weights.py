@@ -21,7 +21,7 @@ from mpcformer.engines.lift.rows import LayerScales
 from mpcformer.engines.lift.scales import Activation, LiftScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import centred_columns
-from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.weights import BertWeights, LayerWeights, LinearWeights, NormWeights, bert_weights
 from mpcformer.ring.packing import packed_bytes
 
@@ -30,7 +30,7 @@ Shape = tuple[int, ...]
 TABLE_BITS = 32
 
 
-def weight_shapes(config: MPCFormerConfig, embeddings: str = "private_table") -> dict[str, Shape]:
+def weight_shapes(config: ModelDescription, embeddings: str = "private_table") -> dict[str, Shape]:
     """Return the shape of every weight by name: (in, out), or (in,) for a diagonal. Public tables are no weights."""
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: dict[str, Shape] = {}
@@ -57,7 +57,7 @@ def weight_bits(name: str) -> int:
     return fp.ACTIVATED_BITS if name.endswith(".outer") else fp.INPUT_BITS
 
 
-def masked_specs(config: MPCFormerConfig, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
+def masked_specs(config: ModelDescription, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
     """Return what the data owner receives of each weight at set-up, by name."""
     return [
         (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
@@ -123,7 +123,7 @@ class _Gain:
         return LinearWeights(_centred(linear.weight) / unit, _centred(linear.bias + self.bias) / unit)
 
 
-def owned_weights(config: MPCFormerConfig, scales: LiftScales, state: Mapping[str, torch.Tensor]) -> OwnedWeights:
+def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[str, torch.Tensor]) -> OwnedWeights:
     """Return the integers of a BERT state dict.
 
     Raises:

@@ -1,0 +1,177 @@
+"""What is public of a model: its sizes, its forms and its classes, as config.json states them.
+
+The parties read it from the file. transformers' own configuration class, which `mpcformer.modeling.configuration`
+extends, is for those who train, and takes seconds to import.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from mpcformer.approximations import gelu_form, softmax_form
+from mpcformer.errors import UserInputError
+
+NORM_PARTS = ("attention", "output")
+SIZES = (
+    "vocab_size",
+    "type_vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "max_position_embeddings",
+)
+
+
+def norm_names(n_layers: int) -> list[str]:
+    """Return the names of all LayerNorms in order: embeddings, and for layer N layer.N.attention and layer.N.output."""
+    return ["embeddings", *(f"layer.{n}.{part}" for n in range(n_layers) for part in NORM_PARTS)]
+
+
+def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
+    """Return the LayerNorms that were asked for, as `norm_names` names and orders them.
+
+    Args:
+        asked: names of LayerNorms; `attention` and `output` stand for those of every layer, `all` for all.
+        n_layers: the number of encoder layers.
+
+    Raises:
+        UserInputError: `asked` is not a list of names, or a name is unknown.
+    """
+    if not isinstance(asked, list | tuple) or not all(isinstance(name, str) for name in asked):
+        raise UserInputError(
+            f"constant_norms: {asked!r} is no list of LayerNorms' names", 'give a list such as ["attention"], or []'
+        )
+    names = norm_names(n_layers)
+    groups = {part: [name for name in names if name.endswith(f".{part}")] for part in NORM_PARTS} | {"all": names}
+    chosen: set[str] = set()
+    for name in asked:
+        if name not in groups and name not in names:
+            raise UserInputError(
+                f"constant_norms: {name!r} is no LayerNorm of a model of {n_layers} layers",
+                f"choose from: {', '.join(names[:3])} and so on, or attention, output, all",
+            )
+        chosen |= set(groups.get(name, [name]))
+    return [name for name in names if name in chosen]
+
+
+def split_norms(listed: str) -> list[str]:
+    """Return the names in a comma-separated list, as an option on the command line gives them."""
+    return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def checked_head_size(hidden_size: int, n_heads: int, head_size: int | None) -> int:
+    """Return the size of each attention head; None stands for hidden_size / n_heads, as in every BERT.
+
+    Raises:
+        UserInputError: a size is impossible.
+    """
+    if n_heads <= 0:
+        raise UserInputError(f"num_attention_heads: {n_heads!r} is no positive integer", "correct config.json")
+    if head_size is None and hidden_size % n_heads:
+        raise UserInputError(
+            f"num_attention_heads ({n_heads}) must divide hidden_size ({hidden_size})",
+            "correct config.json, or give head_size",
+        )
+    if head_size is not None and not (type(head_size) is int and head_size > 0):  # a bool is an int
+        raise UserInputError(f"head_size: {head_size!r} is no positive integer", "correct config.json")
+    return head_size or hidden_size // n_heads
+
+
+def check_variant(hidden_act: Any, positions: Any) -> None:
+    """Refuse a BERT whose own activation or positions the private model does not compute.
+
+    Raises:
+        UserInputError: it is such a variant.
+    """
+    if hidden_act != "gelu":
+        raise UserInputError(
+            f"hidden_act: {hidden_act!r} is not BERT's exact gelu", "use a checkpoint whose hidden_act is gelu"
+        )
+    if (positions or "absolute") != "absolute":
+        raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
+
+
+def two_classes() -> dict[int, str]:
+    """Return the names that transformers gives the classes of a model whose configuration names none."""
+    return {0: "LABEL_0", 1: "LABEL_1"}
+
+
+@dataclass(frozen=True)
+class ModelDescription:
+    """A student's architecture and forms. The defaults are those of BERT's configuration, which files leave out.
+
+    Args:
+        vocab_size, type_vocab_size, max_position_embeddings: rows of the embedding tables.
+        hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: of the encoder.
+        head_size: the size of each attention head; None stands for hidden_size / num_attention_heads.
+        layer_norm_eps: what LayerNorm adds to the variance.
+        gelu, softmax: names of forms in `mpcformer.approximations`.
+        constant_norms: LayerNorms that divide by a learnt constant, as `chosen_norms` takes them.
+        task: the task that the student was distilled for.
+        id2label: the names of the classes by the index of their logit.
+
+    Raises:
+        UserInputError: an unknown form or LayerNorm, or an impossible size.
+    """
+
+    vocab_size: int = 30522
+    type_vocab_size: int = 2
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    intermediate_size: int = 3072
+    max_position_embeddings: int = 512
+    head_size: int = 0
+    layer_norm_eps: float = 1e-12
+    gelu: str = "quad"
+    softmax: str = "2quad"
+    constant_norms: Sequence[str] = ()
+    task: str | None = None
+    id2label: Mapping[int, str] = field(default_factory=two_classes)
+
+    def __post_init__(self) -> None:
+        for name in SIZES:
+            value = getattr(self, name)
+            if type(value) is not int or value <= 0:
+                raise UserInputError(f"{name}: {value!r} is no positive integer", "correct config.json")
+        head_size = checked_head_size(self.hidden_size, self.num_attention_heads, self.head_size or None)
+        settled = {
+            "gelu": gelu_form(self.gelu).name,
+            "softmax": softmax_form(self.softmax).name,
+            "constant_norms": chosen_norms(self.constant_norms, self.num_hidden_layers),
+            "head_size": head_size,
+        }
+        for name, value in settled.items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, config: Any) -> "ModelDescription":
+        """Describe the model of a transformers configuration that has our forms."""
+        return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+
+    @property
+    def num_labels(self) -> int:
+        """The number of logits."""
+        return len(self.id2label)
+
+    @property
+    def attention_size(self) -> int:
+        """The number of columns of the queries, the keys and the values each, with all heads side by side."""
+        return self.num_attention_heads * self.head_size
+
+
+def described(config: Mapping[str, Any]) -> ModelDescription:
+    """Describe the model of a config.json.
+
+    Raises:
+        UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
+            not compute.
+    """
+    check_variant(config.get("hidden_act", "gelu"), config.get("position_embedding_type"))
+    names = {each.name for each in fields(ModelDescription)} - {"id2label"}
+    known = {name: value for name, value in config.items() if name in names and value is not None}
+    labels = config.get("id2label") or {}
+    if not labels and "num_labels" in config:
+        labels = {i: f"LABEL_{i}" for i in range(int(config["num_labels"]))}
+    return ModelDescription(**known, id2label={int(i): str(name) for i, name in labels.items()} or two_classes())

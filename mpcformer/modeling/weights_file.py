@@ -1,0 +1,61 @@
+"""Reading a checkpoint's weights from its file, for parties: no model is built, and transformers is not imported."""
+
+import math
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from mpcformer.errors import RangeError, UserInputError
+from mpcformer.modeling.description import described
+from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
+from mpcformer.modeling.ranges import load_ranges
+from mpcformer.modeling.weights import bert_weights
+
+MAX_WEIGHT = 2.0**14
+
+
+def load_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Load a student's weights and check that they are complete, without building the model.
+
+    Returns:
+        The tensors by name, as the student's `state_dict` gives them.
+
+    Raises:
+        UserInputError, RangeError: as for `load.load_student`.
+    """
+    config = read_config(folder)
+    require_student(folder, config)
+    load_ranges(folder)
+    state = read_weights(folder)
+    try:
+        bert_weights(state, described(config))
+    except UserInputError as error:
+        raise UserInputError(f"{folder}: {error.what}", error.remedy) from None
+    return state
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """Read a checkpoint's tensors, under the names that they have in a model with a classifier.
+
+    Raises:
+        UserInputError: the file is missing or damaged.
+        RangeError: a weight is NaN, infinite or huge.
+    """
+    try:
+        raw = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError) as error:
+        raise UserInputError(f"{folder}/{WEIGHTS} cannot be read: {error}", "restore the checkpoint") from None
+    # A bare BertModel has no "bert." prefix. The caller leaves out buffers and other heads.
+    state = {key if key.startswith(("bert.", "classifier.")) else f"bert.{key}": value for key, value in raw.items()}
+    for key, value in state.items():
+        if not value.is_floating_point():
+            continue
+        largest = float(value.abs().max()) if value.numel() else 0.0
+        if math.isnan(largest) or largest >= MAX_WEIGHT:
+            raise RangeError(
+                f"{folder}: tensor {key} holds NaN or a number outside -{MAX_WEIGHT:.0f}..{MAX_WEIGHT:.0f}",
+                "fixed point cannot carry it: train the model again",
+            )
+    return {key: value.float() for key, value in state.items()}
