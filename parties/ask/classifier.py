@@ -13,7 +13,7 @@ from typing import Any
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
-from mpcformer.modeling import load_tokenizer
+from mpcformer.modeling.tokenizer import TextTokenizer
 from mpcformer.tasks import TASKS, Encoded
 from mpcformer.tasks.files import is_unicode
 from mpcformer.tasks.labels import are_default, model_names
@@ -53,7 +53,7 @@ class Classifier:
         self._config, self._options = config, options
         self._public: PublicModel = load_public_model(config.public_model)
         self._student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
-        self._tokenizer = load_tokenizer(config.public_model)
+        self._tokenizer = TextTokenizer(config.public_model, options.max_length)
         # What runs for this classifier alone also ends when it is forgotten, or with the interpreter.
         self._on_close = weakref.finalize(self, on_close)
         self._lock = threading.RLock()
@@ -251,16 +251,7 @@ class Classifier:
             self._session.stock(self._recent, self._options.ahead)
 
     def _encode(self, text: tuple[str, ...]) -> Encoded:
-        limit = self._options.max_length
-        row = self._tokenizer(
-            *text,
-            return_token_type_ids=True,
-            return_attention_mask=False,
-            truncation=limit is not None,
-            max_length=limit,
-            verbose=False,
-        )
-        return Encoded(row["input_ids"], row["token_type_ids"])
+        return Encoded(*self._tokenizer.ids(*text))
 
     def _answer(self, asked: Asked, row: int, seconds: float, details: bool) -> Answer:
         outcome, report = asked.outcome, asked.report
