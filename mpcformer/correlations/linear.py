@@ -56,9 +56,9 @@ def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
     return mask.to(torch.int32) if bits == 32 else mask
 
 
-def times_weight(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Return x @ weight, or x * weight if the weight is a diagonal (n,); int64. An int32 weight multiplies mod 2^32."""
-    return gemm.matmul(x, weight) if weight.dim() == 2 else (x.to(weight.dtype) * weight).long()
+def times_weight(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
+    return gemm.matmul(x, weight, 32 if bits == 32 else 64) if weight.dim() == 2 else x * weight
 
 
 class Linear(Kind):
@@ -92,4 +92,4 @@ class Linear(Kind):
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute A B_i - c_i."""
         a, *c = share_1
-        return [times_weight(a, b).sub_(c_i) for b, c_i in zip(share_0, c, strict=True)]
+        return [times_weight(a, b, request.bits).sub_(c_i) for b, c_i in zip(share_0, c, strict=True)]

@@ -200,7 +200,9 @@ def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) ->
     Returns:
         int64 (K, R, H) over Z_2^32.
     """
-    products = [gemm.matmul(c, torch.cat([a.to(torch.int32), types])) for c, a in zip(choices, answers, strict=True)]
+    products = [
+        gemm.matmul(c, torch.cat([a.to(torch.int32), types]), 32) for c, a in zip(choices, answers, strict=True)
+    ]
     return torch.stack(products)
 
 

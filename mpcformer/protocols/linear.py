@@ -37,14 +37,18 @@ def masked_weight(weight: torch.Tensor, key: bytes, name: str, bits: int) -> tor
     return weight - weight_mask(key, name, tuple(weight.shape), bits)
 
 
-def data_owner_share(masked: list[torch.Tensor], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+def data_owner_share(masked: list[torch.Tensor], tensors: list[torch.Tensor], bits: int) -> list[torch.Tensor]:
     """Compute A F_i + c_i: the data owner's shares of the results, which it knows before its input."""
     a, *c = tensors
-    return [times_weight(a, f) + c_i for f, c_i in zip(masked, c, strict=True)]
+    return [times_weight(a, f, bits) + c_i for f, c_i in zip(masked, c, strict=True)]
 
 
 def model_owner_share(
-    x_share: torch.Tensor, masked_input: torch.Tensor, weights: list[torch.Tensor], tensors: list[torch.Tensor]
+    x_share: torch.Tensor,
+    masked_input: torch.Tensor,
+    weights: list[torch.Tensor],
+    tensors: list[torch.Tensor],
+    bits: int,
 ) -> list[torch.Tensor]:
     """Compute the model owner's shares of x W_i from E = x_1 - A.
 
@@ -57,4 +61,4 @@ def model_owner_share(
     Source: W - B is sent once, as in the preprocessing of Delphi (Mishra et al., USENIX Security 2020), with a dealer.
     """
     known = x_share + masked_input
-    return [times_weight(known, weight) + c for weight, c in zip(weights, tensors, strict=True)]
+    return [times_weight(known, weight, bits) + c for weight, c in zip(weights, tensors, strict=True)]

@@ -45,31 +45,33 @@ def use(device: str) -> None:
     _device = torch.device(device)
 
 
-def matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def matmul(x: torch.Tensor, y: torch.Tensor, bits: int = 64) -> torch.Tensor:
     """Multiply int64 (..., m, n) by int64 or int32 (..., n, p); the dimensions before the last two broadcast.
 
+    Args:
+        x, y: the factors.
+        bits: the width of the ring, 32 or 64.
+
     Returns:
-        int64 (..., m, p): the product modulo 2^64; if y is int32, the product modulo 2^32, in [-2^31, 2^31).
+        int64 (..., m, p): the product modulo 2^bits, in [-2^(bits - 1), 2^(bits - 1)).
     """
     if x.device.type == "meta":
-        return torch.matmul(x.to(y.dtype), y).long()
+        return torch.matmul(x, y.long())
     if _device.type != "cpu":
-        return _in_ring(limb_matmul(x.to(_device), y.to(_device).long()).cpu(), y.dtype)
+        product = limb_matmul(x.to(_device), y.to(_device).long()).cpu()
+        return product if bits == 64 else product.to(torch.int32).long()
     kernels, _ = load()
-    return kernels.matmul(x, y) if kernels is not None else matmul_by_torch(x, y)
+    return kernels.matmul(x, y, bits) if kernels is not None else matmul_by_torch(x, y, bits)
 
 
-def matmul_by_torch(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+def matmul_by_torch(x: torch.Tensor, y: torch.Tensor, bits: int = 64) -> torch.Tensor:
     """Do as `matmul` does on a processor, without the compiled products."""
-    if y.dtype == torch.int32:
-        return torch.matmul(x.to(torch.int32), y).long()  # half as fast again as int64
+    if bits == 32:
+        return torch.matmul(x.to(torch.int32), y.to(torch.int32)).long()  # half as fast again as int64
+    y = y.long()
     has_wide_products = torch.backends.cpu.get_cpu_capability() == "AVX512"
     is_small = min(x.size(-2), y.size(-1)) < WORTH_LIMBS
     return torch.matmul(x, y) if has_wide_products or is_small else limb_matmul(x, y)
-
-
-def _in_ring(product: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    return product if dtype == torch.int64 else product.to(torch.int32).long()
 
 
 def limb_matmul(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:

@@ -179,28 +179,30 @@ FOR_AVX512 static void tile32_avx512(const i64 *const *row, const i32 *panel, i6
 
 /* ---- panels: some columns of B, row after row; columns that B lacks are zero --------------------------------------- */
 
-#define PANEL(NAME, TARGET, ELEMENT, COLUMNS)                                                                          \
-  TARGET static void NAME(const ELEMENT *b, i64 b_row, i64 b_col, i64 depth, i64 width, ELEMENT *panel) {              \
+#define PANEL(NAME, TARGET, FROM, ELEMENT, COLUMNS)                                                                    \
+  TARGET static void NAME(const FROM *b, i64 b_row, i64 b_col, i64 depth, i64 width, ELEMENT *panel) {                 \
     for (i64 k = 0; k < depth; k++)                                                                                    \
       if (width == COLUMNS && b_col == 1)                                                                              \
         for (i64 j = 0; j < COLUMNS; j++) panel[k * COLUMNS + j] = b[k * b_row + j];                                   \
       else                                                                                                             \
         for (i64 j = 0; j < COLUMNS; j++) panel[k * COLUMNS + j] = j < width ? b[k * b_row + j * b_col] : 0;           \
   }
-PANEL(panel64_avx2, FOR_AVX2, i64, 8)
-PANEL(panel64_avx512, FOR_AVX512, i64, 24)
-PANEL(panel32_avx2, FOR_AVX2, i32, 16)
-PANEL(panel32_avx512, FOR_AVX512, i32, 48)
+PANEL(panel64_avx2, FOR_AVX2, i64, i64, 8)
+PANEL(panel64_avx512, FOR_AVX512, i64, i64, 24)
+PANEL(panel64_avx2_short, FOR_AVX2, i32, i64, 8)
+PANEL(panel64_avx512_short, FOR_AVX512, i32, i64, 24)
+PANEL(panel32_avx2, FOR_AVX2, i32, i32, 16)
+PANEL(panel32_avx512, FOR_AVX512, i32, i32, 48)
 
 /* ---- products ------------------------------------------------------------------------------------------------------ */
 
 /* A tile always has all rows and columns: what C lacks of them goes into a buffer, and rows that A lacks repeat one. */
-#define PRODUCT(NAME, TARGET, ELEMENT, ROWS, COLUMNS, COPY, TILE)                                                      \
+#define PRODUCT(NAME, TARGET, FROM, ELEMENT, ROWS, COLUMNS, COPY, TILE)                                                \
   TARGET static void NAME(const Product *p, i64 batch) {                                                               \
     ELEMENT panel[BLOCK * COLUMNS] __attribute__((aligned(64)));                                                       \
     i64 buffer[ROWS * COLUMNS];                                                                                        \
     const i64 *a = p->a + batch * p->a_batch;                                                                          \
-    const ELEMENT *b = (const ELEMENT *)p->b + batch * p->b_batch;                                                     \
+    const FROM *b = (const FROM *)p->b + batch * p->b_batch;                                                           \
     i64 *c = p->c + batch * p->c_batch;                                                                                \
     for (i64 m0 = 0; m0 < p->m; m0 += ROWS_OF_A) {                                                                     \
       i64 end = p->m - m0 < ROWS_OF_A ? p->m : m0 + ROWS_OF_A;                                                         \
@@ -228,17 +230,21 @@ PANEL(panel32_avx512, FOR_AVX512, i32, 48)
       }                                                                                                                \
     }                                                                                                                  \
   }
-PRODUCT(product64_avx2, FOR_AVX2, i64, 3, 8, panel64_avx2, tile64_avx2)
-PRODUCT(product64_avx512, FOR_AVX512, i64, 8, 24, panel64_avx512, tile64_avx512)
-PRODUCT(product32_avx2, FOR_AVX2, i32, 6, 16, panel32_avx2, tile32_avx2)
-PRODUCT(product32_avx512, FOR_AVX512, i32, 8, 48, panel32_avx512, tile32_avx512)
+PRODUCT(product64_avx2, FOR_AVX2, i64, i64, 3, 8, panel64_avx2, tile64_avx2)
+PRODUCT(product64_avx512, FOR_AVX512, i64, i64, 8, 24, panel64_avx512, tile64_avx512)
+PRODUCT(product64_avx2_short, FOR_AVX2, i32, i64, 3, 8, panel64_avx2_short, tile64_avx2)
+PRODUCT(product64_avx512_short, FOR_AVX512, i32, i64, 8, 24, panel64_avx512_short, tile64_avx512)
+PRODUCT(product32_avx2, FOR_AVX2, i32, i32, 6, 16, panel32_avx2, tile32_avx2)
+PRODUCT(product32_avx512, FOR_AVX512, i32, i32, 8, 48, panel32_avx512, tile32_avx512)
 
-/* Compute the products of int64 A by B modulo 2^bits into int64 C. B is int64 for 64 bits and int32 for 32. Returns 0, or
-   1 if it does nothing because `level` or `bits` is none of those that exist. */
-int mpcformer_kernels_matmul(int level, int bits, const Product *p) {
+/* Compute the products of int64 A by B modulo 2^bits into int64 C. B is int32 if it is short, else int64. Returns 0, or 1
+   if it does nothing, because there is no such product. */
+int mpcformer_kernels_matmul(int level, int bits, int is_short, const Product *p) {
   void (*product)(const Product *, i64) = 0;
-  if (level == AVX512) product = bits == 64 ? product64_avx512 : bits == 32 ? product32_avx512 : 0;
-  if (level == AVX2) product = bits == 64 ? product64_avx2 : bits == 32 ? product32_avx2 : 0;
+  if (level == AVX512 && bits == 64) product = is_short ? product64_avx512_short : product64_avx512;
+  if (level == AVX512 && bits == 32 && is_short) product = product32_avx512;
+  if (level == AVX2 && bits == 64) product = is_short ? product64_avx2_short : product64_avx2;
+  if (level == AVX2 && bits == 32 && is_short) product = product32_avx2;
   if (!product) return 1;
   for (i64 batch = 0; batch < p->batches; batch++) product(p, batch);
   return 0;
@@ -248,8 +254,8 @@ int mpcformer_kernels_matmul(int level, int bits, const Product *p) {
 
 int mpcformer_kernels_level(void) { return NONE; }
 
-int mpcformer_kernels_matmul(int level, int bits, const Product *p) {
-  (void)level, (void)bits, (void)p;
+int mpcformer_kernels_matmul(int level, int bits, int is_short, const Product *p) {
+  (void)level, (void)bits, (void)is_short, (void)p;
   return 1;
 }
 

@@ -23,8 +23,6 @@ OTHER_FILE = "the compiled file is of another machine or version"
 NO_LEVEL = "this processor has no AVX2"
 WRONG = "the compiled products give wrong numbers on this processor"
 LEVELS = {1: "AVX2", 2: "AVX-512"}
-# The width of the ring, by the type of the right factor.
-BITS = {torch.int32: 32, torch.int64: 64}
 # A thread has to have so many multiplications, or waking it takes longer than it saves.
 WORTH_A_THREAD = 1 << 22
 # Columns are dealt out to threads by as many as the widest tile has.
@@ -55,7 +53,7 @@ class Kernels:
 
     def __init__(self, library: ctypes.CDLL, level: int) -> None:
         self._matmul = library.mpcformer_kernels_matmul
-        self._matmul.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.POINTER(Product)]
+        self._matmul.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(Product)]
         self.level = level
 
     @property
@@ -63,12 +61,10 @@ class Kernels:
         """What the functions are compiled for."""
         return LEVELS[self.level]
 
-    def matmul(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """Multiply int64 (..., m, k) by int64 or int32 (..., k, n); the dimensions before the last two broadcast.
-
-        Returns:
-            int64 (..., m, n): the product modulo 2^64, or modulo 2^32 in [-2^31, 2^31) if y is int32.
-        """
+    def matmul(self, x: torch.Tensor, y: torch.Tensor, bits: int) -> torch.Tensor:
+        """Do as `gemm.matmul` does."""
+        if bits == 32 and y.dtype != torch.int32:
+            y = y.to(torch.int32)
         batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
         shape = (*batch, x.size(-2), y.size(-1))
         left, right = (t.expand(*batch, *t.shape[-2:]).reshape(prod(batch), *t.shape[-2:]) for t in (x, y))
@@ -81,7 +77,7 @@ class Kernels:
         parts = _parts(right.size(2), min(torch.get_num_threads(), work // WORTH_A_THREAD))
 
         def multiply(part: slice) -> None:
-            self._multiply(left, right[:, :, part], out[:, :, part])
+            self._multiply(left, right[:, :, part], out[:, :, part], bits)
 
         if len(parts) == 1:
             multiply(parts[0])
@@ -90,7 +86,7 @@ class Kernels:
                 list(pool.map(multiply, parts))
         return out.view(shape)
 
-    def _multiply(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor) -> None:
+    def _multiply(self, x: torch.Tensor, y: torch.Tensor, out: torch.Tensor, bits: int) -> None:
         arguments = Product(
             x.size(0),
             x.size(1),
@@ -103,15 +99,16 @@ class Kernels:
             out.data_ptr(),
             *out.stride()[:2],
         )
-        if self._matmul(self.level, BITS[y.dtype], ctypes.byref(arguments)):
-            raise RuntimeError(f"kernels.c has no product of level {self.level} for {y.dtype}")
+        if self._matmul(self.level, bits, int(y.dtype == torch.int32), ctypes.byref(arguments)):
+            raise ValueError(f"kernels.c has no product of level {self.level} for {bits} bits and {y.dtype}")
 
     def are_right(self) -> bool:
         """Return whether they give torch's numbers, on a product that has edges of all kinds."""
         numbers = torch.arange(11 * 301, dtype=torch.int64).view(11, 301) * 0x1E3779B97F4A7C15 + (1 << 63)
         x, y = numbers, numbers.t().contiguous().repeat(1, 5)[:, :53]
-        wide, narrow = x @ y, x.to(torch.int32) @ y.to(torch.int32)
-        return torch.equal(self.matmul(x, y), wide) and torch.equal(self.matmul(x, y.to(torch.int32)), narrow.long())
+        short = y.to(torch.int32)
+        cases = (y, 64, x @ y), (short, 64, x @ short.long()), (short, 32, (x.to(torch.int32) @ short).long())
+        return all(torch.equal(self.matmul(x, right, bits), expected) for right, bits, expected in cases)
 
 
 def _parts(n_columns: int, n_threads: int) -> Sequence[slice]:

@@ -41,10 +41,10 @@ def test_owner_known_weights(bits: int) -> None:
         tensors = party.take(linear.request(["w", "g"], 4, shapes, bits))
         if party.rank == 0:
             masked = unpack(party.receive([((4, 6), bits)]), (4, 6), bits)
-            return linear.model_owner_share(shares[0], masked, list(weights.values()), tensors)
+            return linear.model_owner_share(shares[0], masked, list(weights.values()), tensors, bits)
         hidden = [linear.masked_weight(weight, key, name, bits) for name, weight in weights.items()]
         party.send([(shares[1] - tensors[0], bits)])
-        return linear.data_owner_share(hidden, tensors)
+        return linear.data_owner_share(hidden, tensors, bits)
 
     results, counters, requests = run_protocol(owner)
     product, scaled = (reduce(a + b, bits) for a, b in zip(*results, strict=True))

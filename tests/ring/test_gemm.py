@@ -53,12 +53,15 @@ def test_a_device_is_checked_before_work(monkeypatch: pytest.MonkeyPatch) -> Non
     gemm.use("cpu")
 
 
+@pytest.mark.parametrize("bits", [32, 64])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32])
-def test_the_accelerators_way_gives_the_processors_numbers(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+def test_the_accelerators_way_gives_the_processors_numbers(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, bits: int
+) -> None:
     """The code takes the path for a GPU, but its tensors are on the processor."""
     stream = Stream(fresh_key())
     x, weight = stream.int64((4, 50)), stream.int64((50, 6)).to(dtype)
-    expected = gemm.matmul(x, weight)
+    expected = gemm.matmul(x, weight, bits)
 
     class Elsewhere:
         type = "elsewhere"
@@ -66,7 +69,7 @@ def test_the_accelerators_way_gives_the_processors_numbers(monkeypatch: pytest.M
     move = torch.Tensor.to
     monkeypatch.setattr(gemm, "_device", Elsewhere())
     monkeypatch.setattr(torch.Tensor, "to", lambda t, d, *a: t if isinstance(d, Elsewhere) else move(t, d, *a))
-    assert torch.equal(gemm.matmul(x, weight), expected)
+    assert torch.equal(gemm.matmul(x, weight, bits), expected)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")

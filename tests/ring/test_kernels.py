@@ -42,9 +42,15 @@ def compare(compiled: Kernels, seed: int, batch: tuple[int, ...], m: int, k: int
     x, y = numbers(stream, (*batch, m, k), 5), numbers(stream, (*batch, k, n), 5)
     if transposed:
         y = y.transpose(-1, -2).contiguous().transpose(-1, -2)
-    assert torch.equal(compiled.matmul(x, y), torch.matmul(x, y))
     short = y.to(torch.int32)
-    assert torch.equal(compiled.matmul(x, short), torch.matmul(x.to(torch.int32), short).long())
+    narrow = torch.matmul(x.to(torch.int32), short).long()
+    cases = (
+        (y, 64, torch.matmul(x, y)),
+        (short, 64, torch.matmul(x, short.long())),
+        (short, 32, narrow),
+        (y, 32, narrow),
+    )
+    assert all(torch.equal(compiled.matmul(x, right, bits), expected) for right, bits, expected in cases)
 
 
 SHAPES = st.tuples(
@@ -87,10 +93,10 @@ def test_strides_and_threads(compiled: Kernels, monkeypatch: pytest.MonkeyPatch)
     x, y = stream.int64((2, 50, 90)), stream.int64((2, 130, 120))
     parts = (x[:, 3:40:2, 5:75], y[:, 10:80, 7:113]), (x.transpose(1, 2), y[:, :50]), (x[0], y[:, :90])
     expected = [torch.matmul(a, b) for a, b in parts]
-    assert all(torch.equal(compiled.matmul(a, b), c) for (a, b), c in zip(parts, expected, strict=True))
+    assert all(torch.equal(compiled.matmul(a, b, 64), c) for (a, b), c in zip(parts, expected, strict=True))
     monkeypatch.setattr(kernels, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    assert all(torch.equal(compiled.matmul(a, b), c) for (a, b), c in zip(parts, expected, strict=True))
+    assert all(torch.equal(compiled.matmul(a, b, 64), c) for (a, b), c in zip(parts, expected, strict=True))
 
 
 @pytest.fixture
@@ -111,6 +117,8 @@ def test_without_the_compiled_file_torch_multiplies(monkeypatch: pytest.MonkeyPa
     for capability in ("AVX2", "AVX512"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         assert torch.equal(gemm.matmul(x, y), expected)
+        assert torch.equal(gemm.matmul(x, y.to(torch.int32)), x @ y.to(torch.int32).long())
+        assert torch.equal(gemm.matmul(x, y, 32), expected.to(torch.int32).long())
     monkeypatch.delenv(kernels.SWITCH)
     kernels.load.cache_clear()
     monkeypatch.setattr(kernels, "compiled_file", lambda: None)
@@ -122,7 +130,7 @@ def test_without_the_compiled_file_torch_multiplies(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("fresh")
 def test_wrong_numbers_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
     real = Kernels.matmul
-    monkeypatch.setattr(Kernels, "matmul", lambda self, x, y: real(self, x, y) + 1)
+    monkeypatch.setattr(Kernels, "matmul", lambda self, x, y, bits: real(self, x, y, bits) + 1)
     found, why = kernels.load()
     assert (found, why) == (None, kernels.WRONG)
 

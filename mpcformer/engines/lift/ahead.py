@@ -92,7 +92,7 @@ class Ahead:
                 bits = weight_bits(name)
                 requests = [linear.request(item.weights, item.rows, self._shapes, bits), *item.following]
                 dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
-                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0])
+                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0], bits)
                 halves = item.halves(z, dealt[1:])
                 self.known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
             else:

@@ -103,7 +103,7 @@ class PrivateBert:
         tensors, following = party.take(request), [party.take(request) for request in item.following]
         shape = (item.rows, self._shapes[name][0])
         masked = unpack(party.receive([(shape, bits)]), shape, bits)
-        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors)
+        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors, bits)
         if self._owned is not None:
             bias = self._owned.biases[name]
             z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)

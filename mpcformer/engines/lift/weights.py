@@ -79,7 +79,9 @@ class OwnedWeights:
             RangeError: fixed point cannot carry it.
         """
         encoded = _encode(name, weight, scale)
-        self.weights[name] = encoded.to(torch.int32) if weight_bits(name) == 32 else encoded
+        # Nearly all weights fit, and half the memory holds them.
+        is_short = encoded.numel() > 0 and float(encoded.double().abs().max()) < 2.0**31
+        self.weights[name] = encoded.to(torch.int32) if is_short or weight_bits(name) == 32 else encoded
 
     def put_map(self, name: str, linear: LinearWeights, scale: int, total: int) -> None:
         """Encode a map, its weight at `scale` and its bias at `total`.
