@@ -73,6 +73,9 @@ def bench(
     network: Network = "none",
     threads: Threads = 1,
     device: Device = "cpu",
+    products: Annotated[
+        bool, flag("--products", group=MACHINE, about="Measure matrix products alone, in each way that is here.")
+    ] = False,
     repeat: Annotated[int, option(group=MACHINE, about="Runs of each engine, in turns.")] = 2,
     json: Annotated[Path | None, option(group=OUTPUT, about="Write the figures to this new file.")] = None,
 ) -> None:
@@ -80,6 +83,7 @@ def bench(
 
     Example: mpcformer bench --model bert-base --layers 2 --network lan --json bench.json
     """
+    from experiments import products as products_alone
     from experiments import transport as transports
     from experiments.bench_command import run
     from experiments.measuring.engines import BenchOptions
@@ -98,7 +102,9 @@ def bench(
         device=device,
         json=json,
     )
-    (transports.run if transport else run)(options)
+    if transport and products:
+        raise UserInputError("--transport and --products measure different things", "give one of them")
+    (products_alone.run if products else transports.run if transport else run)(options)
 
 
 def estimate(

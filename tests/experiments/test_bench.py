@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from experiments import estimate
+from experiments import estimate, products
 from experiments.bench_command import run
 from experiments.measuring.engines import BenchOptions
 from experiments.measuring.model import bench_model
@@ -34,6 +34,15 @@ def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
         assert 0 < sum(measured["breakdown"].values()) <= 1.05 * measured["online_seconds"]
         assert all(size > 50e6 for size in measured["peak_rss_bytes"].values()), measured["peak_rss_bytes"]
     assert costs["lift"].network_seconds(0.04, 1e6) > costs["lift"].network_seconds(0.0, 1e6) > 0
+
+
+def test_products_alone(student: Path, tmp_path: Path) -> None:
+    file = tmp_path / "products.json"
+    values = products.run(BenchOptions(model=str(student), seq_len=8, batch_size=2, repeat=1, json=file))
+    assert read_json(file) == values
+    speeds = values["gmac_per_second"]
+    assert {"64 bits, torch's int64", "64 bits, limbs in float64", "32 bits, torch's int32"} <= set(speeds)
+    assert all(shape.startswith("16 x ") and speed > 0 for way in speeds.values() for shape, speed in way.items())
 
 
 @pytest.mark.slow
