@@ -46,7 +46,13 @@ def run(
     title += f"{batch_size} x {seq_len} tokens; counted, not run"
     grid = PlainTable(title, "quantity", *engines)
     grid.add_row("rounds", *(str(cost.rounds) for cost in costs.values()))
-    for name in ("online_bytes", "offline_bytes_to_model_owner", "dealer_bytes", "setup_bytes"):
+    for name in (
+        "online_bytes",
+        "offline_bytes_to_model_owner",
+        "offline_bytes_to_data_owner",
+        "dealer_bytes",
+        "setup_bytes",
+    ):
         grid.add_row(
             f"{name.replace('_', ' ')} [MiB]", *(f"{getattr(cost, name) / 2**20:.2f}" for cost in costs.values())
         )

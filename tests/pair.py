@@ -16,6 +16,7 @@ from mpcformer.correlations import (
     correction_specs,
     deal,
     expand,
+    is_shared,
     session_key,
     unpacked,
     weight_mask_key,
@@ -36,7 +37,7 @@ class InlineDealer:
 
     Attributes:
         requests: what was asked for, in order.
-        dealt_bytes: the bytes of all corrections for rank 0.
+        dealt_bytes: the bytes of all corrections for this rank.
     """
 
     def __init__(self, rank: int, seeds: list[bytes], session_id: bytes) -> None:
@@ -47,7 +48,8 @@ class InlineDealer:
     def take(self, request: Request) -> Dealt:
         keys = [session_key(seed, self.session_id, len(self.requests), request) for seed in self.seeds]
         self.requests.append(request)
-        correction = deal(request, *keys, self.weight_mask_key()) if self.rank == 0 else []
+        has_correction = self.rank == 0 or is_shared(request)
+        correction = deal(request, *keys, self.weight_mask_key()) if has_correction else []
         self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
         return expand(request, keys[self.rank], self.rank, unpacked(request, correction) if correction else [])
 
@@ -193,7 +195,9 @@ def run_outcomes(
     weight_key = weight_mask_key(seeds[0], session_id)
     for operation, request in enumerate(requests * n_batches):
         keys = [session_key(seed, session_id, operation, request) for seed in seeds]
-        stores[0].put(operation, request, deal(request, *keys, weight_key))
+        correction = deal(request, *keys, weight_key)
+        for store in stores[: 1 + is_shared(request)]:
+            store.put(operation, request, correction)
     online = [Counters(), Counters()]
 
     def owner(rank: int) -> Outcome:

@@ -4,7 +4,17 @@ Each protocol of `mpcformer.protocols` has a module of the same name here, which
 `beaver` holds the generic kinds. `kinds` lists them all.
 """
 
-from mpcformer.correlations.kinds import Dealt, correction_specs, deal, expand, sketch, unpacked, validate
+from mpcformer.correlations.kinds import (
+    Dealt,
+    correction_specs,
+    deal,
+    expand,
+    is_shared,
+    kept_bytes,
+    sketch,
+    unpacked,
+    validate,
+)
 from mpcformer.correlations.requests import Request, correlation_plan_digest, session_key, weight_mask_key
 from mpcformer.correlations.store import CorrelationStore
 
@@ -16,6 +26,8 @@ __all__ = [
     "correlation_plan_digest",
     "deal",
     "expand",
+    "is_shared",
+    "kept_bytes",
     "session_key",
     "sketch",
     "unpacked",

@@ -2,8 +2,8 @@
 
 A kind works in three places. `draw` expands one owner's key into that owner's random shares; it runs at the owner
 itself and at the dealer, which holds both keys. `correct` runs at the dealer only: from both draws it computes what
-rank 0 must add so that the shares multiply out. Rank 1 never receives anything, because all its shares come from its
-seed.
+rank 0 must add so that the shares multiply out. Rank 1 receives nothing from the dealer. Nearly all its shares come
+from its seed alone; for the kinds whose `is_shared` says so, rank 0 passes the corrections on.
 Source for all kinds: Beaver, Efficient Multiparty Protocols Using Circuit Randomization, CRYPTO 1991; the compression
 to seeds is that of Boyle et al., Efficient Pseudorandom Correlation Generators, CRYPTO 2019, section 1.
 """
@@ -57,6 +57,18 @@ class Kind(ABC):
     def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
         """Derive the session's masks of the model owner's weights. The dealer appends them to `share_0`."""
         return []
+
+    def is_shared(self, request: Request) -> bool:
+        """Return whether rank 1 needs the corrections too. Then rank 0 passes them on before they are used."""
+        return False
+
+    def prepared(self, request: Request, tensors: list[torch.Tensor], rank: int) -> list[torch.Tensor]:
+        """Return an owner's tensors as the protocol uses them; a kind with shared corrections expands them here."""
+        return tensors
+
+    def kept_bytes(self, request: Request) -> int:
+        """Return the bytes that wait at an owner between dealing and use."""
+        return sum(spec.n_bytes for spec in self.correction_specs(request))
 
     def correction_specs(self, request: Request) -> list[Spec]:
         """Describe the tensors that the dealer sends to rank 0."""

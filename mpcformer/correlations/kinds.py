@@ -124,8 +124,26 @@ def unpacked(request: Request, correction: list[torch.Tensor]) -> list[torch.Ten
 
 
 def expand(request: Request, key: bytes, rank: int, correction: list[torch.Tensor]) -> Dealt:
-    """Expand one owner's key into its part; at rank 0 the dealer's unpacked correction is appended."""
-    return Dealt(request, KINDS[request.kind].draw(request, Stream(key), rank) + correction)
+    """Expand one owner's key into its part.
+
+    Args:
+        request: what was dealt.
+        key: the owner's key of this operation.
+        rank: of the owner.
+        correction: the dealer's, unpacked, at rank 0 and wherever `is_shared` says so; else empty.
+    """
+    kind = KINDS[request.kind]
+    return Dealt(request, kind.prepared(request, kind.draw(request, Stream(key), rank) + correction, rank))
+
+
+def is_shared(request: Request) -> bool:
+    """Return whether rank 1 needs the dealer's correction too, which rank 0 then passes on."""
+    return KINDS[request.kind].is_shared(request)
+
+
+def kept_bytes(request: Request) -> int:
+    """Return the bytes that wait at an owner between dealing and use."""
+    return KINDS[request.kind].kept_bytes(request)
 
 
 class _MetaStream(Stream):
@@ -148,6 +166,6 @@ def sketch(request: Request, rank: int) -> Dealt:
     validate(request)
     kind = KINDS[request.kind]
     shares = kind.draw(request, _MetaStream(), rank)
-    if rank == 0:
+    if rank == 0 or kind.is_shared(request):
         shares += [torch.empty(shape, dtype=torch.int64, device="meta") for shape, _ in kind.layout(request)]
-    return Dealt(request, shares)
+    return Dealt(request, kind.prepared(request, shares, rank))

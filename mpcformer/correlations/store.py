@@ -3,9 +3,10 @@
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.kinds import Dealt, correction_specs, expand, unpacked
+from mpcformer.correlations.kinds import KINDS, Dealt, correction_specs, expand, is_shared, unpacked
 from mpcformer.correlations.requests import Request, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
+from mpcformer.ring.packing import WORD, pack
 
 
 class CorrelationStore:
@@ -23,6 +24,7 @@ class CorrelationStore:
         self._seed = seed
         self._session_id = session_id
         self._corrections: dict[int, tuple[Request, list[torch.Tensor]]] = {}
+        self._prepared: dict[int, Dealt] = {}
         self._previewed: dict[int, Request] = {}
         self._masked_weights = False
         # The first operation that is not this store's, if it is a part of another.
@@ -57,12 +59,14 @@ class CorrelationStore:
     def put(self, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
         """Unpack the dealer's correction for `operation` and keep it until it is taken.
 
+        Rank 1 has those alone that rank 0 passes on.
+
         Raises:
-            ProtocolError: this is rank 1, the operation was used or has its correction, or the correction has another
-                shape than the request asks for.
+            ProtocolError: this is rank 1 and the correction is not for it, the operation was used or has its
+                correction, or the correction has another shape than the request asks for.
         """
-        if self.rank != 0:
-            raise ProtocolError("rank 1 takes no corrections: all its shares come from its seed")
+        if self.rank != 0 and not is_shared(request):
+            raise ProtocolError(f"rank 1 takes no correction for {request.kind}: its shares come from its seed")
         self._require_own(operation)
         if operation < self.next_operation or operation in self._corrections:
             raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
@@ -70,6 +74,30 @@ class CorrelationStore:
         if arrived != correction_specs(request):
             raise ProtocolError(f"operation {operation}: correction {arrived} for {request}")
         self._corrections[operation] = request, unpacked(request, correction)
+
+    def passed_on(self, operation: int) -> list[torch.Tensor]:
+        """Return the correction of an operation as it came from the dealer, for rank 1.
+
+        Raises:
+            ProtocolError: it is missing, or none that rank 1 may see.
+        """
+        if operation not in self._corrections or not is_shared(self._corrections[operation][0]):
+            raise ProtocolError(f"operation {operation} has no correction that rank 1 may see")
+        request, correction = self._corrections[operation]
+        layout = [bits for _, bits in KINDS[request.kind].layout(request)]
+        return [c if bits == WORD else pack(c, bits) for c, bits in zip(correction, layout, strict=True)]
+
+    def prepare(self, operation: int) -> None:
+        """Expand an operation whose correction is here now, so that `take` need not.
+
+        Raises:
+            ProtocolError: its correction is missing.
+        """
+        if operation not in self._corrections:
+            raise ProtocolError(f"the dealer's correction for operation {operation} is missing")
+        request, correction = self._corrections[operation]
+        self._prepared[operation] = expand(request, self._key(operation, request), self.rank, correction)
+        self._corrections[operation] = request, []
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Return rank 1's part of a later operation, for what can be computed before the input is known.
@@ -116,14 +144,15 @@ class CorrelationStore:
         """
         operation = self.next_operation
         correction: list[torch.Tensor] = []
-        if self.rank == 0:
+        if self.rank == 0 or is_shared(request):
             if operation not in self._corrections:
                 raise ProtocolError(f"the dealer's correction for operation {operation} ({request.kind}) is missing")
             dealt_for, correction = self._corrections.pop(operation)
             if dealt_for != request:
                 raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
         self._advance(request)
-        return expand(request, self._key(operation, request), self.rank, correction)
+        prepared = self._prepared.pop(operation, None)
+        return prepared or expand(request, self._key(operation, request), self.rank, correction)
 
     def _advance(self, request: Request) -> None:
         self._checked(1)

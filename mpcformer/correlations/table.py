@@ -1,36 +1,42 @@
-"""Tables of a smooth function of one private argument a row: bins rotated by the mask, with a quadratic in each.
+"""Tables of a smooth function of one private argument a row: a public quadratic in each bin, chosen by a secret key.
 
 An argument is a 24-bit number v that stands for the real value (v + base) unit. It is opened as c = (v + r) mod 2^24.
-The top bits of c name a bin, and the next 11 bits x give the position in it. The dealer knows r, so it knows which
-interval of v each bin covers. It fits the function there by a quadratic in x through three Chebyshev nodes and shares
-the coefficients; both owners evaluate their shares at the public x, without a message. For a bin beyond the range the
-dealer also shares a fresh random mark; for all other bins the mark is zero.
+Both c and r are cut into a high part, which counts bins, and a low part. Then v lies in bin b = c_high - r_high or, if
+the low parts borrow, in the one before it; with y = c_low - r_low it is v = b width + y either way. So a public
+quadratic for each b, fitted to the two bins around its start, gives the function from y without a comparison.
+
+The dealer knows r. It shares a point function (`point_function`) that is 1, r_low and r_low^2 at the place r_high and
+zero elsewhere. Each owner expands its key over all bins, turns the coefficients by the public c_high, and adds up
+locally: a share of the quadratic's value, and of whether b is a bin beyond the range, which is the mark. Low parts are
+cut to 11 bits; that moves the argument by a 2048th of a bin.
 
 Where one table would need too many bins (because the function varies most at the low end), two share the work. The
 upper table spans the whole range with coarse bins, is zero below `split`, and tells whether the argument lies there;
 the lower table has fine bins. Numbers beyond 2^24 wrap around. A third table, the guard, therefore has marks but no
 coefficients: its bins are wider and reach up to a power of two beyond the range, above which `protocols.guard` looks.
 
-Error, for bins whose width is d times their lower end: 2 (d / 4)^3 relative for 1 / x, and 0.63 (d / 4)^3 for
-x^(-1/2). The largest d is that of the bin that straddles the low end of the range; above it the error falls with the
-cube.
+Error, for a quadratic whose two bins are d times their lower end wide: 2 (d / 4)^3 relative for 1 / x, and
+0.63 (d / 4)^3 for x^(-1/2). The largest d is that of the bins that straddle the low end of the range; above it the
+error falls with the cube.
 """
 
 import math
 from dataclasses import astuple, dataclass
+from functools import lru_cache
 
 import torch
 
+from mpcformer.correlations import point_function
 from mpcformer.correlations.base import Kind
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import reduce
-from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.ring.random import Stream
 
 LOG_STEPS = 11
 GUARD = "guard"
 FUNCTIONS = ("reciprocal", "rsqrt", "tanh", GUARD)
-MAX_LOG_BINS = 12
+MAX_LOG_BINS = 13
 MAX_BASE = 1 << 53  # float64 is not exact beyond
 
 
@@ -70,6 +76,15 @@ class TableSpec:
         """log2 of the width of a bin, in units of v."""
         return self.BITS - self.log_bins
 
+    def step_of(self, c: torch.Tensor) -> torch.Tensor:
+        """Return the low part of 24-bit numbers, cut to LOG_STEPS bits."""
+        return (c >> (self.bin_bits - LOG_STEPS)) & ((1 << LOG_STEPS) - 1)
+
+    @property
+    def n_shared(self) -> int:
+        """How many numbers the owners share at the mask's bin: 1, r_low and r_low^2, or for a guard the first alone."""
+        return 1 if self.function == GUARD else 3
+
     @property
     def has_lower(self) -> bool:
         """Whether a lower table takes the arguments below `split`."""
@@ -108,50 +123,51 @@ def evaluate(spec: TableSpec, argument: torch.Tensor) -> torch.Tensor:
     return positive.reciprocal() if spec.function == "reciprocal" else positive.rsqrt()
 
 
-def fit(spec: TableSpec, r: torch.Tensor) -> list[torch.Tensor]:
-    """Fit the tables of each row to its mask. Only the dealer can do this.
+@dataclass(frozen=True)
+class Pieces:
+    """What is public of a table: for each bin b, the quadratic around its start.
 
     Args:
-        spec: the table.
-        r: the masks, (rows,).
-
-    Returns:
-        int64 coefficients (rows, bins, 3), marks (rows, bins) and, if there is a lower table, (rows, bins) with a one
-        for each bin that belongs to it. A guard has marks only.
+        coefficients: int64 (3, bins), of y to the powers 0, 1 and 2; a guard has none, (0, bins).
+        outside: int64 (bins,), 1 where both bins lie beyond the range.
+        below: int64 (bins,), 1 where the lower table takes over.
     """
-    size, width = 1 << spec.BITS, 1 << spec.bin_bits
-    starts = (torch.arange(spec.n_bins) * width - r[:, None]) & (size - 1)  # (rows, bins)
+
+    coefficients: torch.Tensor
+    outside: torch.Tensor
+    below: torch.Tensor
+
+
+@lru_cache(maxsize=256)
+def pieces(spec: TableSpec) -> Pieces:
+    """Fit the quadratics of a table, through three Chebyshev nodes each."""
+    width, steps = 1 << spec.bin_bits, 1 << LOG_STEPS
+    starts = torch.arange(spec.n_bins) * width
     if spec.function == GUARD:
-        # The bin that wraps also covers the smallest numbers; its top lies beyond what the guard answers for.
-        return [_marks((starts * spec.unit > spec.high) & (starts + width <= size))]
-    nodes = torch.tensor([math.cos(math.pi * k / 6) for k in (5, 3, 1)], dtype=torch.float64)
-    nodes = (nodes + 1) / 2 * (1 << LOG_STEPS)
-    places = starts[..., None] + (nodes + 0.5) * 2.0 ** (spec.bin_bits - LOG_STEPS)  # (rows, bins, 3)
+        outside = (starts - width) * spec.unit > spec.high
+        return Pieces(torch.empty((0, spec.n_bins), dtype=torch.int64), outside.long(), torch.zeros_like(starts))
+    nodes = torch.tensor([math.cos(math.pi * k / 6) for k in (5, 3, 1)], dtype=torch.float64) * steps
+    places = starts[:, None] + nodes * (width / steps)  # (bins, 3)
     values = evaluate(spec, (places + spec.base) * spec.unit) * 2.0**spec.scale
-    middles = (starts + width / 2 + spec.base) * spec.unit
-    half = spec.unit * width / 2
-    outside = (middles < spec.low - half) | (middles > spec.high + half)
-    below = (middles < spec.split) & (starts + width <= size)
+    middles, reach = (starts + spec.base) * spec.unit, spec.unit * width
+    # What lies before the first bin are the largest numbers, wrapped around.
+    outside = (middles < spec.low - reach) | (middles > spec.high + reach) | (starts == 0)
+    below = (middles < spec.split) & (starts > 0)
     if spec.has_lower:
-        values = values.masked_fill(below[..., None], 0.0)
+        values = values.masked_fill(below[:, None], 0.0)
         outside &= ~below
     vandermonde = torch.stack([nodes**0, nodes, nodes**2], dim=-1)  # (node, power)
-    coefficients = (values @ torch.linalg.inv(vandermonde).T).round().to(torch.int64)
-    return [coefficients, _marks(outside), *([below.long()] if spec.has_lower else [])]
-
-
-def _marks(outside: torch.Tensor) -> torch.Tensor:
-    # Neither owner may know the marks. They are new each time, so that they do not cancel.
-    return Stream(fresh_key()).int64(outside.shape).masked_fill_(~outside, 0)
+    coefficients = (torch.linalg.inv(vandermonde) @ values.T).round().to(torch.int64)
+    return Pieces(coefficients, outside.long(), below.long())
 
 
 class Table(Kind):
-    """Piecewise quadratics of a function on rotated bins, for rows of shape (rows,).
+    """What a lookup in a table needs, for rows of shape (rows,).
 
-    [r] (24 bits), [coefficients]* (rows, bins, 3), [outside]* (rows, bins) over Z_2^32, which is zero in range and
-    random outside; and, if the table is the upper one of two, [below]* (rows, bins), which tells whether the argument
-    is the lower table's. A guard has [r] and [outside]* only.
-    Dealer bytes for each row and bin: 28, with a lower table 36, for a guard 4.
+    [r] (24 bits) and each owner's root of a point function of 2^n places (rows, 2); then the point function's
+    corrections, blocks (rows, n, 2) and leaves (rows, 3), which both owners get; `prepared` makes of these the shares
+    of 1, r_low and r_low^2, (3, rows, bins). A guard has the first of the three alone.
+    Dealer bytes for each row: 16 n + 24; for a guard, 16 n + 8.
     """
 
     def check(self, request: Request) -> None:
@@ -161,21 +177,34 @@ class Table(Kind):
             raise ProtocolError(f"a table takes rows of shape (n,), not {request.shapes[0]}")
         TableSpec.of(request)
 
+    def is_shared(self, request: Request) -> bool:
+        """Return that rank 1 needs the corrections too."""
+        return True
+
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the layouts in the order that the class gives."""
         spec, (rows,) = TableSpec.of(request), request.shapes[0]
-        if spec.function == GUARD:
-            return [((rows, spec.n_bins), 32)]
-        layout: list[tuple[Shape, int]] = [((rows, spec.n_bins, 3), 64), ((rows, spec.n_bins), 32)]
-        return [*layout, ((rows, spec.n_bins), 64)] if spec.has_lower else layout
+        return [((rows, spec.log_bins, 2), 64), ((rows, spec.n_shared), 64)]
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
-        """Draw [r] and, at rank 1, the tables."""
-        drawn = [reduce(stream.int64(request.shapes[0]), TableSpec.BITS)]
-        return drawn + self.draw_corrected(request, stream, rank)
+        """Draw [r] and the owner's root."""
+        return [reduce(stream.int64(request.shapes[0]), TableSpec.BITS), stream.int64((*request.shapes[0], 2))]
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Compute the fitted tables minus rank 1's shares of them."""
-        r = reduce(share_0[0] + share_1[0], TableSpec.BITS)
-        values = fit(TableSpec.of(request), r)
-        return [value - share for value, share in zip(values, share_1[1:], strict=True)]
+        """Compute the point function's corrections."""
+        spec, r = TableSpec.of(request), reduce(share_0[0] + share_1[0], TableSpec.BITS)
+        low = spec.step_of(r)
+        payload = torch.stack([torch.ones_like(low), low, low * low][: spec.n_shared], dim=1)
+        return list(point_function.corrections((share_0[1], share_1[1]), r >> spec.bin_bits, payload, spec.log_bins))
+
+    def prepared(self, request: Request, tensors: list[torch.Tensor], rank: int) -> list[torch.Tensor]:
+        """Expand the point function."""
+        r, root, levels, leaves = tensors
+        if r.device.type == "meta":
+            return [r, leaves.t()[..., None].expand(-1, -1, TableSpec.of(request).n_bins)]
+        return [r, point_function.expand(rank, root, levels, leaves)]
+
+    def kept_bytes(self, request: Request) -> int:
+        """Return the bytes of the expansion."""
+        spec = TableSpec.of(request)
+        return 8 * spec.n_shared * request.shapes[0][0] * spec.n_bins

@@ -14,6 +14,7 @@ class Cost:
         rounds: online messages that an owner must wait for, as `Counters.rounds` counts them.
         bytes_to_data_owner, bytes_to_model_owner: online.
         offline_bytes_to_model_owner: what the data owner sends before its input is used.
+        offline_bytes_to_data_owner: corrections of the dealer that the model owner passes on.
         dealer_bytes: corrections that the dealer sends to the model owner.
         setup_bytes: what the owners send to each other once a session.
     """
@@ -22,6 +23,7 @@ class Cost:
     bytes_to_data_owner: int
     bytes_to_model_owner: int
     offline_bytes_to_model_owner: int
+    offline_bytes_to_data_owner: int
     dealer_bytes: int
     setup_bytes: int
 

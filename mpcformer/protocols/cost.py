@@ -13,7 +13,7 @@ with the engine's estimate.
 from dataclasses import dataclass
 from itertools import zip_longest
 
-from mpcformer.correlations import Request, correction_specs
+from mpcformer.correlations import Request, correction_specs, is_shared
 from mpcformer.protocols.party import MODEL_OWNER, HalfShape, half_bytes
 
 
@@ -42,12 +42,14 @@ class ProtocolCost:
         steps: the messages of the online phase.
         dealer_bytes: what the dealer sends to the model owner.
         offline_bytes_to_model_owner: what the data owner sends before its input is known.
+        offline_bytes_to_data_owner: corrections that the model owner passes on.
         setup_bytes: what the model owner sends once a session.
     """
 
     steps: tuple[Step, ...] = ()
     dealer_bytes: int = 0
     offline_bytes_to_model_owner: int = 0
+    offline_bytes_to_data_owner: int = 0
     setup_bytes: int = 0
 
     @property
@@ -84,6 +86,7 @@ class ProtocolCost:
             steps,
             self.dealer_bytes + other.dealer_bytes,
             self.offline_bytes_to_model_owner + other.offline_bytes_to_model_owner,
+            self.offline_bytes_to_data_owner + other.offline_bytes_to_data_owner,
             self.setup_bytes + other.setup_bytes,
         )
 
@@ -112,5 +115,7 @@ def opening(*halves: HalfShape, ahead: bool = False) -> ProtocolCost:
 
 
 def dealt(*requests: Request) -> ProtocolCost:
-    """Return the cost of correlations: the bytes of the dealer's corrections."""
-    return ProtocolCost(dealer_bytes=sum(spec.n_bytes for request in requests for spec in correction_specs(request)))
+    """Return the cost of correlations: the bytes of the dealer's corrections, and of those that are passed on."""
+    n_bytes = [sum(spec.n_bytes for spec in correction_specs(request)) for request in requests]
+    passed_on = sum(n for n, request in zip(n_bytes, requests, strict=True) if is_shared(request))
+    return ProtocolCost(dealer_bytes=sum(n_bytes), offline_bytes_to_data_owner=passed_on)

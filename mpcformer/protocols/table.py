@@ -1,4 +1,4 @@
-"""A function of one private number a row, from the dealer's rotated tables; see `mpcformer.correlations.table`."""
+"""A function of one private number a row, from public tables and secret keys; see `mpcformer.correlations.table`."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,7 @@ import torch
 
 from mpcformer.correlations import Request
 from mpcformer.correlations.beaver import TripleSpec
-from mpcformer.correlations.table import GUARD, LOG_STEPS, TableSpec
+from mpcformer.correlations.table import GUARD, TableSpec, pieces
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.matmul import half as masked_half
 from mpcformer.protocols.party import Half, Party, shift
@@ -65,13 +65,17 @@ class Lookup:
     Ideal function: f((v + base) unit) 2^scale, piecewise quadratic; and a mark, which is zero if all is in range.
     Shapes: x (rows,), result (rows,).
     Scale: that of the table.
-    Range and error: see `correlations.table`; outside the range the mark is uniform over Z_2^32.
-    The cost for m rows, with u bins in the upper or only table, l in the lower one and g in the guard, is:
-    Cost of one table: 1 round; 3 m bytes each way; 28 m u dealer bytes.
-    Cost of one table with a guard: 1 round; 6 m bytes each way; m (28 u + 4 g) dealer bytes.
-    Cost of two tables: 2 rounds; 30 m bytes each way; m (36 u + 28 l + 16) dealer bytes.
-    Cost of two tables with a guard: 2 rounds; 33 m bytes each way; m (36 u + 28 l + 4 g + 16) dealer bytes.
-    Source: rotated tables after Ishai et al., TCC 2013; quadratics with dealer-fitted coefficients are ours.
+    Range and error: see `correlations.table`; outside the range the mark is not zero modulo 2^32.
+    The cost for m rows, with 2^u bins in the upper or only table, 2^l in the lower one and 2^g in the guard, is:
+    Cost of one table: 1 round; 3 m bytes each way; m (16 u + 24) dealer bytes; m (16 u + 24) passed-on bytes.
+    Cost of one table with a guard: 1 round; 6 m bytes each way; m (16 u + 16 g + 32) dealer bytes;
+        m (16 u + 16 g + 32) passed-on bytes.
+    Cost of two tables: 2 rounds; 30 m bytes each way; m (16 u + 16 l + 64) dealer bytes;
+        m (16 u + 16 l + 48) passed-on bytes.
+    Cost of two tables with a guard: 2 rounds; 33 m bytes each way; m (16 u + 16 l + 16 g + 72) dealer bytes;
+        m (16 u + 16 l + 16 g + 56) passed-on bytes.
+    Source: tables by point functions after Gilboa and Ishai, EUROCRYPT 2014; the public quadratics over two bins are
+        ours.
     """
 
     def __init__(self, function: TableFunction, tensors: list[list[torch.Tensor]], rank: int) -> None:
@@ -106,12 +110,19 @@ class Lookup:
 
 
 def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> list[torch.Tensor]:
-    """Compute [f], the share of the mark and, if there is a lower table, the share of "below"."""
-    rows = torch.arange(c.numel(), device=c.device)
-    index = c >> spec.bin_bits
+    """Compute [f], the share of the mark and, if there is a lower table, the share of "below"; the mark of a guard."""
+    if c.device.type == "meta":  # planning, in which no public number may be computed either
+        return [c] if spec.function == GUARD else [c, c, c] if spec.has_lower else [c, c]
+    public = pieces(spec)
+    bins = ((c >> spec.bin_bits)[:, None] - torch.arange(spec.n_bins)) & (spec.n_bins - 1)  # b, for each place
+    one, *powers = tensors[1]  # each (rows, bins), zero but at r_high
+    marks = [public.outside, public.below] if spec.has_lower else [public.outside]
+    found = [(mark[bins] * one).sum(1) for mark in marks]
     if spec.function == GUARD:
-        return [tensors[1][rows, index]]
-    x = (c >> (spec.bin_bits - LOG_STEPS)) & ((1 << LOG_STEPS) - 1)
-    coefficients, *others = tensors[1:]
-    k0, k1, k2 = coefficients[rows, index].unbind(-1)
-    return [k0 + x * k1 + x * x * k2, *(other[rows, index] for other in others)]
+        return found
+    low, low_squared = powers
+    x = spec.step_of(c)[:, None]
+    k0, k1, k2 = (power[bins] for power in public.coefficients)
+    # k0 + k1 (x - low) + k2 (x - low)^2
+    value = (k0 + x * (k1 + x * k2)) * one - (k1 + 2 * x * k2) * low + k2 * low_squared
+    return [value.sum(1), *found]

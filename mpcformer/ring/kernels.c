@@ -250,7 +250,117 @@ int mpcformer_kernels_matmul(int level, int bits, int is_short, const Product *p
   return 0;
 }
 
+/* ---- point functions: the tree of mpcformer/correlations/point_function.py ----------------------------------------- */
+
+#define FOR_AES __attribute__((target("avx2,aes")))
+#define N_HASHES 4
+#define ROUNDS 10
+/* So many blocks are hashed side by side, because a processor begins a round of AES long before the last one ends. */
+#define LANES 8
+
+typedef struct {
+  __m128i key[ROUNDS + 1];
+} RoundKeys;
+
+int mpcformer_kernels_has_aes(void) {
+  __builtin_cpu_init();
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("aes");
+}
+
+FOR_AES static __m128i next_key(__m128i key, __m128i assisted) {
+  assisted = _mm_shuffle_epi32(assisted, 0xFF);
+  key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
+  key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
+  key = _mm_xor_si128(key, _mm_slli_si128(key, 4));
+  return _mm_xor_si128(key, assisted);
+}
+
+FOR_AES static void set_key(RoundKeys *keys, const void *key) {
+  __m128i *k = keys->key;
+  k[0] = _mm_loadu_si128((const __m128i *)key);
+#define NEXT(i, constant) k[i] = next_key(k[i - 1], _mm_aeskeygenassist_si128(k[i - 1], constant));
+  NEXT(1, 0x01) NEXT(2, 0x02) NEXT(3, 0x04) NEXT(4, 0x08) NEXT(5, 0x10)
+  NEXT(6, 0x20) NEXT(7, 0x40) NEXT(8, 0x80) NEXT(9, 0x1B) NEXT(10, 0x36)
+#undef NEXT
+}
+
+/* out[i] = AES(in[i]) xor in[i], for LANES blocks; all of them are read before one is written. */
+FOR_AES static inline __attribute__((always_inline)) void hash(const RoundKeys *keys, const __m128i *in, __m128i *out) {
+  __m128i x[LANES], from[LANES];
+#pragma GCC unroll 8
+  for (int i = 0; i < LANES; i++) x[i] = _mm_xor_si128(from[i] = in[i], keys->key[0]);
+#pragma GCC unroll 9
+  for (int r = 1; r < ROUNDS; r++) {
+#pragma GCC unroll 8
+    for (int i = 0; i < LANES; i++) x[i] = _mm_aesenc_si128(x[i], keys->key[r]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < LANES; i++) out[i] = _mm_xor_si128(_mm_aesenclast_si128(x[i], keys->key[ROUNDS]), from[i]);
+}
+
+/* Expand the keys of `rows` point functions of 2^n places for the owner `rank`.
+
+   hash_keys: N_HASHES keys of 16 bytes. roots: (rows, 2). levels: (rows, n, 2). leaves: (rows, numbers), numbers <= 4.
+   nodes, bits: room for 2^n + LANES blocks and bytes. out: (numbers, rows, 2^n). */
+FOR_AES void mpcformer_kernels_expand(const void *hash_keys, i64 rows, i64 n, i64 numbers, i64 rank, const i64 *roots,
+                                      const i64 *levels, const i64 *leaves, void *room, uint8_t *bits, i64 *out) {
+  RoundKeys keys[N_HASHES];
+  for (int i = 0; i < N_HASHES; i++) set_key(keys + i, (const char *)hash_keys + 16 * i);
+  __m128i *nodes = room, left[LANES], right[LANES];
+  const __m128i lowest = _mm_set_epi64x(0, 3);
+  i64 places = (i64)1 << n;
+  for (i64 row = 0; row < rows; row++) {
+    nodes[0] = _mm_andnot_si128(lowest, _mm_loadu_si128((const __m128i *)(roots + 2 * row)));
+    bits[0] = (uint8_t)rank;
+    for (i64 level = 0; level < n; level++) {
+      const i64 *correction = levels + 2 * (row * n + level);
+      __m128i block = _mm_andnot_si128(lowest, _mm_loadu_si128((const __m128i *)correction));
+      uint8_t to_left = correction[0] & 1, to_right = correction[0] >> 1 & 1;
+      i64 size = (i64)1 << level;
+      /* From the end, because the children take the place of later nodes. */
+      for (i64 first = (size - 1) / LANES * LANES; first >= 0; first -= LANES) {
+        i64 count = size - first < LANES ? size - first : LANES;
+        uint8_t own[LANES];
+        for (i64 i = 0; i < LANES; i++) own[i] = bits[first + (i < count ? i : 0)];
+        hash(keys, nodes + first, left);
+        hash(keys + 1, nodes + first, right);
+        for (i64 i = 0; i < count; i++) {
+          __m128i mask = _mm_set1_epi64x(-(i64)own[i]);
+          i64 to = 2 * (first + i);
+          bits[to] = (uint8_t)((_mm_cvtsi128_si64(left[i]) & 1) ^ (to_left & own[i]));
+          bits[to + 1] = (uint8_t)((_mm_cvtsi128_si64(right[i]) & 1) ^ (to_right & own[i]));
+          nodes[to] = _mm_xor_si128(_mm_andnot_si128(lowest, left[i]), _mm_and_si128(block, mask));
+          nodes[to + 1] = _mm_xor_si128(_mm_andnot_si128(lowest, right[i]), _mm_and_si128(block, mask));
+        }
+      }
+    }
+    for (i64 first = 0; first < places; first += LANES) {
+      i64 count = places - first < LANES ? places - first : LANES;
+      hash(keys + 2, nodes + first, left);
+      if (numbers > 2) hash(keys + 3, nodes + first, right);
+      for (i64 k = 0; k < numbers; k++) {
+        i64 leaf = leaves[row * numbers + k], *to = out + (k * rows + row) * places + first;
+        for (i64 i = 0; i < count; i++) {
+          i64 words[4];
+          _mm_storeu_si128((__m128i *)words, left[i]);
+          _mm_storeu_si128((__m128i *)(words + 2), right[i]);
+          u64 value = (u64)words[k] + (u64)leaf * bits[first + i];
+          to[i] = (i64)(rank ? -value : value);
+        }
+      }
+    }
+  }
+}
+
 #else
+
+int mpcformer_kernels_has_aes(void) { return 0; }
+
+void mpcformer_kernels_expand(const void *hash_keys, i64 rows, i64 n, i64 numbers, i64 rank, const i64 *roots,
+                              const i64 *levels, const i64 *leaves, void *room, uint8_t *bits, i64 *out) {
+  (void)hash_keys, (void)rows, (void)n, (void)numbers, (void)rank, (void)roots, (void)levels, (void)leaves, (void)room;
+  (void)bits, (void)out;
+}
 
 int mpcformer_kernels_level(void) { return NONE; }
 

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from mpcformer.ring.random import BLOCK_WORDS, block_hash, hash_key
+
 SWITCH = "MPCFORMER_KERNELS"
 OFF = f"{SWITCH} is off"
 NO_FILE = "the set-up found no C compiler"
@@ -27,6 +29,8 @@ LEVELS = {1: "AVX2", 2: "AVX-512"}
 WORTH_A_THREAD = 1 << 22
 # Columns are dealt out to threads by as many as the widest tile has.
 TILE_COLUMNS = 48
+# Of kernels.c: blocks that are hashed side by side, and hash functions of a tree.
+LANES, N_HASHES = 8, 4
 
 
 class Product(ctypes.Structure):
@@ -55,6 +59,11 @@ class Kernels:
         self._matmul = library.mpcformer_kernels_matmul
         self._matmul.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(Product)]
         self.level = level
+
+        self._expand = library.mpcformer_kernels_expand
+        self._expand.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 6]
+        self._expand.restype = None
+        self.has_aes = bool(library.mpcformer_kernels_has_aes())
 
     @property
     def name(self) -> str:
@@ -102,13 +111,34 @@ class Kernels:
         if self._matmul(self.level, bits, int(y.dtype == torch.int32), ctypes.byref(arguments)):
             raise ValueError(f"kernels.c has no product of level {self.level} for {bits} bits and {y.dtype}")
 
+    def expand(self, rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
+        """Do as `point_function.expand` does, on a processor that has AES instructions; see `has_aes`."""
+        root, levels, leaves = (x.contiguous() for x in (root, levels, leaves))
+        (rows, n), n_numbers = levels.shape[:2], leaves.size(1)
+        nodes = torch.empty(((1 << n) + LANES) * BLOCK_WORDS, dtype=torch.int64)
+        bits = torch.empty((1 << n) + LANES, dtype=torch.uint8)
+        out = torch.empty((n_numbers, rows, 1 << n), dtype=torch.int64)
+        pointers = (x.data_ptr() for x in (root, levels, leaves, nodes, bits, out))
+        self._expand(b"".join(map(hash_key, range(N_HASHES))), rows, n, n_numbers, rank, *pointers)
+        return out
+
+    def _hashes_right(self) -> bool:
+        """Return whether a tree of one level is made of the hashes of `random.block_hash`."""
+        root, leaves = torch.tensor([[5, 9]]), torch.tensor([[1, 2, 3]])
+        found = self.expand(0, root, torch.zeros(1, 1, 2, dtype=torch.int64), leaves)
+        lowest = torch.tensor([3, 0])
+        children = torch.stack([block_hash(root & ~lowest, which)[0] for which in (0, 1)])
+        numbers = torch.cat([block_hash(children & ~lowest, which) for which in (2, 3)], dim=1)[:, :3]
+        return torch.equal(found[:, 0].t(), numbers + leaves * (children[:, :1] & 1))
+
     def are_right(self) -> bool:
-        """Return whether they give torch's numbers, on a product that has edges of all kinds."""
+        """Return whether they give torch's numbers, on a product that has edges of all kinds and on a small tree."""
         numbers = torch.arange(11 * 301, dtype=torch.int64).view(11, 301) * 0x1E3779B97F4A7C15 + (1 << 63)
         x, y = numbers, numbers.t().contiguous().repeat(1, 5)[:, :53]
         short = y.to(torch.int32)
         cases = (y, 64, x @ y), (short, 64, x @ short.long()), (short, 32, (x.to(torch.int32) @ short).long())
-        return all(torch.equal(self.matmul(x, right, bits), expected) for right, bits, expected in cases)
+        products = all(torch.equal(self.matmul(x, right, bits), expected) for right, bits, expected in cases)
+        return products and (not self.has_aes or self._hashes_right())
 
 
 def _parts(n_columns: int, n_threads: int) -> Sequence[slice]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 
 import torch
 from cryptography.hazmat.primitives import hashes
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 KEY_BYTES = 16
+# An AES block in words of 64 bits.
+BLOCK_WORDS = 2
 
 
 class DeterministicKeys:
@@ -137,6 +140,32 @@ class Stream:
 
     def __repr__(self) -> str:
         return "Stream(<key hidden>)"
+
+
+@cache
+def hash_key(which: int) -> bytes:
+    """Return the key of a hash function of `block_hash`. It is public, and derived so that nobody chose it."""
+    return derive_key(bytes(KEY_BYTES), "block hash", which)
+
+
+def block_hash(blocks: torch.Tensor, which: int) -> torch.Tensor:
+    """Hash blocks by AES with a fixed key: AES(x) xor x, after Matyas, Meyer and Oseas.
+
+    Args:
+        blocks: int64 (..., 2), a block each.
+        which: the number of the hash function.
+
+    Returns:
+        int64 (..., 2).
+    """
+    blocks = blocks.contiguous()
+    # The library wants room for one block more than it writes.
+    out = torch.empty(blocks.numel() + BLOCK_WORDS, dtype=torch.int64)
+    if blocks.numel():
+        encryptor = Cipher(algorithms.AES(hash_key(which)), modes.ECB()).encryptor()
+        source, target = (memoryview(x.view(-1).numpy()).cast("B") for x in (blocks, out))  # type: ignore[arg-type]
+        encryptor.update_into(source, target)
+    return out[: blocks.numel()].view(blocks.shape).bitwise_xor_(blocks)
 
 
 def _check_key(key: bytes) -> None:

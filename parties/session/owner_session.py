@@ -10,7 +10,14 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations import CorrelationStore, Request, correction_specs, correlation_plan_digest
+from mpcformer.correlations import (
+    CorrelationStore,
+    Request,
+    correction_specs,
+    correlation_plan_digest,
+    is_shared,
+    kept_bytes,
+)
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.session import transcript
@@ -146,6 +153,7 @@ class OwnerSession:
             pause()
             with self._timed(self.dealing, dealt.offline):
                 self._fetch(segment, first, dealt.offline)
+                self._pass_on(segment, first)
                 dealt.batch.offline(index)
             first += len(segment)
         # The data owner only sends, and would be done long before the model owner has the dealer's corrections.
@@ -207,6 +215,7 @@ class OwnerSession:
             with self._timed(self.dealing, report.offline):
                 for segment in group:
                     self._fetch(segments[segment], first, report.offline)
+                    self._pass_on(segments[segment], first)
                     first += len(segments[segment])
                     dealt.batch.offline(segment)
                 self._barrier()
@@ -282,6 +291,22 @@ class OwnerSession:
         finally:
             self._asked_dealer_at = None
 
+    def _pass_on(self, plan: list[Request], first: int) -> None:
+        """Pass those corrections on that the data owner needs too, and expand them; the first operation is `first`."""
+        shared = [(operation, request) for operation, request in enumerate(plan, start=first) if is_shared(request)]
+        if not shared:
+            return
+        if self.rank == MODEL_OWNER:
+            self.dealing.send([tensor for operation, _ in shared for tensor in self._part.passed_on(operation)])
+        else:
+            specs = [spec for _, request in shared for spec in correction_specs(request)]
+            arrived = iter(self.dealing.receive(specs))
+            for operation, request in shared:
+                correction = [next(arrived) for _ in correction_specs(request)]
+                self._part.put(operation, request, correction)
+        for operation, _ in shared:
+            self._part.prepare(operation)
+
     def _noting_when(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
         self._asked_dealer_at = time.monotonic()
         for frame in frames:
@@ -320,8 +345,8 @@ class OwnerSession:
 
 
 def bytes_of(requests: list[Request]) -> int:
-    """Return the size of the corrections for these requests."""
-    return sum(spec.n_bytes for request in requests for spec in correction_specs(request))
+    """Return the bytes that wait at an owner between dealing and use of these correlations."""
+    return sum(map(kept_bytes, requests))
 
 
 def groups(segments: list[list[Request]], pool_bytes: int) -> list[list[int]]:

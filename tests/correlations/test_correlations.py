@@ -74,7 +74,7 @@ def test_rank_one_gets_nothing_from_the_dealer_and_sessions_differ() -> None:
     keys = {session_key(KEY_0, session, op, r) for session in sessions for op in range(10) for r in requests}
     assert len(keys) == 40
     store = CorrelationStore(rank=1, seed=KEY_1, session_id=b"s" * 16)
-    with pytest.raises(ProtocolError, match="rank 1 takes no corrections"):
+    with pytest.raises(ProtocolError, match="rank 1 takes no correction for"):
         store.put(0, request, [])
     assert store.take(request).shares[0].shape == (8,)
 

@@ -164,7 +164,7 @@ def factor() -> Case:
 
 
 def looked_up(label: str, low: float, guarded: bool) -> Case:
-    function = tables_of("reciprocal", low, 1.0, 2.0**-30, 12, 0.33, max_log_bins=6, guarded=guarded)
+    function = tables_of("reciprocal", low, 1.0, 2.0**-30, 12, 0.33, max_log_bins=7, guarded=guarded)
 
     def run(party: Party) -> None:
         tensors = [party.take(request) for request in Lookup.requests(function, 9)]
@@ -177,7 +177,7 @@ def looked_up(label: str, low: float, guarded: bool) -> Case:
 
 def bins(function: TableFunction) -> dict[str, int]:
     parts = {"u": function.upper, "l": function.lower, "g": function.guard}
-    return {name: part.spec.n_bins for name, part in parts.items() if part}
+    return {name: part.spec.log_bins for name, part in parts.items() if part}
 
 
 def pieces(name: str, function: PiecewiseFunction) -> Case:

@@ -35,6 +35,7 @@ UNITS = {
     "bytes to the model owner": "bytes_to_model_owner",
     "bytes to the data owner": "bytes_to_data_owner",
     "dealer bytes": "dealer_bytes",
+    "passed-on bytes": "offline_bytes_to_data_owner",
     "set-up bytes": "setup_bytes",
 }
 FIELDS = {*UNITS.values(), "offline_bytes_to_model_owner"}
@@ -91,8 +92,8 @@ class Phase:
     payload: int
 
 
-def measured(run: Run, ends: Sequence[Channel]) -> tuple[list[list[Phase]], int]:
-    """Run a protocol at both owners; return what each of them counted by phase, and the dealer's bytes."""
+def measured(run: Run, ends: Sequence[Channel]) -> tuple[list[list[Phase]], list[int]]:
+    """Run a protocol at both owners; return what each of them counted by phase, and the corrections' bytes at each."""
     seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
     dealers = [InlineDealer(rank, seeds, session_id) for rank in (0, 1)]
     meet = threading.Barrier(2)
@@ -109,7 +110,7 @@ def measured(run: Run, ends: Sequence[Channel]) -> tuple[list[list[Phase]], int]
             meet.wait(20)
         return phases
 
-    return in_two_threads(owner), dealers[0].dealt_bytes
+    return in_two_threads(owner), [dealer.dealt_bytes for dealer in dealers]
 
 
 def fields_of(cost: ProtocolCost) -> dict[str, int]:
@@ -129,7 +130,8 @@ def test_a_protocol_costs_what_it_states(case: Case, transport: str, files: dict
         "rounds": max(online_0.counters.rounds, online_1.counters.rounds),
         "bytes_to_model_owner": online_0.payload,
         "bytes_to_data_owner": online_1.payload,
-        "dealer_bytes": dealt,
+        "dealer_bytes": dealt[0],
+        "offline_bytes_to_data_owner": dealt[1],
         "offline_bytes_to_model_owner": offline_0.payload,
         "setup_bytes": setup_1.payload,
     } == fields_of(case.cost)

@@ -39,12 +39,12 @@ def functions() -> list[tuple[str, TableFunction, float, float, float]]:
 
 
 def stated_error(function: TableFunction) -> float:
-    """Compute the bound of correlations/table.py for the bin at the low end, plus the error of 11-bit positions."""
+    """Compute the bound of correlations/table.py for the bins at the low end, plus the error of 11-bit positions."""
     found = []
     for argument in (function.upper, function.lower):
         if argument is not None:
             spec = argument.spec
-            width = spec.unit * 2.0**spec.bin_bits
+            width = 2 * spec.unit * 2.0**spec.bin_bits
             d = width / ((spec.split or spec.low) - width)
             found.append((2 if spec.function == "reciprocal" else 0.63) * (d / 4) ** 3 + d / 2**11)
     return max(found)
@@ -77,7 +77,7 @@ def test_tables(name: str, function: TableFunction, low: float, high: float, uni
     assert int(mark.count_nonzero()) == 0
     assert counters[0].rounds == (1 if function.lower is None else 2)
     tables = [request for request in requests if request.kind == "table"]
-    stated = sum(3000 * (1 << int(r.params[0])) * (4 if r.op == "guard" else 36 if r.params[7] else 28) for r in tables)
+    stated = sum(3000 * (16 * int(r.params[0]) + (8 if r.op == "guard" else 24)) for r in tables)
     assert dealer_bytes(requests) == stated + (0 if function.lower is None else 3000 * 16)
     assert all(r.params[0] <= MAX_LOG_BINS for r in tables)
 

@@ -71,6 +71,7 @@ class CrypTenEngine:
             bytes_to_data_owner=online.bytes_received,
             bytes_to_model_owner=online.bytes_sent,
             offline_bytes_to_model_owner=0,
+            offline_bytes_to_data_owner=0,
             dealer_bytes=dealer_bytes(requests),
             setup_bytes=KEY_BYTES,
         )

@@ -19,7 +19,7 @@ from mpcformer.protocols.table import TableFunction
 STREAM_BITS = 32
 # The scale of a normalised row as the product leaves it, in Z_2^64.
 NORMAL_SCALE = 26
-RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 7
+RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 8
 # Below 13, a stream is shifted so far that it no longer fills the 32 bits in which it is opened.
 FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
 MAX_LOG_UNIT = 4

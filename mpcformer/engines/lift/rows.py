@@ -31,7 +31,7 @@ from mpcformer.protocols.table import TableFunction
 RECIPROCAL_WIDTH = 0.33
 # A row that is squared again need not be divided exactly; its mean is within MEAN_SLACK of one.
 COARSE_WIDTH, MEAN_SLACK = 0.7, 1.4
-MAX_ROW_LOG_BINS = 6
+MAX_ROW_LOG_BINS = 8
 # Divided rows have tables. The guard of other rows marks a mean times key_factor from 2 on: 8 / 7 of that by n.
 DIVIDED_ROW_SLACK, CONST_ROW_SLACK = 1.25, 16 / 7
 # A row this small, relative to the largest, still has 5 of the CONTEXT_SCALE bits of its product with the values.

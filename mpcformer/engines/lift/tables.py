@@ -10,8 +10,8 @@ from mpcformer.protocols.table import Argument, TableFunction
 _GUARD_BINS = 2.5
 # An argument is multiplied and shifted to count steps; what a shift leaves of the ring must hold the count.
 MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
-# A bin of the guard is at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
-GUARD_LOG_BINS, _SLACK = 6, 1.08
+# Two bins of the guard are at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
+GUARD_LOG_BINS, _SLACK = 7, 1.08
 
 
 def table(
@@ -35,7 +35,7 @@ def table(
         low, high: the range.
         unit: the number that the integer 1 stands for.
         scale: fraction bits of the result.
-        width: how wide a bin may be, relative to the low end; for tanh in absolute numbers.
+        width: how wide the two bins of a quadratic may be, relative to the low end; for tanh in absolute numbers.
         max_log_bins: log2 of the most bins that one table may have; a wider range has two tables.
         epsilon: what rsqrt adds to its argument.
         guarded: whether numbers above the range are marked by a guard.
@@ -66,13 +66,13 @@ def table(
     guard, guard_bits = _guard_of(high, unit) if guarded and name != "tanh" else (None, 0)
 
     def log_bins_to(high: float) -> int:
-        return max(4, math.ceil(math.log2((high * slack - bottom) / finest + 2 * _GUARD_BINS + 1)))
+        return max(4, math.ceil(math.log2(2 * (high * slack - bottom) / finest + 2 * _GUARD_BINS + 1)))
 
     log_bins = log_bins_to(high)
     if log_bins <= max_log_bins:
         return TableFunction(argument(low, high, log_bins), guard=guard, guard_bits=guard_bits)
     split = math.sqrt(low * high)
-    log_bins = math.ceil(math.log2(high / split / width + 8))
+    log_bins = math.ceil(math.log2(2 * high / split / width + 8))
     too_wide = RangeError(
         f"the calibrated range of a {name}, {low:.3g}..{high:.3g}, is too wide for its tables",
         "distil the student again, or use --engine crypten",
@@ -91,7 +91,7 @@ def table(
 def _guard_of(high: float, unit: float) -> tuple[Argument, int]:
     """Return the guard that marks from a little above `high` up to 2^(bits + 1), and bits: 2^bits is above `high`."""
     bits = math.frexp(high * _SLACK / unit)[1]
-    # The guard reaches two bins beyond 2^(bits + 1), so that the bin that wraps around lies above it.
+    # The guard reaches some bins beyond 2^(bits + 1), so that the bins that wrap around lie above it.
     shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
     if shift > MAX_TABLE_SHIFT:
         raise RangeError(

@@ -1,0 +1,115 @@
+"""Distributed point functions: two short keys that expand to shares of a vector that is zero but for one secret place.
+
+Each owner has a root, which is uniform and known to it and the dealer alone. A tree of 2^n leaves grows from it: each
+node is a block of 126 bits and a bit. The dealer's corrections, the same for both owners, make the owners' nodes equal
+everywhere but on the way to the secret place, where the blocks are independent and the bits differ. A node's children
+are two fixed-key hashes of its block, corrected if its bit is set. A leaf becomes numbers of Z_2^64: equal ones, which
+cancel, or such as add up to the payload.
+
+An owner's root and the corrections look like uniform bits, whatever place and payload are.
+Source: Boyle, Gilboa, Ishai, Function Secret Sharing: Improvements and Extensions, CCS 2016, figure 1; the hash is the
+Matyas-Meyer-Oseas construction on AES, as there.
+
+Shapes: R rows, n = log2 of the number of places, C numbers of payload at most `MAX_PAYLOAD`.
+"""
+
+import torch
+
+from mpcformer.ring.kernels import load
+from mpcformer.ring.random import BLOCK_WORDS, block_hash
+
+MAX_PAYLOAD = 2 * BLOCK_WORDS
+# The lowest bits of a block's first word: the children's bits in a correction; a child's own bit, before it is cleared.
+BITS = 0b11
+
+
+def corrections(
+    roots: tuple[torch.Tensor, torch.Tensor], places: torch.Tensor, payload: torch.Tensor, n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Compute what both owners need beside their roots. Only the dealer can do this.
+
+    Args:
+        roots: the owners' roots, int64 (R, 2).
+        places: where the payload is, int64 (R,) in [0, 2^n).
+        payload: int64 (R, C).
+        n: log2 of the number of places.
+
+    Returns:
+        int64 (R, n, 2), a block for each level, and (R, C) for the leaves.
+    """
+    blocks = [root & ~_lowest() for root in roots]
+    bits = [torch.zeros_like(places), torch.ones_like(places)]
+    levels = []
+    for level in range(n):
+        turn = (places >> (n - 1 - level)) & 1  # 1 where the way goes right
+        children = [_children(block) for block in blocks]
+        (kept_0, lost_0), (kept_1, lost_1) = (_chosen(pair, turn) for pair in children)
+        own = [[child[:, 0] & 1 for child in pair] for pair in children]
+        block = (lost_0 ^ lost_1) & ~_lowest()
+        left, right = own[0][0] ^ own[1][0] ^ turn ^ 1, own[0][1] ^ own[1][1] ^ turn
+        block[:, 0] |= left | (right << 1)
+        levels.append(block)
+        kept_bits = [torch.where(turn == 1, pair[1], pair[0]) for pair in own]
+        corrected = torch.where(turn == 1, right, left)
+        blocks = [
+            (kept ^ (block & -bit[:, None])) & ~_lowest() for kept, bit in zip((kept_0, kept_1), bits, strict=True)
+        ]
+        bits = [kept ^ (corrected & bit) for kept, bit in zip(kept_bits, bits, strict=True)]
+    difference = payload - _numbers(blocks[0], payload.size(1)) + _numbers(blocks[1], payload.size(1))
+    return torch.stack(levels, dim=1), torch.where(bits[1][:, None] == 1, -difference, difference)
+
+
+def expand(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
+    """Expand an owner's key: its share of the payload at the secret place, and of zero elsewhere.
+
+    Args:
+        rank: of the owner.
+        root: its root, int64 (R, 2).
+        levels, leaves: from `corrections`.
+
+    Returns:
+        int64 (C, R, 2^n).
+    """
+    kernels, _ = load()
+    if kernels is not None and kernels.has_aes:
+        return kernels.expand(rank, root, levels, leaves)
+    return expand_by_torch(rank, root, levels, leaves)
+
+
+def expand_by_torch(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
+    """Do as `expand` does, without the compiled functions."""
+    rows, n = levels.shape[:2]
+    block, bit = (root & ~_lowest())[:, None], torch.full((rows, 1), rank, dtype=torch.int64)
+    for level in range(n):
+        mask = -bit
+        corrected = levels[:, level, None] & mask[..., None]  # (R, nodes, 2)
+        both = corrected[..., 0] & BITS
+        corrected = corrected & ~_lowest()
+        children = torch.stack(_children(block), dim=2)  # (R, nodes, 2 children, 2)
+        own = (children[..., 0] & 1) ^ torch.stack([both & 1, both >> 1], dim=2)
+        block = ((children & ~_lowest()) ^ corrected[:, :, None]).view(rows, -1, BLOCK_WORDS)
+        bit = own.view(rows, -1)
+    numbers = _numbers(block, leaves.size(1)) + leaves[:, None] * bit[..., None]
+    signed = -numbers if rank == 1 else numbers
+    return signed.permute(2, 0, 1).contiguous()
+
+
+def _lowest() -> torch.Tensor:
+    return torch.tensor([BITS, 0])
+
+
+def _children(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return block_hash(block, 0), block_hash(block, 1)
+
+
+def _chosen(children: tuple[torch.Tensor, torch.Tensor], turn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the child on the way, and the other one."""
+    left, right = children
+    goes_right = (turn == 1)[:, None]
+    return torch.where(goes_right, right, left), torch.where(goes_right, left, right)
+
+
+def _numbers(block: torch.Tensor, n_numbers: int) -> torch.Tensor:
+    """Turn blocks (..., 2) into numbers (..., n_numbers), by other hashes than those of the tree."""
+    parts = [block_hash(block, 2 + i) for i in range(-(-n_numbers // BLOCK_WORDS))]
+    return torch.cat(parts, dim=-1)[..., :n_numbers]

@@ -1,0 +1,79 @@
+"""Keys of point functions expand to the payload at the secret place, and look like uniform bits."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mpcformer.correlations import point_function
+from mpcformer.ring import kernels
+from mpcformer.ring.random import Stream, block_hash, derive_key
+
+FOUND, WHY_NOT = kernels.load()
+needs_kernels = pytest.mark.skipif(FOUND is None or not FOUND.has_aes, reason=WHY_NOT or "no AES instructions here")
+
+
+def keys(seed: int, places: torch.Tensor, payload: torch.Tensor, n: int) -> tuple[list[torch.Tensor], ...]:
+    """Return both owners' roots, and the corrections."""
+    stream = Stream(derive_key(bytes(16), seed))
+    roots = [stream.int64((len(places), 2)) for _ in range(2)]
+    return roots, list(point_function.corrections((roots[0], roots[1]), places, payload, n))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 8), st.integers(1, 4), st.data())
+def test_the_expansions_add_up_to_the_payload(seed: int, n: int, width: int, data: st.DataObject) -> None:
+    places = torch.tensor(data.draw(st.lists(st.integers(0, 2**n - 1), min_size=1, max_size=9)))
+    payload = Stream(derive_key(bytes(16), seed + 1)).int64((len(places), width))
+    roots, corrections = keys(seed, places, payload, n)
+    total = sum(point_function.expand(rank, root, *corrections) for rank, root in enumerate(roots))
+    expected = torch.zeros(width, len(places), 2**n, dtype=torch.int64)
+    expected[:, torch.arange(len(places)), places] = payload.t()
+    assert torch.equal(torch.as_tensor(total), expected)
+
+
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
+def test_the_compiled_expansion_is_the_same(seed: int, n: int, width: int, rows: int) -> None:
+    stream = Stream(derive_key(bytes(16), seed))
+    key = stream.int64((rows, 2)), stream.int64((rows, n, 2)), stream.int64((rows, width))
+    assert FOUND is not None
+    for rank in (0, 1):
+        assert torch.equal(FOUND.expand(rank, *key), point_function.expand_by_torch(rank, *key))
+
+
+def test_other_roots_give_other_keys_and_the_same_ones_the_same() -> None:
+    places, payload = torch.tensor([3, 3]), torch.tensor([[1, 5, 25]] * 2)
+    first, again, other = (keys(seed, places, payload, 5)[1] for seed in (1, 1, 2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not any((a == b).any() for a, b in zip(first, other, strict=True))
+    assert not (first[0][0] == first[0][1]).any(), "the same point has another key in each row"
+
+
+@pytest.mark.parametrize("place", [0, 5, 15])
+def test_a_key_looks_uniform_whatever_the_place_and_the_payload(place: int) -> None:
+    rows, n = 4000, 4
+    payload = torch.tensor([[1, 0, 0]]).expand(rows, -1)
+    roots, (levels, leaves) = keys(place, torch.full((rows,), place), payload, n)
+    for words in (levels[..., 0], levels[..., 1], leaves):
+        for bit in range(64):
+            share = float(((words >> bit) & 1).double().mean())
+            assert abs(share - 0.5) < 6 * 0.5 / math.sqrt(words.numel()), bit
+    # A single share of the vector is as uniform at the place as elsewhere.
+    for rank, root in enumerate(roots):
+        values = point_function.expand(rank, root, levels, leaves)
+        for bit in (0, 1, 31, 62):
+            share = ((values >> bit) & 1).double().mean(1)
+            assert float((share - 0.5).abs().max()) < 6 * 0.5 / math.sqrt(rows)
+
+
+def test_hashes_are_aes_of_each_block_and_differ() -> None:
+    blocks = Stream(bytes(16)).int64((3, 5, 2))
+    first, second = block_hash(blocks, 0), block_hash(blocks, 1)
+    assert first.shape == blocks.shape
+    assert torch.equal(first[1, 2], block_hash(blocks[1, 2], 0))
+    assert not (first == second).any()
+    assert block_hash(blocks[:0], 0).shape == (0, 5, 2)
