@@ -121,7 +121,11 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             "online_bytes": sum(
                 batch.online.bytes_received for batches in results[0].batches.values() for batch in batches
             ),
-            "offline_bytes": sum(batch.offline.bytes_received for batch in results[0].batches["model-owner"]),
+            "offline_bytes": sum(
+                batch.offline.bytes_received
+                for owner in ("model-owner", "data-owner")
+                for batch in results[0].batches[owner]
+            ),
             "dealer_bytes": sum(batch.offline.bytes_from_dealer for batch in results[0].batches["model-owner"]),
             "setup_bytes": results[0].reports["data-owner"].setup.bytes_received,
             "rounds": int(median(b.online.rounds for b in results[0].batches["data-owner"])),
