@@ -81,7 +81,8 @@ class CorrelationStore:
         Raises:
             ProtocolError: it is missing, or none that rank 1 may see.
         """
-        if operation not in self._corrections or not is_shared(self._corrections[operation][0]):
+        known = operation in self._corrections and operation not in self._prepared
+        if not known or not is_shared(self._corrections[operation][0]):
             raise ProtocolError(f"operation {operation} has no correction that rank 1 may see")
         request, correction = self._corrections[operation]
         layout = [bits for _, bits in KINDS[request.kind].layout(request)]
@@ -93,8 +94,8 @@ class CorrelationStore:
         Raises:
             ProtocolError: its correction is missing.
         """
-        if operation not in self._corrections:
-            raise ProtocolError(f"the dealer's correction for operation {operation} is missing")
+        if operation not in self._corrections or operation in self._prepared:
+            raise ProtocolError(f"operation {operation} has no correction, or was prepared before")
         request, correction = self._corrections[operation]
         self._prepared[operation] = expand(request, self._key(operation, request), self.rank, correction)
         self._corrections[operation] = request, []
@@ -106,7 +107,8 @@ class CorrelationStore:
             ProtocolError: this is rank 0, or the operation was used or looked at before.
         """
         self._require_own(operation)
-        if self.rank != 1 or operation < self.next_operation or operation in self._previewed:
+        used = operation < self.next_operation or operation in self._previewed
+        if self.rank != 1 or used or is_shared(request):
             raise ProtocolError(f"operation {operation} cannot be looked at ahead of its use, or again")
         self._previewed[operation] = request
         return expand(request, self._key(operation, request), 1, [])

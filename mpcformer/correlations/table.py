@@ -22,7 +22,9 @@ error falls with the cube.
 
 import math
 from dataclasses import astuple, dataclass
-from functools import lru_cache
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from fractions import Fraction
+from functools import cache
 
 import torch
 
@@ -38,6 +40,11 @@ GUARD = "guard"
 FUNCTIONS = ("reciprocal", "rsqrt", "tanh", GUARD)
 MAX_LOG_BINS = 13
 MAX_BASE = 1 << 53  # float64 is not exact beyond
+# The Chebyshev nodes of a quadratic are 0 and this many steps on either side: 2^11 cos(pi / 6).
+NODE = 1774
+# Values of functions have so many bits beyond the scale before the coefficients are rounded, and tanh so many digits.
+GUARD_BITS, DECIMALS = 40, 60
+ROWS_AT_ONCE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -115,12 +122,23 @@ class TableSpec:
         return spec
 
 
-def evaluate(spec: TableSpec, argument: torch.Tensor) -> torch.Tensor:
-    """Evaluate the function in float64."""
+def evaluate(spec: TableSpec, place: int) -> int:
+    """Return the function at (place + base) unit, times 2^(scale + GUARD_BITS), rounded down.
+
+    Both owners compute the coefficients, and every bit of a share counts: a coefficient that differs by one between two
+    processors would make the result random. So there are integers and decimals here, and no floating point.
+    """
+    numerator, denominator = spec.unit.as_integer_ratio()
+    argument = Fraction((place + spec.base) * numerator, denominator)
+    scale = spec.scale + GUARD_BITS
     if spec.function == "tanh":
-        return torch.tanh(argument)
-    positive = argument.clamp(min=spec.low / 4) + spec.epsilon
-    return positive.reciprocal() if spec.function == "reciprocal" else positive.rsqrt()
+        with localcontext(Context(prec=DECIMALS, rounding=ROUND_HALF_EVEN)):
+            grown = (2 * Decimal(argument.numerator) / Decimal(argument.denominator)).exp()
+            return math.floor((grown - 1) / (grown + 1) * (1 << scale))
+    positive = max(argument, Fraction(spec.low) / 4) + Fraction(spec.epsilon)
+    if spec.function == "reciprocal":
+        return (positive.denominator << scale) // positive.numerator
+    return math.isqrt((positive.denominator << (2 * scale)) // positive.numerator)
 
 
 @dataclass(frozen=True)
@@ -128,7 +146,8 @@ class Pieces:
     """What is public of a table: for each bin b, the quadratic around its start.
 
     Args:
-        coefficients: int64 (3, bins), of y to the powers 0, 1 and 2; a guard has none, (0, bins).
+        coefficients: int64 (3, bins), of y to the powers 0, 1 and 2; zero in bins that are outside or below. A guard
+            has none, (3, 0).
         outside: int64 (bins,), 1 where both bins lie beyond the range.
         below: int64 (bins,), 1 where the lower table takes over.
     """
@@ -138,27 +157,41 @@ class Pieces:
     below: torch.Tensor
 
 
-@lru_cache(maxsize=256)
+@cache
 def pieces(spec: TableSpec) -> Pieces:
-    """Fit the quadratics of a table, through three Chebyshev nodes each."""
-    width, steps = 1 << spec.bin_bits, 1 << LOG_STEPS
-    starts = torch.arange(spec.n_bins) * width
-    if spec.function == GUARD:
-        outside = (starts - width) * spec.unit > spec.high
-        return Pieces(torch.empty((0, spec.n_bins), dtype=torch.int64), outside.long(), torch.zeros_like(starts))
-    nodes = torch.tensor([math.cos(math.pi * k / 6) for k in (5, 3, 1)], dtype=torch.float64) * steps
-    places = starts[:, None] + nodes * (width / steps)  # (bins, 3)
-    values = evaluate(spec, (places + spec.base) * spec.unit) * 2.0**spec.scale
-    middles, reach = (starts + spec.base) * spec.unit, spec.unit * width
-    # What lies before the first bin are the largest numbers, wrapped around.
-    outside = (middles < spec.low - reach) | (middles > spec.high + reach) | (starts == 0)
-    below = (middles < spec.split) & (starts > 0)
-    if spec.has_lower:
-        values = values.masked_fill(below[:, None], 0.0)
-        outside &= ~below
-    vandermonde = torch.stack([nodes**0, nodes, nodes**2], dim=-1)  # (node, power)
-    coefficients = (torch.linalg.inv(vandermonde) @ values.T).round().to(torch.int64)
-    return Pieces(coefficients, outside.long(), below.long())
+    """Fit the quadratics of a table, through three nodes each."""
+    width, step = 1 << spec.bin_bits, 1 << (spec.bin_bits - LOG_STEPS)
+    coefficients: list[tuple[int, int, int]] = []
+    outside, below = [], []
+    for start in range(0, spec.n_bins * width, width):
+        middle, reach = (start + spec.base) * spec.unit, width * spec.unit
+        if spec.function == GUARD:
+            outside.append(middle - reach > spec.high)
+            below.append(False)
+            continue
+        below.append(spec.has_lower and start > 0 and middle < spec.split)
+        # What lies before the first bin are the largest numbers, wrapped around.
+        is_outside = start == 0 or not spec.low - reach <= middle <= spec.high + reach
+        outside.append(is_outside and not below[-1])
+        if is_outside or below[-1]:
+            coefficients.append((0, 0, 0))
+            continue
+        before, at, after = (evaluate(spec, start + node * step) for node in (-NODE, 0, NODE))
+        coefficients.append(
+            (
+                _rounded(at, 1),
+                _rounded(after - before, 2 * NODE),
+                _rounded(after - 2 * at + before, 2 * NODE**2),
+            )
+        )
+    by_power = torch.tensor(coefficients, dtype=torch.int64).view(-1, 3).t().contiguous()
+    return Pieces(by_power, torch.tensor(outside).long(), torch.tensor(below).long())
+
+
+def _rounded(value: int, divisor: int) -> int:
+    """Return value / (divisor 2^GUARD_BITS), rounded to the nearest integer."""
+    whole = divisor << GUARD_BITS
+    return (value + whole // 2) // whole
 
 
 class Table(Kind):
@@ -195,13 +228,20 @@ class Table(Kind):
         spec, r = TableSpec.of(request), reduce(share_0[0] + share_1[0], TableSpec.BITS)
         low = spec.step_of(r)
         payload = torch.stack([torch.ones_like(low), low, low * low][: spec.n_shared], dim=1)
-        return list(point_function.corrections((share_0[1], share_1[1]), r >> spec.bin_bits, payload, spec.log_bins))
+        # The work on a row takes some hundred bytes more than its corrections.
+        parts = zip(
+            *(torch.split(x, ROWS_AT_ONCE) for x in (share_0[1], share_1[1], r >> spec.bin_bits, payload)), strict=True
+        )
+        made = [point_function.corrections((a, b), at, values, spec.log_bins) for a, b, at, values in parts]
+        return [torch.cat(tensors) for tensors in zip(*made, strict=True)]
 
     def prepared(self, request: Request, tensors: list[torch.Tensor], rank: int) -> list[torch.Tensor]:
-        """Expand the point function."""
+        """Expand the point function, and fit the table before somebody waits for it."""
         r, root, levels, leaves = tensors
+        spec = TableSpec.of(request)
         if r.device.type == "meta":
-            return [r, leaves.t()[..., None].expand(-1, -1, TableSpec.of(request).n_bins)]
+            return [r, leaves.t()[..., None].expand(-1, -1, spec.n_bins)]
+        pieces(spec)
         return [r, point_function.expand(rank, root, levels, leaves)]
 
     def kept_bytes(self, request: Request) -> int:

@@ -114,15 +114,22 @@ def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> l
     if c.device.type == "meta":  # planning, in which no public number may be computed either
         return [c] if spec.function == GUARD else [c, c, c] if spec.has_lower else [c, c]
     public = pieces(spec)
-    bins = ((c >> spec.bin_bits)[:, None] - torch.arange(spec.n_bins)) & (spec.n_bins - 1)  # b, for each place
+    n, first = spec.n_bins, (spec.n_bins - 1 - (c >> spec.bin_bits)) % spec.n_bins
     one, *powers = tensors[1]  # each (rows, bins), zero but at r_high
+
+    def turned(numbers: torch.Tensor) -> torch.Tensor:
+        """Return for each row and place the number of bin b = c_high - place, (rows, bins)."""
+        return numbers.flip(0).repeat(2).unfold(0, n, 1)[first]
+
     marks = [public.outside, public.below] if spec.has_lower else [public.outside]
-    found = [(mark[bins] * one).sum(1) for mark in marks]
+    found = [(turned(mark) * one).sum(1) for mark in marks]
     if spec.function == GUARD:
         return found
     low, low_squared = powers
-    x = spec.step_of(c)[:, None]
-    k0, k1, k2 = (power[bins] for power in public.coefficients)
+    x = spec.step_of(c)
+    value = (turned(public.coefficients[0]) * one).sum(1)
+    k1, k2 = turned(public.coefficients[1]), turned(public.coefficients[2])
     # k0 + k1 (x - low) + k2 (x - low)^2
-    value = (k0 + x * (k1 + x * k2)) * one - (k1 + 2 * x * k2) * low + k2 * low_squared
-    return [value.sum(1), *found]
+    value += x * (k1 * one).sum(1) - (k1 * low).sum(1)
+    value += x * x * (k2 * one).sum(1) - 2 * x * (k2 * low).sum(1) + (k2 * low_squared).sum(1)
+    return [value, *found]

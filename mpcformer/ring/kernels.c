@@ -306,7 +306,7 @@ FOR_AES void mpcformer_kernels_expand(const void *hash_keys, i64 rows, i64 n, i6
                                       const i64 *levels, const i64 *leaves, void *room, uint8_t *bits, i64 *out) {
   RoundKeys keys[N_HASHES];
   for (int i = 0; i < N_HASHES; i++) set_key(keys + i, (const char *)hash_keys + 16 * i);
-  __m128i *nodes = room, left[LANES], right[LANES];
+  __m128i *nodes = room, left[LANES] = {0}, right[LANES] = {0};
   const __m128i lowest = _mm_set_epi64x(0, 3);
   i64 places = (i64)1 << n;
   for (i64 row = 0; row < rows; row++) {

@@ -71,7 +71,13 @@ class Kernels:
         return LEVELS[self.level]
 
     def matmul(self, x: torch.Tensor, y: torch.Tensor, bits: int) -> torch.Tensor:
-        """Do as `gemm.matmul` does."""
+        """Do as `gemm.matmul` does.
+
+        Raises:
+            ValueError: the factors have other types, or do not fit.
+        """
+        if x.dtype != torch.int64 or y.dtype not in (torch.int32, torch.int64) or x.size(-1) != y.size(-2):
+            raise ValueError(f"no product of {x.dtype} {tuple(x.shape)} by {y.dtype} {tuple(y.shape)}")
         if bits == 32 and y.dtype != torch.int32:
             y = y.to(torch.int32)
         batch = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
@@ -115,8 +121,11 @@ class Kernels:
         """Do as `point_function.expand` does, on a processor that has AES instructions; see `has_aes`."""
         root, levels, leaves = (x.contiguous() for x in (root, levels, leaves))
         (rows, n), n_numbers = levels.shape[:2], leaves.size(1)
-        nodes = torch.empty(((1 << n) + LANES) * BLOCK_WORDS, dtype=torch.int64)
-        bits = torch.empty((1 << n) + LANES, dtype=torch.uint8)
+        shapes = (rows, BLOCK_WORDS), (rows, n, BLOCK_WORDS), (rows, n_numbers)
+        if (root.shape, levels.shape, leaves.shape) != shapes or n_numbers > 2 * BLOCK_WORDS:
+            raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in (root, levels, leaves)]}")
+        nodes = torch.zeros(((1 << n) + LANES) * BLOCK_WORDS, dtype=torch.int64)
+        bits = torch.zeros((1 << n) + LANES, dtype=torch.uint8)
         out = torch.empty((n_numbers, rows, 1 << n), dtype=torch.int64)
         pointers = (x.data_ptr() for x in (root, levels, leaves, nodes, bits, out))
         self._expand(b"".join(map(hash_key, range(N_HASHES))), rows, n, n_numbers, rank, *pointers)
@@ -132,13 +141,13 @@ class Kernels:
         return torch.equal(found[:, 0].t(), numbers + leaves * (children[:, :1] & 1))
 
     def are_right(self) -> bool:
-        """Return whether they give torch's numbers, on a product that has edges of all kinds and on a small tree."""
+        """Return whether products are torch's, with edges of all kinds; forget trees if a small one is not right."""
         numbers = torch.arange(11 * 301, dtype=torch.int64).view(11, 301) * 0x1E3779B97F4A7C15 + (1 << 63)
         x, y = numbers, numbers.t().contiguous().repeat(1, 5)[:, :53]
         short = y.to(torch.int32)
         cases = (y, 64, x @ y), (short, 64, x @ short.long()), (short, 32, (x.to(torch.int32) @ short).long())
-        products = all(torch.equal(self.matmul(x, right, bits), expected) for right, bits, expected in cases)
-        return products and (not self.has_aes or self._hashes_right())
+        self.has_aes = self.has_aes and self._hashes_right()
+        return all(torch.equal(self.matmul(x, right, bits), expected) for right, bits, expected in cases)
 
 
 def _parts(n_columns: int, n_threads: int) -> Sequence[slice]:
@@ -164,10 +173,10 @@ def load() -> tuple[Kernels | None, str]:
     try:
         library = ctypes.CDLL(str(path))
         level = library.mpcformer_kernels_level()
+        for usable in range(level, 0, -1):
+            kernels = Kernels(library, usable)
+            if kernels.are_right():
+                return kernels, ""
     except (OSError, AttributeError):
         return None, OTHER_FILE
-    for usable in range(level, 0, -1):
-        kernels = Kernels(library, usable)
-        if kernels.are_right():
-            return kernels, ""
     return None, NO_LEVEL if level == 0 else WRONG

@@ -156,7 +156,7 @@ class OwnerSession:
                 self._pass_on(segment, first)
                 dealt.batch.offline(index)
             first += len(segment)
-        # The data owner only sends, and would be done long before the model owner has the dealer's corrections.
+        # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
         with self._timed(self.dealing, dealt.offline):
             self._barrier()
         return dealt

@@ -1,6 +1,9 @@
 """Tables are as exact as stated, and tables and range guard mark every number out of range."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from hypothesis import strategies as st
 
 from mpcformer.channel import Counters
 from mpcformer.correlations import Request
-from mpcformer.correlations.table import MAX_LOG_BINS
+from mpcformer.correlations.table import MAX_LOG_BINS, pieces
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift import norms
 from mpcformer.engines.lift.rows import LayerScales, row_function, softmax_functions
@@ -183,3 +186,49 @@ def test_the_guards_stated_cost() -> None:
     assert counters[0].rounds == 3
     assert counters[0].bytes_sent == 80 * 24
     assert dealer_bytes(requests) == 80 * 32
+
+
+@pytest.mark.parametrize(("name", "function", "low", "high", "unit"), functions(), ids=[c[0] for c in functions()])
+def test_coefficients_are_the_functions_own(
+    name: str, function: TableFunction, low: float, high: float, unit: float
+) -> None:
+    for argument in (function.upper, function.lower):
+        if argument is None:
+            continue
+        spec, public = argument.spec, pieces(argument.spec)
+        inside = (public.outside == 0) & (public.below == 0)
+        starts = torch.arange(spec.n_bins)[inside].double() * 2.0**spec.bin_bits
+        real = ((starts + spec.base) * spec.unit).clamp(min=spec.low / 4) + spec.epsilon
+        expected = real.reciprocal() if name.startswith("reciprocal") else real.rsqrt()
+        found = public.coefficients[0, inside].double() * 2.0**-spec.scale
+        assert float((found / expected - 1).abs().max()) < 1e-6
+
+
+def test_every_processor_has_the_same_coefficients() -> None:
+    # Each owner computes them, and a difference of one in a single coefficient would make its results random.
+    code = """
+import hashlib, torch
+from tests.protocols.test_table import functions
+from mpcformer.correlations.table import pieces
+from mpcformer.engines.lift.tables import table
+made = [function for _, function, *_ in functions()]
+made.append(table("tanh", -6.0, 6.0, 2.0**-16, 14, 0.12, max_log_bins=9))
+digest = hashlib.sha256()
+for function in made:
+    for part in function.parts:
+        digest.update(pieces(part.spec).coefficients.numpy().tobytes())
+print(digest.hexdigest())
+"""
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env=os.environ | {"ATEN_CPU_CAPABILITY": level},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=True,
+        ).stdout
+        for level in ("default", "avx2")
+    }
+    assert len(found) == 1
+    assert found == {"1fcabf5cfa3d18d65338db3c281b3a593dddf7001279dcde583704b58e7fed0e\n"}, "the numbers have changed: owners of two releases would not agree"
