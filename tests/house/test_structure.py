@@ -24,7 +24,7 @@ ROOMS = {
     "mpcformer/engines": "calibrated cost base registry dry_run stopwatch plaintext lift crypten",
     "distill": "recipe versions training start objectives model_card ready cover teacher grid student general commands",
     "parties": "stubs settings wire session roles runs ask diagnosis __main__ commands",
-    "experiments": "spec render measuring records kinds bench_command estimate transport demo replay commands",
+    "experiments": "spec render measuring records kinds bench_command estimate products transport demo replay commands",
 }
 
 
