@@ -36,7 +36,12 @@ def corrections(
 
     Returns:
         int64 (R, n, 2), a block for each level, and (R, C) for the leaves.
+
+    Raises:
+        ValueError: the payload has too many numbers.
     """
+    if payload.size(1) > MAX_PAYLOAD:
+        raise ValueError(f"a payload has at most {MAX_PAYLOAD} numbers, not {payload.size(1)}")
     blocks = [root & ~_lowest() for root in roots]
     bits = [torch.zeros_like(places), torch.ones_like(places)]
     levels = []

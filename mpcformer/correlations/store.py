@@ -92,7 +92,7 @@ class CorrelationStore:
         """Expand an operation whose correction is here now, so that `take` need not.
 
         Raises:
-            ProtocolError: its correction is missing.
+            ProtocolError: its correction is missing, or it was prepared before.
         """
         if operation not in self._corrections or operation in self._prepared:
             raise ProtocolError(f"operation {operation} has no correction, or was prepared before")

@@ -122,7 +122,7 @@ class ModelDescription:
     num_attention_heads: int = 12
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
-    head_size: int = 0
+    head_size: int = None  # type: ignore[assignment] # settled below
     layer_norm_eps: float = 1e-12
     gelu: str = "quad"
     softmax: str = "2quad"
@@ -135,7 +135,7 @@ class ModelDescription:
             value = getattr(self, name)
             if type(value) is not int or value <= 0:
                 raise UserInputError(f"{name}: {value!r} is no positive integer", "correct config.json")
-        head_size = checked_head_size(self.hidden_size, self.num_attention_heads, self.head_size or None)
+        head_size = checked_head_size(self.hidden_size, self.num_attention_heads, self.head_size)
         settled = {
             "gelu": gelu_form(self.gelu).name,
             "softmax": softmax_form(self.softmax).name,

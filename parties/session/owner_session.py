@@ -136,7 +136,7 @@ class OwnerSession:
         return self._engine
 
     def size_of(self, shape: BatchShape) -> int:
-        """Return the size of the corrections of a batch, in bytes."""
+        """Return the bytes that a batch keeps at an owner between dealing and use."""
         if shape not in self._sizes:
             self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
         return self._sizes[shape]

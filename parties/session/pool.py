@@ -25,7 +25,7 @@ class Pool:
     Args:
         deal: does the offline part of a batch; `pause` is called before each segment.
         forget: drops a batch, given its number in the order of dealing, at both owners.
-        size_of: the bytes of the corrections of a batch.
+        size_of: the bytes that a batch keeps until its use.
         limit_bytes: the most bytes that wait here.
         on_failure: called with the error if dealing fails.
         threads: the number of torch threads that deal.

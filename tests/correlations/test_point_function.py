@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcformer.correlations import point_function
+from mpcformer.correlations import CorrelationStore, Request, deal, point_function, session_key
+from mpcformer.correlations.table import TableSpec
+from mpcformer.errors import ProtocolError
 from mpcformer.ring import kernels
 from mpcformer.ring.random import Stream, block_hash, derive_key
 
@@ -68,6 +70,40 @@ def test_a_key_looks_uniform_whatever_the_place_and_the_payload(place: int) -> N
         for bit in (0, 1, 31, 62):
             share = ((values >> bit) & 1).double().mean(1)
             assert float((share - 0.5).abs().max()) < 6 * 0.5 / math.sqrt(rows)
+
+
+def test_a_payload_that_is_too_long_is_refused() -> None:
+    with pytest.raises(ValueError, match="at most 4 numbers, not 5"):
+        keys(1, torch.tensor([0]), torch.zeros((1, 5), dtype=torch.int64), 2)
+
+
+def test_corrections_are_passed_on_once_and_before_they_are_prepared() -> None:
+    request, seeds, session = (
+        TableSpec("tanh", 4, -100, 0.01, -1.0, 1.0, 20).request(3),
+        [bytes(16), b"1" * 16],
+        bytes(16),
+    )
+    square = Request("square_pair", ((3,),))
+    made = deal(request, *(session_key(seed, session, 0, request) for seed in seeds), bytes(16))
+    owners = [CorrelationStore(rank=rank, seed=seeds[rank], session_id=session) for rank in (0, 1)]
+    owners[0].put(0, request, made)
+    owners[0].put(1, square, [torch.zeros(3, dtype=torch.int64)])
+    owners[1].put(0, request, owners[0].passed_on(0))
+    for refused in (
+        lambda: owners[0].passed_on(1),
+        lambda: owners[0].passed_on(7),
+        lambda: owners[1].preview(0, request),
+    ):
+        with pytest.raises(ProtocolError):
+            refused()
+    for owner in owners:
+        owner.prepare(0)
+        with pytest.raises(ProtocolError, match="was prepared before"):
+            owner.prepare(0)
+    with pytest.raises(ProtocolError, match="no correction that rank 1 may see"):
+        owners[0].passed_on(0)
+    one = sum(owner.take(request).shares[1][0] for owner in owners)
+    assert torch.equal(torch.as_tensor(one).sum(1), torch.ones(3, dtype=torch.int64))
 
 
 def test_hashes_are_aes_of_each_block_and_differ() -> None:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from mpcformer.errors import DependencyError, MPCFormerError, RangeError, UserInputError
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling.description import described
 from tests.tiny import save_bert, save_student
 
 
@@ -156,3 +158,10 @@ def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     with pytest.raises(DependencyError, match="'google/bert_tiny' is no folder here"):
         resolve_checkpoint("google/bert_tiny")
     assert resolve_checkpoint(str(tmp_path)) == tmp_path
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True, "8"])
+def test_an_impossible_head_size_is_refused_by_parties_too(size: Any) -> None:
+    with pytest.raises(UserInputError, match=r"head_size: .* is no positive integer"):
+        described({"head_size": size})
+    assert described({}).head_size == described({"head_size": None}).head_size == 64
