@@ -24,7 +24,7 @@ def calibrate(model: MPCFormerForSequenceClassification, encoded: list[Encoded],
     ranges = observed(model, encoded, pad_id=pad_id)
     limits = ranges.norm_limits(model.config.constant_norms)
     weights = bert_weights(model.state_dict(), model.config)
-    ranges.note_reach(worst_case(model.config, weights, norm_limits=limits))
+    ranges.note_reach(worst_case(model.config, weights, norm_limits=limits), model.config.precision)
     return ranges
 
 

@@ -7,11 +7,14 @@ import torch
 from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.packing import logical_shift, reduce
+from mpcformer.ring.packing import WIDTHS, WORD, logical_shift, reduce
 from mpcformer.ring.random import Stream
 
 # The fraction bits that a row's factor carries beyond its scale until it is multiplied.
 FACTOR_EXTRA_BITS = 24
+# What is left of a factor's mask without them.
+FACTOR_BITS = WORD - FACTOR_EXTRA_BITS
+LEAST_BITS = 12
 # The uses of a lifted mask besides the lift; `Lifted` explains them.
 USES = ("plain", "square", "length", "norm", "scale")
 
@@ -24,11 +27,13 @@ class LiftedSpec:
         use: one of USES.
         shape: the shape of the value; its last axis is a row.
         bits: the width k of the small ring.
+        lift: the width T of the large ring. What follows the opening is right modulo 2^T.
     """
 
     use: str
     shape: Shape
     bits: int
+    lift: int = WORD
 
     @property
     def has_factor(self) -> bool:
@@ -48,7 +53,8 @@ class LiftedSpec:
     def request(self) -> Request:
         """Return the request for the dealer."""
         shapes = (self.shape, self.row_shape) if self.has_factor else (self.shape,)
-        return Request("lifted", shapes, op=self.use, bits=self.bits)
+        params = () if self.lift == WORD else (float(self.lift),)
+        return Request("lifted", shapes, op=self.use, bits=self.bits, params=params)
 
     @staticmethod
     def of(request: Request) -> "LiftedSpec":
@@ -57,11 +63,17 @@ class LiftedSpec:
         Raises:
             ProtocolError: the use is unknown, the factors do not fit the rows, or the ring is too small or too large.
         """
-        spec = LiftedSpec(request.op, request.shapes[0], request.bits)
+        params = request.params if request.kind == "lifted" else ()  # other kinds have a mask that is lifted to a word
+        lift = params[0] if params else WORD
+        if len(params) > 1 or lift not in WIDTHS:
+            raise ProtocolError(f"lifted mask: a large ring of {params} bits is not defined")
+        spec = LiftedSpec(request.op, request.shapes[0], request.bits, int(lift))
         if spec.use not in USES or len(request.shapes) != 1 + spec.has_factor:
             raise ProtocolError(f"lifted mask {request.op!r} of shapes {request.shapes} is not defined")
-        if not FACTOR_EXTRA_BITS <= spec.bits < 64:
-            raise ProtocolError(f"a lifted mask has {FACTOR_EXTRA_BITS}..56 bits, not {spec.bits}")
+        # A factor's correction leaves out a product of two top bits, which must vanish in the large ring.
+        least = max(LEAST_BITS, spec.lift - FACTOR_BITS if spec.has_factor else 0)
+        if not least <= spec.bits < spec.lift:
+            raise ProtocolError(f"a mask that is lifted to {spec.lift} bits has {least} or more, not {spec.bits}")
         if spec.use == "length" and not spec.shape:
             raise ProtocolError("a number has no length: op length takes rows")
         if spec.has_factor and (not spec.shape or request.shapes[1] != spec.row_shape):
@@ -70,15 +82,15 @@ class LiftedSpec:
 
 
 class Lifted(Kind):
-    """A k-bit mask that can be lifted to 64 bits, and products with it for the given use.
+    """A k-bit mask that can be lifted to T bits, and products with it for the given use.
 
     With r = (r_0 + r_1) mod 2^k, carry = (r_0 + r_1) >> k and m = msb r, the tensors are:
     - for every use: [r] (k bits), with norm or scale the factor's mask [beta] (64 bits), then [carry]* and [m]*;
     - for square, length and norm: [r m]* and [r^2]*, which for length and norm is summed over the last axis (kept);
-    - for norm and scale: [b = beta >> 24]*, [n = msb beta]*, [r b]*, [m b]*, [r n]*.
+    - for norm and scale: [b = beta >> 24]*, [n = msb beta]*, [r b]*, [m b]*, and if T > 40 [r n]*.
     The shapes of the request are the value's and, with norm or scale, the factor's, which broadcasts to it.
-    Dealer bytes for k = 32 and n elements: 8 n for plain, 12 n for length, 20 n for square, 27 n for norm and 23 n for
-    scale, and 8 to 19 a row.
+    Dealer bytes for k = 32, T = 64 and n elements: 8 n for plain, 12 n for length, 20 n for square, 27 n for norm and
+    23 n for scale, and 8 to 19 a row.
     """
 
     def check(self, request: Request) -> None:
@@ -89,12 +101,13 @@ class Lifted(Kind):
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the layouts in the order that the class gives."""
         spec = LiftedSpec.of(request)
-        x, rows, high = spec.shape, spec.row_shape, 64 - spec.bits
+        x, rows, high = spec.shape, spec.row_shape, spec.lift - spec.bits
         layout = [(x, high), (x, high)]
         if spec.has_squares:
-            layout += [(x, high), (x if spec.use == "square" else rows, 64)]
+            layout += [(x, high), (x if spec.use == "square" else rows, spec.lift)]
         if spec.has_factor:
-            layout += [(rows, 64), (rows, FACTOR_EXTRA_BITS), (x, 64), (x, high), (x, FACTOR_EXTRA_BITS)]
+            layout += [(rows, WORD), (rows, FACTOR_EXTRA_BITS), (x, spec.lift), (x, high)]
+            layout += [(x, spec.lift - FACTOR_BITS)] * (spec.lift > FACTOR_BITS)
         return layout
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
@@ -117,5 +130,5 @@ class Lifted(Kind):
             beta = share_0[1] + share_1[1]
             b = logical_shift(beta, FACTOR_EXTRA_BITS)
             n = (beta < 0).long()
-            values += [b, n, r * b, m * b, r * n]
+            values += [b, n, r * b, m * b, *([r * n] * (spec.lift > FACTOR_BITS))]
         return [value - share for value, share in zip(values, share_1[len(request.shapes) :], strict=True)]

@@ -8,7 +8,11 @@ from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
+from mpcformer.ring.packing import WIDTHS
 from mpcformer.ring.random import Stream, derive_key
+
+# Masks of such rings are kept as int32.
+SHORT = 32
 
 
 @dataclass(frozen=True)
@@ -19,46 +23,55 @@ class LinearSpec:
         names: the name of each weight.
         n_rows: the rows of the input.
         weights: the shape of each weight: (in, out) of a matrix or (in,) of a diagonal.
-        bits: the width of the ring.
+        widths: the width of the ring of each weight and its result. The input lies in the widest ring.
     """
 
     names: tuple[str, ...]
     n_rows: int
     weights: tuple[Shape, ...]
-    bits: int
+    widths: tuple[int, ...]
+
+    @property
+    def bits(self) -> int:
+        """The width of the ring of the input."""
+        return max(self.widths)
 
     def request(self) -> Request:
         """Return the request for the dealer."""
         shapes = ((self.n_rows, self.weights[0][0]), *self.weights)
-        return Request("linear", shapes, op=",".join(self.names), bits=self.bits)
+        params = tuple(map(float, self.widths)) if len(set(self.widths)) > 1 else ()
+        return Request("linear", shapes, op=",".join(self.names), bits=self.bits, params=params)
 
     @staticmethod
     def of(request: Request) -> "LinearSpec":
         """Read a request.
 
         Raises:
-            ProtocolError: a weight has no name, or does not fit the input.
+            ProtocolError: a weight has no name, no width or an unknown one, or does not fit the input.
         """
+        widths = tuple(map(int, request.params)) or (request.bits,) * (len(request.shapes) - 1)
+        if len(widths) != len(request.shapes) - 1 or not set(widths) <= set(WIDTHS) or max(widths) != request.bits:
+            raise ProtocolError(f"linear maps of {request.bits} bits have no rings of {request.params} bits")
         names, (x, *weights) = request.op.split(","), request.shapes
         fits = len(x) == 2 and all(len(w) in (1, 2) and w[0] == x[-1] for w in weights)
         if not weights or len(names) != len(weights) or not fits:
             raise ProtocolError(f"linear maps {request.op!r} of shapes {request.shapes} are not defined")
-        return LinearSpec(tuple(names), x[0], tuple(weights), request.bits)
+        return LinearSpec(tuple(names), x[0], tuple(weights), widths)
 
 
 def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
     """Derive the mask of one of the model owner's weights, which serves a whole session.
 
     Returns:
-        Uniform numbers of `shape`: int32 if the ring has 32 bits, else int64.
+        Uniform numbers of `shape`: int32 if the ring has 32 bits or fewer, else int64.
     """
     mask = Stream(derive_key(key, "weight", name)).int64(shape)
-    return mask.to(torch.int32) if bits == 32 else mask
+    return mask.to(torch.int32) if bits <= SHORT else mask
 
 
 def times_weight(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
     """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
-    return gemm.matmul(x, weight, 32 if bits == 32 else 64) if weight.dim() == 2 else x * weight
+    return gemm.matmul(x, weight, SHORT if bits <= SHORT else 64) if weight.dim() == 2 else x * weight
 
 
 class Linear(Kind):
@@ -66,7 +79,7 @@ class Linear(Kind):
 
     Rank 0 derives B_i from its own key. The shapes of the request are (rows, in), then (in, out) for each matrix or
     (in,) for each diagonal; `op` has the names of the weights, separated by commas.
-    Dealer bytes: bits / 8 for each element of the products.
+    Dealer bytes: bits / 8 for each element of the products, by the width of the weight's ring.
     """
 
     def check(self, request: Request) -> None:
@@ -77,13 +90,13 @@ class Linear(Kind):
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return (rows, out) for each weight."""
         spec = LinearSpec.of(request)
-        return [((spec.n_rows, weight[-1]), spec.bits) for weight in spec.weights]
+        return [((spec.n_rows, weight[-1]), bits) for weight, bits in zip(spec.weights, spec.widths, strict=True)]
 
     def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
         """Derive B_i."""
         spec = LinearSpec.of(request)
-        named = zip(spec.names, spec.weights, strict=True)
-        return [weight_mask(key, name, shape, spec.bits) for name, shape in named]
+        named = zip(spec.names, spec.weights, spec.widths, strict=True)
+        return [weight_mask(key, name, shape, bits) for name, shape, bits in named]
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw A and c_i at rank 1; rank 0 draws nothing."""
@@ -92,4 +105,5 @@ class Linear(Kind):
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute A B_i - c_i."""
         a, *c = share_1
-        return [times_weight(a, b, request.bits).sub_(c_i) for b, c_i in zip(share_0, c, strict=True)]
+        products = zip(share_0, c, LinearSpec.of(request).widths, strict=True)
+        return [times_weight(a, b, bits).sub_(c_i) for b, c_i, bits in products]

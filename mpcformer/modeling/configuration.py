@@ -5,11 +5,11 @@ from typing import Any
 
 from transformers import AutoConfig, BertConfig
 
-from mpcformer.modeling.description import ModelDescription, check_variant, checked_head_size
+from mpcformer.modeling.description import WIDE, ModelDescription, check_variant, checked_head_size
 
 
 class MPCFormerConfig(BertConfig):  # type: ignore[misc]
-    """BertConfig plus `gelu`, `softmax`, `task`, `constant_norms` and `head_size`.
+    """BertConfig plus `gelu`, `softmax`, `task`, `constant_norms`, `head_size` and `precision`.
 
     Args:
         gelu, softmax: names of forms in `mpcformer.approximations`.
@@ -17,6 +17,7 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
             takes them; they are kept by their full names.
         head_size: the size of each attention head; None stands for hidden_size / num_attention_heads, as in every BERT.
+        precision: compact or wide, see `ModelDescription`.
 
     Raises:
         UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
@@ -32,10 +33,12 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         task: str | None = None,
         constant_norms: Sequence[str] = (),
         head_size: int | None = None,
+        precision: str = WIDE,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.gelu, self.softmax, self.task, self.constant_norms = gelu, softmax, task, constant_norms
+        self.precision = precision
         self.head_size = checked_head_size(self.hidden_size, self.num_attention_heads, head_size)
         check_variant(self.hidden_act, getattr(self, "position_embedding_type", None))
         settled = ModelDescription.of(self)

@@ -92,6 +92,30 @@ def check_variant(hidden_act: Any, positions: Any) -> None:
         raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
 
 
+# How exactly private engines compute a student: what its numbers' rings have room for.
+PRECISIONS = (COMPACT, WIDE) = ("compact", "wide")
+
+
+def check_precision(precision: str, gelu: str, softmax: str, constant_norms: Sequence[str]) -> None:
+    """Refuse a precision that is unknown, or that does not carry a model's forms.
+
+    Raises:
+        UserInputError: it is refused; the error names it.
+    """
+    if precision not in PRECISIONS:
+        raise UserInputError(f"precision: {precision!r} is unknown", f"choose one of: {', '.join(PRECISIONS)}")
+    if precision == COMPACT and not carries_compact(gelu, softmax, constant_norms):
+        raise UserInputError(
+            f"precision: compact carries quad with 2quad and no constant LayerNorms, not {gelu} with {softmax}",
+            "use the precision wide",
+        )
+
+
+def carries_compact(gelu: str, softmax: str, constant_norms: Sequence[str]) -> bool:
+    """Return whether the compact precision carries these forms."""
+    return (gelu_form(gelu).name, softmax_form(softmax).name, list(constant_norms)) == ("quad", "2quad", [])
+
+
 def two_classes() -> dict[int, str]:
     """Return the names that transformers gives the classes of a model whose configuration names none."""
     return {0: "LABEL_0", 1: "LABEL_1"}
@@ -110,6 +134,7 @@ class ModelDescription:
         constant_norms: LayerNorms that divide by a learnt constant, as `chosen_norms` takes them.
         task: the task that the student was distilled for.
         id2label: the names of the classes by the index of their logit.
+        precision: compact or wide: the rings in which the engine `lift` computes. Files of older releases name none.
 
     Raises:
         UserInputError: an unknown form or LayerNorm, or an impossible size.
@@ -129,6 +154,7 @@ class ModelDescription:
     constant_norms: Sequence[str] = ()
     task: str | None = None
     id2label: Mapping[int, str] = field(default_factory=two_classes)
+    precision: str = WIDE
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -144,6 +170,7 @@ class ModelDescription:
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)
+        check_precision(self.precision, self.gelu, self.softmax, self.constant_norms)
 
     @classmethod
     def of(cls, config: Any) -> "ModelDescription":

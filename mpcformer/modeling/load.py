@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import safe_open
 from torch import nn
 from transformers.utils import logging as hf_logging
 
@@ -139,8 +138,7 @@ def load_student(
             )
     load_ranges(folder)
     model = load_checkpoint(folder, gelu=raw["gelu"], softmax=raw["softmax"], task=raw.get("task"))
-    with safe_open(folder / WEIGHTS, "pt") as handle:
-        absent = set(model.state_dict()) - set(handle.keys())
+    absent = set(model.state_dict()) - set(read_weights(folder))
     if absent:
         raise UserInputError(f"{folder}/{WEIGHTS} lacks {min(absent)}", "distil the student again")
     return model

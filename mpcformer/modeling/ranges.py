@@ -2,8 +2,9 @@
 
 Their names, for layer N, are: embeddings.variance; layer.N.scores; layer.N.row_mean (the mean of a row's unmasked
 numerators); layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh;
-logits. Only real tokens count. One more range follows from the weights: layer.N.score_reach, the power of two below
-which scores stay for any text. Both owners and the dealer learn the ranges, because they are public model data.
+logits. Only real tokens count. More ranges follow from the weights: layer.N.score_reach, the power of two below
+which scores stay for any text, and in the compact precision layer.N.attended_reach and layer.N.output_reach, powers of
+two below which the lengths of rows before the layer's two LayerNorms stay. Both owners and the dealer learn the ranges, because they are public model data.
 """
 
 import math
@@ -17,9 +18,13 @@ import torch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling.bounds import WorstCase
+from mpcformer.modeling.description import COMPACT, WIDE
 from mpcformer.modeling.folder import RANGES
 
 SCORE_REACH = "score_reach"
+# The length of rows before the LayerNorm behind attention, and before that behind GeLU.
+STREAM_REACHES = ("attended_reach", "output_reach")
+REACHES = (SCORE_REACH, *STREAM_REACHES)
 REACH_SLACK = 1.1
 # Rows before a constant norm may have this many times the largest variance that was seen, and are refused beyond. It is
 # the margin of all ranges, 1.5, times the power of two in which a private guard compares.
@@ -59,11 +64,17 @@ class Ranges:
             joined.bounds[name] = (min(before[0], low), max(before[1], high))
         return joined
 
-    def note_reach(self, bounds: WorstCase) -> None:
-        """Record how far each layer's scores reach, with REACH_SLACK, rounded up to tell little of the weights."""
+    def note_reach(self, bounds: WorstCase, precision: str = WIDE) -> None:
+        """Record how far each layer's scores reach, with REACH_SLACK, rounded up to tell little of the weights.
+
+        In the compact precision, also record how long the rows of the residual stream can be.
+        """
         for n, layer in enumerate(bounds.layers):
-            reach = 2.0 ** math.ceil(math.log2(max(1.0, REACH_SLACK * layer.scores)))
+            reach = _reach(layer.scores)
             self.bounds[f"layer.{n}.{SCORE_REACH}"] = (-reach, reach)
+            if precision == COMPACT:
+                for name, length in zip(STREAM_REACHES, (layer.attended, layer.output), strict=True):
+                    self.bounds[f"layer.{n}.{name}"] = (0.0, _reach(length))
 
     def norm_limits(self, names: Sequence[str]) -> dict[str, float]:
         """Return by name the largest variance that each of these constant LayerNorms may meet.
@@ -83,6 +94,10 @@ class Ranges:
     def save(self, folder: Path) -> None:
         """Write ranges.json."""
         write_json(folder / RANGES, self.to_json())
+
+
+def _reach(largest: float) -> float:
+    return float(2.0 ** math.ceil(math.log2(max(1.0, REACH_SLACK * largest))))
 
 
 def norm_limit(name: str, largest: float) -> float:

@@ -24,6 +24,10 @@ class LinearWeights(NamedTuple):
         """Return the map in float64 on the CPU."""
         return LinearWeights(_double(self.weight), _double(self.bias))
 
+    def times(self, factor: float) -> "LinearWeights":
+        """Return `factor` times the map."""
+        return LinearWeights(self.weight * factor, self.bias * factor)
+
     def __repr__(self) -> str:
         return "LinearWeights(<hidden>)"
 

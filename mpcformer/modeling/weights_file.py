@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling.description import described
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
+from mpcformer.modeling.quantised import is_quantised, restored
 from mpcformer.modeling.ranges import load_ranges
 from mpcformer.modeling.weights import bert_weights
 
@@ -47,6 +48,11 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         raw = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise UserInputError(f"{folder}/{WEIGHTS} cannot be read: {error}", "restore the checkpoint") from None
+    if is_quantised(raw):
+        try:
+            raw = restored(raw, described(read_config(folder)))
+        except UserInputError as error:
+            raise UserInputError(f"{folder}: {error.what}", error.remedy) from None
     # A bare BertModel has no "bert." prefix. The caller leaves out buffers and other heads.
     state = {key if key.startswith(("bert.", "classifier.")) else f"bert.{key}": value for key, value in raw.items()}
     for key, value in state.items():

@@ -1,8 +1,8 @@
 """Open a value in a small ring and go on in the large one: lifting, squares and row products from a single opening.
 
-A value x with -2^(k-2) <= x < 2^(k-2), shared over Z_2^k, is opened as c = x + 2^(k-2) + r mod 2^k. As x + 2^(k-2)
+The large ring is Z_2^T, of 64 bits or fewer. A value x with -2^(k-2) <= x < 2^(k-2), shared over Z_2^k, is opened as c = x + 2^(k-2) + r mod 2^k. As x + 2^(k-2)
 fits k - 1 bits, the sum wrapped exactly when r has its top bit m and c has not. Hence x = C - rho with the public
-C = c - 2^(k-2) and rho = r - 2^k m [msb c = 0]. The dealer shares r and m over Z_2^64, so x is lifted; products of r
+C = c - 2^(k-2) and rho = r - 2^k m [msb c = 0]. The dealer shares r and m over Z_2^T, so x is lifted; products of r
 and m give the square of x, or its product with another opened value. The public c tells which of its two values rho
 has.
 Source: Escudero, Ghosh, Keller, Rachuri, Scholl, CRYPTO 2020, section 5; the products are ours.
@@ -13,32 +13,37 @@ from dataclasses import dataclass
 import torch
 
 from mpcformer.correlations import Request
-from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS, LiftedSpec
+from mpcformer.correlations.lifted import FACTOR_BITS, FACTOR_EXTRA_BITS, LiftedSpec
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.party import Half, Party
-from mpcformer.ring.packing import logical_shift
-
-WORD = 64
+from mpcformer.ring.packing import WORD, logical_shift
 
 
-def request(use: str, shape: tuple[int, ...], bits: int) -> Request:
-    """Return the request for values of `shape` over Z_2^bits; `use` is one of `correlations.lifted.USES`."""
-    return LiftedSpec(use, shape, bits).request()
+def request(use: str, shape: tuple[int, ...], bits: int, lift: int = WORD) -> Request:
+    """Return the request for values of `shape` over Z_2^bits that are lifted to Z_2^lift.
+
+    Args:
+        use: one of `correlations.lifted.USES`.
+        shape: the shape of the value; its last axis is a row.
+        bits, lift: the widths of the two rings.
+    """
+    return LiftedSpec(use, shape, bits, lift).request()
 
 
-def cost(use: str, shape: tuple[int, ...], bits: int, *, ahead: bool = False) -> ProtocolCost:
-    """Return the cost of opening a value of n elements in m rows over Z_2^k. All that follows is local.
+def cost(use: str, shape: tuple[int, ...], bits: int, lift: int = WORD, *, ahead: bool = False) -> ProtocolCost:
+    """Return the cost of opening a value of n elements in m rows over Z_2^k. All that follows is local in Z_2^T.
 
     The opening of the rows' factor, for norm and scale, is not included; see `factor_cost`. `ahead` is that of
     `opening`.
 
-    Cost of plain: 1 round; k / 8 n bytes each way; 2 (64 - k) / 8 n dealer bytes.
-    Cost of square: 1 round; k / 8 n bytes each way; (3 (64 - k) / 8 + 8) n dealer bytes.
-    Cost of length: 1 round; k / 8 n bytes each way; 3 (64 - k) / 8 n + 8 m dealer bytes.
-    Cost of norm: 1 round; k / 8 n bytes each way; (4 (64 - k) / 8 + 11) n + 19 m dealer bytes.
-    Cost of scale: 1 round; k / 8 n bytes each way; (3 (64 - k) / 8 + 11) n + 11 m dealer bytes.
+    Cost of plain: 1 round; k / 8 n bytes each way; 2 (T - k) / 8 n dealer bytes.
+    Cost of square: 1 round; k / 8 n bytes each way; (3 (T - k) + T) / 8 n dealer bytes.
+    Cost of length: 1 round; k / 8 n bytes each way; 3 (T - k) / 8 n + T / 8 m dealer bytes.
+    Cost of norm: 1 round; k / 8 n bytes each way; (4 (T - k) + T + T - 40) / 8 n + (T / 8 + 11) m dealer
+        bytes, where T > 40.
+    Cost of scale: 1 round; k / 8 n bytes each way; (3 (T - k) + T + T - 40) / 8 n + 11 m dealer bytes, where T > 40.
     """
-    return opening((shape, bits), ahead=ahead) + dealt(request(use, shape, bits))
+    return opening((shape, bits), ahead=ahead) + dealt(request(use, shape, bits, lift))
 
 
 def factor_cost(shape: tuple[int, ...]) -> ProtocolCost:
@@ -57,11 +62,13 @@ class Mask:
         tensors: this owner's part of the correlation, see `correlations.lifted.Lifted`.
         bits: the width of the small ring.
         use: what the mask is used for.
+        lift: the width of the large ring.
     """
 
     tensors: list[torch.Tensor]
     bits: int
     use: str
+    lift: int = WORD
 
     def half(self, share: torch.Tensor, rank: int) -> Half:
         """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
@@ -94,7 +101,7 @@ class Opened:
         self._rho = r - ((carry + self._wrap) << bits)
 
     def value(self) -> torch.Tensor:
-        """Compute [x] over Z_2^64; for every use. Local.
+        """Compute [x] over Z_2^T; for every use. Local.
 
         Ideal function: the identity.
         Shapes: x (...), result (...).
@@ -104,7 +111,7 @@ class Opened:
         return self._party.only(0, self.public) - self._rho
 
     def square(self, offset: int = 0) -> torch.Tensor:
-        """Compute [(x + offset)^2] over Z_2^64; for use square. Local.
+        """Compute [(x + offset)^2] over Z_2^T; for use square. Local.
 
         Ideal function: the elementwise square, without truncation.
         Shapes: x (...), result (...).
@@ -117,7 +124,7 @@ class Opened:
         )
 
     def sum_of_squares(self) -> torch.Tensor:
-        """Compute [sum x^2] over Z_2^64 along the last axis (kept); for use length and norm. Local.
+        """Compute [sum x^2] over Z_2^T along the last axis (kept); for use length and norm. Local.
 
         Ideal function: the sum of squares, without truncation.
         Shapes: x (..., n), result (..., 1).
@@ -131,22 +138,24 @@ class Opened:
         """Compute [rho^2] - [r^2] = -2^(k+1) r m [msb c = 0] + 2^(2k) m [msb c = 0]."""
         bits = self._mask.bits
         cross = (self._rest[0] * self._no_msb) << (bits + 1)
-        return (self._wrap << (2 * bits)) - cross if 2 * bits < WORD else -cross
+        return (self._wrap << (2 * bits)) - cross if 2 * bits < self._mask.lift else -cross
 
     def times(self, opened_factor: torch.Tensor) -> torch.Tensor:
-        """Compute [x y] over Z_2^64 for the rows' factor y, opened from `factor_half`; for use norm and scale. Local.
+        """Compute [x y] over Z_2^T for the rows' factor y, opened from `factor_half`; for use norm and scale. Local.
 
         Ideal function: x floor(y / 2^FACTOR_EXTRA_BITS), or x times that floor plus one.
         Shapes: x (..., n), y (..., 1), result (..., n).
         Scale: f and g + FACTOR_EXTRA_BITS -> f + g.
         Range and error: |x| < 2^(bits - 2), |y| < 2^62; 1 unit in the last place of y.
         """
-        b, n, r_b, m_b, r_n = self._rest[-5:]
+        b, n, r_b, m_b, *r_n = self._rest[2 if self._mask.use == "norm" else 0 :]
         no_msb = (opened_factor >= 0).long()
         top = logical_shift(opened_factor, FACTOR_EXTRA_BITS)
         public = top - (1 << (62 - FACTOR_EXTRA_BITS))
-        high = WORD - FACTOR_EXTRA_BITS
+        high = FACTOR_BITS
         eta = b - ((n * no_msb) << high)
-        # rho eta = (r - 2^k m [..]) (b - 2^40 n [..]); the last product vanishes, as k >= FACTOR_EXTRA_BITS.
-        rho_eta = r_b - ((r_n * no_msb) << high) - ((m_b * self._no_msb) << self._mask.bits)
+        # rho eta = (r - 2^k m [..]) (b - 2^40 n [..]); the last product vanishes, as k + 40 >= T.
+        rho_eta = r_b - ((m_b * self._no_msb) << self._mask.bits)
+        if r_n:
+            rho_eta -= (r_n[0] * no_msb) << high
         return self._party.only(0, self.public * public) - self.public * eta - self._rho * public + rho_eta

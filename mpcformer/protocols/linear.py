@@ -12,16 +12,16 @@ from mpcformer.protocols.party import MODEL_OWNER, half_bytes
 Shape = tuple[int, ...]
 
 
-def request(names: list[str], rows: int, shapes: Mapping[str, Shape], bits: int) -> Request:
-    """Return the request for all maps in `names` of the same input (rows, in), over Z_2^bits."""
-    return LinearSpec(tuple(names), rows, tuple(shapes[name] for name in names), bits).request()
+def request(names: Sequence[str], rows: int, shapes: Mapping[str, Shape], widths: Sequence[int]) -> Request:
+    """Return the request for all maps in `names` of the same input (rows, in), each over Z_2^k for its own width k."""
+    return LinearSpec(tuple(names), rows, tuple(shapes[name] for name in names), tuple(widths)).request()
 
 
-def cost(rows: int, weights: Sequence[Shape], bits: int) -> ProtocolCost:
+def cost(rows: int, weights: Sequence[Shape], widths: Sequence[int]) -> ProtocolCost:
     """Return the cost of maps of the same input (rows, in), as `model_owner_share` states it."""
     names = tuple(str(n) for n in range(len(weights)))
-    correlation = LinearSpec(names, rows, tuple(weights), bits).request()
-    return message(MODEL_OWNER, ((rows, weights[0][0]), bits)) + dealt(correlation)
+    correlation = LinearSpec(names, rows, tuple(weights), tuple(widths)).request()
+    return message(MODEL_OWNER, ((rows, weights[0][0]), max(widths))) + dealt(correlation)
 
 
 def setup_cost(weights: Sequence[Shape], bits: int) -> ProtocolCost:
@@ -37,10 +37,12 @@ def masked_weight(weight: torch.Tensor, key: bytes, name: str, bits: int) -> tor
     return weight - weight_mask(key, name, tuple(weight.shape), bits)
 
 
-def data_owner_share(masked: list[torch.Tensor], tensors: list[torch.Tensor], bits: int) -> list[torch.Tensor]:
+def data_owner_share(
+    masked: list[torch.Tensor], tensors: list[torch.Tensor], widths: Sequence[int]
+) -> list[torch.Tensor]:
     """Compute A F_i + c_i: the data owner's shares of the results, which it knows before its input."""
     a, *c = tensors
-    return [times_weight(a, f, bits) + c_i for f, c_i in zip(masked, c, strict=True)]
+    return [times_weight(a, f, bits).add_(c_i) for f, c_i, bits in zip(masked, c, widths, strict=True)]
 
 
 def model_owner_share(
@@ -48,17 +50,19 @@ def model_owner_share(
     masked_input: torch.Tensor,
     weights: list[torch.Tensor],
     tensors: list[torch.Tensor],
-    bits: int,
+    widths: Sequence[int],
 ) -> list[torch.Tensor]:
     """Compute the model owner's shares of x W_i from E = x_1 - A.
 
-    Ideal function: x W_i over Z_2^k, without truncation. A diagonal weight multiplies the columns.
+    Ideal function: x W_i over Z_2^k for the width k of the weight's ring, without truncation. A diagonal weight
+        multiplies the columns.
     Shapes: x (rows, in), W (in, out) or (in,), each result (rows, out).
     Scale: f and g -> f + g.
     Range and error: exact modulo 2^k.
-    Cost with `out` columns of all results together: 1 round; k / 8 rows in bytes to the model owner;
-        k / 8 rows out dealer bytes.
+    Cost with `out` columns of all results together, all in the same ring: 1 round; k / 8 rows in bytes to the model
+        owner; k / 8 rows out dealer bytes.
     Source: W - B is sent once, as in the preprocessing of Delphi (Mishra et al., USENIX Security 2020), with a dealer.
     """
     known = x_share + masked_input
-    return [times_weight(known, weight, bits) + c for weight, c in zip(weights, tensors, strict=True)]
+    products = zip(weights, tensors, widths, strict=True)
+    return [times_weight(known, weight, bits).add_(c) for weight, c, bits in products]

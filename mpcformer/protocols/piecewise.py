@@ -28,11 +28,11 @@ from mpcformer.correlations.piecewise import (
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party
-from mpcformer.ring.packing import WIDTHS
+from mpcformer.ring.packing import packing_width
 
 SELECTED, CONSTANT = selectors()
 # The bits of all pieces of an element travel in one byte.
-CHOSEN_BITS = WIDTHS[0]
+CHOSEN_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class PiecewiseFunction:
     @property
     def input_width(self) -> int:
         """The packing width, in bits, of the inputs of all borrows of one element."""
-        return next(width for width in WIDTHS if width >= INPUT_BITS * len(self.thresholds))
+        return packing_width(INPUT_BITS * len(self.thresholds))
 
     def request(self, shape: tuple[int, ...]) -> Request:
         """Return the request for values of `shape`."""

@@ -1,26 +1,36 @@
-"""Ring elements on the wire: an element of Z_2^k, with k a multiple of 8, takes k / 8 bytes.
+"""Ring elements on the wire: an element of Z_2^k, with k a multiple of 4, takes k / 8 bytes.
 
 The elements lie in planes, each as wide as a machine word and little-endian. For 56 bits, for example, the low 32 bits
 of all elements come first, then the next 16 bits of all, then the top 8. That way torch packs and unpacks whole words,
-which is several times faster than byte by byte.
+which is several times faster than byte by byte. If four bits are left, two elements share a byte of the last plane: the
+first half of the elements has the low four bits of its bytes, and the second half the high ones.
 
 In memory an element of Z_2^k is an int64 whose bits from k up mean nothing. Sums, products and matrix products of such
 numbers are right modulo 2^k without a reduction.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
 
 WORD = 64
+NIBBLE = 4
 PLANES = {
     8: (8,),
+    12: (8, NIBBLE),
     16: (16,),
+    20: (16, NIBBLE),
     24: (16, 8),
+    28: (16, 8, NIBBLE),
     32: (32,),
+    36: (32, NIBBLE),
     40: (32, 8),
+    44: (32, 8, NIBBLE),
     48: (32, 16),
+    52: (32, 16, NIBBLE),
     56: (32, 16, 8),
+    60: (32, 16, 8, NIBBLE),
     WORD: (WORD,),
 }
 WIDTHS = tuple(PLANES)
@@ -36,7 +46,12 @@ def packed_bytes(n_elements: int, bits: int) -> int:
     """
     if bits not in WIDTHS:
         raise ValueError(f"a ring of {bits} bits does not pack into bytes; choose one of {WIDTHS}")
-    return n_elements * bits // 8
+    return (n_elements * bits + NIBBLE) // 8
+
+
+def packing_width(bits: int) -> int:
+    """Return the smallest width that packs and has room for `bits`."""
+    return next(width for width in WIDTHS if width >= bits)
 
 
 def pack(x: torch.Tensor, bits: int) -> torch.Tensor:
@@ -49,9 +64,27 @@ def pack(x: torch.Tensor, bits: int) -> torch.Tensor:
         return flat.view(torch.uint8)
     out = torch.empty(n_bytes, dtype=torch.uint8)
     for low, width, part in _planes(x.numel(), bits):
+        if width == NIBBLE:
+            _pack_nibbles(flat, low, out[part])
+            continue
         plane = (flat >> low if low else flat).to(SIGNED[width])
         out[part] = plane.view(torch.uint8)
     return out
+
+
+def _pack_nibbles(flat: torch.Tensor, low: int, out: torch.Tensor) -> None:
+    nibbles = (flat >> low).to(torch.uint8).bitwise_and_((1 << NIBBLE) - 1)
+    n_bytes, n_high = out.numel(), flat.numel() - out.numel()
+    out.copy_(nibbles[:n_bytes])
+    out[:n_high].bitwise_or_(nibbles[n_bytes:] << NIBBLE)
+
+
+def _unpacked_nibbles(plane: torch.Tensor, n_elements: int) -> torch.Tensor:
+    numbers = torch.empty(n_elements, dtype=torch.int64)
+    n_bytes = plane.numel()
+    numbers[:n_bytes] = plane & ((1 << NIBBLE) - 1)
+    numbers[n_bytes:] = plane[: n_elements - n_bytes] >> NIBBLE
+    return numbers
 
 
 def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tensor:
@@ -61,8 +94,13 @@ def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tenso
     if bits == WORD:  # the dealer does not pack such tensors: they may arrive as int64
         return (packed.clone() if packed.storage_offset() % 8 else packed).view(torch.int64).view(tuple(shape))
     total: torch.Tensor | None = None
-    for low, width, part in _planes(packed.numel() * 8 // bits, bits):
+    n_elements = math.prod(shape)
+    for low, width, part in _planes(n_elements, bits):
         plane = packed[part]
+        if width == NIBBLE:
+            assert total is not None
+            total.bitwise_or_(_unpacked_nibbles(plane, n_elements) << low)
+            continue
         if plane.storage_offset() % (width // 8):
             plane = plane.clone()  # a part of a message may start anywhere
         numbers = plane.view(UNSIGNED[width]).to(torch.int64)
@@ -75,7 +113,7 @@ def _planes(n_elements: int, bits: int) -> Iterator[tuple[int, int, slice]]:
     """Yield the lowest bit, the width and the position in the bytes of each plane."""
     low = at = 0
     for width in PLANES[bits]:
-        end = at + n_elements * width // 8
+        end = at + packed_bytes(n_elements, width) if width > NIBBLE else at + (n_elements + 1) // 2
         yield low, width, slice(at, end)
         low, at = low + width, end
 

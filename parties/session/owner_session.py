@@ -152,14 +152,26 @@ class OwnerSession:
         for index, segment in enumerate(segments):
             pause()
             with self._timed(self.dealing, dealt.offline):
-                self._fetch(segment, first, dealt.offline)
-                self._pass_on(segment, first)
-                dealt.batch.offline(index)
+                self._offline(dealt.batch, index, segment, first, dealt.offline)
             first += len(segment)
         # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
         with self._timed(self.dealing, dealt.offline):
             self._barrier()
         return dealt
+
+    def _offline(self, batch: Batch, index: int, segment: list[Request], first: int, phase: pb.Phase) -> None:
+        """Do the offline part of a segment; its first operation is `first`.
+
+        The data owner sends its halves of openings while the dealer works for the model owner, and takes what the
+        dealer made afterwards.
+        """
+        if self.rank == MODEL_OWNER:
+            self._fetch(segment, first, phase)
+            self._pass_on(segment, first)
+            batch.offline(index)
+        else:
+            batch.offline(index)
+            self._pass_on(segment, first)
 
     def _begin(self, shape: BatchShape) -> tuple[Dealt, list[list[Request]], int]:
         """Plan a batch; return it, its plan by segments, and the index of its first operation."""
@@ -214,10 +226,8 @@ class OwnerSession:
         for group in groups(segments, pool_bytes):
             with self._timed(self.dealing, report.offline):
                 for segment in group:
-                    self._fetch(segments[segment], first, report.offline)
-                    self._pass_on(segments[segment], first)
+                    self._offline(dealt.batch, segment, segments[segment], first, report.offline)
                     first += len(segments[segment])
-                    dealt.batch.offline(segment)
                 self._barrier()
             with self._timed(self.dealing, report.online):
                 for segment in group:

@@ -81,15 +81,15 @@ def linear_maps(bits: int) -> Case:
             party.receive(masked_shapes)
         yield
         yield
-        tensors = party.take(linear.request(["w", "g"], 4, shapes, bits))
+        tensors = party.take(linear.request(["w", "g"], 4, shapes, [bits, bits]))
         if party.rank == DATA_OWNER:
             party.send([(random(4, 6) - tensors[0], bits)])
             return
         ((x, _),) = split(party.receive([((4, 6), bits)]), [((4, 6), bits)])
-        linear.model_owner_share(random(4, 6), x, weights, tensors, bits)
+        linear.model_owner_share(random(4, 6), x, weights, tensors, [bits, bits])
 
     weights = list(shapes.values())
-    cost = linear.cost(4, weights, bits) + linear.setup_cost(weights, bits)
+    cost = linear.cost(4, weights, [bits, bits]) + linear.setup_cost(weights, bits)
     docs = [(linear.model_owner_share.__doc__, ""), (linear.masked_weight.__doc__, "")]
     return Case(f"linear, {bits} bits", run, cost, docs, {"k": bits, "rows": 4, "in": 6, "out": 11, "n": 36})
 
@@ -100,7 +100,7 @@ def map_and_opening() -> Case:
 
     def run(party: Party) -> Iterator[None]:
         yield
-        maps, lift = linear.request(["w"], 4, {"w": (6, 5)}, bits), lifted.request("square", shape, 32)
+        maps, lift = linear.request(["w"], 4, {"w": (6, 5)}, [bits]), lifted.request("square", shape, 32)
         wanted = [(shape, 32)]
         if party.rank == DATA_OWNER:
             a, c = party.store.preview(0, maps).shares
@@ -114,13 +114,13 @@ def map_and_opening() -> Case:
             yield
             tensors, mask = party.take(maps), Mask(party.take(lift), 32, "square")
             ((x, _),) = split(party.receive([((4, 6), bits)]), [((4, 6), bits)])
-            z = linear.model_owner_share(random(4, 6), x, [random(6, 5)], tensors, bits)[0]
+            z = linear.model_owner_share(random(4, 6), x, [random(6, 5)], tensors, [bits])[0]
             half = mask.half(z, party.rank)
             party.send([half])
             opened = add_halves([half], split(ahead, wanted))
         assert opened[0].shape == shape
 
-    return Case("map and opening", run, linear.cost(4, [(6, 5)], bits) + lifted.cost("square", shape, 32, ahead=True))
+    return Case("map and opening", run, linear.cost(4, [(6, 5)], [bits]) + lifted.cost("square", shape, 32, ahead=True))
 
 
 def matrix_product(bits: int) -> Case:
@@ -136,17 +136,17 @@ def matrix_product(bits: int) -> Case:
     return Case(f"matmul, {bits} bits", online(run), matmul.cost(x, y, bits), [(doc, "")], sizes)
 
 
-def lift(use: str, bits: int) -> Case:
-    shape = (5, 11)
+def lift(use: str, bits: int, large: int = 64) -> Case:
+    shape = (5, 12)
 
     def run(party: Party) -> None:
-        mask = Mask(party.take(lifted.request(use, shape, bits)), bits, use)
+        mask = Mask(party.take(lifted.request(use, shape, bits, large)), bits, use, large)
         opened = Opened(party, mask, party.open([mask.half(random(*shape), party.rank)])[0])
         opened.value()
 
-    sizes = {"k": bits, "n": 55, "m": 5}
-    docs = [(lifted.cost.__doc__, use)]
-    return Case(f"lifted for {use}, {bits} bits", online(run), lifted.cost(use, shape, bits), docs, sizes)
+    sizes = {"k": bits, "T": large, "n": 60, "m": 5}
+    docs, cost = [(lifted.cost.__doc__, use)], lifted.cost(use, shape, bits, large)
+    return Case(f"lifted for {use}, {bits} to {large} bits", online(run), cost, docs, sizes)
 
 
 def factor() -> Case:
@@ -160,7 +160,7 @@ def factor() -> Case:
 
     cost = lifted.cost("scale", shape, 24) + lifted.factor_cost(shape)
     docs = [(lifted.cost.__doc__, "scale"), (lifted.factor_cost.__doc__, "")]
-    return Case("lifted with its factor", online(run), cost, docs, {"k": 24, "n": 55, "m": 5})
+    return Case("lifted with its factor", online(run), cost, docs, {"k": 24, "T": 64, "n": 55, "m": 5})
 
 
 def looked_up(label: str, low: float, guarded: bool) -> Case:
@@ -248,6 +248,8 @@ CASES = [
     matrix_product(40),
     matrix_product(64),
     *(lift(use, bits) for use in ("plain", "square", "length", "norm", "scale") for bits in (24, 40)),
+    *(lift(use, 20, 48) for use in ("plain", "square", "scale")),
+    *(lift(use, 28, 56) for use in ("length", "norm")),
     factor(),
     looked_up("one table", 0.1, False),
     looked_up("one table with a guard", 0.1, True),

@@ -29,34 +29,34 @@ def test_shift_rounds_to_a_neighbour_with_the_stated_probability(value: int, bit
     assert abs(float(off.double().mean()) - fraction) < 5 * math.sqrt(0.25 / 4000) + 1e-9
 
 
-@pytest.mark.parametrize("bits", [24, 32, 40])
-def test_lifting_and_squares_are_exact_on_the_whole_range(bits: int) -> None:
-    x = integers(7, 301, bits=bits - 1)
+@pytest.mark.parametrize(("bits", "large"), [(24, 64), (32, 64), (40, 64), (20, 40), (20, 48), (24, 52), (12, 24)])
+def test_lifting_and_squares_are_exact_on_the_whole_range(bits: int, large: int) -> None:
+    x = integers(7, 302, bits=bits - 1)
     shares = share(x, bits)
 
     def owner(party: Party) -> tuple[torch.Tensor, torch.Tensor]:
-        mask = Mask(party.take(lifted.request("square", (7, 301), bits)), bits, "square")
+        mask = Mask(party.take(lifted.request("square", (7, 302), bits, large)), bits, "square", large)
         opened = Opened(party, mask, party.open([mask.half(shares[party.rank], party.rank)])[0])
         return opened.value(), opened.square(offset=12345)
 
     results, counters, requests = run_protocol(owner)
-    value, square = (a + b for a, b in zip(*results, strict=True))
-    assert torch.equal(value, x)
-    assert torch.equal(square, (x + 12345) ** 2)
+    value, square = (reduce(a + b, large) for a, b in zip(*results, strict=True))
+    assert torch.equal(value, reduce(x, large))
+    assert torch.equal(square, reduce((x + 12345) ** 2, large))
     n = x.numel()
     assert counters[0].rounds == counters[1].rounds == 1
     assert counters[0].bytes_sent == counters[1].bytes_sent == n * bits // 8
-    assert dealer_bytes(requests) == n * (3 * (64 - bits) // 8 + 8)
+    assert dealer_bytes(requests) == n * (3 * (large - bits) + large) // 8
 
 
 @pytest.mark.parametrize("op", ["norm", "scale"])
-@pytest.mark.parametrize("bits", [24, 32])
-def test_a_rows_factor(op: str, bits: int) -> None:
+@pytest.mark.parametrize(("bits", "large"), [(24, 64), (32, 64), (24, 48), (28, 56), (20, 40), (20, 60)])
+def test_a_rows_factor(op: str, bits: int, large: int) -> None:
     x, y = integers(50, 33, bits=bits - 1), integers(50, 1, bits=60)
     x_shares, y_shares = share(x, bits), share(y)
 
     def owner(party: Party) -> torch.Tensor:
-        mask = Mask(party.take(lifted.request(op, (50, 33), bits)), bits, op)
+        mask = Mask(party.take(lifted.request(op, (50, 33), bits, large)), bits, op, large)
         halves = [mask.half(x_shares[party.rank], party.rank), mask.factor_half(y_shares[party.rank], party.rank)]
         c, factor = party.open(halves)
         opened = Opened(party, mask, c)
@@ -64,15 +64,17 @@ def test_a_rows_factor(op: str, bits: int) -> None:
         return torch.cat([opened.times(factor), squares], dim=-1)
 
     results, counters, requests = run_protocol(owner)
-    total = results[0] + results[1]
+    total = reduce(results[0] + results[1], large)
     floor = y >> FACTOR_EXTRA_BITS
-    assert bool(((total[:, :-1] == x * floor) | (total[:, :-1] == x * (floor + 1))).all())
+    either = [reduce(x * factor, large) for factor in (floor, floor + 1)]
+    assert bool(((total[:, :-1] == either[0]) | (total[:, :-1] == either[1])).all())
     if op == "norm":
-        assert torch.equal(total[:, -1:], (x * x).sum(-1, keepdim=True))
+        assert torch.equal(total[:, -1:], reduce((x * x).sum(-1, keepdim=True), large))
     assert counters[0].bytes_sent == 50 * 33 * bits // 8 + 50 * 8
-    n, high = 50 * 33, (64 - bits) // 8
-    expected = n * (2 * high + 8 + high + 3) + 50 * 11 + (n * high + 50 * 8 if op == "norm" else 0)
-    assert dealer_bytes(requests) == expected
+    n, high, of_rows = 50 * 33, large - bits, 50 * (64 + FACTOR_EXTRA_BITS)
+    # From 40 bits down, the products with the top bit of the factor's mask vanish.
+    expected = n * (3 * high + large + large - 40) + of_rows + (n * high + 50 * large if op == "norm" else 0)
+    assert dealer_bytes(requests) == expected // 8
 
 
 @pytest.mark.parametrize("bits", [24, 32])

@@ -26,30 +26,36 @@ def test_matrix_product(bits: int) -> None:
     assert dealer_bytes(requests) == 2 * 3 * 5 * 6 * bits // 8
 
 
-@pytest.mark.parametrize("bits", [32, 56])
-def test_owner_known_weights(bits: int) -> None:
-    """A matrix and a diagonal multiply the same input; the data owner's shares do not depend on the input."""
+@pytest.mark.parametrize(("bits", "narrow"), [(32, 32), (56, 56), (44, 36), (40, 32)])
+def test_owner_known_weights(bits: int, narrow: int) -> None:
+    """A matrix and a diagonal multiply the same input; the data owner's shares do not depend on the input.
+
+    The matrix and its result may lie in a narrower ring than the input.
+    """
+    widths = [narrow, bits]
     x = integers(4, 6, bits=30)
     weights = {"w": integers(6, 5, bits=18), "g": integers(6, bits=18)}
+    weights["w"] = weights["w"].to(torch.int32)
     if bits == 32:
-        weights = {name: weight.to(torch.int32) for name, weight in weights.items()}
+        weights["g"] = weights["g"].to(torch.int32)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
     shares = share(x, bits)
 
     def owner(party: Party) -> list[torch.Tensor]:
         key = party.store.weight_mask_key()  # type: ignore[attr-defined]
-        tensors = party.take(linear.request(["w", "g"], 4, shapes, bits))
+        tensors = party.take(linear.request(["w", "g"], 4, shapes, widths))
         if party.rank == 0:
             masked = unpack(party.receive([((4, 6), bits)]), (4, 6), bits)
-            return linear.model_owner_share(shares[0], masked, list(weights.values()), tensors, bits)
-        hidden = [linear.masked_weight(weight, key, name, bits) for name, weight in weights.items()]
+            return linear.model_owner_share(shares[0], masked, list(weights.values()), tensors, widths)
+        named = zip(weights.items(), widths, strict=True)
+        hidden = [linear.masked_weight(weight, key, name, width) for (name, weight), width in named]
         party.send([(shares[1] - tensors[0], bits)])
-        return linear.data_owner_share(hidden, tensors, bits)
+        return linear.data_owner_share(hidden, tensors, widths)
 
     results, counters, requests = run_protocol(owner)
-    product, scaled = (reduce(a + b, bits) for a, b in zip(*results, strict=True))
-    assert torch.equal(product, reduce(x @ weights["w"].long(), bits))
+    product, scaled = (reduce(a + b, width) for a, b, width in zip(*results, widths, strict=True))
+    assert torch.equal(product, reduce(x @ weights["w"].long(), narrow))
     assert torch.equal(scaled, reduce(x * weights["g"].long(), bits))
     assert counters[1].bytes_sent == 24 * bits // 8
     assert counters[1].bytes_received == 0
-    assert dealer_bytes(requests) == (20 + 24) * bits // 8
+    assert dealer_bytes(requests) == (20 * narrow + 24 * bits) // 8

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcformer.ring.packing import WIDTHS, pack, reduce, unpack
+from mpcformer.ring.packing import WIDTHS, pack, packed_bytes, reduce, unpack
 
 
 @settings(max_examples=60)
@@ -13,7 +13,7 @@ def test_packing_keeps_the_low_bits(bits: int, values: list[int]) -> None:
     x = torch.tensor(values, dtype=torch.int64)
     packed = pack(x, bits)
     assert packed.dtype == torch.uint8
-    assert packed.numel() == len(values) * bits // 8
+    assert packed.numel() == packed_bytes(len(values), bits) == -(-len(values) * bits // 8)
     assert torch.equal(unpack(packed, x.shape, bits), reduce(x, bits))
     # A part of a message may start at any byte.
     moved = torch.cat([torch.zeros(3, dtype=torch.uint8), packed])[3:]

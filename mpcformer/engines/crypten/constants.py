@@ -14,7 +14,7 @@ from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shif
 from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
 from mpcformer.modeling.description import norm_names
-from mpcformer.modeling.ranges import SCORE_REACH
+from mpcformer.modeling.ranges import REACHES
 
 # The reciprocal of the exact softmax's row, whose largest numerator is one: rows from 2^-10 to one have room.
 EXPONENTIAL_ROW = (0.5**10, 1.05)
@@ -91,7 +91,7 @@ def model_constants(
     """
     gelu_form(gelu).on(CRYPTEN)
     for name, (low, high) in bounds.items():
-        if not name.endswith(SCORE_REACH) and not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
+        if not name.endswith(REACHES) and not (-MAX_ACTIVATION < low <= high < MAX_ACTIVATION):
             raise RangeError(
                 f"calibrated range {name} = {low}..{high} does not fit -{MAX_ACTIVATION:.0f}..{MAX_ACTIVATION:.0f}",
                 "the student diverged or its ranges.json is damaged: distil it again",

@@ -7,7 +7,7 @@ import torch
 
 from mpcformer.engines.lift.maps import Maps
 from mpcformer.engines.lift.scales import LiftScales
-from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, row_lookup
@@ -63,7 +63,7 @@ class Ahead:
         table_mask: torch.Tensor | None = None,
         is_plan: bool = False,
     ) -> None:
-        self._party, self._masked = party, masked
+        self._party, self._masked, self._rings = party, masked, constants.rings
         self._shapes = weight_shapes(config, embeddings)
         self.known: dict[str, Known] = {}
         self.words: PrivateWords | None = None
@@ -80,7 +80,7 @@ class Ahead:
 
         Args:
             segment: its number.
-            starts: the index of each map's first operation in the plan.
+            starts: the index of each map's first operation in the plan, by the name of its first weight.
         """
         if segment == 0 and self.words is not None:
             self.words.offline(starts["embeddings"])
@@ -89,10 +89,11 @@ class Ahead:
             if self._party.rank == DATA_OWNER:
                 if self._masked is None:
                     raise ProtocolError("the masked weights have not arrived")
-                bits = weight_bits(name)
-                requests = [linear.request(item.weights, item.rows, self._shapes, bits), *item.following]
-                dealt = [self._party.store.preview(starts[name] + i, r).shares for i, r in enumerate(requests)]
-                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0], bits)
+                widths = [self._rings.weight_bits(weight) for weight in item.weights]
+                requests = [linear.request(item.weights, item.rows, self._shapes, widths), *item.following]
+                start = starts[item.weights[0]]
+                dealt = [self._party.store.preview(start + i, r).shares for i, r in enumerate(requests)]
+                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0], widths)
                 halves = item.halves(z, dealt[1:])
                 self.known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
             else:

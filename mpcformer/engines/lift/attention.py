@@ -11,11 +11,13 @@ import torch
 from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.fixed_point import Rings
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.rows import (
     LayerScales,
     row_bits,
     row_function,
+    score_lift,
     score_numerators,
     softmax_base,
     softmax_functions,
@@ -69,15 +71,16 @@ class PrivateAttention:
         self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
     def attend(self, heads: Heads, constants: LayerScales) -> torch.Tensor:
-        """Return the attended rows (B Q, A D) at ATTENDED_SCALE, of a layer with these scales."""
-        party, rank = self._party, self._party.rank
+        """Return the attended rows (B Q, A D) at attended_scale, of a layer with these scales."""
+        party, rank, rings = self._party, self._party.rank, constants.rings
         scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
-        scores = shift(scores, 2 * fp.QUERY_SCALE - fp.SCORE_SCALE, rank)
+        scores = shift(scores, 2 * rings.query_scale - rings.score_scale, rank)
         self._watch.lap("attention")
-        value = Opened(party, Mask(heads.value_mask, fp.VALUE_BITS, "plain"), heads.value).value()  # (B, A, D, L)
+        value_mask = Mask(heads.value_mask, rings.value_bits, "plain", rings.value_lift)
+        value = Opened(party, value_mask, heads.value).value()  # (B, A, D, L)
         if not constants.divided:
             value = shift(value * self._sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
-        value_half = matmul.half(value, heads.context_masks[1], fp.NUMERATOR_BITS)
+        value_half = matmul.half(value, heads.context_masks[1], rings.numerator_bits)
         opened_value: list[torch.Tensor] = []
 
         def open_scores(half: Half) -> torch.Tensor:
@@ -115,21 +118,22 @@ class PrivateAttention:
     def _numerators(
         self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return numerators (B, A, Q, L) at scale 2 SCORE_SCALE times the keys' factors, and the sums of their rows."""
-        party = self._party
+        """Return numerators (B, A, Q, L) at scale 2 score_scale times the keys' factors, and the sums of their rows."""
+        party, rings = self._party, constants.rings
         kind = score_numerators(self._form, constants.score_shift)
         if isinstance(kind, SquaredScores):
-            tensors = party.take(lifted.request("square", tuple(scores.shape), fp.SCORE_BITS))
-            mask = Mask(tensors, fp.SCORE_BITS, "square")
+            lift = score_lift(constants, self._log_keys)
+            tensors = party.take(lifted.request("square", tuple(scores.shape), rings.score_bits, lift))
+            mask = Mask(tensors, rings.score_bits, "square", lift)
             opened = Opened(party, mask, open_scores(mask.half(scores, party.rank)))
-            numerators = opened.square(round(kind.shift * 2.0**fp.SCORE_SCALE)) * self._key_factors
+            numerators = opened.square(round(kind.shift * 2.0**rings.score_scale)) * self._key_factors
         else:
             evaluation = self._evaluation(kind, scores)
-            positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << fp.SCORE_SCALE
+            positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << rings.score_scale
             numerators = positive * self._key_factors
         rows = numerators.sum(-1)
         if constants.row_offset:
-            offset = round(constants.row_offset * 4.0**fp.SCORE_SCALE)
+            offset = round(constants.row_offset * 4.0**rings.score_scale)
             rows = rows + party.only(0, self._key_factors.sum(-1) * offset)
         return numerators, rows
 
@@ -142,35 +146,35 @@ class PrivateAttention:
         constants: LayerScales,
         real: torch.Tensor,
     ) -> torch.Tensor:
-        party, rank = self._party, self._party.rank
+        party, rank, rings = self._party, self._party.rank, constants.rings
         function = row_function(constants, self._log_keys)
         lookup = self._check.lookup(function, rows.numel())
-        masked = self._masked_numerators(numerators, row_bits(constants, self._log_keys), heads)
+        masked = self._masked_numerators(numerators, row_bits(constants, self._log_keys), heads, rings)
         opened, *arguments = party.open([masked, *lookup.halves(rows.reshape(-1))])
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
         factor = self._check.evaluate(lookup, arguments, real).view(*rows.shape, 1)
-        self._check.guard(function.guard_bits, rows.reshape(-1), real)
+        self._check.guard(function.guard_bits, rows.reshape(-1), real, score_lift(constants, self._log_keys))
 
-        mask = Mask(
-            party.take(lifted.request("scale", tuple(context.shape), fp.CONTEXT_BITS)), fp.CONTEXT_BITS, "scale"
-        )
+        bits, lift = rings.context_bits, rings.context_lift
+        mask = Mask(party.take(lifted.request("scale", tuple(context.shape), bits, lift)), bits, "scale", lift)
         c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
         divided = Opened(party, mask, c_context).times(opened_factor)
-        divided = shift(divided, fp.CONTEXT_SCALE + fp.ROW_SCALE - fp.ATTENDED_SCALE, rank)
+        divided = shift(divided, rings.context_scale + fp.ROW_SCALE - rings.attended_scale, rank)
         return self._rows(divided)
 
-    def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads) -> Half:
+    def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads, rings: Rings) -> Half:
         # A shift may turn zero into one, so padding is masked once more.
-        down = shift(numerators, scale - fp.NUMERATOR_SCALE, self._party.rank) * self._mask[:, None, None, :]
-        return matmul.half(down, heads.context_masks[0], fp.NUMERATOR_BITS)
+        down = shift(numerators, scale - rings.numerator_scale, self._party.rank) * self._mask[:, None, None, :]
+        return matmul.half(down, heads.context_masks[0], rings.numerator_bits)
 
     def _context(
         self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
-        """Return the product with the values, (B, A, Q, D) at the layer's context_scale in Z_2^CONTEXT_BITS."""
+        """Return the product with the values, (B, A, Q, D) at the layer's context_scale in Z_2^context_bits."""
         context = matmul.product(self._party, numerators, opened_value, heads.context_masks)
-        context = shift(context, fp.NUMERATOR_SCALE + fp.VALUE_SCALE - constants.context_scale, self._party.rank)
+        rings = constants.rings
+        context = shift(context, rings.numerator_scale + rings.value_scale - constants.context_scale, self._party.rank)
         self._watch.lap("attention")
         return context
 
@@ -182,14 +186,13 @@ class PrivateAttention:
         self, numerators: torch.Tensor, scale: int, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
         """Multiply numerators at `scale`, which are not divided any more, by the values. 2 rounds."""
-        party, rank = self._party, self._party.rank
-        opened = party.open([self._masked_numerators(numerators, scale, heads)])[0]
+        party, rank, bits = self._party, self._party.rank, constants.rings.context_bits
+        opened = party.open([self._masked_numerators(numerators, scale, heads, constants.rings)])[0]
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
-        tensors = party.take(lifted.request("plain", tuple(context.shape), fp.CONTEXT_BITS))
-        mask = Mask(tensors, fp.CONTEXT_BITS, "plain")
+        mask = Mask(party.take(lifted.request("plain", tuple(context.shape), bits)), bits, "plain")
         lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0]).value()
-        return self._rows(shift(lifted_context, constants.context_scale - fp.ATTENDED_SCALE, rank))
+        return self._rows(shift(lifted_context, constants.context_scale - constants.rings.attended_scale, rank))
 
     # ---- softmax: `approximations.squared_softmax`, divided before the product ---------------------------------------
 

@@ -15,15 +15,14 @@ from typing import Any
 import torch
 
 from mpcformer.engines.base import Outcome
-from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
 from mpcformer.engines.lift.maps import Tensors
-from mpcformer.engines.lift.norms import NORMAL_SCALE, STREAM_BITS, Norm
+from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import reveal
 from mpcformer.engines.lift.scales import LiftScales
-from mpcformer.engines.lift.weights import OwnedWeights, weight_bits, weight_shapes
+from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.errors import ProtocolError
@@ -84,8 +83,10 @@ class PrivateBert:
         Returns:
             What was opened, and the correlations to use it with.
         """
-        item, party, bits = self.maps[name], self._party, weight_bits(name)
-        request = linear.request(item.weights, item.rows, self._shapes, bits)
+        item, party = self.maps[name], self._party
+        widths = [self._constants.rings.weight_bits(weight) for weight in item.weights]
+        bits = max(widths)
+        request = linear.request(item.weights, item.rows, self._shapes, widths)
         if party.rank == DATA_OWNER:
             known = self._known.pop(name, None)
             if known is None or known.minus_mask is None:
@@ -101,12 +102,14 @@ class PrivateBert:
             mine, theirs = (split(half, known.shapes) for half in (known.message, party.receive(known.shapes)))
             return add_halves(mine, theirs), following
         tensors, following = party.take(request), [party.take(request) for request in item.following]
-        shape = (item.rows, self._shapes[name][0])
+        shape = (item.rows, self._shapes[item.weights[0]][0])
         masked = unpack(party.receive([(shape, bits)]), shape, bits)
-        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors, bits)
+        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors, widths)
         if self._owned is not None:
-            bias = self._owned.biases[name]
-            z[0] += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
+            for result, weight in zip(z, item.weights, strict=True):
+                bias = self._owned.biases.get(weight)
+                if bias is not None:
+                    result += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves(z, following)
         message = party.send(halves)
         known_half = self._known.pop(name).message if name in self._known else torch.empty_like(message)
@@ -140,7 +143,7 @@ class PrivateBert:
         Args:
             segment: its number.
             first: in the first segment at the data owner, the columns (B L, 2) at which the one-hot rows of words and
-                token types have their ones; with public tables, the normalised rows (B L, H) at INPUT_SCALE.
+                token types have their ones; with public tables, the normalised rows (B L, H) at input_scale.
 
         Returns:
             What this owner learns of the batch, after the last segment; else None.
@@ -179,31 +182,33 @@ class PrivateBert:
         """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""
         norm = self._constants.embedding_norm
         if norm.function is None and rows is not None:
-            squares = (rows.double() * 2.0 ** (norm.scale - fp.INPUT_SCALE)).square().sum(-1)
+            squares = (rows.double() * 2.0 ** (norm.scale - self._constants.rings.input_scale)).square().sum(-1)
             self._check.count((squares >= 2.0 ** (norm.guard_bits + 1)).long() * self._mask.reshape(-1))
 
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
 
     def _normalise(self, norm: Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
-        """Return the LayerNorm, without gain and bias, of an opened and centred stream: (rows, H) at INPUT_SCALE."""
-        party = self._party
-        mask = Mask(tensors, STREAM_BITS, norm.op)
+        """Return the LayerNorm, without gain and bias, of an opened and centred stream: (rows, H) at input_scale."""
+        party, scale = self._party, self._constants.rings.input_scale
+        mask = Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift)
         opened = Opened(party, mask, c)
         squares = opened.sum_of_squares()  # (rows, 1), scale 2 norm.scale
         if norm.function is None:
             self._check.guard(norm.guard_bits, squares.reshape(-1), real)
             self.watch.lap("norm")
-            return shift(opened.value(), norm.scale - fp.INPUT_SCALE, party.rank)
-        factor = self._row_factor(norm.function, squares.reshape(-1), real)
+            return shift(opened.value(), norm.scale - scale, party.rank)
+        factor = self._row_factor(norm.function, squares.reshape(-1), real, norm.stream.lift)
         opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
-        normal = shift(opened.times(opened_factor), NORMAL_SCALE - fp.INPUT_SCALE, party.rank)
+        normal = shift(opened.times(opened_factor), norm.stream.normal_scale - scale, party.rank)
         self.watch.lap("norm")
         return normal
 
-    def _row_factor(self, function: TableFunction, argument: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    def _row_factor(
+        self, function: TableFunction, argument: torch.Tensor, real: torch.Tensor, ring: int
+    ) -> torch.Tensor:
         lookup = self._check.lookup(function, argument.numel())
-        self._check.guard(function.guard_bits, argument, real)
+        self._check.guard(function.guard_bits, argument, real, ring)
         return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
 
     def _layer(self, index: int) -> None:
@@ -227,7 +232,7 @@ class PrivateBert:
         """Return the form of GeLU of the opened first map (rows, I), as the second map takes it."""
         party, activation = self._party, self._constants.activation
         if activation.function is None:
-            inner = Opened(party, Mask(tensors, activation.bits, "square"), c)
+            inner = Opened(party, Mask(tensors, activation.bits, "square", activation.lift), c)
             result = inner.square(activation.offset)
         else:
             result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)

@@ -12,18 +12,20 @@ from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
 from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.norms import Norm
+from mpcformer.engines.lift.range_check import guard_bits
 from mpcformer.engines.lift.reveal import LOGIT_WIRE_BITS, zero_test_half
 from mpcformer.engines.lift.rows import (
     LayerScales,
     row_bits,
     row_function,
+    score_lift,
     score_numerators,
     softmax_base,
     softmax_functions,
 )
 from mpcformer.engines.lift.scales import LiftScales
-from mpcformer.engines.lift.weights import TABLE_BITS, weight_bits, weight_shapes
+from mpcformer.engines.lift.weights import TABLE_BITS, weight_shapes
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
 from mpcformer.protocols.cost import ProtocolCost, Step, dealt, message, opening
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, half_bytes
@@ -42,7 +44,7 @@ class BatchCost:
 
     def __init__(self, public: PublicModel, scales: LiftScales, shape: BatchShape) -> None:
         self._config, self._embeddings = public.config, public.embeddings
-        self._scales, self._shape = scales, shape
+        self._scales, self._rings, self._shape = scales, scales.rings, shape
         self._weights = weight_shapes(self._config, public.embeddings)
         self._log_keys = max(1, math.ceil(math.log2(shape.seq_len)))
         # The groups that the range guard looks at after the last layer: (rows, bits).
@@ -68,7 +70,7 @@ class BatchCost:
         """Return the cost of the masked weights and, with public tables, of the tables themselves."""
         cost = NOTHING
         for name, shape in self._weights.items():
-            cost = cost + linear.setup_cost([shape], weight_bits(name))
+            cost = cost + linear.setup_cost([shape], self._rings.weight_bits(name))
         if self._embeddings == "public_table":
             rows = self._config.vocab_size + self._config.type_vocab_size + self._config.max_position_embeddings
             cost = cost + ProtocolCost(setup_bytes=half_bytes(((rows, self._config.hidden_size), TABLE_BITS)))
@@ -76,7 +78,8 @@ class BatchCost:
 
     def _maps(self, names: list[str], rows: int) -> ProtocolCost:
         """Return the cost of the linear maps of one input with so many rows."""
-        return linear.cost(rows, [self._weights[name] for name in names], weight_bits(names[0]))
+        widths = [self._rings.weight_bits(name) for name in names]
+        return linear.cost(rows, [self._weights[name] for name in names], widths)
 
     def _first_rows(self) -> ProtocolCost:
         """Return the cost of the normalised embeddings."""
@@ -88,20 +91,20 @@ class BatchCost:
         if not row_lookup.is_cheaper(*wanted):
             return self._maps(["embeddings"], rows) + self._norm(norm, stream)
         # The model owner's half of the opening comes with the answers, and the data owner's half follows.
-        half = stream, STREAM_BITS
+        half = stream, norm.stream.bits
         looked_up = (row_lookup.cost(*wanted) | (PAUSE + message(DATA_OWNER, half))) + message(MODEL_OWNER, half)
-        return looked_up + dealt(lifted.request(norm.op, *half)) + self._normalised(norm, stream)
+        return looked_up + dealt(lifted.request(norm.op, *half, norm.stream.lift)) + self._normalised(norm, stream)
 
     def _norm(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
         """Return the cost of a LayerNorm with the opening of its stream after a linear map."""
-        return lifted.cost(norm.op, stream, STREAM_BITS, ahead=True) + self._normalised(norm, stream)
+        return lifted.cost(norm.op, stream, norm.stream.bits, norm.stream.lift, ahead=True) + self._normalised(norm, stream)
 
     def _normalised(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
         """Return the cost of a LayerNorm after the opening of its stream (rows, H)."""
         if norm.function is None:
             self._guarded.append((stream[0], norm.guard_bits))
             return NOTHING
-        self._guarded.append((stream[0], norm.function.guard_bits))
+        self._guarded.append((stream[0], guard_bits(norm.function.guard_bits, norm.stream.lift)))
         return table.cost(norm.function, stream[0]) + lifted.factor_cost(stream)
 
     def _layer(self, index: int) -> ProtocolCost:
@@ -112,14 +115,15 @@ class BatchCost:
         query, key, value = (*heads, n_query, size), (*heads, n_keys, size), (*heads, size, n_keys)
         rows, hidden = n_batch * n_query, self._config.hidden_size
 
-        cost = self._maps([f"{name}.attention", f"{name}.attention.residual"], n_batch * n_keys)
-        opened = matmul.cost(query, key, fp.QUERY_BITS, ahead=True)
-        cost = cost + (opened | lifted.cost("plain", value, fp.VALUE_BITS, ahead=True))
+        rings, parts = self._rings, ("scores", "values", "residual", "mean")
+        cost = self._maps([f"{name}.attention.{part}" for part in parts], n_batch * n_keys)
+        opened = matmul.cost(query, key, rings.query_bits, ahead=True)
+        cost = cost + (opened | lifted.cost("plain", value, rings.value_bits, rings.value_lift, ahead=True))
         # The values' half of this product is opened with the scores, which changes no round.
-        context = matmul.cost((*heads, n_query, n_keys), value, fp.NUMERATOR_BITS)
+        context = matmul.cost((*heads, n_query, n_keys), value, rings.numerator_bits)
         cost = cost + self._attention(layer, (*heads, n_query, n_keys), query, context)
         cost = cost + self._maps([f"{name}.attention.output"], rows) + self._norm(layer.attention_norm, (rows, hidden))
-        cost = cost + self._maps([f"{name}.inner", f"{name}.residual"], rows) + self._activation(rows)
+        cost = cost + self._maps([f"{name}.{part}" for part in ("inner", "residual", "mean")], rows) + self._activation(rows)
         return cost + self._maps([f"{name}.outer"], rows) + self._norm(layer.output_norm, (rows, hidden))
 
     def _attention(
@@ -132,20 +136,22 @@ class BatchCost:
             scores, attended: shapes (B, A, Q, L) and (B, A, Q, D).
             context: the cost of the numerators' product with the values.
         """
-        n_rows, lifted_context = math.prod(scores[:-1]), lifted.cost("plain", attended, fp.CONTEXT_BITS)
+        rings, n_rows = self._rings, math.prod(scores[:-1])
+        lifted_context = lifted.cost("plain", attended, rings.context_bits)
         if layer.squarings:
             return self._powers(layer, scores, n_rows) + context + lifted_context
         kind = score_numerators(softmax_form(self._config.softmax), layer.score_shift)
         if isinstance(kind, SquaredScores):
-            cost = lifted.cost("square", scores, fp.SCORE_BITS)
+            cost = lifted.cost("square", scores, rings.score_bits, score_lift(layer, self._log_keys))
         else:
             cost = piecewise.cost(kind, scores)
         if not layer.divided:
             self._guarded.append((n_rows, row_bits(layer, self._log_keys)))
             return cost + context + lifted_context
         function = row_function(layer, self._log_keys)
-        self._guarded.append((n_rows, function.guard_bits))
-        divided = lifted.cost("scale", attended, fp.CONTEXT_BITS) | lifted.factor_cost(attended)
+        self._guarded.append((n_rows, guard_bits(function.guard_bits, score_lift(layer, self._log_keys))))
+        divided = lifted.cost("scale", attended, rings.context_bits, rings.context_lift)
+        divided = divided | lifted.factor_cost(attended)
         return cost + (context | table.cost(function, n_rows)) + divided
 
     def _powers(self, layer: LayerScales, scores: tuple[int, ...], n_rows: int) -> ProtocolCost:
@@ -163,7 +169,7 @@ class BatchCost:
         """Return the cost of the form of GeLU with the opening of its argument."""
         shape, activation = (rows, self._config.intermediate_size), self._scales.activation
         if activation.function is None:
-            return lifted.cost("square", shape, activation.bits, ahead=True)
+            return lifted.cost("square", shape, activation.bits, activation.lift, ahead=True)
         return piecewise.cost(activation.function, shape, ahead=True)
 
     def _reveal(self) -> ProtocolCost:

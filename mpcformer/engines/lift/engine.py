@@ -10,12 +10,11 @@ import torch
 
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.correlations.linear import LinearSpec
+from mpcformer.correlations.linear import SHORT, LinearSpec
 from mpcformer.correlations.row_lookup import LookupSpec, salt_of
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, WithoutValues
-from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.bert import PrivateBert
 from mpcformer.engines.lift.cost import BatchCost
@@ -25,7 +24,6 @@ from mpcformer.engines.lift.weights import (
     OwnedWeights,
     masked_specs,
     owned_weights,
-    weight_bits,
     weight_shapes,
 )
 from mpcformer.errors import ProtocolError
@@ -86,7 +84,7 @@ class LiftEngine:
         if self._owned is not None:
             key = store.weight_mask_key()
             for name in shapes:
-                bits = weight_bits(name)
+                bits = self._constants.rings.weight_bits(name)
                 masked = masked_weight(self._owned.weights[name], key, name, bits)
                 self._channel.send([pack(masked, bits)])
                 if name == "embeddings":
@@ -96,10 +94,11 @@ class LiftEngine:
                 self._channel.send([pack(table, TABLE_BITS) for table in tables])
             return
         self._masked = {}
-        for name, spec in masked_specs(self._config, self._public.embeddings):
-            bits = weight_bits(name)
+        rings = self._constants.rings
+        for name, spec in masked_specs(self._config, rings, self._public.embeddings):
+            bits = rings.weight_bits(name)
             masked = unpack(self._channel.receive([spec])[0], shapes[name], bits)
-            self._masked[name] = masked.to(torch.int32) if bits == 32 else masked
+            self._masked[name] = masked.to(torch.int32) if bits <= SHORT else masked
         if self._public.embeddings == "public_table":
             self._receive_tables(self._channel)
 
@@ -171,7 +170,7 @@ class LiftEngine:
         if norm.function is not None:
             epsilon = self._config.layer_norm_eps / norm.unit**2
             rows = rows * (rows.square().mean(-1, keepdim=True) + epsilon).rsqrt()
-        first: torch.Tensor = (rows * 2.0**fp.INPUT_SCALE).round().long()
+        first: torch.Tensor = (rows * 2.0**self._constants.rings.input_scale).round().long()
         return first
 
 
@@ -238,6 +237,7 @@ def engine_constants(public: PublicModel) -> LiftScales:
         gelu=config.gelu,
         softmax=config.softmax,
         constant_norms=config.constant_norms,
+        precision=config.precision,
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from mpcformer.correlations import Request, sketch
 from mpcformer.engines.dry_run import WithoutValues
 from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.scales import LiftScales
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
@@ -62,10 +62,10 @@ class Maps:
         shapes: dict[str, tuple[int, ...]],
         one_hot: bool,
     ) -> None:
-        self._rank, self._config, self._constants = rank, config, constants
+        self._rank, self._config, self._constants, self._rings = rank, config, constants, constants.rings
         self._shapes, self._one_hot = shapes, one_hot
         self._n_batch, self._n_positions = size
-        # What the residual of the block at work adds at RESIDUAL_SCALE + INPUT_SCALE: this owner's share, and the mean.
+        # What the residual of the block at work adds, before it is shifted: this owner's share, and that of its mean.
         self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
 
     @property
@@ -89,10 +89,11 @@ class Maps:
         n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
         if name == "embeddings":
             before = self._constants.embedding_norm
-            lift = lifted.request(before.op, (n_rows, hidden), STREAM_BITS)
+            lift = lifted.request(before.op, (n_rows, hidden), before.stream.bits, before.stream.lift)
             return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], before.scale, before, t[0])])
         if name == "pooler":
-            function, product = self._constants.tanh_clamp, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
+            function = self._constants.tanh_clamp
+            product = self._rings.input_scale + self._rings.pooler_weight_scale
 
             def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
                 share = shift(z[0], product - fp.TANH_SCALE, self._rank)
@@ -104,7 +105,7 @@ class Maps:
         rows = self._n_batch * n_query
         if name.endswith(".attention"):
             return Map(
-                [name, f"{name}.residual"],
+                [f"{name}.{part}" for part in ("scores", "values", "residual", "mean")],
                 n_rows,
                 self._attention_requests(n_query),
                 lambda z, t: self._attention_halves(z, t, n_query),
@@ -112,14 +113,15 @@ class Maps:
         if name.endswith(".inner"):
             activation, shape = self._constants.activation, (rows, self._config.intermediate_size)
             if activation.function is None:
-                following = lifted.request("square", shape, activation.bits)
+                following = lifted.request("square", shape, activation.bits, activation.lift)
             else:
                 following = activation.function.request(shape)
-            return Map([name, f"layer.{index}.residual"], rows, [following], self._inner_halves)
+            weights = [name, f"layer.{index}.residual", f"layer.{index}.mean"]
+            return Map(weights, rows, [following], self._inner_halves)
         output = name.endswith(".attention.output")
         norm = constants.attention_norm if output else constants.output_norm
-        product = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE if output else fp.OUTER_SCALE
-        lift = lifted.request(norm.op, (rows, hidden), STREAM_BITS)
+        product = self._rings.output_scale if output else self._rings.outer_scale
+        lift = lifted.request(norm.op, (rows, hidden), norm.stream.bits, norm.stream.lift)
         return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
 
     def shapes_of_halves(self, item: Map) -> list[HalfShape]:
@@ -139,47 +141,48 @@ class Maps:
 
     def _lifted_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
         stream = shift(z, scale - norm.scale, self._rank)
-        return Mask(tensors, STREAM_BITS, norm.op).half(stream, self._rank)
+        return Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift).half(stream, self._rank)
 
     def _stream_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
         """Return the half of the residual stream: map plus residual, centred, at the next LayerNorm's scale."""
         if self._residual is None:
             raise ProtocolError("a residual is used before it is known")
         (residual, mean), self._residual = self._residual, None
-        rank = self._rank
-        own = fp.INPUT_SCALE + fp.RESIDUAL_SCALE
-        total = z + shift(residual, own - scale, rank)
-        total = total - shift(mean, fp.INPUT_SCALE + fp.MEAN_SCALE - scale, rank)
+        rank, rings = self._rank, self._rings
+        total = z + shift(residual, rings.input_scale + rings.residual_scale - scale, rank)
+        total = total - shift(mean, rings.input_scale + rings.mean_scale - scale, rank)
         return self._lifted_half(total, scale, norm, tensors)
 
     def _attention_requests(self, n_query: int) -> list[Request]:
+        rings = self._rings
         heads, size = (self._n_batch, self._config.num_attention_heads), self._config.head_size
         query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
         value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
         return [
-            matmul.request(query, key, fp.QUERY_BITS),
-            lifted.request("plain", value, fp.VALUE_BITS),
-            matmul.request(scores, value, fp.NUMERATOR_BITS),
+            matmul.request(query, key, rings.query_bits),
+            lifted.request("plain", value, rings.value_bits, rings.value_lift),
+            matmul.request(scores, value, rings.numerator_bits),
         ]
 
     def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
-        width, n_heads, rank = self._config.attention_size, self._config.num_attention_heads, self._rank
-        product = fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE
-        value_product = fp.INPUT_SCALE + fp.VALUE_WEIGHT_SCALE
+        rank, rings, n_heads = self._rank, self._rings, self._config.num_attention_heads
+        both, values, residual, mean = z
+        down = rings.input_scale + rings.query_weight_scale - rings.query_scale
+        value_down = rings.input_scale + rings.value_weight_scale - rings.value_scale
 
-        def heads(at: int) -> torch.Tensor:  # (B, A, L, D)
-            part = z[0][:, at : at + width].reshape(self._n_batch, self._n_positions, n_heads, -1)
-            return part.transpose(1, 2)
+        def heads(part: torch.Tensor) -> torch.Tensor:  # (B, A, L, D)
+            return part.reshape(self._n_batch, self._n_positions, n_heads, -1).transpose(1, 2)
 
-        self._keep_residual(z[1], z[0][:, -1:], n_query)
+        self._keep_residual(residual, mean, n_query)
         (a, b, _), value_mask, _ = tensors
-        query = shift(heads(0)[:, :, :n_query], product - fp.QUERY_SCALE, rank)
-        key = shift(heads(width), product - fp.QUERY_SCALE, rank)
-        value = shift(heads(2 * width).transpose(2, 3), value_product - fp.VALUE_SCALE, rank)
+        queries, keys = both.chunk(2, dim=1)
+        query = shift(heads(queries)[:, :, :n_query], down, rank)
+        key = shift(heads(keys), down, rank)
+        value = shift(heads(values).transpose(2, 3), value_down, rank)
         return [
-            matmul.half(query, a, fp.QUERY_BITS),
-            matmul.half(key, b, fp.QUERY_BITS),
-            Mask(value_mask, fp.VALUE_BITS, "plain").half(value, rank),
+            matmul.half(query, a, rings.query_bits),
+            matmul.half(key, b, rings.query_bits),
+            Mask(value_mask, rings.value_bits, "plain", rings.value_lift).half(value, rank),
         ]
 
     def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor, n_query: int) -> None:
@@ -189,10 +192,10 @@ class Maps:
         self._residual = rows(residual), rows(mean)
 
     def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
-        rank, product = self._rank, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE
-        self._residual = z[1], z[0][:, -1:]
+        rank, product = self._rank, self._rings.input_scale + self._rings.inner_weight_scale
+        self._residual = z[1], z[2]
         activation = self._constants.activation
-        inner = shift(z[0][:, :-1], product - activation.scale, rank)
+        inner = shift(z[0], product - activation.scale, rank)
         if activation.function is None:
-            return [Mask(tensors[0], activation.bits, "square").half(inner, rank)]
+            return [Mask(tensors[0], activation.bits, "square", activation.lift).half(inner, rank)]
         return [Evaluation(activation.function, tensors[0], rank).half(inner)]

@@ -10,22 +10,21 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, widened
+from mpcformer.engines.lift.fixed_point import WIDE, Rings, Stream
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.description import norm_names
 from mpcformer.modeling.ranges import norm_limit
 from mpcformer.protocols.table import TableFunction
 
-STREAM_BITS = 32
-# The scale of a normalised row as the product leaves it, in Z_2^64.
-NORMAL_SCALE = 26
 RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 8
-# Below 13, a stream is shifted so far that it no longer fills the 32 bits in which it is opened.
-FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, 13
+# Below its least scale, a stream is shifted so far that it no longer fills the bits in which it is opened.
+FACTOR_ERROR, MIN_STREAM_SCALE = 1 / 128, WIDE.attention.scale
 MAX_LOG_UNIT = 4
 MAX_STREAM_SCALE = 18
-# How many bits a usual entry of the smallest rows has: before a constant norm, and where room is wanted behind one.
-CONSTANT_BITS, ROOMY_BITS = 11, 11
+# How many bits a usual entry of the smallest rows has: before a constant norm, where room is wanted behind one, and in
+# compact rings.
+CONSTANT_BITS, ROOMY_BITS, COMPACT_BITS = 11, 11, 10
 
 
 @dataclass(frozen=True)
@@ -39,6 +38,7 @@ class Norm:
         unit: the real number that 1 stands for in the stream before it, and in the row after it if it is constant.
         guard_bits: if it is constant, the guard marks sums of squares from 2^(guard_bits + 1) on.
         limit: if it is constant, the variance at which the guard marks.
+        stream: the rings of the stream before it and of the row behind it.
     """
 
     scale: int
@@ -47,6 +47,7 @@ class Norm:
     unit: float = 1.0
     guard_bits: int = 0
     limit: float = 0.0
+    stream: Stream = WIDE.attention
 
     @property
     def op(self) -> str:
@@ -63,9 +64,14 @@ class Norm:
 
 
 def model_norms(
-    n_layers: int, constant: Collection[str], hidden_size: int, epsilon: float, bounds: CalibratedRanges
+    n_layers: int,
+    constant: Collection[str],
+    hidden_size: int,
+    epsilon: float,
+    bounds: CalibratedRanges,
+    rings: Rings = WIDE,
 ) -> dict[str, Norm]:
-    """Return every LayerNorm by name.
+    """Return every LayerNorm by name. Compact rings carry no constant ones.
 
     Raises:
         RangeError: a range is missing, not positive, or wider than tables carry.
@@ -74,12 +80,52 @@ def model_norms(
     return {
         name: constant_norm(name, hidden_size, bounds)
         if name in constant
-        else norm(name, hidden_size, epsilon, bounds, roomy=before in constant)
+        else norm(name, hidden_size, epsilon, bounds, stream_of(name, rings), roomy=before in constant)
         for before, name in zip(["", *names], names, strict=False)
     }
 
 
-def norm(name: str, hidden_size: int, epsilon: float, bounds: CalibratedRanges, roomy: bool = False) -> Norm:
+def stream_of(name: str, rings: Rings) -> Stream:
+    """Return the stream before a LayerNorm."""
+    if name == "embeddings":
+        return rings.first
+    return rings.attention if name.endswith(".attention") else rings.output
+
+
+def compact_unit(name: str, bounds: CalibratedRanges, stream: Stream) -> float:
+    """Return the power of two in whose units the stream before a LayerNorm of compact rings is computed.
+
+    Raises:
+        RangeError: as `model_norms`.
+    """
+    low, high = _variance(name, bounds)
+    finest = max(stream.scale, COMPACT_BITS + math.ceil(-math.log2(low) / 2))
+    log_unit = stream.scale - min(finest, _largest_scale(high, stream))
+    if log_unit > MAX_LOG_UNIT:
+        raise _too_large(name, high)
+    return float(2.0**log_unit)
+
+
+def _largest_scale(high: float, stream: Stream) -> int:
+    """Return the scale at which the factor of rows of variance `high` is exact enough."""
+    return min(MAX_STREAM_SCALE, stream.normal_scale + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
+
+
+def _too_large(name: str, high: float) -> RangeError:
+    return RangeError(
+        f"calibrated range {name}.variance reaches {high:.3g}: too large for a LayerNorm in fixed point",
+        "distil the student again, or use --engine crypten",
+    )
+
+
+def norm(
+    name: str,
+    hidden_size: int,
+    epsilon: float,
+    bounds: CalibratedRanges,
+    stream: Stream = WIDE.attention,
+    roomy: bool = False,
+) -> Norm:
     """Return a LayerNorm that divides by each row's deviation.
 
     Args:
@@ -87,6 +133,7 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: CalibratedRanges, 
         hidden_size: H.
         epsilon: what the LayerNorm adds to a variance.
         bounds: calibrated (low, high) by name.
+        stream: the rings of the stream before it and of the row behind it.
         roomy: whether a constant norm stands before it. Rows are then longer for some text, and what attention or GeLU
             makes of them is longer still, so the ring of the stream gets all the room that the smallest rows leave.
 
@@ -94,26 +141,35 @@ def norm(name: str, hidden_size: int, epsilon: float, bounds: CalibratedRanges, 
         RangeError: as `model_norms`.
     """
     low, high = _variance(name, bounds)
-    # Large factors need fewer bits; their rows are small and take the bits instead. A factor is rounded to a multiple
-    # of 2^-factor_scale, which must not lengthen a normalised row by more than FACTOR_ERROR.
-    log_small = math.ceil(-math.log2(low) / 2)
-    # Behind large rows the largest unit decides: asking for more room never rejects a model.
-    wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
-    scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
-    scale = min(scale, MAX_STREAM_SCALE, NORMAL_SCALE + math.floor(math.log2(FACTOR_ERROR / math.sqrt(high))))
-    # Where the stream would be too coarse for its ring, it is computed in units instead.
-    log_unit = max(0, MIN_STREAM_SCALE - scale)
-    if log_unit > MAX_LOG_UNIT:
-        raise RangeError(
-            f"calibrated range {name}.variance reaches {high:.3g}: too large for a LayerNorm in fixed point",
-            "distil the student again, or use --engine crypten",
-        )
-    scale, unit = scale + log_unit, 2.0**log_unit
-    factor_scale = NORMAL_SCALE - scale
+    if stream.bits == WIDE.attention.bits and stream.lift == WIDE.attention.lift:
+        # Large factors need fewer bits; their rows are small and take the bits instead. A factor is rounded to a
+        # multiple of 2^-factor_scale, which must not lengthen a normalised row by more than FACTOR_ERROR.
+        log_small = math.ceil(-math.log2(low) / 2)
+        # Behind large rows the largest unit decides: asking for more room never rejects a model.
+        wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
+        scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
+        scale = min(scale, _largest_scale(high, stream))
+        # Where the stream would be too coarse for its ring, it is computed in units instead.
+        log_unit = max(0, MIN_STREAM_SCALE - scale)
+        if log_unit > MAX_LOG_UNIT:
+            raise _too_large(name, high)
+        scale, unit = scale + log_unit, 2.0**log_unit
+    else:
+        scale, unit = stream.scale, compact_unit(name, bounds, stream)
+    factor_scale = stream.normal_scale - scale
     low, high, epsilon = (number / unit**2 for number in (low, high, epsilon))
-    step = 2.0 ** (-2 * scale) / hidden_size
-    function = table("rsqrt", low, high, step, factor_scale, RSQRT_WIDTH, epsilon=epsilon, max_log_bins=MAX_LOG_BINS)
-    return Norm(scale, factor_scale, function, unit)
+    function = table(
+        "rsqrt",
+        low,
+        high,
+        2.0 ** (-2 * scale) / hidden_size,
+        factor_scale,
+        RSQRT_WIDTH,
+        epsilon=epsilon,
+        max_log_bins=MAX_LOG_BINS,
+        ring=stream.lift,
+    )
+    return Norm(scale, factor_scale, function, unit, stream=stream)
 
 
 def constant_norm(name: str, hidden_size: int, bounds: CalibratedRanges) -> Norm:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import STREAM_BITS, Norm
+from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.rows import LayerScales
 from mpcformer.engines.lift.scales import LiftScales, computed_length
 from mpcformer.errors import RangeError
@@ -52,7 +52,7 @@ def ring_room(bits: int, scale: int) -> float:
 
 def stream_room(norm: Norm) -> float:
     """Return how long a row may be before a LayerNorm."""
-    return norm.unit * ring_room(STREAM_BITS, norm.scale)
+    return norm.unit * ring_room(norm.stream.bits, norm.scale)
 
 
 def value_shift(layer: LayerScales, values: torch.Tensor) -> int:
@@ -143,10 +143,10 @@ def _check_unit(n: int, unit: float, log_divisor: float) -> None:
 def rooms(scales: LiftScales, bounds: WorstCase) -> Iterator[Room]:
     """Yield every private value that no table watches, and rows so short that their sum of squares is below 2^60."""
     yield Room("embeddings", bounds.embeddings, stream_room(scales.embedding_norm))
-    activation = scales.activation
+    activation, rings = scales.activation, scales.rings
     for n, (layer, bound) in enumerate(zip(scales.layers, bounds.layers, strict=True)):
         name, values = f"layer.{n}", layer.row_slack * float(bound.values.max())
-        yield Room(f"{name}.scores", bound.scores, ring_room(fp.SCORE_BITS, fp.SCORE_SCALE - layer.score_shift))
+        yield Room(f"{name}.scores", bound.scores, ring_room(rings.score_bits, rings.score_scale - layer.score_shift))
         yield Room(f"{name}.values", values, layer.value_room * 2**MAX_VALUE_SHIFT)
         yield Room(f"{name}.attended", bound.attended, stream_room(layer.attention_norm))
         yield Room(f"{name}.activation", float(bound.inner.max()), ring_room(activation.bits, activation.scale))
@@ -158,13 +158,13 @@ def rooms(scales: LiftScales, bounds: WorstCase) -> Iterator[Room]:
 def rounded_rooms(config: ModelDescription, scales: LiftScales, weights: Tensors, biases: Tensors) -> Iterator[Room]:
     """Yield the values of `rooms`, bounded by the rounded weights; attention's values may be computed smaller."""
     maps = _RoundedMaps(config, scales, weights, biases)
-    norm = scales.embedding_norm
+    norm, rings = scales.embedding_norm, scales.rings
     yield Room("embeddings", norm.unit * maps.embeddings(), stream_room(norm))
     for n, layer in enumerate(scales.layers):
         yield from maps.attention(f"layer.{n}", layer, norm)
         yield from maps.feed_forward(f"layer.{n}", layer)
         norm = layer.output_norm
-    pooler = maps.linear("pooler", fp.POOLER_WEIGHT_SCALE, fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE)
+    pooler = maps.linear("pooler", rings.pooler_weight_scale, rings.input_scale + rings.pooler_weight_scale)
     largest = float(column_bound(*pooler, maps.row_length(norm)).max())
     yield Room("pooler", largest, ring_room(fp.TANH_BITS, fp.TANH_SCALE))
     weight, bias = maps.linear("classifier", fp.LOGIT_WEIGHT_SCALE, fp.LOGIT_TOTAL_SCALE)
@@ -198,39 +198,39 @@ class _RoundedMaps:
     def attention(self, name: str, layer: LayerScales, before: Norm) -> Iterator[Room]:
         """Yield scores, values and the row behind attention; the layer's input comes from the LayerNorm `before`."""
         config, rows, n_heads = self._config, self.row_length(before), self._config.num_attention_heads
-        weight, bias = self.linear(f"{name}.attention", fp.QUERY_WEIGHT_SCALE, fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE)
-        query, key, value = zip(weight[:, :-1].chunk(3, dim=1), bias[:-1].chunk(3), strict=True)
+        rings = self._scales.rings
+        scale = rings.query_weight_scale
+        weight, bias = self.linear(f"{name}.attention.scores", scale, rings.input_scale + scale)
+        query, key = zip(weight.chunk(2, dim=1), bias.chunk(2), strict=True)
         scores = math.sqrt(config.head_size) * score_bound(query, key, n_heads, rows)  # the root is in the weights
         shifted = 2.0**layer.score_shift
-        yield Room(f"{name}.scores", shifted * scores, shifted * ring_room(fp.SCORE_BITS, fp.SCORE_SCALE))
-        finer = 2.0 ** (fp.QUERY_WEIGHT_SCALE - fp.VALUE_WEIGHT_SCALE)
-        value = value[0] * finer, value[1] * finer
+        yield Room(f"{name}.scores", shifted * scores, shifted * ring_room(rings.score_bits, rings.score_scale))
+        scale = rings.value_weight_scale
+        value = self.linear(f"{name}.attention.values", scale, rings.input_scale + scale)
         yield Room(f"{name}.values", layer.row_slack * float(column_bound(*value, rows).max()), layer.value_room)
         context = (1.0 if layer.divided else layer.row_slack) * head_length(value, n_heads, rows)
-        mean = weight[:, -1] * 2.0 ** (fp.QUERY_WEIGHT_SCALE - fp.MEAN_SCALE)
-        outer_scale = fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE
-        outer = self.linear(f"{name}.attention.output", fp.OUTPUT_WEIGHT_SCALE, outer_scale)
+        outer = self.linear(f"{name}.attention.output", rings.output_weight_scale, rings.output_scale)
         norm = layer.attention_norm
-        attended = self._stream(outer, context, f"{name}.attention.residual", mean, rows)
+        attended = self._stream(outer, context, f"{name}.attention", rows)
         yield Room(f"{name}.attended", norm.unit * attended, stream_room(norm))
 
     def feed_forward(self, name: str, layer: LayerScales) -> Iterator[Room]:
         """Yield the activation's argument and the row behind the layer's last map."""
-        activation, rows = self._scales.activation, self.row_length(layer.attention_norm)
-        weight, bias = self.linear(f"{name}.inner", fp.INNER_WEIGHT_SCALE, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE)
-        inner = LinearWeights(weight[:, :-1], bias[:-1])
+        activation, rows, rings = self._scales.activation, self.row_length(layer.attention_norm), self._scales.rings
+        scale = rings.inner_weight_scale
+        inner = self.linear(f"{name}.inner", scale, rings.input_scale + scale)
         largest, length = float(column_bound(*inner, rows).max()), _length(inner, rows)
         yield Room(f"{name}.activation", largest, ring_room(activation.bits, activation.scale))
         length = computed_length(activation, self._config.gelu, largest, length, inner.bias.numel())
-        mean = weight[:, -1] * 2.0 ** (fp.INNER_WEIGHT_SCALE - fp.MEAN_SCALE)
-        outer = self.linear(f"{name}.outer", activation.weight_scale, fp.OUTER_SCALE)
+        outer = self.linear(f"{name}.outer", activation.weight_scale, rings.outer_scale)
         norm = layer.output_norm
-        output = self._stream(outer, length, f"{name}.residual", mean, rows)
+        output = self._stream(outer, length, name, rows)
         yield Room(f"{name}.output", norm.unit * output, stream_room(norm))
 
-    def _stream(self, outer: LinearWeights, length: float, residual: str, mean: torch.Tensor, rows: float) -> float:
+    def _stream(self, outer: LinearWeights, length: float, residual: str, rows: float) -> float:
         """Bound the length of a map of rows of `length`, plus gains of rows of length `rows`, less their mean."""
-        gain = self._weights[residual].double() * 2.0**-fp.RESIDUAL_SCALE
+        gain = self._weights[f"{residual}.residual"].double() * 2.0**-self._scales.rings.residual_scale
+        mean = self._weights[f"{residual}.mean"][:, 0].double() * 2.0**-self._scales.rings.mean_scale
         hidden = gain.numel()
         uncentred = math.sqrt(hidden) * float((gain / hidden - mean).norm())  # what rounding leaves of the mean
         return _length(outer, length) + (float(gain.abs().max()) + uncentred) * rows

@@ -5,9 +5,15 @@ import torch
 from mpcformer.protocols import guard
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.table import Lookup, TableFunction
+from mpcformer.ring.packing import WORD
 
 # The marks of tables are numbers of Z_2^32.
 TABLE_MARK_SHIFT = 32
+
+
+def guard_bits(bits: int, ring: int) -> int:
+    """Return the bits of the bound of a number of Z_2^ring as the guard sees it: in the top bits of a word."""
+    return bits + WORD - ring
 
 
 class RangeCheck:
@@ -38,9 +44,16 @@ class RangeCheck:
         self._marks = self._marks + (self._by_sentence(mark * real) << TABLE_MARK_SHIFT)
         return value
 
-    def guard(self, bits: int, argument: torch.Tensor, real: torch.Tensor) -> None:
-        """Remember shares of numbers that must stay below 2^(bits + 1), for the guard after the last layer."""
-        self._guarded.append((argument, bits, real))
+    def guard(self, bits: int, argument: torch.Tensor, real: torch.Tensor, ring: int = WORD) -> None:
+        """Remember shares of numbers that must stay below 2^(bits + 1), for the guard after the last layer.
+
+        Args:
+            bits: of the bound.
+            argument: the shares, over Z_2^ring.
+            real: which rows count.
+            ring: the width of their ring.
+        """
+        self._guarded.append((argument << (WORD - ring), guard_bits(bits, ring), real))
 
     def count(self, outside: torch.Tensor) -> None:
         """Add shares of numbers that are zero where all was in range, and positive but far below 2^64 elsewhere.

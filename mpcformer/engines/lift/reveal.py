@@ -46,7 +46,7 @@ def reveal(
             the sums of their marks are made zero, and their logits are withheld like those of refused ones.
     """
     sums = zero_test_half(pooled.size(0))
-    request = linear.request(["classifier"], pooled.size(0), {"classifier": weight_shape}, fp.LOGIT_BITS)
+    request = linear.request(["classifier"], pooled.size(0), {"classifier": weight_shape}, [fp.LOGIT_BITS])
     test, tensors = party.take(zero_test.request(pooled.size(0))), party.take(request)
     half = (marks if asked is None else marks * asked) + test[0]
     if party.rank == DATA_OWNER:
@@ -60,7 +60,7 @@ def reveal(
         weight, bias = (torch.empty(s, dtype=torch.int64, device="meta") for s in (weight_shape, weight_shape[1:]))
     else:
         weight, bias = owned.weights["classifier"], owned.biases["classifier"]
-    share = linear.model_owner_share(pooled, masked_input, [weight], tensors, fp.LOGIT_BITS)[0] + bias
+    share = linear.model_owner_share(pooled, masked_input, [weight], tensors, [fp.LOGIT_BITS])[0] + bias
     refused = (_receive(party, sums)[0] + verdict) != 0
     if share.device.type != "meta":
         share += Stream(fresh_key()).bits(share.shape, LOW_BITS)
@@ -82,7 +82,7 @@ def _receive_logits(
     sums = zero_test_half(pooled.size(0))
     party.send([(half, zero_test.WORD), (pooled - tensors[0], fp.LOGIT_BITS)])
     c = _receive(party, sums)[0] + half
-    own = linear.data_owner_share([masked_weight], tensors, fp.LOGIT_BITS)[0]
+    own = linear.data_owner_share([masked_weight], tensors, [fp.LOGIT_BITS])[0]
     verdict = zero_test.verdict(test, c)
     party.send([(verdict, zero_test.WORD)])
     theirs, rounded = _receive(party, sums, (tuple(own.shape), LOGIT_WIRE_BITS))

@@ -20,6 +20,7 @@ from mpcformer.approximations.forms import LIFT, RepeatedSquaring, SlopedScores,
 from mpcformer.approximations.softmax_exact import SCORE_MARGIN
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.fixed_point import WIDE, Rings
 from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
@@ -57,6 +58,7 @@ class LayerScales:
         score_limit: exact softmax: the bound of the clamp, an integer at SCORE_SCALE.
         divided: whether rows add up to one; the means of rows that do not are only guarded.
         degree: numerators shrink by 2^-degree when scores shrink by half.
+        rings: those of the model.
     """
 
     score_shift: int
@@ -69,16 +71,17 @@ class LayerScales:
     score_limit: int = 0
     divided: bool = True
     degree: int = 2
+    rings: Rings = WIDE
 
     @property
     def context_scale(self) -> int:
         """The scale of the numerators' product with the values."""
-        return fp.CONTEXT_SCALE if self.divided else fp.CONST_CONTEXT_SCALE
+        return self.rings.context_scale if self.divided else fp.CONST_CONTEXT_SCALE
 
     @property
     def value_room(self) -> float:
         """How large that product may be."""
-        return float(2.0 ** (fp.CONTEXT_BITS - 2 - self.context_scale))
+        return float(2.0 ** (self.rings.context_bits - 2 - self.context_scale))
 
     @property
     def row_slack(self) -> float:
@@ -97,7 +100,7 @@ class LayerScales:
     def row_limits(self) -> tuple[float, float]:
         """The interval in which a row's mean numerator, or a score of the exact softmax, is never marked."""
         if self.squarings:
-            largest = self.score_limit * 2.0 ** (self.score_shift - fp.SCORE_SCALE)
+            largest = self.score_limit * 2.0 ** (self.score_shift - self.rings.score_scale)
             return -largest, largest
         if not self.divided:
             return 0.0, self.unit / MOST_MEAN
@@ -105,7 +108,9 @@ class LayerScales:
         return self.row_low * self.unit / LEAST_MEAN - added, self.unit / MOST_MEAN - added
 
 
-def layer_scales(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax: str) -> LayerScales:
+def layer_scales(
+    name: str, norms: list[Norm], bounds: CalibratedRanges, softmax: str, rings: Rings = WIDE
+) -> LayerScales:
     """Derive the scales of a layer.
 
     Args:
@@ -113,6 +118,7 @@ def layer_scales(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax
         norms: the LayerNorms after attention and after the activation.
         bounds: calibrated (low, high) by name.
         softmax: the form of softmax.
+        rings: those of the model. Compact ones carry divided rows alone.
 
     Raises:
         RangeError: a range is missing, or wider than tables carry.
@@ -128,7 +134,7 @@ def layer_scales(name: str, norms: list[Norm], bounds: CalibratedRanges, softmax
         raise form.refused(LIFT)
     if isinstance(rows, ConstantRows):
         return _constant(name, norms, bounds, rows)
-    return _divided(name, norms, bounds, rows)
+    return _divided(name, norms, bounds, rows, rings)
 
 
 def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | piecewise.PiecewiseFunction:
@@ -144,17 +150,19 @@ def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | pie
         raise form.refused(LIFT)
     pieces = [Piece((0,), (0, realisation.above))]
     if realisation.below:
-        lowest = 1 - (1 << (fp.SCORE_BITS - 2))
+        lowest = 1 - (1 << (WIDE.score_bits - 2))
         pieces.append(Piece((lowest, 0), (0, realisation.below)))
-    return piecewise.PiecewiseFunction(fp.SCORE_BITS, tuple(pieces))
+    return piecewise.PiecewiseFunction(WIDE.score_bits, tuple(pieces))
 
 
-def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows) -> LayerScales:
+def _divided(
+    name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows, rings: Rings
+) -> LayerScales:
     low, high = widened(*calibrated(bounds, f"{name}.{rows.needs}"))
     low, high = low + rows.epsilon, high + rows.epsilon
     wide = math.log2(MOST_MEAN * high) - MAX_ROW_EXPONENT if 0 < high < math.inf else 0.0
     centred = max(even_shift(low, high) // rows.degree, math.ceil(wide / rows.degree))
-    score_shift = max(0, centred, _score_room(name, bounds))
+    score_shift = max(0, centred, _score_room(name, bounds, rings))
     down = 2.0 ** -(rows.degree * score_shift)
     low, high = low * down * LEAST_MEAN, high * down * MOST_MEAN
     exponent = math.ceil(math.log2(high)) if low > 0 else 0
@@ -171,6 +179,7 @@ def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: Divid
         output_norm=norms[1],
         row_offset=rows.epsilon * down,
         degree=rows.degree,
+        rings=rings,
     )
 
 
@@ -182,7 +191,7 @@ def _constant(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: Cons
             f"calibrated range {name}.row_mean = {low}..{high} is not positive", "distil the student again"
         )
     log_high = math.log2(max(1.0, MOST_MEAN * widened(low, high)[1]))
-    score_shift = max(_score_room(name, bounds), math.ceil((log_high - MAX_CONST_EXPONENT) / rows.degree))
+    score_shift = max(_score_room(name, bounds, WIDE), math.ceil((log_high - MAX_CONST_EXPONENT) / rows.degree))
     if score_shift > MAX_SCORE_SHIFT:
         raise RangeError(
             f"calibrated range {name}.row_mean reaches {high:.3g}: too far for fixed point",
@@ -195,20 +204,20 @@ def _constant(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: Cons
 def _exponential(name: str, norms: list[Norm], bounds: CalibratedRanges) -> LayerScales:
     bound = score_bound(*calibrated(bounds, f"{name}.{ExponentialRows.needs}"))
     n = squarings(bound)
-    if n > fp.SCORE_BITS - 2 - fp.SCORE_SCALE:
+    if n > WIDE.score_bits - 2 - WIDE.score_scale:
         raise RangeError(
             f"calibrated range {name}.scores reaches {bound / SCORE_MARGIN:.3g}: too far",
             "distil the student again, or use --engine crypten",
         )
-    score_shift = _score_room(name, bounds)
-    limit = math.floor(bound * 2.0 ** (fp.SCORE_SCALE - score_shift))
+    score_shift = _score_room(name, bounds, WIDE)
+    limit = math.floor(bound * 2.0 ** (WIDE.score_scale - score_shift))
     return LayerScales(score_shift, 0, 0.0, norms[0], norms[1], squarings=n, score_limit=limit)
 
 
-def _score_room(name: str, bounds: CalibratedRanges) -> int:
+def _score_room(name: str, bounds: CalibratedRanges, rings: Rings) -> int:
     """Return the shift at which scores fit for any text, if the ranges tell how far they reach."""
     _, reach = bounds.get(f"{name}.{SCORE_REACH}", (0.0, 1.0))
-    shift = max(0, math.ceil(math.log2(reach)) - (fp.SCORE_BITS - 2 - fp.SCORE_SCALE))
+    shift = max(0, math.ceil(math.log2(reach)) - (rings.score_bits - 2 - rings.score_scale))
     if shift > MAX_SCORE_SHIFT:
         raise RangeError(
             f"{name}.{SCORE_REACH}: scores may reach {reach:.3g} for some text: too far for fixed point",
@@ -227,9 +236,10 @@ def row_bits(layer: LayerScales, log_keys: int) -> int:
     Raises:
         RangeError: so many keys and so wide a range that the numerators' product with the values leaves its ring.
     """
-    bits = fp.mean_scale(2 * fp.SCORE_SCALE, log_keys) + layer.row_exponent
-    numerators = 64 - (bits - fp.NUMERATOR_SCALE)
-    if numerators - (fp.NUMERATOR_SCALE + fp.VALUE_SCALE - layer.context_scale) < fp.CONTEXT_BITS:
+    rings = layer.rings
+    bits = fp.mean_scale(2 * rings.score_scale, log_keys) + layer.row_exponent
+    numerators = rings.score_lift(bits, log_keys) - (bits - rings.numerator_scale)
+    if numerators - (rings.numerator_scale + rings.value_scale - layer.context_scale) < rings.context_bits:
         raise RangeError(
             f"{1 << log_keys} positions and row means up to 2^{layer.row_exponent} do not fit the ring together",
             "give shorter texts, distil the student again, or use --engine crypten",
@@ -243,8 +253,22 @@ def row_function(layer: LayerScales, log_keys: int) -> TableFunction:
     Raises:
         RangeError: as `row_bits`.
     """
-    unit = 2.0 ** -row_bits(layer, log_keys)
-    return table("reciprocal", layer.row_low, 1.0, unit, fp.ROW_SCALE, RECIPROCAL_WIDTH, max_log_bins=MAX_ROW_LOG_BINS)
+    bits = row_bits(layer, log_keys)
+    return table(
+        "reciprocal",
+        layer.row_low,
+        1.0,
+        2.0**-bits,
+        fp.ROW_SCALE,
+        RECIPROCAL_WIDTH,
+        max_log_bins=MAX_ROW_LOG_BINS,
+        ring=layer.rings.score_lift(bits, log_keys),
+    )
+
+
+def score_lift(layer: LayerScales, log_keys: int) -> int:
+    """Return the width of the ring to which scores are lifted, for rows of at most 2^log_keys."""
+    return layer.rings.score_lift(row_bits(layer, log_keys), log_keys)
 
 
 def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction, TableFunction, TableFunction]:
@@ -254,7 +278,7 @@ def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction,
     row cannot leave the range.
     """
     unit = 2.0 ** -fp.mean_scale(2 * fp.POWER_SCALE, log_keys)
-    y = layer.score_limit * 2.0 ** (layer.score_shift - fp.SCORE_SCALE - layer.squarings)
+    y = layer.score_limit * 2.0 ** (layer.score_shift - WIDE.score_scale - layer.squarings)
     # A coarse table is good from twice its low end on.
     low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
     squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
@@ -271,9 +295,9 @@ def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction,
 
 def softmax_base(layer: LayerScales) -> tuple[int, piecewise.PiecewiseFunction]:
     """Return the base (1 + y)^2 + 1 of the clamped y = score / 2^n as a function of the score, and its scale."""
-    scale = fp.SCORE_SCALE - layer.score_shift + layer.squarings
+    scale = WIDE.score_scale - layer.score_shift + layer.squarings
     limit, one = layer.score_limit, 1 << scale
     low, high = ((one + end) ** 2 + one**2 for end in (-limit, limit))
     inside = Piece((-limit, limit), (2 * one**2, 2 * one, 1))
     outside = Piece((limit,), (high,)), Piece((-limit,), (-low,))
-    return 2 * scale, piecewise.PiecewiseFunction(fp.SCORE_BITS, (inside, *outside), low)
+    return 2 * scale, piecewise.PiecewiseFunction(WIDE.score_bits, (inside, *outside), low)

@@ -8,17 +8,23 @@ from dataclasses import asdict, dataclass
 from mpcformer.approximations import gelu_form
 from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, ShiftedSquare
 from mpcformer.correlations.table import MAX_LOG_BINS
-from mpcformer.engines.calibrated import CalibratedRanges
+from mpcformer.engines.calibrated import CalibratedRanges, calibrated
 from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import Norm, model_norms
+from mpcformer.engines.lift.fixed_point import Rings
+from mpcformer.engines.lift.norms import Norm, compact_unit, model_norms
 from mpcformer.engines.lift.rows import LayerScales, layer_scales
 from mpcformer.engines.lift.tables import table
-from mpcformer.modeling.description import NORM_PARTS
+from mpcformer.errors import RangeError
+from mpcformer.modeling.description import NORM_PARTS, WIDE, check_precision
+from mpcformer.modeling.ranges import STREAM_REACHES
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
 from mpcformer.protocols.table import TableFunction
+from mpcformer.ring.packing import WORD
 
 TANH_WIDTH = 0.12
+# Longer rows would take rings of more bits than their words have.
+MAX_LENGTH = 2.0**24
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,7 @@ class Activation:
         function: g; None: the square (x + offset 2^-scale)^2.
         offset: what is added to x at `scale` before it is squared.
         factor, addend: what the map carries.
+        lift: the width of the ring in which g(x) is computed.
     """
 
     scale: int
@@ -43,6 +50,7 @@ class Activation:
     offset: int = 0
     factor: float = 1.0
     addend: float = 0.0
+    lift: int = WORD
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class LiftScales:
     activation: Activation
     tanh_clamp: piecewise.PiecewiseFunction
     tanh: TableFunction
+    rings: Rings = fp.WIDE
 
     @property
     def norms(self) -> dict[str, Norm]:
@@ -87,6 +96,7 @@ def lift_scales(
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Collection[str] = (),
+    precision: str = WIDE,
 ) -> LiftScales:
     """Derive the scales of a model.
 
@@ -96,21 +106,45 @@ def lift_scales(
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
         gelu, softmax: the forms.
         constant_norms: names of the LayerNorms that divide by a constant.
+        precision: one of PRECISIONS.
 
     Raises:
         RangeError: a range is missing, or wider than tables carry.
-        UserInputError: the engine does not compute a form.
+        UserInputError: the engine does not compute a form, or not in this precision.
     """
-    norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds)
+    check_precision(precision, gelu, softmax, constant_norms)
+    rings = fp.WIDE if precision == WIDE else compact_rings(n_layers, bounds)
+    norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds, rings)
     layers = tuple(
-        layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, softmax)
+        layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, softmax, rings)
         for name in (f"layer.{n}" for n in range(n_layers))
     )
     reach, unit = round(fp.TANH_REACH * 2**fp.TANH_SCALE), 2.0**-fp.TANH_SCALE
     ends = -fp.TANH_TABLE_REACH, fp.TANH_TABLE_REACH
     tanh = table("tanh", *ends, unit, fp.POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
     clamp = piecewise.clamp(fp.TANH_BITS, reach)
-    return LiftScales(norms["embeddings"], layers, activation(gelu_form(gelu)), clamp, tanh)
+    return LiftScales(norms["embeddings"], layers, activation(gelu_form(gelu), rings), clamp, tanh, rings)
+
+
+def compact_rings(n_layers: int, bounds: CalibratedRanges) -> Rings:
+    """Return the compact rings of a model, from how long the rows of its streams can be for any text.
+
+    Raises:
+        RangeError: the ranges do not tell that, or the rows are too long.
+    """
+    lengths = []
+    for part, reach in zip(NORM_PARTS, STREAM_REACHES, strict=True):
+        sizes = []
+        for name in (f"layer.{n}" for n in range(n_layers)):
+            unit = compact_unit(f"{name}.{part}", bounds, fp.compact(1.0, 1.0).attention)
+            sizes.append(calibrated(bounds, f"{name}.{reach}")[1] / unit)
+        lengths.append(max(sizes))
+    if max(lengths) >= MAX_LENGTH:
+        raise RangeError(
+            f"rows of {max(lengths):.3g} for some text are too long for compact rings",
+            "distil the student again, or with --precision wide",
+        )
+    return fp.compact(*lengths)
 
 
 def computed_length(activation: Activation, gelu: str, largest: float, length: float, n: int) -> float:
@@ -120,30 +154,34 @@ def computed_length(activation: Activation, gelu: str, largest: float, length: f
     return gelu_form(gelu).longest(largest, length, n)
 
 
-def activation(form: GeluForm) -> Activation:
+def activation(form: GeluForm, rings: Rings = fp.WIDE) -> Activation:
     """Return how the engine computes a form of GeLU.
 
     Raises:
         UserInputError: the engine does not compute this form, or its numbers do not fit the rings.
     """
-    realisation = form.on(LIFT)
+    realisation, lift = form.on(LIFT), WORD
     if isinstance(realisation, LiftSquare):
-        square, result_scale, function = realisation.square, 2 * realisation.scale, None
-        offset = round(square.shift * 2.0**realisation.scale)
-        largest = ((1 << (realisation.bits - 2)) + offset) ** 2
+        square, function = realisation.square, None
+        scale, bits, down = realisation.scale, realisation.bits, realisation.result_shift
+        if rings.is_compact:
+            scale, bits, down, lift = rings.square_scale, rings.square_bits, rings.square_shift, rings.square_lift
+        offset, result_scale = round(square.shift * 2.0**scale), 2 * scale
+        largest = ((1 << (bits - 2)) + offset) ** 2
         folded = offset, square.factor, square.offset
     elif isinstance(realisation, LiftPieces):
         result_scale = realisation.result_scale
+        scale, bits, down = realisation.scale, realisation.bits, realisation.result_shift
         pieces = tuple(Piece(thresholds, coefficients) for thresholds, coefficients in realisation.pieces)
-        function = piecewise.PiecewiseFunction(realisation.bits, pieces)
+        function = piecewise.PiecewiseFunction(bits, pieces)
         # All pieces might count at once.
         terms = (term for piece in pieces for term in enumerate(piece.coefficients))
-        largest = sum(abs(coefficient) << (power * (realisation.bits - 2)) for power, coefficient in terms)
+        largest = sum(abs(coefficient) << (power * (bits - 2)) for power, coefficient in terms)
         folded = 0, 1.0, 0.0
     else:
         raise form.refused(LIFT)
-    # The sum must be exact in the ring of 64 bits, and what is left of it after the shift must fit the ring of the map.
-    if largest >= 1 << 62 or largest >> realisation.result_shift >= 1 << (fp.ACTIVATED_BITS - 1):
+    # The sum must be exact in the large ring, and what is left of it after the shift must fit the ring of the map.
+    if largest >= 1 << (lift - 2) or largest >> down >= 1 << (rings.outer_bits - 1):
         raise form.refused(LIFT)
-    weight_scale = fp.OUTER_SCALE - (result_scale - realisation.result_shift)
-    return Activation(realisation.scale, realisation.bits, realisation.result_shift, weight_scale, function, *folded)
+    weight_scale = rings.outer_scale - (result_scale - down)
+    return Activation(scale, bits, down, weight_scale, function, *folded, lift=lift)

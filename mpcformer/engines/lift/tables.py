@@ -6,10 +6,11 @@ from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
 from mpcformer.correlations.table import GUARD, MAX_LOG_BINS, TableSpec
 from mpcformer.errors import RangeError
 from mpcformer.protocols.table import Argument, TableFunction
+from mpcformer.ring.packing import WORD
 
 _GUARD_BINS = 2.5
 # An argument is multiplied and shifted to count steps; what a shift leaves of the ring must hold the count.
-MULTIPLIER_BITS, MAX_TABLE_SHIFT = 8, 64 - TableSpec.BITS
+MULTIPLIER_BITS = 8
 # Two bins of the guard are at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
 GUARD_LOG_BINS, _SLACK = 7, 1.08
 
@@ -25,6 +26,7 @@ def table(
     max_log_bins: int,
     epsilon: float = 0.0,
     guarded: bool = True,
+    ring: int = WORD,
 ) -> TableFunction:
     """Return the tables of a function of an integer times `unit`, where that product lies between `low` and `high`.
 
@@ -39,6 +41,7 @@ def table(
         max_log_bins: log2 of the most bins that one table may have; a wider range has two tables.
         epsilon: what rsqrt adds to its argument.
         guarded: whether numbers above the range are marked by a guard.
+        ring: the width of the ring of the integer.
 
     Raises:
         RangeError: the range is too wide for two tables, or does not fit the ring.
@@ -51,7 +54,7 @@ def table(
         bin_width = (top - bottom) / (n_bins - 2 * _GUARD_BINS - 1)
         # One step of the 24-bit argument is this many integers of the share: 2^shift / multiplier.
         step = bin_width * n_bins / 2.0**TableSpec.BITS / unit
-        shift = min(MULTIPLIER_BITS + math.frexp(step)[1] - 1, MAX_TABLE_SHIFT)
+        shift = min(MULTIPLIER_BITS + math.frexp(step)[1] - 1, ring - TableSpec.BITS)
         multiplier = math.floor(2.0**shift / step)
         if multiplier < 4:
             raise RangeError(
@@ -63,7 +66,7 @@ def table(
         spec = TableSpec(name, log_bins, base, step_real, low, top, scale + FACTOR_EXTRA_BITS, epsilon, split)
         return Argument(spec, multiplier, shift)
 
-    guard, guard_bits = _guard_of(high, unit) if guarded and name != "tanh" else (None, 0)
+    guard, guard_bits = _guard_of(high, unit, ring) if guarded and name != "tanh" else (None, 0)
 
     def log_bins_to(high: float) -> int:
         return max(4, math.ceil(math.log2(2 * (high * slack - bottom) / finest + 2 * _GUARD_BINS + 1)))
@@ -88,12 +91,12 @@ def table(
     return TableFunction(upper, lower, guard, guard_bits)
 
 
-def _guard_of(high: float, unit: float) -> tuple[Argument, int]:
+def _guard_of(high: float, unit: float, ring: int) -> tuple[Argument, int]:
     """Return the guard that marks from a little above `high` up to 2^(bits + 1), and bits: 2^bits is above `high`."""
     bits = math.frexp(high * _SLACK / unit)[1]
     # The guard reaches some bins beyond 2^(bits + 1), so that the bins that wrap around lie above it.
     shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
-    if shift > MAX_TABLE_SHIFT:
+    if shift > ring - TableSpec.BITS:
         raise RangeError(
             f"a row's number of {high:.3g} in units of {unit:.3g} does not fit the ring",
             "distil the student again, or use --engine crypten",

@@ -1,8 +1,8 @@
 """The model owner's weights as the engine takes them: integers, centred, with public factors folded in.
 
 A LayerNorm's gain and bias fold into the next linear map. The mean that the next LayerNorm subtracts is subtracted from
-every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is one
-column more (`mean`) of the map that has the same input. Where a learnt constant c divides attention's rows, it divides
+every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is a
+map of its own (`mean`) with the same input. Where a learnt constant c divides attention's rows, it divides
 the map behind attention. The stream before a constant LayerNorm is computed in units: the maps before it are divided by
 the unit, and the LayerNorm's gain becomes gain times the unit, over the constant.
 """
@@ -15,6 +15,7 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.fixed_point import Rings
 from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.overflow import check_overflow, check_rounded_overflow, value_shift
 from mpcformer.engines.lift.rows import LayerScales
@@ -22,6 +23,7 @@ from mpcformer.engines.lift.scales import Activation, LiftScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import centred_columns
 from mpcformer.modeling.description import ModelDescription
+from mpcformer.modeling.quantised import query_fraction
 from mpcformer.modeling.weights import BertWeights, LayerWeights, LinearWeights, NormWeights, bert_weights
 from mpcformer.ring.packing import packed_bytes
 
@@ -31,36 +33,34 @@ TABLE_BITS = 32
 
 
 def weight_shapes(config: ModelDescription, embeddings: str = "private_table") -> dict[str, Shape]:
-    """Return the shape of every weight by name: (in, out), or (in,) for a diagonal. Public tables are no weights."""
+    """Return the shape of every weight by name: (in, out), or (in,) for a diagonal. Public tables are no weights.
+
+    Queries and keys are one weight, `attention.scores`. The weights of a residual and of its mean are `residual` and
+    `mean`: those of a layer's input begin with `attention`, the other ones are those of the row behind attention.
+    """
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
     shapes: dict[str, Shape] = {}
     if embeddings == "private_table":
         shapes["embeddings"] = (config.vocab_size + config.type_vocab_size, hidden)
     for n in range(config.num_hidden_layers):
-        shapes[f"layer.{n}.attention"] = (hidden, 3 * attended + 1)
+        shapes[f"layer.{n}.attention.scores"] = (hidden, 2 * attended)
+        shapes[f"layer.{n}.attention.values"] = (hidden, attended)
         shapes[f"layer.{n}.attention.residual"] = (hidden,)
+        shapes[f"layer.{n}.attention.mean"] = (hidden, 1)
         shapes[f"layer.{n}.attention.output"] = (attended, hidden)
-        shapes[f"layer.{n}.inner"] = (hidden, inner + 1)
+        shapes[f"layer.{n}.inner"] = (hidden, inner)
         shapes[f"layer.{n}.residual"] = (hidden,)
+        shapes[f"layer.{n}.mean"] = (hidden, 1)
         shapes[f"layer.{n}.outer"] = (inner, hidden)
     shapes["pooler"] = (hidden, hidden)
     shapes["classifier"] = (hidden, config.num_labels)
     return shapes
 
 
-def weight_bits(name: str) -> int:
-    """Return the width of the ring in which a weight is masked and multiplied."""
-    if name == "embeddings":
-        return fp.EMBEDDING_BITS
-    if name == "classifier":
-        return fp.LOGIT_BITS
-    return fp.ACTIVATED_BITS if name.endswith(".outer") else fp.INPUT_BITS
-
-
-def masked_specs(config: ModelDescription, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
+def masked_specs(config: ModelDescription, rings: Rings, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
     """Return what the data owner receives of each weight at set-up, by name."""
     return [
-        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), weight_bits(name)),)))
+        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), rings.weight_bits(name)),)))
         for name, shape in weight_shapes(config, embeddings).items()
     ]
 
@@ -81,7 +81,7 @@ class OwnedWeights:
         encoded = _encode(name, weight, scale)
         # Nearly all weights fit, and half the memory holds them.
         is_short = encoded.numel() > 0 and float(encoded.double().abs().max()) < 2.0**31
-        self.weights[name] = encoded.to(torch.int32) if is_short or weight_bits(name) == 32 else encoded
+        self.weights[name] = encoded.to(torch.int32) if is_short or name == "embeddings" else encoded
 
     def put_map(self, name: str, linear: LinearWeights, scale: int, total: int) -> None:
         """Encode a map, its weight at `scale` and its bias at `total`.
@@ -113,12 +113,10 @@ class _Gain:
         weight = centred_columns(self.gain[:, None] * linear.weight)
         return LinearWeights(weight, self.bias @ linear.weight + linear.bias)
 
-    def with_mean(self, linear: LinearWeights, unit: float, scale: int) -> LinearWeights:
-        """Return the map with one column more: the residual's mean at MEAN_SCALE, where weights are at `scale`."""
-        mean = 2.0**fp.MEAN_SCALE / self.gain.numel()
-        column = self.gain[:, None] * (mean / unit * 2.0**-scale)
-        bias = torch.zeros(1, dtype=torch.float64)
-        return LinearWeights(torch.cat([linear.weight, column], dim=1), torch.cat([linear.bias, bias]))
+    def put_residual(self, owned: OwnedWeights, name: str, unit: float, rings: Rings) -> None:
+        """Encode the residual of the rows, in the unit of the next stream, and its mean; `name` is their prefix."""
+        owned.put(f"{name}.residual", self.gain / unit, rings.residual_scale)
+        owned.put(f"{name}.mean", self.gain[:, None] / (unit * self.gain.numel()), rings.mean_scale)
 
     def centred(self, linear: LinearWeights, unit: float) -> LinearWeights:
         """Return a map to the next LayerNorm's stream: centred, in its unit, and with the residual's bias."""
@@ -134,7 +132,7 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
     """
     weights = bert_weights(state, config)
     bounds = check_overflow(config, scales, weights)
-    owned = OwnedWeights()
+    owned, rings = OwnedWeights(), scales.rings
     _put_embeddings(owned, weights, scales.embedding_norm)
     gain = _Gain.of(weights.embedding_norm, scales.embedding_norm)
     for n, (layer, layer_scales) in enumerate(zip(weights.layers, scales.layers, strict=True)):
@@ -143,8 +141,8 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
         gain = _Gain.of(layer.attention_norm, layer_scales.attention_norm)
         _put_feed_forward(owned, name, layer, layer_scales, gain, scales.activation)
         gain = _Gain.of(layer.output_norm, layer_scales.output_norm)
-    pooled = fp.INPUT_SCALE + fp.POOLER_WEIGHT_SCALE
-    owned.put_map("pooler", gain.folded(weights.pooler.double()), fp.POOLER_WEIGHT_SCALE, pooled)
+    pooled = rings.input_scale + rings.pooler_weight_scale
+    owned.put_map("pooler", gain.folded(weights.pooler.double()), rings.pooler_weight_scale, pooled)
     owned.put_map("classifier", weights.classifier.double(), fp.LOGIT_WEIGHT_SCALE, fp.LOGIT_TOTAL_SCALE)
     check_rounded_overflow(config, scales, owned.weights, owned.biases)
     return owned
@@ -159,7 +157,7 @@ def _put_embeddings(owned: OwnedWeights, weights: BertWeights, norm: Norm) -> No
 def _put_attention(
     owned: OwnedWeights, name: str, layer: LayerWeights, scales: LayerScales, gain: _Gain, smaller: int, head_size: int
 ) -> None:
-    """Encode queries, keys and values as one map, the residual, and the map behind attention.
+    """Encode queries and keys as one map, the values, the residual, and the map behind attention.
 
     Args:
         owned: what is added to.
@@ -170,35 +168,35 @@ def _put_attention(
         smaller: how many bits smaller the values are computed.
         head_size: D; queries and keys share the division of scores by its root.
     """
-    unit, columns, offsets = scales.attention_norm.unit, [], []
-    query_factor = 2.0 ** (-scales.score_shift / 2) / math.sqrt(math.sqrt(head_size))
-    # The values have the same matrix, but a larger scale.
-    value_factor = 2.0 ** (fp.VALUE_WEIGHT_SCALE - fp.QUERY_WEIGHT_SCALE - smaller)
-    for linear, factor in ((layer.query, query_factor), (layer.key, query_factor), (layer.value, value_factor)):
-        weight, bias = gain.folded(linear.double())
-        columns.append(weight * factor)
-        offsets.append(bias * factor)
-    maps = gain.with_mean(LinearWeights(torch.cat(columns, dim=1), torch.cat(offsets)), unit, fp.QUERY_WEIGHT_SCALE)
-    owned.put_map(name, maps, fp.QUERY_WEIGHT_SCALE, fp.INPUT_SCALE + fp.QUERY_WEIGHT_SCALE)
-    owned.put(f"{name}.residual", gain.gain / unit, fp.RESIDUAL_SCALE)
+    unit, rings = scales.attention_norm.unit, scales.rings
+    # Queries and keys share the factor, as evenly as the keys' being a power of two allows.
+    fraction = query_fraction(head_size)
+    log_factor = round(-math.log2(head_size) / 2 - math.log2(fraction)) - scales.score_shift
+    factors = fraction * 2.0 ** (log_factor - log_factor // 2), 2.0 ** (log_factor // 2)
+    parts = [gain.folded(w.double()).times(f) for w, f in zip((layer.query, layer.key), factors, strict=True)]
+    both = LinearWeights(torch.cat([p.weight for p in parts], dim=1), torch.cat([p.bias for p in parts]))
+    owned.put_map(f"{name}.scores", both, rings.query_weight_scale, rings.input_scale + rings.query_weight_scale)
+    value = gain.folded(layer.value.double()).times(2.0**-smaller)
+    owned.put_map(f"{name}.values", value, rings.value_weight_scale, rings.input_scale + rings.value_weight_scale)
+    gain.put_residual(owned, name, unit, rings)
     weight, bias = gain.centred(layer.output.double(), unit)
     if layer.log_divisor is not None:
         weight = weight * scales.unit * torch.exp(-layer.log_divisor.double())
     output = LinearWeights(weight * 2.0**smaller, bias)
-    owned.put_map(f"{name}.output", output, fp.OUTPUT_WEIGHT_SCALE, fp.ATTENDED_SCALE + fp.OUTPUT_WEIGHT_SCALE)
+    owned.put_map(f"{name}.output", output, rings.output_weight_scale, rings.output_scale)
 
 
 def _put_feed_forward(
     owned: OwnedWeights, name: str, layer: LayerWeights, scales: LayerScales, gain: _Gain, activation: Activation
 ) -> None:
     """Encode the map before the activation, the residual, and the map behind the activation, which carries its rest."""
-    unit = scales.output_norm.unit
-    inner = gain.with_mean(gain.folded(layer.inner.double()), unit, fp.INNER_WEIGHT_SCALE)
-    owned.put_map(f"{name}.inner", inner, fp.INNER_WEIGHT_SCALE, fp.INPUT_SCALE + fp.INNER_WEIGHT_SCALE)
-    owned.put(f"{name}.residual", gain.gain / unit, fp.RESIDUAL_SCALE)
+    unit, rings = scales.output_norm.unit, scales.rings
+    inner = gain.folded(layer.inner.double())
+    owned.put_map(f"{name}.inner", inner, rings.inner_weight_scale, rings.input_scale + rings.inner_weight_scale)
+    gain.put_residual(owned, name, unit, rings)
     weight, bias = gain.centred(layer.outer.double(), unit)
     outer = LinearWeights(weight * activation.factor, bias + activation.addend * weight.sum(0))
-    owned.put_map(f"{name}.outer", outer, activation.weight_scale, fp.OUTER_SCALE)
+    owned.put_map(f"{name}.outer", outer, activation.weight_scale, rings.outer_scale)
 
 
 def _centred(x: torch.Tensor) -> torch.Tensor:
