@@ -18,6 +18,16 @@ def _precisions() -> Iterable[str]:
     return PRECISIONS
 
 
+# The value of --weight-bits that rounds nothing.
+ALL_BITS = "all"
+
+
+def _weight_bits() -> Iterable[str]:
+    from mpcformer.modeling.quantised import BITS
+
+    return [*map(str, BITS), ALL_BITS]
+
+
 def _objectives() -> Iterable[str]:
     from distill.recipe import CHOICES
 
@@ -247,6 +257,24 @@ def distill(
     epochs2: Annotated[int, option(group=TRAINING, about="Passes of stage 2, on the logits.")] = 2,
     lr2: Annotated[float, option(group=TRAINING, about="Peak learning rate of stage 2.")] = 3e-5,
     replaced: Replaced = 0.25,
+    engine_precision: Annotated[
+        str | None,
+        choice(
+            "--engine-precision",
+            options.engine_precisions,
+            group=TRAINING,
+            about="Of the private student: one of {}; default: compact where it carries the forms.",
+        ),
+    ] = None,
+    weight_bits: Annotated[
+        str | None,
+        choice(
+            "--weight-bits",
+            _weight_bits,
+            group=TRAINING,
+            about="Round the weights to one of {}; default: 8 if compact, else all.",
+        ),
+    ] = None,
     objective: Annotated[
         str, choice("--objective", _objectives, group=TRAINING, about="One of {} (without distilling).")
     ] = "distil",
@@ -265,7 +293,8 @@ def distill(
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from distill.teacher import columns_of
-    from mpcformer.modeling.description import split_norms
+    from mpcformer.modeling.description import COMPACT, WIDE, carries_compact, split_norms
+    from mpcformer.modeling.save import WEIGHT_BITS
 
     chosen: dict[str, Any] = {
         "epochs1": epochs1,
@@ -283,13 +312,18 @@ def distill(
         chosen |= paper_recipe(data["task"])
     if objective == "labels":
         chosen |= LABELS_ALONE
+    norms = tuple(split_norms(constant_norms))
+    engine_precision = engine_precision or (COMPACT if carries_compact(gelu, softmax, norms) else WIDE)
+    weight_bits = weight_bits or (str(WEIGHT_BITS) if engine_precision == COMPACT else ALL_BITS)
     made = DistillRecipe(
         teacher=teacher,
         **data,
         limit=limit,
         gelu=gelu,
         softmax=softmax,
-        constant_norms=tuple(split_norms(constant_norms)),
+        constant_norms=norms,
+        engine_precision=engine_precision,
+        weight_bits=None if weight_bits == ALL_BITS else int(weight_bits),
         batch_size=batch_size,
         seed=seed,
         precision=precision,

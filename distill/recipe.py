@@ -129,6 +129,9 @@ class DistillRecipe:
             `distill.objectives.augment`.
         covers: the texts that the student is prepared for. None: also texts unlike the training texts, see
             `distill.cover` and `distill.start.positions`. "training": texts like the training texts only.
+        engine_precision: compact or wide, see `ModelDescription`; None: wide.
+        weight_bits: the bits to which the weights are rounded at the end; None: they stay as they are. Rounded weights
+            need the compact precision.
         layer_rates: the learning rate of a layer divided by that of the next higher layer, with the embeddings below
             the lowest layer; None: all rates are equal.
     """
@@ -167,6 +170,8 @@ class DistillRecipe:
     text_columns: tuple[str, ...] | None = None
     label_column: str | None = None
     covers: str | None = None
+    engine_precision: str | None = None
+    weight_bits: int | None = None
 
 
 def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from transformers.utils import logging as hf_logging
 from distill.cover import Texts, cover
 from distill.model_card import base_model_of, tasks_of, write_card
 from distill.objectives.stages import stages
+from distill.ready import RUNS
 from distill.recipe import ALSO, CHOICES, TRAINING_TEXTS, DistillRecipe
 from distill.start.deviations import set_deviations
 from distill.start.fit import Report
@@ -41,10 +42,15 @@ from distill.training.loop import Options, train
 from distill.training.prepare import Prepared, prepare, training_task
 from distill.training.versions import versions
 from distill.training.workspace import Workspace
+from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
+from mpcformer.modeling.description import COMPACT, WIDE
+from mpcformer.modeling.description import check_precision as check_engine_precision
 from mpcformer.modeling.folder import WEIGHTS
+from mpcformer.modeling.quantised import BITS
+from mpcformer.modeling.save import round_weights, save_student
 from mpcformer.tasks import Task
 
 
@@ -148,8 +154,26 @@ def _check(recipe: DistillRecipe) -> None:
             f"layer_rates: {recipe.layer_rates} is not above 0 and at most 1", "give a factor in this interval"
         )
     check_replaced(recipe.replaced)
+    _check_engine_precision(recipe)
     if recipe.fit_tokens < 1:
         raise UserInputError(f"fit_tokens: {recipe.fit_tokens} is below 1", "give a positive number")
+
+
+def _check_engine_precision(recipe: DistillRecipe) -> None:
+    """Check the precision of the student and the bits of its weights."""
+    precision = recipe.engine_precision or WIDE
+    check_engine_precision(precision, recipe.gelu, recipe.softmax, recipe.constant_norms)
+    if recipe.weight_bits is None:
+        return
+    if recipe.weight_bits not in BITS:
+        raise UserInputError(
+            f"--weight-bits: {recipe.weight_bits} is unknown", f"choose one of: {', '.join(map(str, BITS))}"
+        )
+    if precision != COMPACT:
+        raise UserInputError(
+            f"--weight-bits: weights of {recipe.weight_bits} bits need the compact precision",
+            "give --engine-precision compact, or leave --weight-bits out",
+        )
 
 
 def _check_also(recipe: DistillRecipe) -> None:
@@ -176,17 +200,25 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
         known = min(known, known_positions(prepared.data.encoded))
         repeat_positions(student, known)
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
+    rounded = None
+    if recipe.weight_bits is not None:
+        rounded = round_weights(student, recipe.weight_bits)
+        scores[f"student, {recipe.weight_bits} bits"] = prepared.scorer(student)()
     student.cpu().eval()
     encoded, pad_id = prepared.data.encoded, prepared.data.pad_id
-    trained = calibrate(student, encoded, pad_id=pad_id)
-    vocabulary = Vocabulary.of(made.tokenizer)
-    texts = Texts(encoded, prepared.selection_encoded, vocabulary, pad_id, recipe.max_length)
-    ranges, verdicts, coverage = cover(student, trained, texts, seed=recipe.seed, widen=widen)
+    texts = Texts(encoded, prepared.selection_encoded, Vocabulary.of(made.tokenizer), pad_id, recipe.max_length)
+    # A student whose rows are too long for compact rings is computed in wide ones.
+    for precision in (recipe.engine_precision or WIDE, WIDE):
+        student.config.precision = precision
+        trained = calibrate(student, encoded, pad_id=pad_id)
+        ranges, verdicts, coverage = cover(student, trained, texts, seed=recipe.seed, widen=widen)
+        if precision == WIDE or verdicts[DEFAULT_ENGINE] == RUNS:
+            break
     if isinstance(student.config, MPCFormerConfig) and task.labels:
         student.config.id2label = dict(enumerate(task.labels))
         student.config.label2id = {label: index for index, label in enumerate(task.labels)}
     hf_logging.disable_progress_bar()
-    student.save_pretrained(work.folder)
+    save_student(student, work.folder, rounded)
     made.tokenizer.save_pretrained(work.folder)
     ranges.save(work.folder)
     record = {
@@ -201,6 +233,7 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
         "log": made.log,
         "engines": verdicts,
         "coverage": {"known_positions": known, **coverage},
+        **({"engine_precision": precision} if recipe.engine_precision else {}),
         "versions": versions(),
     }
     write_json(work.folder / "distillation.json", record)

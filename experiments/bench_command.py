@@ -23,6 +23,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
 def show(values: dict[str, Any]) -> None:
     """Print the figures of `measure` as a table with a column for each engine."""
     head = f"{values['model']}: {values['layers']} layers, {values['gelu']} + {values['softmax']},"
+    head += f" {values['precision']},"
     head += f" {values['batch_size']} x {values['seq_len']} tokens,"
     tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
     engines = values["engines"]

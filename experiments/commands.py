@@ -39,6 +39,15 @@ SeqLen = Annotated[int, option(group=INPUT, about="Tokens in a sentence.")]
 BatchSize = Annotated[int, option(group=INPUT, about="Sentences in the batch.")]
 Gelu = Annotated[str | None, options.gelu(INPUT, "Form in a named model; default: quad. One of {}.")]
 Softmax = Annotated[str | None, options.softmax(INPUT, "Form in a named model; default: 2quad. One of {}.")]
+Precision = Annotated[
+    str | None,
+    choice(
+        "--precision",
+        options.engine_precisions,
+        group=INPUT,
+        about="Of a named model: one of {}; default: compact where it carries the forms.",
+    ),
+]
 Engines = Annotated[list[str] | None, options.engine("One of {}; give the option again for another. Default: all.")]
 
 
@@ -66,6 +75,7 @@ def bench(
     batch_size: BatchSize = 1,
     gelu: Gelu = None,
     softmax: Softmax = None,
+    precision: Precision = None,
     engine: Engines = None,
     transport: Annotated[
         bool, flag("--transport", group=PRIVACY, about="Compare mutual TLS with plaintext instead of the engines.")
@@ -96,7 +106,7 @@ def bench(
         batch_size=batch_size,
         engines=_engines(engine, (DEFAULT_ENGINE,) if transport else engine_names()),
         network=network_profile(network),
-        **_forms(model, gelu=gelu, softmax=softmax),
+        **_forms(model, gelu=gelu, softmax=softmax, precision=precision),
         repeat=repeat,
         threads=threads,
         device=device,
@@ -117,6 +127,7 @@ def estimate(
     constant_norms: Annotated[
         str | None, option(group=INPUT, about="LayerNorms with a constant, in a named model: attention, output or all.")
     ] = None,
+    precision: Precision = None,
     engine: Engines = None,
     network: Network = "lan",
 ) -> None:
@@ -135,7 +146,7 @@ def estimate(
         batch_size,
         _engines(engine, engine_names()),
         links,
-        **_forms(model, gelu=gelu, softmax=softmax, constant_norms=constant_norms),
+        **_forms(model, gelu=gelu, softmax=softmax, constant_norms=constant_norms, precision=precision),
     )
 
 

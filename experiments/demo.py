@@ -28,7 +28,7 @@ TASK = "movie-sentiment"
 TEACHER = {"epochs": 2, "max_length": 64}
 # With fewer sentences too few are left to choose epochs by.
 MIN_TRAINING = 100
-STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64}
+STUDENT = {"epochs1": 4, "epochs2": 2, "max_length": 64, "engine_precision": "compact", "weight_bits": 8}
 # What both students are asked, one sentence at a time.
 SENTENCES = (
     "A quiet film that stays with you.",

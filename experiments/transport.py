@@ -35,7 +35,9 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """
     check(options)
     warn(TRANSPORTS[PLAINTEXT])
-    made = bench_model(options.model, options.layers, options.seq_len, options.gelu, options.softmax)
+    made = bench_model(
+        options.model, options.layers, options.seq_len, options.gelu, options.softmax, precision=options.precision
+    )
     seconds: dict[str, Seconds] = {engine: {TLS: [], PLAINTEXT: []} for engine in options.engines}
     with made as student, tempfile.TemporaryDirectory() as work, progress() as bar:
         config = load_public_model(student).config

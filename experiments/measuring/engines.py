@@ -37,6 +37,7 @@ class BenchOptions:
     network: NetworkProfile | None = None
     gelu: str = "quad"
     softmax: str = "2quad"
+    precision: str | None = None
     repeat: int = 2
     threads: int = 1
     device: str = "cpu"
@@ -53,7 +54,14 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         MPCFormerError: a party failed.
     """
     check(options)
-    made = bench_model(options.model, options.layers, options.seq_len, options.gelu, options.softmax)
+    made = bench_model(
+        options.model,
+        options.layers,
+        options.seq_len,
+        options.gelu,
+        options.softmax,
+        precision=options.precision,
+    )
     with made as student, tempfile.TemporaryDirectory() as work:
         public = load_public_model(student)
         for engine in options.engines:
@@ -142,6 +150,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "batch_size": options.batch_size,
         "gelu": public.config.gelu,
         "softmax": public.config.softmax,
+        "precision": public.config.precision,
         "threads_per_party": options.threads,
         "device": options.device,
         "network": options.network.to_json() if options.network else {"profile": "none"},

@@ -25,7 +25,9 @@ from mpcformer.modeling import (
     default_backbone,
     load_tokenizer,
 )
+from mpcformer.modeling.description import COMPACT, WIDE, carries_compact
 from mpcformer.modeling.folder import read_config, require_student
+from mpcformer.modeling.save import WEIGHT_BITS, round_weights, save_student
 from mpcformer.tasks import Encoded
 
 N_CALIBRATION = 8
@@ -75,6 +77,7 @@ def bench_model(
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Sequence[str] = (),
+    precision: str | None = WIDE,
 ) -> Iterator[Path]:
     """Yield a student's folder: the given one, or a temporary one with random weights.
 
@@ -86,6 +89,7 @@ def bench_model(
         seq_len: tokens of a calibration sentence.
         gelu, softmax: the forms of a named model.
         constant_norms: LayerNorms of a named model that divide by a constant: attention, output, all, or names.
+        precision: of a named model: wide, or compact, with weights of 8 bits; None: compact where it carries the forms.
 
     Raises:
         UserInputError: model is neither a name nor a folder, or layers is given for a folder or is below 1.
@@ -102,14 +106,17 @@ def bench_model(
     with tempfile.TemporaryDirectory() as work, torch.random.fork_rng():
         torch.manual_seed(0)
         shape: dict[str, Any] = SHAPES[model] | ({"num_hidden_layers": layers} if layers else {})
-        shape |= {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms}
+        if precision is None:
+            precision = COMPACT if carries_compact(gelu, softmax, constant_norms) else WIDE
+        shape |= {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms, "precision": precision}
         config = MPCFormerConfig(task=TASK, num_labels=2, **shape)
         student = MPCFormerForSequenceClassification(config).eval()
+        weights = round_weights(student, WEIGHT_BITS) if precision == COMPACT else None
         ids = torch.randint(1000, config.vocab_size, (N_CALIBRATION, seq_len)).tolist()
         ranges = calibrate(student, [Encoded(row, [0] * seq_len) for row in ids], pad_id=0)
         folder = Path(work)
         hf_logging.disable_progress_bar()
-        student.save_pretrained(folder)
+        save_student(student, folder, weights)
         load_tokenizer(default_backbone()).save_pretrained(folder)
         ranges.save(folder)
         del student

@@ -69,8 +69,10 @@ def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
     return mask.to(torch.int32) if bits <= SHORT else mask
 
 
-def times_weight(x: torch.Tensor, weight: torch.Tensor, bits: int) -> torch.Tensor:
+def times_weight(x: torch.Tensor, weight: torch.Tensor | gemm.ShortMatrix, bits: int) -> torch.Tensor:
     """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
+    if isinstance(weight, gemm.ShortMatrix):
+        return gemm.matmul_short(x, weight, bits)
     return gemm.matmul(x, weight, SHORT if bits <= SHORT else 64) if weight.dim() == 2 else x * weight
 
 

@@ -4,7 +4,8 @@ Their names, for layer N, are: embeddings.variance; layer.N.scores; layer.N.row_
 numerators); layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh;
 logits. Only real tokens count. More ranges follow from the weights: layer.N.score_reach, the power of two below
 which scores stay for any text, and in the compact precision layer.N.attended_reach and layer.N.output_reach, powers of
-two below which the lengths of rows before the layer's two LayerNorms stay. Both owners and the dealer learn the ranges, because they are public model data.
+two below which the lengths of rows before the layer's two LayerNorms stay. Both owners and the dealer learn the ranges,
+because they are public model data.
 """
 
 import math

@@ -1,10 +1,10 @@
 """Open a value in a small ring and go on in the large one: lifting, squares and row products from a single opening.
 
-The large ring is Z_2^T, of 64 bits or fewer. A value x with -2^(k-2) <= x < 2^(k-2), shared over Z_2^k, is opened as c = x + 2^(k-2) + r mod 2^k. As x + 2^(k-2)
-fits k - 1 bits, the sum wrapped exactly when r has its top bit m and c has not. Hence x = C - rho with the public
-C = c - 2^(k-2) and rho = r - 2^k m [msb c = 0]. The dealer shares r and m over Z_2^T, so x is lifted; products of r
-and m give the square of x, or its product with another opened value. The public c tells which of its two values rho
-has.
+The large ring is Z_2^T, of 64 bits or fewer. A value x with -2^(k-2) <= x < 2^(k-2), shared over Z_2^k, is opened as
+c = x + 2^(k-2) + r mod 2^k. As x + 2^(k-2) fits k - 1 bits, the sum wrapped exactly when r has its top bit m and c has
+not. Hence x = C - rho with the public C = c - 2^(k-2) and rho = r - 2^k m [msb c = 0]. The dealer shares r and m over
+Z_2^T, so x is lifted; products of r and m give the square of x, or its product with another opened value. The public c
+tells which of its two values rho has.
 Source: Escudero, Ghosh, Keller, Rachuri, Scholl, CRYPTO 2020, section 5; the products are ours.
 """
 

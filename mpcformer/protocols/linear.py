@@ -8,6 +8,7 @@ from mpcformer.correlations import Request
 from mpcformer.correlations.linear import LinearSpec, times_weight, weight_mask
 from mpcformer.protocols.cost import ProtocolCost, dealt, message
 from mpcformer.protocols.party import MODEL_OWNER, half_bytes
+from mpcformer.ring.gemm import ShortMatrix
 
 Shape = tuple[int, ...]
 
@@ -48,7 +49,7 @@ def data_owner_share(
 def model_owner_share(
     x_share: torch.Tensor,
     masked_input: torch.Tensor,
-    weights: list[torch.Tensor],
+    weights: Sequence[torch.Tensor | ShortMatrix],
     tensors: list[torch.Tensor],
     widths: Sequence[int],
 ) -> list[torch.Tensor]:

@@ -7,6 +7,8 @@ are exact in float64. Six products of limbs make one product modulo 2^64. Three 
 weights in the clear are.
 """
 
+from dataclasses import dataclass
+
 import torch
 
 from mpcformer.errors import UserInputError
@@ -16,6 +18,9 @@ DEVICES = ("cpu", "cuda")
 LIMB_BITS, N_LIMBS = 22, 3
 # A sum of so many products of 2^21 and 2^21 is 2^53, up to which float64 is exact.
 EXACT_TERMS = 1 << 11
+# The size up to which float64 has every integer; columns that are converted at a time; the rows from which converting
+# them takes less time than it saves; and the limbs up to which it does.
+DOUBLE_BITS, PANEL, WORTH_DOUBLES, MAX_LIMBS = 53, 256, 8, 3
 # Cutting numbers into limbs takes longer than it saves where they meet fewer rows or columns.
 WORTH_LIMBS = 32
 
@@ -49,7 +54,7 @@ def matmul(x: torch.Tensor, y: torch.Tensor, bits: int = 64) -> torch.Tensor:
     """Multiply int64 (..., m, n) by int64 or int32 (..., n, p); the dimensions before the last two broadcast.
 
     Args:
-        x, y: the factors.
+        x, y: the factors; y may be int16 as well.
         bits: the width of the ring, 32 or 64.
 
     Returns:
@@ -60,8 +65,59 @@ def matmul(x: torch.Tensor, y: torch.Tensor, bits: int = 64) -> torch.Tensor:
     if _device.type != "cpu":
         product = limb_matmul(x.to(_device), y.to(_device).long()).cpu()
         return product if bits == 64 else product.to(torch.int32).long()
+    if y.dtype == torch.int16:
+        y = y.to(torch.int32)
     kernels, _ = load()
     return kernels.matmul(x, y, bits) if kernels is not None else matmul_by_torch(x, y, bits)
+
+
+@dataclass(frozen=True, repr=False)
+class ShortMatrix:
+    """A matrix of small numbers, such as weights in the clear.
+
+    Args:
+        numbers: (n, p), int16 or int32.
+        log_sum: the sizes of the numbers in a column add up to less than 2^log_sum.
+    """
+
+    numbers: torch.Tensor
+    log_sum: int
+
+    @classmethod
+    def of(cls, numbers: torch.Tensor) -> "ShortMatrix":
+        """Measure a matrix, and keep it as int16 if it fits."""
+        starts = range(0, numbers.size(1), PANEL)
+        sums = max((int(numbers[:, a : a + PANEL].long().abs().sum(0).max()) for a in starts), default=0)
+        fits = int(numbers.min()) >= -(1 << 15) and int(numbers.max()) < 1 << 15
+        return cls(numbers.to(torch.int16) if fits else numbers, sums.bit_length())
+
+
+def matmul_short(x: torch.Tensor, y: ShortMatrix, bits: int) -> torch.Tensor:
+    """Multiply int64 (m, n) by a short matrix (n, p); the result, int64 (m, p), is right modulo 2^bits.
+
+    In float64, sums of products up to 2^53 are exact, so numbers of `bits` bits are cut into as few limbs as that
+    allows: usually one. Its products take a third of the time of those modulo 2^64.
+    """
+    n_limbs = next(n for n in range(1, bits + 1) if -(-bits // n) - 1 + y.log_sum <= DOUBLE_BITS)
+    if _device.type != "cpu" or x.size(0) < WORTH_DOUBLES or n_limbs > MAX_LIMBS:
+        return matmul(x, y.numbers, 32 if bits <= 32 else 64)
+    width = -(-bits // n_limbs)
+    stacked = torch.empty((n_limbs, *x.shape), dtype=torch.float64)
+    half, rest = 1 << (width - 1), x
+    for i in range(n_limbs):
+        limb = ((rest + half) & ((1 << width) - 1)) - half
+        stacked[i] = limb
+        if i < n_limbs - 1:
+            rest = (rest - limb) >> width
+    stacked = stacked.view(-1, x.size(1))
+    out = torch.empty((x.size(0), y.numbers.size(1)), dtype=torch.int64)
+    for first in range(0, out.size(1), PANEL):
+        columns = slice(first, first + PANEL)
+        parts = (stacked @ y.numbers[:, columns].double()).view(n_limbs, x.size(0), -1)
+        out[:, columns] = parts[0]
+        for i in range(1, n_limbs):
+            out[:, columns] += parts[i].long() << (width * i)
+    return out
 
 
 def matmul_by_torch(x: torch.Tensor, y: torch.Tensor, bits: int = 64) -> torch.Tensor:

@@ -31,6 +31,7 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import TableFunction
+from mpcformer.ring.gemm import ShortMatrix
 from mpcformer.ring.packing import unpack
 
 
@@ -132,10 +133,10 @@ class PrivateBert:
         party.send([answers, *halves])
         return add_halves(halves, split(party.receive(shapes), shapes)), following
 
-    def _weights(self, names: list[str]) -> list[torch.Tensor]:
+    def _weights(self, names: list[str]) -> list[torch.Tensor | ShortMatrix]:
         if self._owned is None:  # planning
             return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
-        return [self._owned.weights[name] for name in names]
+        return [self._owned.short.get(name, self._owned.weights[name]) for name in names]
 
     def online(self, segment: int, first: torch.Tensor | None) -> Outcome | None:
         """Run a segment of the pass.

@@ -97,7 +97,9 @@ class BatchCost:
 
     def _norm(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
         """Return the cost of a LayerNorm with the opening of its stream after a linear map."""
-        return lifted.cost(norm.op, stream, norm.stream.bits, norm.stream.lift, ahead=True) + self._normalised(norm, stream)
+        return lifted.cost(norm.op, stream, norm.stream.bits, norm.stream.lift, ahead=True) + self._normalised(
+            norm, stream
+        )
 
     def _normalised(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
         """Return the cost of a LayerNorm after the opening of its stream (rows, H)."""
@@ -123,7 +125,11 @@ class BatchCost:
         context = matmul.cost((*heads, n_query, n_keys), value, rings.numerator_bits)
         cost = cost + self._attention(layer, (*heads, n_query, n_keys), query, context)
         cost = cost + self._maps([f"{name}.attention.output"], rows) + self._norm(layer.attention_norm, (rows, hidden))
-        cost = cost + self._maps([f"{name}.{part}" for part in ("inner", "residual", "mean")], rows) + self._activation(rows)
+        cost = (
+            cost
+            + self._maps([f"{name}.{part}" for part in ("inner", "residual", "mean")], rows)
+            + self._activation(rows)
+        )
         return cost + self._maps([f"{name}.outer"], rows) + self._norm(layer.output_norm, (rows, hidden))
 
     def _attention(

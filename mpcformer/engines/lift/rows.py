@@ -155,9 +155,7 @@ def score_numerators(form: SoftmaxForm, score_shift: int) -> SquaredScores | pie
     return piecewise.PiecewiseFunction(WIDE.score_bits, tuple(pieces))
 
 
-def _divided(
-    name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows, rings: Rings
-) -> LayerScales:
+def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: DividedRows, rings: Rings) -> LayerScales:
     low, high = widened(*calibrated(bounds, f"{name}.{rows.needs}"))
     low, high = low + rows.epsilon, high + rows.epsilon
     wide = math.log2(MOST_MEAN * high) - MAX_ROW_EXPONENT if 0 < high < math.inf else 0.0

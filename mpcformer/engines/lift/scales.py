@@ -112,7 +112,7 @@ def lift_scales(
         RangeError: a range is missing, or wider than tables carry.
         UserInputError: the engine does not compute a form, or not in this precision.
     """
-    check_precision(precision, gelu, softmax, constant_norms)
+    check_precision(precision, gelu, softmax, list(constant_norms))
     rings = fp.WIDE if precision == WIDE else compact_rings(n_layers, bounds)
     norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds, rings)
     layers = tuple(

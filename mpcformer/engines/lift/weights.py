@@ -25,6 +25,7 @@ from mpcformer.modeling.bounds import centred_columns
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.quantised import query_fraction
 from mpcformer.modeling.weights import BertWeights, LayerWeights, LinearWeights, NormWeights, bert_weights
+from mpcformer.ring.gemm import ShortMatrix
 from mpcformer.ring.packing import packed_bytes
 
 Shape = tuple[int, ...]
@@ -71,6 +72,8 @@ class OwnedWeights:
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
+    # The matrices among the weights whose products are faster than those of any ring elements; they share their memory.
+    short: dict[str, ShortMatrix] = field(default_factory=dict)
 
     def put(self, name: str, weight: torch.Tensor, scale: int) -> None:
         """Encode a weight at `scale`.
@@ -79,9 +82,14 @@ class OwnedWeights:
             RangeError: fixed point cannot carry it.
         """
         encoded = _encode(name, weight, scale)
-        # Nearly all weights fit, and half the memory holds them.
-        is_short = encoded.numel() > 0 and float(encoded.double().abs().max()) < 2.0**31
-        self.weights[name] = encoded.to(torch.int32) if is_short or name == "embeddings" else encoded
+        is_table = name == "embeddings"
+        if is_table or (encoded.numel() and float(encoded.double().abs().max()) < 2.0**31):
+            # Nearly all weights fit, and half or a quarter of the memory holds them.
+            encoded = encoded.to(torch.int32)
+            if encoded.dim() == 2 and not is_table and name != "classifier":
+                self.short[name] = ShortMatrix.of(encoded)
+                encoded = self.short[name].numbers
+        self.weights[name] = encoded
 
     def put_map(self, name: str, linear: LinearWeights, scale: int, total: int) -> None:
         """Encode a map, its weight at `scale` and its bias at `total`.
