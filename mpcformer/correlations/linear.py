@@ -65,8 +65,8 @@ def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
     Returns:
         Uniform numbers of `shape`: int32 if the ring has 32 bits or fewer, else int64.
     """
-    mask = Stream(derive_key(key, "weight", name)).int64(shape)
-    return mask.to(torch.int32) if bits <= SHORT else mask
+    stream = Stream(derive_key(key, "weight", name))
+    return stream.int32(shape) if bits <= SHORT else stream.int64(shape)
 
 
 def times_weight(x: torch.Tensor, weight: torch.Tensor | gemm.ShortMatrix, bits: int) -> torch.Tensor:

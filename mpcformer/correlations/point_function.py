@@ -42,25 +42,25 @@ def corrections(
     """
     if payload.size(1) > MAX_PAYLOAD:
         raise ValueError(f"a payload has at most {MAX_PAYLOAD} numbers, not {payload.size(1)}")
-    blocks = [root & ~_lowest() for root in roots]
-    bits = [torch.zeros_like(places), torch.ones_like(places)]
+    # Both owners' nodes on the way to the place are hashed together: (2, R, 2).
+    blocks = torch.stack([root & ~_lowest() for root in roots])
+    bits = torch.stack([torch.zeros_like(places), torch.ones_like(places)])
     levels = []
     for level in range(n):
         turn = (places >> (n - 1 - level)) & 1  # 1 where the way goes right
-        children = [_children(block) for block in blocks]
-        (kept_0, lost_0), (kept_1, lost_1) = (_chosen(pair, turn) for pair in children)
-        own = [[child[:, 0] & 1 for child in pair] for pair in children]
-        block = (lost_0 ^ lost_1) & ~_lowest()
-        left, right = own[0][0] ^ own[1][0] ^ turn ^ 1, own[0][1] ^ own[1][1] ^ turn
+        children = _children(blocks)
+        goes_right = turn == 1
+        kept, lost = (torch.where(goes_right[:, None], *pair) for pair in (children[::-1], children))
+        own_left, own_right = (child[..., 0] & 1 for child in children)  # (2, R)
+        block = (lost[0] ^ lost[1]) & ~_lowest()
+        left, right = own_left[0] ^ own_left[1] ^ turn ^ 1, own_right[0] ^ own_right[1] ^ turn
         block[:, 0] |= left | (right << 1)
         levels.append(block)
-        kept_bits = [torch.where(turn == 1, pair[1], pair[0]) for pair in own]
-        corrected = torch.where(turn == 1, right, left)
-        blocks = [
-            (kept ^ (block & -bit[:, None])) & ~_lowest() for kept, bit in zip((kept_0, kept_1), bits, strict=True)
-        ]
-        bits = [kept ^ (corrected & bit) for kept, bit in zip(kept_bits, bits, strict=True)]
-    difference = payload - _numbers(blocks[0], payload.size(1)) + _numbers(blocks[1], payload.size(1))
+        corrected = torch.where(goes_right, right, left)
+        blocks = (kept ^ (block & -bits[..., None])) & ~_lowest()
+        bits = torch.where(goes_right, own_right, own_left) ^ (corrected & bits)
+    numbers = _numbers(blocks, payload.size(1))
+    difference = payload - numbers[0] + numbers[1]
     return torch.stack(levels, dim=1), torch.where(bits[1][:, None] == 1, -difference, difference)
 
 
@@ -105,13 +105,6 @@ def _lowest() -> torch.Tensor:
 
 def _children(block: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return block_hash(block, 0), block_hash(block, 1)
-
-
-def _chosen(children: tuple[torch.Tensor, torch.Tensor], turn: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the child on the way, and the other one."""
-    left, right = children
-    goes_right = (turn == 1)[:, None]
-    return torch.where(goes_right, right, left), torch.where(goes_right, left, right)
 
 
 def _numbers(block: torch.Tensor, n_numbers: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ Every stream has its own key, derived by labels, so no counter is ever shared be
 """
 
 import os
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -18,6 +19,8 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 KEY_BYTES = 16
 # An AES block in words of 64 bits.
 BLOCK_WORDS = 2
+# What is encrypted at a time: it stays in the processor's cache.
+ZEROS = bytes(1 << 18)
 
 
 class DeterministicKeys:
@@ -125,11 +128,19 @@ class Stream:
 
     def int64(self, shape: Sequence[int]) -> torch.Tensor:
         """Return the next uniform elements of Z_2^64, as int64 of `shape`."""
-        out = torch.zeros(tuple(shape), dtype=torch.int64)
+        return self._words(shape, torch.int64)
+
+    def int32(self, shape: Sequence[int]) -> torch.Tensor:
+        """Return the next uniform elements of Z_2^32, as int32 of `shape`."""
+        return self._words(shape, torch.int32)
+
+    def _words(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        out = torch.empty(tuple(shape), dtype=dtype)
         if out.numel():
-            # Encrypting the zeros in place yields the key stream without a copy.
             view = memoryview(out.view(-1).numpy()).cast("B")  # type: ignore[arg-type]
-            self._encryptor.update_into(view, view)
+            for first in range(0, len(view), len(ZEROS)):
+                part = view[first : first + len(ZEROS)]
+                self._encryptor.update_into(ZEROS[: len(part)] if len(part) < len(ZEROS) else ZEROS, part)
         return out
 
     def bits(self, shape: Sequence[int], n_bits: int) -> torch.Tensor:
@@ -142,10 +153,21 @@ class Stream:
         return "Stream(<key hidden>)"
 
 
+_local = threading.local()
+
+
 @cache
 def hash_key(which: int) -> bytes:
     """Return the key of a hash function of `block_hash`. It is public, and derived so that nobody chose it."""
     return derive_key(bytes(KEY_BYTES), "block hash", which)
+
+
+def _hash_encryptor(which: int) -> CipherContext:
+    """Return a thread's encryptor of single blocks; it has no state, so one serves all calls."""
+    known: dict[int, CipherContext] = _local.__dict__.setdefault("encryptors", {})
+    if which not in known:
+        known[which] = Cipher(algorithms.AES(hash_key(which)), modes.ECB()).encryptor()
+    return known[which]
 
 
 def block_hash(blocks: torch.Tensor, which: int) -> torch.Tensor:
@@ -162,7 +184,7 @@ def block_hash(blocks: torch.Tensor, which: int) -> torch.Tensor:
     # The library wants room for one block more than it writes.
     out = torch.empty(blocks.numel() + BLOCK_WORDS, dtype=torch.int64)
     if blocks.numel():
-        encryptor = Cipher(algorithms.AES(hash_key(which)), modes.ECB()).encryptor()
+        encryptor = _hash_encryptor(which)
         source, target = (memoryview(x.view(-1).numpy()).cast("B") for x in (blocks, out))  # type: ignore[arg-type]
         encryptor.update_into(source, target)
     return out[: blocks.numel()].view(blocks.shape).bitwise_xor_(blocks)
