@@ -16,6 +16,7 @@ from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.weights import BertWeights, LinearWeights, NormWeights
 
 Linear = tuple[torch.Tensor, torch.Tensor]
+ROWS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,12 @@ def centred_columns(weight: torch.Tensor) -> torch.Tensor:
     return weight - weight.mean(0, keepdim=True)
 
 
+def longest_row(table: torch.Tensor) -> float:
+    """Return the largest length of a row of (R, H); the table may have so many rows that a copy is too large."""
+    starts = range(0, table.size(0), ROWS_AT_ONCE)
+    return max(float(table[first : first + ROWS_AT_ONCE].double().norm(dim=1).max()) for first in starts)
+
+
 def spectral_norm(weight: torch.Tensor) -> float:
     """Return the largest |x weight| / |x|, from the smaller Gram matrix: a tenth of the time of a decomposition."""
     gram = weight @ weight.t() if weight.size(0) < weight.size(1) else weight.t() @ weight
@@ -123,8 +130,7 @@ def worst_case(
     n_heads, activation = config.num_attention_heads, gelu_form(config.gelu)
     softmax_form(config.softmax)
     limits = norm_limits or {}
-    tables = [table.double().cpu() for table in (weights.words, weights.token_types, weights.positions)]
-    embeddings = sum(float(table.norm(dim=1).max()) for table in tables)
+    embeddings = sum(longest_row(table.cpu()) for table in (weights.words, weights.token_types, weights.positions))
     before = _norm_bounds(weights.embedding_norm, limits.get("embeddings"))
     layers: list[LayerWorstCase] = []
     for n, layer in enumerate(weights.layers):

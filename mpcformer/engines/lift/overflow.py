@@ -23,7 +23,15 @@ from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.rows import LayerScales
 from mpcformer.engines.lift.scales import LiftScales, computed_length
 from mpcformer.errors import RangeError
-from mpcformer.modeling.bounds import WorstCase, column_bound, head_length, score_bound, spectral_norm, worst_case
+from mpcformer.modeling.bounds import (
+    WorstCase,
+    column_bound,
+    head_length,
+    longest_row,
+    score_bound,
+    spectral_norm,
+    worst_case,
+)
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.weights import BertWeights, LinearWeights
 
@@ -191,9 +199,8 @@ class _RoundedMaps:
     def embeddings(self) -> float:
         """Return the largest length of the embeddings' row."""
         config, scale = self._config, self._scales.embedding_norm.scale
-        words, positions = self.linear("embeddings", scale, scale)
-        tables = *torch.split(words, [config.vocab_size, config.type_vocab_size]), positions
-        return sum(float(table.norm(dim=1).max()) for table in tables)
+        words = torch.split(self._weights["embeddings"], [config.vocab_size, config.type_vocab_size])
+        return sum(longest_row(table) for table in (*words, self._biases["embeddings"])) * 2.0**-scale
 
     def attention(self, name: str, layer: LayerScales, before: Norm) -> Iterator[Room]:
         """Yield scores, values and the row behind attention; the layer's input comes from the LayerNorm `before`."""

@@ -8,7 +8,7 @@ the unit, and the LayerNorm's gain becomes gain times the unit, over the constan
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -31,6 +31,7 @@ from mpcformer.ring.packing import packed_bytes
 Shape = tuple[int, ...]
 # The width in which public tables are sent.
 TABLE_BITS = 32
+ROWS_AT_ONCE = 4096
 
 
 def weight_shapes(config: ModelDescription, embeddings: str = "private_table") -> dict[str, Shape]:
@@ -82,11 +83,10 @@ class OwnedWeights:
             RangeError: fixed point cannot carry it.
         """
         encoded = _encode(name, weight, scale)
-        is_table = name == "embeddings"
-        if is_table or (encoded.numel() and float(encoded.double().abs().max()) < 2.0**31):
+        if encoded.numel() and float(encoded.double().abs().max()) < 2.0**31:
             # Nearly all weights fit, and half or a quarter of the memory holds them.
             encoded = encoded.to(torch.int32)
-            if encoded.dim() == 2 and not is_table and name != "classifier":
+            if encoded.dim() == 2 and name != "classifier":
                 self.short[name] = ShortMatrix.of(encoded)
                 encoded = self.short[name].numbers
         self.weights[name] = encoded
@@ -157,9 +157,15 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
 
 
 def _put_embeddings(owned: OwnedWeights, weights: BertWeights, norm: Norm) -> None:
-    tables = (weights.words, weights.token_types, weights.positions)
-    words, types, positions = (_centred(table.double()) / norm.unit for table in tables)
-    owned.put_map("embeddings", LinearWeights(torch.cat([words, types]), positions), norm.scale, norm.scale)
+    def encoded(table: torch.Tensor) -> Iterator[torch.Tensor]:
+        # The words are many: in one piece, their copies would decide how much memory the model owner needs.
+        for first in range(0, table.size(0), ROWS_AT_ONCE):
+            rows = table[first : first + ROWS_AT_ONCE].double()
+            yield _encode("embeddings", _centred(rows) / norm.unit, norm.scale)
+
+    parts = [part.to(torch.int32) for table in (weights.words, weights.token_types) for part in encoded(table)]
+    owned.weights["embeddings"] = torch.cat(parts)
+    owned.biases["embeddings"] = torch.cat(list(encoded(weights.positions)))
 
 
 def _put_attention(
