@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from mpcformer import options
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.precision import BITS, COMPACT, WEIGHT_BITS, WIDE
 from mpcformer.options import INPUT, OUTPUT, TRAINING, choice, flag, option
 from mpcformer.tasks import OWN_DATA
 
@@ -20,12 +21,6 @@ def _precisions() -> Iterable[str]:
 
 # The value of --weight-bits that rounds nothing.
 ALL_BITS = "all"
-
-
-def _weight_bits() -> Iterable[str]:
-    from mpcformer.modeling.quantised import BITS
-
-    return [*map(str, BITS), ALL_BITS]
 
 
 def _objectives() -> Iterable[str]:
@@ -230,7 +225,7 @@ def distill_general(
 def distill(
     *,
     teacher: Annotated[Path, options.folder("--teacher", group=INPUT, about="Folder of a fine-tuned BERT.")],
-    task: Annotated[str | None, options.task("The teacher's task. One of {}.")] = None,
+    task: Annotated[str | None, options.task("The teacher's; mpcformer teacher --help lists all.")] = None,
     data_dir: DataDir = None,
     train_data: TrainData = None,
     eval_data: EvalData = None,
@@ -257,22 +252,13 @@ def distill(
     epochs2: Annotated[int, option(group=TRAINING, about="Passes of stage 2, on the logits.")] = 2,
     lr2: Annotated[float, option(group=TRAINING, about="Peak learning rate of stage 2.")] = 3e-5,
     replaced: Replaced = 0.25,
-    engine_precision: Annotated[
-        str | None,
-        choice(
-            "--engine-precision",
-            options.engine_precisions,
-            group=TRAINING,
-            about="Of the private student: one of {}; default: compact where it carries the forms.",
-        ),
-    ] = None,
     weight_bits: Annotated[
         str | None,
         choice(
             "--weight-bits",
-            _weight_bits,
+            lambda: [*map(str, BITS), ALL_BITS],
             group=TRAINING,
-            about="Round the weights to one of {}; default: 8 if compact, else all.",
+            about="Round weights to one of {} bits.",
         ),
     ] = None,
     objective: Annotated[
@@ -293,8 +279,7 @@ def distill(
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from distill.teacher import columns_of
-    from mpcformer.modeling.description import COMPACT, WIDE, carries_compact, split_norms
-    from mpcformer.modeling.save import WEIGHT_BITS
+    from mpcformer.modeling.description import carries_compact, split_norms
 
     chosen: dict[str, Any] = {
         "epochs1": epochs1,
@@ -313,8 +298,7 @@ def distill(
     if objective == "labels":
         chosen |= LABELS_ALONE
     norms = tuple(split_norms(constant_norms))
-    engine_precision = engine_precision or (COMPACT if carries_compact(gelu, softmax, norms) else WIDE)
-    weight_bits = weight_bits or (str(WEIGHT_BITS) if engine_precision == COMPACT else ALL_BITS)
+    weight_bits = weight_bits or (str(WEIGHT_BITS) if carries_compact(gelu, softmax, norms) else ALL_BITS)
     made = DistillRecipe(
         teacher=teacher,
         **data,
@@ -322,7 +306,7 @@ def distill(
         gelu=gelu,
         softmax=softmax,
         constant_norms=norms,
-        engine_precision=engine_precision,
+        engine_precision=WIDE if weight_bits == ALL_BITS else COMPACT,
         weight_bits=None if weight_bits == ALL_BITS else int(weight_bits),
         batch_size=batch_size,
         seed=seed,

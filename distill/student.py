@@ -46,10 +46,9 @@ from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
 from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
-from mpcformer.modeling.description import COMPACT, WIDE
 from mpcformer.modeling.description import check_precision as check_engine_precision
 from mpcformer.modeling.folder import WEIGHTS
-from mpcformer.modeling.quantised import BITS
+from mpcformer.modeling.precision import BITS, COMPACT, WIDE
 from mpcformer.modeling.save import round_weights, save_student
 from mpcformer.tasks import Task
 
@@ -171,8 +170,8 @@ def _check_engine_precision(recipe: DistillRecipe) -> None:
         )
     if precision != COMPACT:
         raise UserInputError(
-            f"--weight-bits: weights of {recipe.weight_bits} bits need the compact precision",
-            "give --engine-precision compact, or leave --weight-bits out",
+            f"weight_bits: weights of {recipe.weight_bits} bits need the compact precision",
+            "give engine_precision compact, or leave weight_bits out",
         )
 
 

@@ -11,6 +11,7 @@ from experiments.spec.shapes import SHAPES
 from mpcformer import options
 from mpcformer.engines.registry import DEFAULT_ENGINE, engine_names
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.precision import PRECISIONS
 from mpcformer.options import INPUT, MACHINE, OUTPUT, PRIVACY, choice, flag, option
 from parties.commands import Device, Network, Threads
 
@@ -43,7 +44,7 @@ Precision = Annotated[
     str | None,
     choice(
         "--precision",
-        options.engine_precisions,
+        lambda: PRECISIONS,
         group=INPUT,
         about="Of a named model: one of {}; default: compact where it carries the forms.",
     ),

@@ -39,13 +39,6 @@ class Command(TyperCommand):
         super().format_help(ctx, formatter)
 
 
-def engine_precisions() -> Iterable[str]:
-    """Return the precisions in which a private engine computes a student."""
-    from mpcformer.modeling.description import PRECISIONS
-
-    return PRECISIONS
-
-
 def option(*names: str, group: str, about: str, **more: Any) -> Any:
     """Return an option of a command.
 

@@ -19,6 +19,9 @@ from mpcformer.modeling import (
     load_checkpoint,
     load_tokenizer,
 )
+from mpcformer.modeling.precision import WIDE
+from mpcformer.modeling.save import round_weights
+from mpcformer.modeling.save import save_student as write_student
 from mpcformer.tasks import encode, get_task, load_examples
 
 GOOD, BAD = ["fine", "bright", "warm", "lovely"], ["dull", "cold", "grim", "tired"]
@@ -99,6 +102,8 @@ def save_student(
     constant_norms: Sequence[str] = (),
     head_size: int | None = None,
     seed: int = 0,
+    precision: str = WIDE,
+    weight_bits: int | None = None,
     **changes: Any,
 ) -> Path:
     """Save an untrained student with the given forms, calibrated on the made-up training split; return its folder.
@@ -113,6 +118,8 @@ def save_student(
         head_size: the size of an attention head. If it is given, the student has random weights instead of its
             teacher's, because a BERT cannot have a head size of its own.
         seed: determines the weights.
+        precision: wide or compact.
+        weight_bits: the bits to which the weights are rounded; None: they are not.
         **changes: other fields of the configuration.
     """
     source = folder.with_name(f"{folder.name}-teacher")
@@ -126,11 +133,13 @@ def save_student(
     for n, layer in enumerate(model.bert.layers):
         if layer.attention["self"].log_divisor is not None:  # the layers have different divisors, as after a training
             layer.attention["self"].log_divisor.data += 0.3 - 0.5 * n
+    model.config.precision = precision
+    rounded = None if weight_bits is None else round_weights(model, weight_bits)
     tokenizer = load_tokenizer(source)
     encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), positions=32)
     set_deviations(model, load_checkpoint(source), encoded, pad_id=tokenizer.pad_token_id)
     ranges = calibrate(model, encoded, pad_id=tokenizer.pad_token_id)
-    model.save_pretrained(folder)
+    write_student(model, folder, rounded)
     save_tokenizer(folder)
     ranges.save(folder)
     (folder / "distillation.json").write_text(

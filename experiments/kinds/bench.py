@@ -17,7 +17,7 @@ from experiments.spec.spec import BenchExperiment, digest
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json
-from mpcformer.modeling.description import WIDE
+from mpcformer.modeling.precision import WIDE
 from mpcformer.ring import gemm
 from mpcformer.tasks import get_task, load_examples
 from parties.runs.network import network_profile

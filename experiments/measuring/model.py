@@ -25,9 +25,10 @@ from mpcformer.modeling import (
     default_backbone,
     load_tokenizer,
 )
-from mpcformer.modeling.description import COMPACT, WIDE, carries_compact
+from mpcformer.modeling.description import carries_compact
 from mpcformer.modeling.folder import read_config, require_student
-from mpcformer.modeling.save import WEIGHT_BITS, round_weights, save_student
+from mpcformer.modeling.precision import COMPACT, WEIGHT_BITS, WIDE
+from mpcformer.modeling.save import round_weights, save_student
 from mpcformer.tasks import Encoded
 
 N_CALIBRATION = 8

@@ -49,9 +49,11 @@ class LinearSpec:
         Raises:
             ProtocolError: a weight has no name, no width or an unknown one, or does not fit the input.
         """
-        widths = tuple(map(int, request.params)) or (request.bits,) * (len(request.shapes) - 1)
-        if len(widths) != len(request.shapes) - 1 or not set(widths) <= set(WIDTHS) or max(widths) != request.bits:
-            raise ProtocolError(f"linear maps of {request.bits} bits have no rings of {request.params} bits")
+        bits, n_weights = request.bits, len(request.shapes) - 1
+        # The numbers may be a stranger's, and infinite.
+        widths = tuple(int(w) if w in WIDTHS else 0 for w in request.params) or (bits,) * n_weights
+        if not widths or len(widths) != n_weights or not {*widths} <= {*WIDTHS} or max(widths) != bits:
+            raise ProtocolError(f"linear maps of {bits} bits have no rings of {request.params} bits")
         names, (x, *weights) = request.op.split(","), request.shapes
         fits = len(x) == 2 and all(len(w) in (1, 2) and w[0] == x[-1] for w in weights)
         if not weights or len(names) != len(weights) or not fits:

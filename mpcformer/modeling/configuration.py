@@ -5,7 +5,8 @@ from typing import Any
 
 from transformers import AutoConfig, BertConfig
 
-from mpcformer.modeling.description import WIDE, ModelDescription, check_variant, checked_head_size
+from mpcformer.modeling.description import ModelDescription, check_variant, checked_head_size
+from mpcformer.modeling.precision import WIDE
 
 
 class MPCFormerConfig(BertConfig):  # type: ignore[misc]

@@ -10,6 +10,7 @@ from typing import Any
 
 from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.precision import COMPACT, PRECISIONS, WIDE
 
 NORM_PARTS = ("attention", "output")
 SIZES = (
@@ -90,10 +91,6 @@ def check_variant(hidden_act: Any, positions: Any) -> None:
         )
     if (positions or "absolute") != "absolute":
         raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
-
-
-# How exactly private engines compute a student: what its numbers' rings have room for.
-PRECISIONS = (COMPACT, WIDE) = ("compact", "wide")
 
 
 def check_precision(precision: str, gelu: str, softmax: str, constant_norms: Sequence[str]) -> None:

@@ -15,11 +15,10 @@ import torch
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.bounds import centred_columns
 from mpcformer.modeling.description import ModelDescription
+from mpcformer.modeling.precision import BITS
 from mpcformer.modeling.weights import norm_source
 
 INTEGERS, EXPONENTS = ".int8", ".exponent"
-# The bits of a weight.
-BITS = (8, 6, 4)
 # Gains are rounded to multiples of 2^-GAIN_SCALE, and no step is finer than the exponents say: compact rings carry
 # these with the usual units. The map behind GeLU has three bits more, because the form's 1 / 8 is folded into it.
 GAIN_SCALE = 12

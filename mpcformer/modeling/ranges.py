@@ -19,8 +19,8 @@ import torch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling.bounds import WorstCase
-from mpcformer.modeling.description import COMPACT, WIDE
 from mpcformer.modeling.folder import RANGES
+from mpcformer.modeling.precision import COMPACT, WIDE
 
 SCORE_REACH = "score_reach"
 # The length of rows before the LayerNorm behind attention, and before that behind GeLU.

@@ -10,9 +10,6 @@ from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.modeling.model import MPCFormerForSequenceClassification
 from mpcformer.modeling.quantised import quantise, restored
 
-# The bits of a weight where none are asked for.
-WEIGHT_BITS = 8
-
 
 def round_weights(student: MPCFormerForSequenceClassification, bits: int) -> dict[str, torch.Tensor]:
     """Round the linear maps of a student in place; return the tensors that `save_student` writes.

@@ -15,7 +15,8 @@ import torch
 from mpcformer.correlations import Request
 from mpcformer.correlations.lifted import FACTOR_BITS, FACTOR_EXTRA_BITS, LiftedSpec
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
-from mpcformer.protocols.party import Half, Party
+from mpcformer.protocols.party import Half, Party, shift
+from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WORD, logical_shift
 
 
@@ -91,37 +92,35 @@ class Opened:
     """
 
     def __init__(self, party: Party, mask: Mask, c: torch.Tensor) -> None:
-        self._party, self._mask = party, mask
-        bits = mask.bits
-        self._no_msb = 1 - (c >> (bits - 1))
-        self.public = c - (1 << (bits - 2))
+        self._party, self._mask, self._c = party, mask, c
         r, self._factor_masks = mask.tensors[0], mask.tensors[1:2] if mask.use in ("norm", "scale") else []
         carry, m, *self._rest = mask.tensors[1 + len(self._factor_masks) :]
-        self._wrap = m * self._no_msb
-        self._rho = r - ((carry + self._wrap) << bits)
+        self._arrays = {"c": c, "r": r, "carry": carry, "m": m}
 
-    def value(self) -> torch.Tensor:
+    @property
+    def public(self) -> torch.Tensor:
+        """The number C."""
+        return self._c - (1 << (self._mask.bits - 2))
+
+    def value(self, down: int = 0) -> torch.Tensor:
         """Compute [x] over Z_2^T; for every use. Local.
 
-        Ideal function: the identity.
+        Ideal function: the identity; then a shift by `down` bits, as `protocols.party.shift` does it.
         Shapes: x (...), result (...).
-        Scale: unchanged.
+        Scale: unchanged, less `down`.
         Range and error: |x| < 2^(bits - 2); exact.
         """
-        return self._party.only(0, self.public) - self._rho
+        return self._computed("value", {}, down=down)
 
-    def square(self, offset: int = 0) -> torch.Tensor:
+    def square(self, offset: int = 0, down: int = 0) -> torch.Tensor:
         """Compute [(x + offset)^2] over Z_2^T; for use square. Local.
 
-        Ideal function: the elementwise square, without truncation.
+        Ideal function: the elementwise square, without truncation; then a shift by `down` bits.
         Shapes: x (...), result (...).
-        Scale: f -> 2 f.
+        Scale: f -> 2 f, less `down`.
         Range and error: |x| < 2^(bits - 2); exact.
         """
-        shifted = self.public + offset
-        return (
-            self._party.only(0, shifted * shifted) - 2 * shifted * self._rho + self._rest[1] + self._beyond_r_squared()
-        )
+        return self._computed("square", {"rm": self._rest[0], "squares": self._rest[1]}, offset=offset, down=down)
 
     def sum_of_squares(self) -> torch.Tensor:
         """Compute [sum x^2] over Z_2^T along the last axis (kept); for use length and norm. Local.
@@ -131,31 +130,60 @@ class Opened:
         Scale: f -> 2 f.
         Range and error: |x| < 2^(bits - 2); exact.
         """
-        each = self._party.only(0, self.public * self.public) - 2 * self.public * self._rho
-        return (each + self._beyond_r_squared()).sum(-1, keepdim=True) + self._rest[1]
+        return self._computed("length", {"rm": self._rest[0], "squares": self._rest[1]})
 
-    def _beyond_r_squared(self) -> torch.Tensor:
-        """Compute [rho^2] - [r^2] = -2^(k+1) r m [msb c = 0] + 2^(2k) m [msb c = 0]."""
-        bits = self._mask.bits
-        cross = (self._rest[0] * self._no_msb) << (bits + 1)
-        return (self._wrap << (2 * bits)) - cross if 2 * bits < self._mask.lift else -cross
-
-    def times(self, opened_factor: torch.Tensor) -> torch.Tensor:
+    def times(self, opened_factor: torch.Tensor, down: int = 0) -> torch.Tensor:
         """Compute [x y] over Z_2^T for the rows' factor y, opened from `factor_half`; for use norm and scale. Local.
 
-        Ideal function: x floor(y / 2^FACTOR_EXTRA_BITS), or x times that floor plus one.
+        Ideal function: x floor(y / 2^FACTOR_EXTRA_BITS), or x times that floor plus one; then a shift by `down` bits.
         Shapes: x (..., n), y (..., 1), result (..., n).
-        Scale: f and g + FACTOR_EXTRA_BITS -> f + g.
+        Scale: f and g + FACTOR_EXTRA_BITS -> f + g, less `down`.
         Range and error: |x| < 2^(bits - 2), |y| < 2^62; 1 unit in the last place of y.
         """
         b, n, r_b, m_b, *r_n = self._rest[2 if self._mask.use == "norm" else 0 :]
-        no_msb = (opened_factor >= 0).long()
-        top = logical_shift(opened_factor, FACTOR_EXTRA_BITS)
-        public = top - (1 << (62 - FACTOR_EXTRA_BITS))
-        high = FACTOR_BITS
-        eta = b - ((n * no_msb) << high)
+        wrapped = (opened_factor >= 0).long()
+        public = logical_shift(opened_factor, FACTOR_EXTRA_BITS) - (1 << (62 - FACTOR_EXTRA_BITS))
+        arrays = {"rb": r_b, "mb": m_b, "factor": public, "eta": b - ((n * wrapped) << FACTOR_BITS)}
+        arrays |= {"wrapped": wrapped, "rn": r_n[0]} if r_n else {"wrapped": wrapped}
+        return self._computed("times", arrays, down=down)
+
+    def _computed(self, use: str, arrays: dict[str, torch.Tensor], *, offset: int = 0, down: int = 0) -> torch.Tensor:
+        numbers = {"bits": self._mask.bits, "lift": self._mask.lift, "rank": self._party.rank}
+        numbers |= {"offset": offset, "down": down}
+        whole = self._arrays | arrays
+        # A plan has no values, so loading must not test the compiled functions then.
+        kernels = load()[0] if self._c.device.type == "cpu" else None
+        return (lifted_by_torch if kernels is None else kernels.lifted)(use, arrays=whole, **numbers)
+
+
+def lifted_by_torch(
+    use: str, *, arrays: dict[str, torch.Tensor], bits: int, lift: int, rank: int, offset: int, down: int
+) -> torch.Tensor:
+    """Do as `ring.kernels.Kernels.lifted`, which explains the arguments, without the compiled functions."""
+    c = arrays["c"]
+    no_msb = 1 - (c >> (bits - 1))
+    public, wrap = c - (1 << (bits - 2)) + offset, arrays["m"] * no_msb
+    rho = arrays["r"] - ((arrays["carry"] + wrap) << bits)
+    if use == "value":
+        found = public - rho if rank == 0 else -rho
+    elif use == "times":
+        factor = arrays["factor"]
         # rho eta = (r - 2^k m [..]) (b - 2^40 n [..]); the last product vanishes, as k + 40 >= T.
-        rho_eta = r_b - ((m_b * self._no_msb) << self._mask.bits)
-        if r_n:
-            rho_eta -= (r_n[0] * no_msb) << high
-        return self._party.only(0, self.public * public) - self.public * eta - self._rho * public + rho_eta
+        rho_eta = arrays["rb"] - ((arrays["mb"] * no_msb) << bits)
+        if "rn" in arrays:
+            rho_eta = rho_eta - ((arrays["rn"] * arrays["wrapped"]) << FACTOR_BITS)
+        found = rho_eta - public * arrays["eta"] - rho * factor
+        if rank == 0:
+            found = found + public * factor
+    else:
+        # [rho^2] - [r^2] = -2^(k+1) r m [msb c = 0] + 2^(2k) m [msb c = 0]
+        beyond = -((arrays["rm"] * no_msb) << (bits + 1))
+        if 2 * bits < lift:
+            beyond = beyond + (wrap << (2 * bits))
+        found = beyond - 2 * public * rho
+        if rank == 0:
+            found = found + public * public
+        if use == "length":
+            return found.sum(-1, keepdim=True) + arrays["squares"]
+        found = found + arrays["squares"]
+    return shift(found, down, rank) if down > 0 else found

@@ -1,4 +1,5 @@
-/* Matrix products of ring elements. mpcformer/ring/kernels.py loads this file, checks it and falls back without it.
+/* Matrix products of ring elements, point functions, and what follows the opening of a lifted mask.
+   mpcformer/ring/kernels.py loads this file, checks it and falls back without it.
 
    It is plain C and includes neither Python nor torch. Each function is compiled for AVX2 and for AVX-512, whatever the
    compiler's default is, and the caller chooses by what the processor has.
@@ -370,3 +371,73 @@ int mpcformer_kernels_matmul(int level, int bits, int is_short, const Product *p
 }
 
 #endif
+
+/* ---- lifted openings: what mpcformer/protocols/lifted.py computes of an opened number, in one pass ------------------ */
+
+/* The arguments. Numbers are those of `Opened`: c is opened in [0, 2^bits), and lift is the width of the large ring.
+   Arrays have rows x width elements; those of rows alone are wanted for a product with a factor: its public part, eta,
+   and whether its mask may have wrapped. A result is shifted `down` bits, as `shift` does it for the owner `rank`. */
+typedef struct {
+  i64 rows, width, bits, lift, rank, offset, down;
+  const i64 *c, *r, *carry, *m, *rm, *squares, *rb, *mb, *rn, *factor, *eta, *wrapped;
+  i64 *out;
+} Lift;
+
+enum { VALUE = 0, SQUARE = 1, LENGTH = 2, TIMES = 3 };
+
+static inline i64 shifted(u64 value, i64 down, i64 rank) {
+  return down > 0 ? ((i64)value >> down) + (rank == 0) : (i64)value;
+}
+
+/* `use` and `rank` are constants where this is called, so that a loop has no branches. */
+static inline __attribute__((always_inline)) void lifted(const Lift *a, int use, int rank) {
+  const u64 low = (u64)1 << (a->bits - 2);
+  const i64 bits = a->bits, twice = 2 * a->bits < a->lift ? 2 * a->bits : -1, width = a->width, down = a->down;
+  for (i64 row = 0; row < a->rows; row++) {
+    u64 total = 0, factor = 0, eta = 0, wrapped = 0;
+    if (use == TIMES) factor = (u64)a->factor[row], eta = (u64)a->eta[row], wrapped = (u64)a->wrapped[row];
+    for (i64 i = row * width; i < (row + 1) * width; i++) {
+      u64 no_msb = ((u64)a->c[i] >> (bits - 1)) - 1; /* all ones where the top bit is zero */
+      u64 wrap = (u64)a->m[i] & no_msb, open = (u64)a->c[i] - low;
+      u64 rho = (u64)a->r[i] - (((u64)a->carry[i] + wrap) << bits), value;
+      if (use == VALUE) {
+        value = (rank == 0 ? open : 0) - rho;
+      } else if (use == TIMES) {
+        u64 product = (u64)a->rb[i] - (((u64)a->mb[i] & no_msb) << bits);
+        if (a->rn) product -= ((u64)a->rn[i] * wrapped) << 40;
+        value = (rank == 0 ? open * factor : 0) - open * eta - rho * factor + product;
+      } else {
+        u64 beyond = (twice < 0 ? 0 : wrap << twice) - (((u64)a->rm[i] & no_msb) << (bits + 1));
+        open += (u64)a->offset;
+        value = (rank == 0 ? open * open : 0) - 2 * open * rho + beyond;
+        if (use == SQUARE) value += (u64)a->squares[i];
+      }
+      if (use == LENGTH)
+        total += value;
+      else
+        a->out[i] = shifted(value, down, rank);
+    }
+    if (use == LENGTH) a->out[row] = (i64)(total + (u64)a->squares[row]);
+  }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+FOR_AVX2
+#endif
+int mpcformer_kernels_lifted(int use, const Lift *a) {
+#define EITHER(name)                                                                                                   \
+  case name:                                                                                                           \
+    if (a->rank == 0)                                                                                                  \
+      lifted(a, name, 0);                                                                                              \
+    else                                                                                                               \
+      lifted(a, name, 1);                                                                                              \
+    return 0;
+  switch (use) {
+    EITHER(VALUE)
+    EITHER(SQUARE)
+    EITHER(LENGTH)
+    EITHER(TIMES)
+  }
+#undef EITHER
+  return 1;
+}

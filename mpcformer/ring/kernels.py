@@ -33,6 +33,10 @@ TILE_COLUMNS = 48
 LANES, N_HASHES = 8, 4
 
 
+LIFT_USES = {"value": 0, "square": 1, "length": 2, "times": 3}
+LIFT_ARRAYS = ("c", "r", "carry", "m", "rm", "squares", "rb", "mb", "rn", "factor", "eta", "wrapped")
+
+
 class Product(ctypes.Structure):
     """The arguments of a batch of products, as kernels.c declares them."""
 
@@ -44,6 +48,16 @@ class Product(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("b_batch", "b_row", "b_col")),
         ("c", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("c_batch", "c_row")),
+    )
+
+
+class Lift(ctypes.Structure):
+    """The arguments of `mpcformer_kernels_lifted`, as kernels.c declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "width", "bits", "lift", "rank", "offset", "down")),
+        *((name, ctypes.c_void_p) for name in LIFT_ARRAYS),
+        ("out", ctypes.c_void_p),
     )
 
 
@@ -60,6 +74,8 @@ class Kernels:
         self._matmul.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(Product)]
         self.level = level
 
+        self._lifted = library.mpcformer_kernels_lifted
+        self._lifted.argtypes = [ctypes.c_int, ctypes.POINTER(Lift)]
         self._expand = library.mpcformer_kernels_expand
         self._expand.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 6]
         self._expand.restype = None
@@ -116,6 +132,32 @@ class Kernels:
         )
         if self._matmul(self.level, bits, int(y.dtype == torch.int32), ctypes.byref(arguments)):
             raise ValueError(f"kernels.c has no product of level {self.level} for {bits} bits and {y.dtype}")
+
+    def lifted(self, use: str, *, arrays: dict[str, torch.Tensor], **numbers: int) -> torch.Tensor:
+        """Compute what follows the opening of a lifted mask, as `protocols.lifted.Opened` does.
+
+        Args:
+            use: one of LIFT_USES.
+            arrays: int64 tensors by the names in LIFT_ARRAYS; those of whole values are shaped like c (..., width).
+            numbers: bits, lift, rank, offset and down, as `Lift` has them.
+
+        Raises:
+            ValueError: a tensor has another type or size.
+        """
+        c = arrays["c"]
+        width = c.size(-1) if c.dim() else 1
+        rows = c.numel() // width if width else 0
+        of_rows = {"factor", "eta", "wrapped"} | ({"squares"} if use == "length" else set())
+        whole = {name: tensor.contiguous() for name, tensor in arrays.items()}
+        for name, tensor in whole.items():
+            if tensor.dtype != torch.int64 or tensor.numel() != (rows if name in of_rows else rows * width):
+                raise ValueError(f"{name} of {tensor.dtype} {tuple(tensor.shape)} does not fit c of {tuple(c.shape)}")
+        out = torch.empty((*c.shape[:-1], 1) if use == "length" else c.shape, dtype=torch.int64)
+        pointers = {name: tensor.data_ptr() for name, tensor in whole.items()}
+        arguments = Lift(rows=rows, width=width, out=out.data_ptr(), **numbers, **pointers)
+        if self._lifted(LIFT_USES[use], ctypes.byref(arguments)):
+            raise ValueError(f"kernels.c has no {use}")
+        return out
 
     def expand(self, rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
         """Do as `point_function.expand` does, on a processor that has AES instructions; see `has_aes`."""

@@ -109,6 +109,11 @@ def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tenso
     return total.view(tuple(shape))
 
 
+def unpack_int32(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
+    """Unpack bytes that `pack` made of 32 bits an element: int32 of `shape`, in memory of their own."""
+    return packed.clone().view(torch.int32).view(tuple(shape))
+
+
 def _planes(n_elements: int, bits: int) -> Iterator[tuple[int, int, slice]]:
     """Yield the lowest bit, the width and the position in the bytes of each plane."""
     low = at = 0

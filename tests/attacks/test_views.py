@@ -81,9 +81,10 @@ def test_views_do_not_depend_on_the_input(student: Path, monkeypatch: pytest.Mon
         pytest.param({"gelu": "gelu", "softmax": "softmax"}, marks=pytest.mark.slow),
         {"softmax": "2quad-const"},
         {"softmax": "2quad-const", "constant_norms": ["all"]},
+        {"precision": "compact", "weight_bits": 8},
         {"vocab_size": 7000},  # rows are looked up by buckets
     ],
-    ids=["exact", "2quad-const", "constant norms", "large vocabulary"],
+    ids=["exact", "2quad-const", "constant norms", "compact", "large vocabulary"],
 )
 def test_views_of_other_students(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]

@@ -26,6 +26,7 @@ from distill.teacher import train_teacher
 from distill.training.prepare import Prepared
 from distill.training.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR
+from mpcformer.engines.lift import scales
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling import (
@@ -35,6 +36,7 @@ from mpcformer.modeling import (
     load_student,
     load_tokenizer,
 )
+from mpcformer.modeling.quantised import is_quantised
 from mpcformer.modeling.ranges import Ranges
 from mpcformer.modeling.weights import norm_source
 from mpcformer.tasks import carve_selection, encode, get_task, load_examples
@@ -101,6 +103,30 @@ def test_a_student_is_tried_with_both_engines_when_it_is_made(
     card = (tmp_path / "wide" / "README.md").read_text()
     assert f"Engine `lift` refuses this student: {verdicts['lift']}." in card
     assert "refuses this student" not in (tmp_path / "narrow" / "README.md").read_text()
+
+
+def test_a_compact_student_has_rounded_weights(teacher: Path, data_dir: Path, tmp_path: Path) -> None:
+    recipe = recipe_for(teacher, data_dir, epochs1=1, epochs2=1, engine_precision="compact", weight_bits=8)
+    record = distill_student(recipe, tmp_path / "student")
+    assert record["engine_precision"] == "compact"
+    assert record["engines"]["lift"] == RUNS
+    assert abs(record["selection_score"]["student, 8 bits"] - record["selection_score"]["student"]) < 0.1
+    assert is_quantised(load_file(tmp_path / "student" / "model.safetensors"))
+    assert load_student(tmp_path / "student").config.precision == "compact"
+    bounds = load_ranges(tmp_path / "student").bounds
+    assert bounds["layer.1.output_reach"][1] >= math.sqrt(32 * bounds["layer.1.output.variance"][1])
+
+
+def test_rows_that_compact_rings_do_not_carry_are_computed_in_wide_ones(
+    teacher: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scales, "MAX_LENGTH", 1.0)
+    recipe = recipe_for(teacher, data_dir, epochs1=1, epochs2=0, engine_precision="compact", weight_bits=8)
+    record = distill_student(recipe, tmp_path / "student")
+    assert record["engine_precision"] == "wide"
+    assert record["engines"]["lift"] == RUNS
+    assert load_student(tmp_path / "student").config.precision == "wide"
+    assert not [name for name in load_ranges(tmp_path / "student").bounds if name.endswith("output_reach")]
 
 
 def test_teacher_is_in_evaluation_mode_while_distilling(
@@ -218,6 +244,10 @@ def test_paper_recipe() -> None:
         ({"also1": ("directions",), "match1": "mixture"}, "^also1: directions has no place beside match1 mixture"),
         ({"also2": ("sinkhorn",), "objective": "labels"}, "^also2: sinkhorn has no place in a training on labels"),
         ({"layer_rates": 0.0}, "^layer_rates: 0.0 is not above 0"),
+        ({"engine_precision": "narrow"}, "^precision: 'narrow' is unknown"),
+        ({"engine_precision": "compact", "gelu": "relu"}, "^precision: compact carries quad with 2quad"),
+        ({"engine_precision": "compact", "weight_bits": 5}, "^--weight-bits: 5 is unknown"),
+        ({"weight_bits": 8}, "^weight_bits: weights of 8 bits need the compact precision"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),

@@ -313,7 +313,7 @@ def test_rows_without_division_fit_512_positions_or_are_refused(log_high: float,
     assert 1.5 * 1.125 * 10**log_high <= layer.unit * (1 + 1e-9)
     for log_keys in (1, 7, 9):
         bits = row_bits(layer, log_keys)
-        highest = (2.0**8 + 5) ** 2 * 4.0**fp.SCORE_SCALE * 2.0 ** (log_keys + fp.KEY_FACTOR_BITS) * 9 / 8
+        highest = (2.0**8 + 5) ** 2 * 4.0**fp.WIDE.score_scale * 2.0 ** (log_keys + fp.KEY_FACTOR_BITS) * 9 / 8
         assert highest < 2.0**62
         assert 8 < bits < 61
 
@@ -330,7 +330,7 @@ def test_a_layer_norms_factor_is_fine_enough_or_refused(log_low: float, log_rati
         return
     assert math.sqrt(1.5 * high) / norm.unit * 2.0**-norm.factor_scale <= norms.FACTOR_ERROR
     assert norm.unit == 1 or norm.scale == norms.MIN_STREAM_SCALE, "a unit where nothing else helps"
-    assert norm.scale + norm.factor_scale == norms.NORMAL_SCALE
+    assert norm.scale + norm.factor_scale == fp.WIDE.output.normal_scale
 
 
 def test_what_a_normalised_row_cannot_see_takes_no_room(student: Path) -> None:

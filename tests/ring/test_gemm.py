@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mpcformer.errors import UserInputError
 from mpcformer.ring import gemm
+from mpcformer.ring.packing import reduce
 from mpcformer.ring.random import Stream, fresh_key
 
 LARGEST = 2**63 - 1
@@ -81,3 +82,20 @@ def test_on_a_gpu() -> None:
         assert torch.equal(gemm.matmul(x, weight), x @ weight)
     finally:
         gemm.use("cpu")
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    st.integers(4, 64),
+    st.integers(1, 31),
+    st.sampled_from([(1, 1, 1), (7, 20, 3), (8, 1, 300), (9, 33, 257), (40, 300, 5)]),
+)
+def test_products_of_short_matrices_are_exact(bits: int, width: int, shape: tuple[int, int, int]) -> None:
+    rows, n, columns = shape
+    stream = Stream(fresh_key())
+    x, y = stream.int64((rows, n)), (stream.bits((n, columns), width) - (1 << (width - 1))).to(torch.int32)
+    x[0], y[:, 0] = 2 ** (bits - 1) - 1 if bits < 64 else LARGEST, -(1 << (width - 1))
+    short = gemm.ShortMatrix.of(y)
+    assert short.numbers.dtype == (torch.int16 if width <= 16 else torch.int32)
+    assert int(y.long().abs().sum(0).max()) < 2**short.log_sum
+    assert torch.equal(reduce(gemm.matmul_short(x, short, bits), bits), reduce(x @ y.long(), bits))

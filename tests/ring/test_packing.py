@@ -4,7 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcformer.ring.packing import WIDTHS, pack, packed_bytes, reduce, unpack
+from mpcformer.ring.packing import WIDTHS, pack, packed_bytes, reduce, unpack, unpack_int32
 
 
 @settings(max_examples=60)
@@ -18,3 +18,11 @@ def test_packing_keeps_the_low_bits(bits: int, values: list[int]) -> None:
     # A part of a message may start at any byte.
     moved = torch.cat([torch.zeros(3, dtype=torch.uint8), packed])[3:]
     assert torch.equal(unpack(moved, x.shape, bits), reduce(x, bits))
+
+
+def test_numbers_of_32_bits_are_read_as_they_are() -> None:
+    x = torch.tensor([[-(2**31), -1, 0], [1, 2**31 - 1, 7]])
+    packed = torch.cat([torch.zeros(3, dtype=torch.uint8), pack(x, 32)])[3:]
+    found = unpack_int32(packed, (2, 3))
+    assert found.dtype == torch.int32
+    assert torch.equal(found.long(), x)

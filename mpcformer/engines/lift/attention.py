@@ -159,9 +159,8 @@ class PrivateAttention:
         bits, lift = rings.context_bits, rings.context_lift
         mask = Mask(party.take(lifted.request("scale", tuple(context.shape), bits, lift)), bits, "scale", lift)
         c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
-        divided = Opened(party, mask, c_context).times(opened_factor)
-        divided = shift(divided, rings.context_scale + fp.ROW_SCALE - rings.attended_scale, rank)
-        return self._rows(divided)
+        down = rings.context_scale + fp.ROW_SCALE - rings.attended_scale
+        return self._rows(Opened(party, mask, c_context).times(opened_factor, down))
 
     def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads, rings: Rings) -> Half:
         # A shift may turn zero into one, so padding is masked once more.
@@ -191,8 +190,8 @@ class PrivateAttention:
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
         mask = Mask(party.take(lifted.request("plain", tuple(context.shape), bits)), bits, "plain")
-        lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0]).value()
-        return self._rows(shift(lifted_context, constants.context_scale - constants.rings.attended_scale, rank))
+        lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0])
+        return self._rows(lifted_context.value(constants.context_scale - constants.rings.attended_scale))
 
     # ---- softmax: `approximations.squared_softmax`, divided before the product ---------------------------------------
 

@@ -198,10 +198,10 @@ class PrivateBert:
         if norm.function is None:
             self._check.guard(norm.guard_bits, squares.reshape(-1), real)
             self.watch.lap("norm")
-            return shift(opened.value(), norm.scale - scale, party.rank)
+            return opened.value(norm.scale - scale)
         factor = self._row_factor(norm.function, squares.reshape(-1), real, norm.stream.lift)
         opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
-        normal = shift(opened.times(opened_factor), norm.stream.normal_scale - scale, party.rank)
+        normal = opened.times(opened_factor, norm.stream.normal_scale - scale)
         self.watch.lap("norm")
         return normal
 
@@ -234,7 +234,6 @@ class PrivateBert:
         party, activation = self._party, self._constants.activation
         if activation.function is None:
             inner = Opened(party, Mask(tensors, activation.bits, "square", activation.lift), c)
-            result = inner.square(activation.offset)
-        else:
-            result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
+            return inner.square(activation.offset, activation.result_shift)
+        result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
         return shift(result, activation.result_shift, party.rank)

@@ -29,7 +29,7 @@ from mpcformer.engines.lift.weights import (
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
-from mpcformer.ring.packing import pack, packed_bytes, unpack
+from mpcformer.ring.packing import pack, packed_bytes, unpack, unpack_int32
 
 # How many shapes of batches keep their plan.
 MAX_PLANS = 32
@@ -97,8 +97,9 @@ class LiftEngine:
         rings = self._constants.rings
         for name, spec in masked_specs(self._config, rings, self._public.embeddings):
             bits = rings.weight_bits(name)
-            masked = unpack(self._channel.receive([spec])[0], shapes[name], bits)
-            self._masked[name] = masked.to(torch.int32) if bits <= SHORT else masked
+            packed = self._channel.receive([spec])[0]
+            whole = unpack_int32(packed, shapes[name]) if bits == SHORT else unpack(packed, shapes[name], bits)
+            self._masked[name] = whole
         if self._public.embeddings == "public_table":
             self._receive_tables(self._channel)
 
@@ -107,7 +108,7 @@ class LiftEngine:
         rows = self._config.vocab_size + self._config.type_vocab_size, self._config.max_position_embeddings
         packed = channel.receive([Spec(torch.uint8, (packed_bytes(n * width, TABLE_BITS),)) for n in rows])
         for n, table in zip(rows, packed, strict=True):
-            integers = unpack(table, (n, width), TABLE_BITS).to(torch.int32)
+            integers = unpack_int32(table, (n, width))
             self._tables.append(integers.double() * 2.0**-self._constants.embedding_norm.scale)
 
     def plan(self, shape: BatchShape) -> list[list[Request]]:

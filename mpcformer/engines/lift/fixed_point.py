@@ -9,7 +9,8 @@ import math
 from dataclasses import dataclass
 
 from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
-from mpcformer.modeling import description
+from mpcformer.modeling.precision import COMPACT
+from mpcformer.modeling.precision import WIDE as WIDE_NAME
 from mpcformer.ring.packing import WORD, packing_width
 
 LOGIT_WEIGHT_SCALE = 17
@@ -116,7 +117,7 @@ class Rings:
     @property
     def is_compact(self) -> bool:
         """Whether the precision is compact."""
-        return self.precision == description.COMPACT
+        return self.precision == COMPACT
 
     @property
     def output_scale(self) -> int:
@@ -159,7 +160,7 @@ class Rings:
 
 _STREAM = Stream(bits=32, lift=WORD, scale=13, normal_scale=26)
 WIDE = Rings(
-    precision=description.WIDE,
+    precision=WIDE_NAME,
     input_scale=18,
     input_bits=56,
     query_weight_scale=15,
@@ -210,10 +211,7 @@ def compact(attended: float, output: float) -> Rings:
 
     Args:
         attended, output: the largest length, for any text, of a row of the stream behind attention and of one behind
-            the second feed-forward map, in the unit of its stream.
-
-    Raises:
-        ValueError: the rows are so long that no ring of 64 bits carries them.
+            the second feed-forward map, in the unit of its stream; below 2^18.
     """
 
     def product_bits(scale: int, longest: float) -> int:
@@ -233,7 +231,7 @@ def compact(attended: float, output: float) -> Rings:
     numerator_bits = packing_width(_CONTEXT_BITS + _NUMERATOR + _VALUE - _CONTEXT)
     square_shift = 2 * _SQUARE - _ACTIVATED
     return Rings(
-        precision=description.COMPACT,
+        precision=COMPACT,
         input_scale=_ROW,
         input_bits=input_bits,
         query_weight_scale=_QUERY_WEIGHT,

@@ -15,7 +15,8 @@ from mpcformer.engines.lift.norms import Norm, compact_unit, model_norms
 from mpcformer.engines.lift.rows import LayerScales, layer_scales
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
-from mpcformer.modeling.description import NORM_PARTS, WIDE, check_precision
+from mpcformer.modeling.description import NORM_PARTS, check_precision
+from mpcformer.modeling.precision import WIDE
 from mpcformer.modeling.ranges import STREAM_REACHES
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
@@ -23,8 +24,8 @@ from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.packing import WORD
 
 TANH_WIDTH = 0.12
-# Longer rows would take rings of more bits than their words have.
-MAX_LENGTH = 2.0**24
+# The squares of longer rows would take rings of more than 64 bits.
+MAX_LENGTH = 2.0**18
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ def compact_rings(n_layers: int, bounds: CalibratedRanges) -> Rings:
     if max(lengths) >= MAX_LENGTH:
         raise RangeError(
             f"rows of {max(lengths):.3g} for some text are too long for compact rings",
-            "distil the student again, or with --precision wide",
+            "distil the student again, or with --weight-bits all",
         )
     return fp.compact(*lengths)
 
