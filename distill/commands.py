@@ -225,7 +225,7 @@ def distill_general(
 def distill(
     *,
     teacher: Annotated[Path, options.folder("--teacher", group=INPUT, about="Folder of a fine-tuned BERT.")],
-    task: Annotated[str | None, options.task("The teacher's; mpcformer teacher --help lists all.")] = None,
+    task: Annotated[str | None, options.task("The teacher's task. One of {}.")] = None,
     data_dir: DataDir = None,
     train_data: TrainData = None,
     eval_data: EvalData = None,

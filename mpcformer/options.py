@@ -21,6 +21,9 @@ PRIVACY = "Privacy"
 MACHINE = "Machine"
 OUTPUT = "Output"
 
+# With this before it, the example stands right below the sentence that says what a command does.
+KEEP_LINES = "\b"
+
 Names = Callable[[], Iterable[str]]
 
 
@@ -36,6 +39,8 @@ class Command(TyperCommand):
         ours = self.get_help_option(ctx)
         if ours is not None and self.params:
             ours.hidden = True
+        if self.help and KEEP_LINES not in self.help:
+            self.help = KEEP_LINES + self.help.replace("\n\n", "\n")
         super().format_help(ctx, formatter)
 
 

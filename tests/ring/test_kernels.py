@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcformer.protocols.lifted import lifted_by_torch
 from mpcformer.ring import gemm, kernels
 from mpcformer.ring.kernels import Kernels
 from mpcformer.ring.random import Stream, derive_key
@@ -148,3 +149,49 @@ def test_a_process_can_switch_them_off() -> None:
             check=True,
         )
         assert done.stdout.strip() == printed
+
+
+LIFTS = st.tuples(st.integers(12, 40), st.sampled_from([24, 36, 48, 52, 56, 64])).filter(lambda pair: pair[0] < pair[1])
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.integers(0, 2**40),
+    st.sampled_from(["value", "square", "length", "times"]),
+    st.tuples(st.integers(0, 5), st.integers(1, 19)),
+    LIFTS,
+    st.integers(0, 1),
+    st.integers(0, 40),
+    st.booleans(),
+)
+@needs_kernels
+def test_lifted_openings_give_the_twins_numbers(
+    seed: int, use: str, shape: tuple[int, int], rings: tuple[int, int], rank: int, down: int, has_top: bool
+) -> None:
+    assert FOUND is not None
+    stream, (bits, lift) = Stream(derive_key(bytes(16), seed)), rings
+    names = {"value": (), "square": ("rm", "squares"), "length": ("rm",), "times": ("rb", "mb", "rn")}[use]
+    arrays = {name: numbers(stream, shape, 3) for name in ("r", "carry", "m", *names)}
+    arrays["c"] = numbers(stream, shape, 3) & ((1 << bits) - 1)
+    of_rows = {"length": ("squares",), "times": ("factor", "eta", "wrapped")}.get(use, ())
+    arrays |= {name: numbers(stream, (shape[0], 1), 2) for name in of_rows}
+    if use == "times":
+        arrays["wrapped"] &= 1
+        if not has_top:
+            del arrays["rn"]
+    options = {"bits": bits, "lift": lift, "rank": rank, "down": 0 if use == "length" else down}
+    options["offset"] = seed % 1000 if use == "square" else 0
+    found = FOUND.lifted(use, arrays=arrays, **options)
+    assert torch.equal(found, lifted_by_torch(use, arrays=arrays, **options))
+
+
+@needs_kernels
+def test_lifted_openings_of_other_shapes_and_types_are_refused() -> None:
+    assert FOUND is not None
+    x = torch.zeros(3, 4, dtype=torch.int64)
+    options = {"bits": 24, "lift": 64, "rank": 0, "offset": 0, "down": 0}
+    whole = {"c": x, "r": x, "carry": x, "m": x}
+    assert FOUND.lifted("value", arrays=whole, **options).shape == (3, 4)
+    for wrong in ({"m": x[:2]}, {"r": x.to(torch.int32)}, {"factor": x}):
+        with pytest.raises(ValueError, match="does not fit c"):
+            FOUND.lifted("value", arrays=whole | wrong, **options)
