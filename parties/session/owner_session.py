@@ -149,24 +149,33 @@ class OwnerSession:
             pause: called before each segment, to let more urgent work pass.
         """
         dealt, segments, first = self._begin(shape)
-        for index, segment in enumerate(segments):
-            pause()
-            with self._timed(self.dealing, dealt.offline):
-                self._offline(dealt.batch, index, segment, first, dealt.offline)
-            first += len(segment)
+        with self._dealt([request for segment in segments for request in segment], first) as frames:
+            for index, segment in enumerate(segments):
+                pause()
+                with self._timed(self.dealing, dealt.offline):
+                    self._offline(dealt.batch, index, segment, first, frames, dealt.offline)
+                first += len(segment)
         # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
         with self._timed(self.dealing, dealt.offline):
             self._barrier()
         return dealt
 
-    def _offline(self, batch: Batch, index: int, segment: list[Request], first: int, phase: pb.Phase) -> None:
-        """Do the offline part of a segment; its first operation is `first`.
+    def _offline(
+        self,
+        batch: Batch,
+        index: int,
+        segment: list[Request],
+        first: int,
+        frames: Iterator[pb.Frame],
+        phase: pb.Phase,
+    ) -> None:
+        """Do the offline part of a segment; its first operation is `first`, and the dealer's `frames` come now.
 
         The data owner sends its halves of openings while the dealer works for the model owner, and takes what the
         dealer made afterwards.
         """
         if self.rank == MODEL_OWNER:
-            self._fetch(segment, first, phase)
+            self._receive(frames, segment, first, phase)
             self._pass_on(segment, first)
             batch.offline(index)
         else:
@@ -225,9 +234,10 @@ class OwnerSession:
         dealt.batch.start(inputs, self.dealing)
         for group in groups(segments, pool_bytes):
             with self._timed(self.dealing, report.offline):
-                for segment in group:
-                    self._offline(dealt.batch, segment, segments[segment], first, report.offline)
-                    first += len(segments[segment])
+                with self._dealt([request for segment in group for request in segments[segment]], first) as frames:
+                    for segment in group:
+                        self._offline(dealt.batch, segment, segments[segment], first, frames, report.offline)
+                        first += len(segments[segment])
                 self._barrier()
             with self._timed(self.dealing, report.online):
                 for segment in group:
@@ -271,15 +281,45 @@ class OwnerSession:
         self.dealing.send([barrier])
         self.dealing.receive([Spec.of(barrier)])
 
-    def _fetch(self, plan: list[Request], first: int, phase: pb.Phase) -> None:
-        """Fetch the dealer's corrections for a plan into the model owner's store; its first operation is `first`."""
+    @contextmanager
+    def _dealt(self, plan: list[Request], first: int) -> Iterator[Iterator[pb.Frame]]:
+        """Ask the dealer for a plan whose first operation is `first`, and give the frames in which it comes.
+
+        The dealer goes on while what has come is used, as far as the stream lets it.
+        """
         if self.rank != MODEL_OWNER or not plan:
+            yield iter(())
             return
         request = pb.DealRequest(
             session_id=self.job.session_id, first_operation=first, plan=[to_wire(item) for item in plan]
         )
+        with self._blaming_dealer():
+            call = self._dealer.Deal(iter([request]))
         try:
-            frames = self._noting_when(self._dealer.Deal(iter([request])))
+            frames = self._noting_when(call)
+            yield frames
+            with self._blaming_dealer():
+                if next(frames, None) is not None:
+                    raise PartyError(self.job.dealer, "it dealt more than the plan")
+        finally:
+            self._asked_dealer_at = None
+            call.cancel()
+
+    @contextmanager
+    def _blaming_dealer(self) -> Iterator[None]:
+        """Turn what can go wrong with the dealer's stream into an error that names the dealer."""
+        try:
+            yield
+        except grpc.RpcError as error:
+            raise causes.of_call(self.job.dealer, error) from None
+        except StreamEndedError:
+            raise PartyError(self.job.dealer, "it dealt less than the plan") from None
+        except ProtocolError as error:
+            raise PartyError(self.job.dealer, error.what, error.remedy) from None
+
+    def _receive(self, frames: Iterator[pb.Frame], plan: list[Request], first: int, phase: pb.Phase) -> None:
+        """Put the dealer's corrections for a part of a plan into the model owner's store."""
+        with self._blaming_dealer():
             for operation, item in enumerate(plan, start=first):
                 correction, n_bytes = from_frames(
                     frames,
@@ -290,16 +330,6 @@ class OwnerSession:
                 )
                 self._part.put(operation, item, correction)
                 phase.bytes_from_dealer += n_bytes
-            if next(frames, None) is not None:
-                raise PartyError(self.job.dealer, "it dealt more than the plan")
-        except grpc.RpcError as error:
-            raise causes.of_call(self.job.dealer, error) from None
-        except StreamEndedError:
-            raise PartyError(self.job.dealer, "it dealt less than the plan") from None
-        except ProtocolError as error:
-            raise PartyError(self.job.dealer, error.what, error.remedy) from None
-        finally:
-            self._asked_dealer_at = None
 
     def _pass_on(self, plan: list[Request], first: int) -> None:
         """Pass those corrections on that the data owner needs too, and expand them; the first operation is `first`."""
