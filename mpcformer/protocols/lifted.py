@@ -186,4 +186,4 @@ def lifted_by_torch(
         if use == "length":
             return found.sum(-1, keepdim=True) + arrays["squares"]
         found = found + arrays["squares"]
-    return shift(found, down, rank) if down > 0 else found
+    return shift(found, down, rank)

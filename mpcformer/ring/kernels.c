@@ -376,7 +376,8 @@ int mpcformer_kernels_matmul(int level, int bits, int is_short, const Product *p
 
 /* The arguments. Numbers are those of `Opened`: c is opened in [0, 2^bits), and lift is the width of the large ring.
    Arrays have rows x width elements; those of rows alone are wanted for a product with a factor: its public part, eta,
-   and whether its mask may have wrapped. A result is shifted `down` bits, as `shift` does it for the owner `rank`. */
+   and whether its mask may have wrapped. A result is shifted `down` bits, as `shift` does it for the owner `rank`; up if `down`
+   is negative. */
 typedef struct {
   i64 rows, width, bits, lift, rank, offset, down;
   const i64 *c, *r, *carry, *m, *rm, *squares, *rb, *mb, *rn, *factor, *eta, *wrapped;
@@ -386,7 +387,7 @@ typedef struct {
 enum { VALUE = 0, SQUARE = 1, LENGTH = 2, TIMES = 3 };
 
 static inline i64 shifted(u64 value, i64 down, i64 rank) {
-  return down > 0 ? ((i64)value >> down) + (rank == 0) : (i64)value;
+  return down > 0 ? ((i64)value >> down) + (rank == 0) : (i64)(value << -down);
 }
 
 /* `use` and `rank` are constants where this is called, so that a loop has no branches. */

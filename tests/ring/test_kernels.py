@@ -161,7 +161,7 @@ LIFTS = st.tuples(st.integers(12, 40), st.sampled_from([24, 36, 48, 52, 56, 64])
     st.tuples(st.integers(0, 5), st.integers(1, 19)),
     LIFTS,
     st.integers(0, 1),
-    st.integers(0, 40),
+    st.integers(-8, 40),
     st.booleans(),
 )
 @needs_kernels
