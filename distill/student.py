@@ -39,6 +39,7 @@ from distill.training.checks import check_numbers, check_precision, check_replac
 from distill.training.device import pick_device
 from distill.training.disturb import Vocabulary
 from distill.training.loop import Options, train
+from distill.training.moments import moments_of
 from distill.training.prepare import Prepared, prepare, training_task
 from distill.training.versions import versions
 from distill.training.workspace import Workspace
@@ -201,7 +202,8 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
     rounded = None
     if recipe.weight_bits is not None:
-        rounded = round_weights(student, recipe.weight_bits)
+        seen = moments_of(student, prepared.data.encoded, pad_id=prepared.data.pad_id)
+        rounded = round_weights(student, recipe.weight_bits, seen)
         scores[f"student, {recipe.weight_bits} bits"] = prepared.scorer(student)()
     student.cpu().eval()
     encoded, pad_id = prepared.data.encoded, prepared.data.pad_id

@@ -1,9 +1,12 @@
 """Students whose linear maps have weights of a few bits: how they are rounded, and how a file keeps them.
 
 The private engine folds the gain of a LayerNorm into the map behind it, so the folded map is what is rounded: each
-output channel to integers of `bits` bits, symmetric around zero, times a power of two of its own. A file keeps the
-integers as int8 and the exponents. Reading it divides the gains out again, so that plaintext computes with the very
-numbers that the compact rings of the engine `lift` carry, and rounding makes no difference between the two.
+output channel to integers of `bits` bits, symmetric around zero, times a power of two of its own. Where the moments of
+a map's inputs are known, each weight that is rounded is made up for by those that are not yet, and the mean of what is
+left by the bias. A file keeps the integers as int8 and the exponents. Reading it divides the gains out again, so that
+plaintext computes with the very numbers that the compact rings of the engine `lift` carry, and rounding makes no
+difference between the two.
+Source of the rounding: Frantar, Ashkboos, Hoefler, Alistarh, GPTQ, ICLR 2023.
 """
 
 import math
@@ -19,6 +22,9 @@ from mpcformer.modeling.precision import BITS
 from mpcformer.modeling.weights import norm_source
 
 INTEGERS, EXPONENTS = ".int8", ".exponent"
+# The part of the mean variance that is added to the variance of each input; the least mean variance; and how many
+# columns are rounded before the rest is updated.
+DAMPING, SMALLEST, COLUMNS = 0.01, 1e-12, 64
 # Gains are rounded to multiples of 2^-GAIN_SCALE, and no step is finer than the exponents say: compact rings carry
 # these with the usual units. The map behind GeLU has three bits more, because the form's 1 / 8 is folded into it.
 GAIN_SCALE = 12
@@ -40,6 +46,41 @@ class RoundedMap:
     norm: str | None
     finest: int
     factor: float = 1.0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The moments of the rows (R, in) that enter a map.
+
+    Args:
+        n: R.
+        total: the sum of the rows, (in,).
+        products: the sum of their outer products, (in, in).
+    """
+
+    n: int
+    total: torch.Tensor
+    products: torch.Tensor
+
+    @classmethod
+    def none(cls, size: int) -> "Moments":
+        """Return the moments of no rows of `size`."""
+        return cls(0, torch.zeros(size), torch.zeros(size, size))
+
+    def plus(self, rows: torch.Tensor) -> "Moments":
+        """Return the moments of more rows, float32."""
+        return Moments(self.n + rows.size(0), self.total + rows.sum(0), self.products.addmm_(rows.t(), rows))
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """The mean row, float64."""
+        return self.total.double() / max(1, self.n)
+
+    def covariance(self) -> torch.Tensor:
+        """Return the covariance, float64, with so much added to its diagonal that it has an inverse."""
+        covariance = self.products.double() / max(1, self.n) - torch.outer(self.mean, self.mean)
+        covariance.diagonal().add_(DAMPING * max(float(covariance.diagonal().mean()), SMALLEST))
+        return covariance
 
 
 def query_fraction(head_size: int) -> float:
@@ -64,13 +105,19 @@ def rounded_maps(config: ModelDescription) -> Iterator[RoundedMap]:
     yield RoundedMap("bert.pooler.dense", norm, FINEST["pooler"])
 
 
-def quantise(state: Mapping[str, torch.Tensor], config: ModelDescription, bits: int) -> dict[str, torch.Tensor]:
+def quantise(
+    state: Mapping[str, torch.Tensor],
+    config: ModelDescription,
+    bits: int,
+    moments: Mapping[str, Moments] | None = None,
+) -> dict[str, torch.Tensor]:
     """Round the linear maps of a student.
 
     Args:
         state: its state dict.
         config: its configuration, without constant LayerNorms.
         bits: one of BITS.
+        moments: those of the inputs of the maps by `RoundedMap.source`; None: each weight is rounded by itself.
 
     Returns:
         The tensors as a file keeps them; `restored` makes a state dict of them again.
@@ -95,12 +142,16 @@ def quantise(state: Mapping[str, torch.Tensor], config: ModelDescription, bits: 
         else:
             folded = centred_columns((folded * kept[f"{rounded.norm}.weight"].double()).t()).t()
         integers, exponents = _rounded(folded, bits, rounded.finest)
+        if moments is not None:
+            integers = _made_up_for(folded, exponents, bits, moments[rounded.source].covariance())
+            left = folded - integers.double() * torch.exp2(-exponents.double())[:, None]
+            bias = bias + left @ moments[rounded.source].mean / rounded.factor
         kept[f"{rounded.source}{INTEGERS}"], kept[f"{rounded.source}{EXPONENTS}"] = integers, exponents
         if rounded.norm is not None:
             # What the LayerNorm's bias adds to the map's result stays what it was.
             before = state[f"{rounded.norm}.bias"].detach().cpu().double()
             bias = bias + (weight - _weight(kept, rounded)) @ before
-            kept[f"{rounded.source}.bias"] = bias.float()
+        kept[f"{rounded.source}.bias"] = bias.float()
     return kept
 
 
@@ -121,6 +172,33 @@ def _rounded(weight: torch.Tensor, bits: int, finest: int) -> tuple[torch.Tensor
         best = torch.where(better, integers, best[0]), torch.where(better, exponents, best[1]), error
     assert best is not None
     return best[0].to(torch.int8), best[1][:, 0].to(torch.int8)
+
+
+def _made_up_for(weight: torch.Tensor, exponents: torch.Tensor, bits: int, covariance: torch.Tensor) -> torch.Tensor:
+    """Round a weight (out, in), one input after the other, and move what each loses to the inputs that follow.
+
+    Args:
+        weight: float64.
+        exponents: of the steps, (out,).
+        bits: of the integers.
+        covariance: of the inputs, (in, in).
+    """
+    order = torch.argsort(covariance.diagonal(), descending=True)
+    factor = torch.linalg.cholesky(torch.linalg.inv(covariance[order][:, order]), upper=True)
+    left, integers = weight[:, order].clone(), torch.empty_like(weight)
+    step, largest = torch.exp2(-exponents.double()), 2 ** (bits - 1) - 1
+    for first in range(0, weight.size(1), COLUMNS):
+        last = min(first + COLUMNS, weight.size(1))
+        errors = torch.empty(weight.size(0), last - first, dtype=torch.float64)
+        for i in range(first, last):
+            integers[:, i] = (left[:, i] / step).round().clamp(-largest, largest)
+            error = (left[:, i] - integers[:, i] * step) / factor[i, i]
+            left[:, i:last] -= torch.outer(error, factor[i, i:last])
+            errors[:, i - first] = error
+        left[:, last:] -= errors @ factor[first:last, last:]
+    found = torch.empty_like(integers)
+    found[:, order] = integers
+    return found.to(torch.int8)
 
 
 def is_quantised(tensors: Mapping[str, torch.Tensor]) -> bool:

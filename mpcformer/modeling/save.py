@@ -1,5 +1,6 @@
 """Saving students, with their weights rounded or as they are."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,17 +9,24 @@ from safetensors.torch import save_file
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.modeling.model import MPCFormerForSequenceClassification
-from mpcformer.modeling.quantised import quantise, restored
+from mpcformer.modeling.quantised import Moments, quantise, restored
 
 
-def round_weights(student: MPCFormerForSequenceClassification, bits: int) -> dict[str, torch.Tensor]:
+def round_weights(
+    student: MPCFormerForSequenceClassification, bits: int, moments: Mapping[str, Moments] | None = None
+) -> dict[str, torch.Tensor]:
     """Round the linear maps of a student in place; return the tensors that `save_student` writes.
+
+    Args:
+        student: the student.
+        bits: the bits of a weight.
+        moments: as `quantise` takes them.
 
     Raises:
         UserInputError: weights of so many bits are not defined.
     """
     config = ModelDescription.of(student.config)
-    kept = quantise(student.state_dict(), config, bits)
+    kept = quantise(student.state_dict(), config, bits, moments)
     student.load_state_dict(restored(kept, config))
     return kept
 

@@ -8,12 +8,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mpcformer.errors import UserInputError
+from mpcformer.modeling import quantised
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.load import load_student
 from mpcformer.modeling.precision import BITS
 from mpcformer.modeling.quantised import (
     EXPONENTS,
     INTEGERS,
+    Moments,
     is_quantised,
     quantise,
     query_fraction,
@@ -109,3 +111,29 @@ def test_weights_of_other_bits_are_refused(plain: Path) -> None:
     model = load_student(plain)
     with pytest.raises(UserInputError, match="--weight-bits: 5 is unknown"):
         quantise(model.state_dict(), ModelDescription.of(model.config), 5)
+
+
+def test_what_rounding_loses_is_made_up_for() -> None:
+    """With the moments of correlated rows of some mean, the rounded map of such rows is several times nearer."""
+    generator = torch.Generator().manual_seed(0)
+    mix = torch.randn(6, 24, generator=generator)
+    rows = torch.randn(400, 6, generator=generator) @ mix + torch.randn(24, generator=generator)
+    rows = rows + 0.1 * torch.randn(400, 24, generator=generator)
+    weight = torch.randn(10, 24, generator=generator, dtype=torch.float64)
+    seen = Moments.none(24).plus(rows[:100]).plus(rows[100:])
+    assert torch.allclose(seen.mean, rows.double().mean(0), atol=1e-5)
+    plain, exponents = quantised._rounded(weight, 6, 20)
+    better = quantised._made_up_for(weight, exponents, 6, seen.covariance())
+    assert int(better.abs().max()) <= 31
+    errors = []
+    for integers in (plain, better):
+        left = (weight - integers.double() * torch.exp2(-exponents.double())[:, None]) @ rows.double().t()
+        errors.append(float((left - left.mean(1, keepdim=True)).norm()))
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_inputs_that_never_change_are_no_obstacle() -> None:
+    seen = Moments.none(5).plus(torch.ones(3, 5))
+    weight = torch.randn(4, 5, dtype=torch.float64)
+    integers, exponents = quantised._rounded(weight, 8, 20)
+    assert quantised._made_up_for(weight, exponents, 8, seen.covariance()).shape == integers.shape
