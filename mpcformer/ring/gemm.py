@@ -20,7 +20,7 @@ LIMB_BITS, N_LIMBS = 22, 3
 EXACT_TERMS = 1 << 11
 # The size up to which float64 has every integer; columns that are converted at a time; the rows from which converting
 # them takes less time than it saves; and the limbs up to which it does.
-DOUBLE_BITS, PANEL, WORTH_DOUBLES, MAX_LIMBS = 53, 256, 8, 3
+DOUBLE_BITS, PANEL, WORTH_DOUBLES, MAX_LIMBS = 53, 512, 8, 3
 # Cutting numbers into limbs takes longer than it saves where they meet fewer rows or columns.
 WORTH_LIMBS = 32
 
@@ -89,7 +89,9 @@ class ShortMatrix:
         starts = range(0, numbers.size(1), PANEL)
         sums = max((int(numbers[:, a : a + PANEL].long().abs().sum(0).max()) for a in starts), default=0)
         fits = int(numbers.min()) >= -(1 << 15) and int(numbers.max()) < 1 << 15
-        return cls(numbers.to(torch.int16) if fits else numbers, sums.bit_length())
+        # Columns are converted some at a time, so that they lie together.
+        kept = (numbers.to(torch.int16) if fits else numbers).t().contiguous().t()
+        return cls(kept, sums.bit_length())
 
 
 def matmul_short(x: torch.Tensor, y: ShortMatrix, bits: int) -> torch.Tensor:
