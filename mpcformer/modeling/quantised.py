@@ -4,8 +4,8 @@ The private engine folds the gain of a LayerNorm into the map behind it, so the 
 output channel to integers of `bits` bits, symmetric around zero, times a power of two of its own. Where the moments of
 a map's inputs are known, each weight that is rounded is made up for by those that are not yet, and the mean of what is
 left by the bias. A file keeps the integers as int8 and the exponents. Reading it divides the gains out again, so that
-plaintext computes with the very numbers that the compact rings of the engine `lift` carry, and rounding makes no
-difference between the two.
+plaintext computes with the numbers that the compact rings of the engine `lift` carry, but for units and the means that
+are subtracted, and rounding makes hardly a difference between the two.
 Source of the rounding: Frantar, Ashkboos, Hoefler, Alistarh, GPTQ, ICLR 2023.
 """
 
@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling.bounds import centred_columns
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.precision import BITS
@@ -27,7 +27,7 @@ INTEGERS, EXPONENTS = ".int8", ".exponent"
 DAMPING, SMALLEST, COLUMNS = 0.01, 1e-12, 64
 # Gains are rounded to multiples of 2^-GAIN_SCALE, and no step is finer than the exponents say: compact rings carry
 # these with the usual units. The map behind GeLU has three bits more, because the form's 1 / 8 is folded into it.
-GAIN_SCALE = 12
+GAIN_SCALE, LEAST_GAIN = 12, 2.0**-10
 FINEST = {"query": 9, "key": 9, "value": 9, "attention.output": 9, "intermediate": 10, "output": 9, "pooler": 12}
 
 
@@ -124,6 +124,7 @@ def quantise(
 
     Raises:
         UserInputError: weights of so many bits are not defined.
+        RangeError: the moments are not finite.
     """
     if bits not in BITS:
         raise UserInputError(f"--weight-bits: {bits} is unknown", f"choose one of: {', '.join(map(str, BITS))}")
@@ -140,10 +141,14 @@ def quantise(
         if rounded.norm is None:
             folded = folded - folded.mean(0, keepdim=True)  # the next LayerNorm subtracts the mean of the outputs
         else:
-            folded = centred_columns((folded * kept[f"{rounded.norm}.weight"].double()).t()).t()
+            gain = kept[f"{rounded.norm}.weight"].double()
+            folded = centred_columns((folded * gain).t()).t()
         integers, exponents = _rounded(folded, bits, rounded.finest)
         if moments is not None:
             integers = _made_up_for(folded, exponents, bits, moments[rounded.source].covariance())
+        if rounded.norm is not None:
+            integers = integers * (gain.abs() >= LEAST_GAIN)
+        if moments is not None:
             left = folded - integers.double() * torch.exp2(-exponents.double())[:, None]
             bias = bias + left @ moments[rounded.source].mean / rounded.factor
         kept[f"{rounded.source}{INTEGERS}"], kept[f"{rounded.source}{EXPONENTS}"] = integers, exponents
@@ -184,7 +189,13 @@ def _made_up_for(weight: torch.Tensor, exponents: torch.Tensor, bits: int, covar
         covariance: of the inputs, (in, in).
     """
     order = torch.argsort(covariance.diagonal(), descending=True)
-    factor = torch.linalg.cholesky(torch.linalg.inv(covariance[order][:, order]), upper=True)
+    try:
+        factor = torch.linalg.cholesky(torch.linalg.inv(covariance[order][:, order]), upper=True)
+    except RuntimeError:  # the error of torch.linalg is one of these
+        raise RangeError(
+            "the inputs of a linear map are not finite on the training texts",
+            "distil the student again, with a lower learning rate",
+        ) from None
     left, integers = weight[:, order].clone(), torch.empty_like(weight)
     step, largest = torch.exp2(-exponents.double()), 2 ** (bits - 1) - 1
     for first in range(0, weight.size(1), COLUMNS):
@@ -236,5 +247,6 @@ def _weight(tensors: Mapping[str, torch.Tensor], rounded: RoundedMap) -> torch.T
     if rounded.norm is None:
         return weight
     gain = tensors[f"{rounded.norm}.weight"].double()
-    # What a gain of zero multiplies does not matter.
-    return torch.where(gain == 0, 0.0, weight / torch.where(gain == 0, 1.0, gain))
+    # What so small a gain multiplies hardly matters, and would become huge.
+    is_used = gain.abs() >= LEAST_GAIN
+    return torch.where(is_used, weight / torch.where(is_used, gain, 1.0), 0.0)

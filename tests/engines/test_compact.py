@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.engine import LiftEngine, engine_constants
-from mpcformer.engines.lift.scales import MAX_LENGTH
+from mpcformer.engines.lift.scales import MAX_LENGTH, lift_scales
 from mpcformer.engines.registry import ENGINES, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling.quantised import INTEGERS, rounded_maps
@@ -130,7 +130,25 @@ def test_every_chain_fits_its_rings(attended: float, output: float, log_keys: in
     for stream, after in ((rings.first, rings.input_bits), (rings.attention, rings.inner_residual_bits)):
         assert left(stream.lift, stream.normal_scale, rings.input_scale) >= after
     assert left(rings.output.lift, rings.output.normal_scale, rings.input_scale) >= rings.input_bits
+    assert row_bits + 1 + fp.GUARD_ROOM <= lift
     assert max(rings.input_bits, rings.weight_bits("layer.0.attention.residual")) == rings.input_bits
+
+
+@pytest.mark.parametrize("variance", [(0.3, 30.0), (0.001, 1.0), (0.05, 4.0), (0.3, 500.0), (2.0, 1000.0)])
+@pytest.mark.parametrize("reach", [2.0**8, 2.0**10, 2.0**14, 2.0**16])
+def test_ordinary_ranges_are_carried_in_units(variance: tuple[float, float], reach: float) -> None:
+    bounds = {"embeddings.variance": (0.01, 0.1)}
+    for name in ("layer.0", "layer.1"):
+        bounds |= {f"{name}.{part}.variance": variance for part in ("attention", "output")}
+        bounds |= {f"{name}.attended_reach": (0.0, reach), f"{name}.output_reach": (0.0, reach)}
+        bounds |= {f"{name}.row_mean": (5.0, 60.0), f"{name}.scores": (-9.0, 9.0)}
+    made = lift_scales(hidden_size=768, epsilon=1e-12, n_layers=2, bounds=bounds, precision="compact")
+    for layer in made.layers:
+        for norm in (layer.attention_norm, layer.output_norm):
+            assert norm.scale == norm.stream.scale
+            assert reach <= norm.unit * 2.0 ** (norm.stream.bits - 2 - norm.scale)
+            low, high = norm.variance_limits
+            assert low < variance[0] < variance[1] < high
 
 
 def test_forms_that_it_does_not_carry_are_refused(tmp_path: Path) -> None:

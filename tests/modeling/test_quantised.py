@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import quantised
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.load import load_student
@@ -81,6 +81,9 @@ def test_a_gain_of_zero_is_no_division_by_zero(plain: Path) -> None:
     weight = restored(quantise(state, config, 8), config)["bert.encoder.layer.0.attention.self.key.weight"]
     assert bool(torch.isfinite(weight).all())
     assert float(weight[:, 3].abs().max()) == 0.0
+    state["bert.embeddings.LayerNorm.weight"][3] = 1e-6
+    weight = restored(quantise(state, config, 8), config)["bert.encoder.layer.0.attention.self.key.weight"]
+    assert float(weight[:, 3].abs().max()) == 0.0, "nor does a tiny one make a weight huge"
 
 
 @pytest.mark.parametrize("head_size", [8, 12, 16, 26, 32, 64])
@@ -130,6 +133,12 @@ def test_what_rounding_loses_is_made_up_for() -> None:
         left = (weight - integers.double() * torch.exp2(-exponents.double())[:, None]) @ rows.double().t()
         errors.append(float((left - left.mean(1, keepdim=True)).norm()))
     assert errors[1] < 0.5 * errors[0]
+
+
+def test_inputs_beyond_all_numbers_are_named() -> None:
+    seen = Moments.none(5).plus(torch.full((3, 5), torch.inf))
+    with pytest.raises(RangeError, match="not finite on the training texts"):
+        quantised._made_up_for(torch.randn(4, 5).double(), torch.zeros(4), 8, seen.covariance())
 
 
 def test_inputs_that_never_change_are_no_obstacle() -> None:

@@ -7,7 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mpcformer.correlations import validate
 from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
+from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Party, shift
@@ -92,3 +94,9 @@ def test_a_row_with_its_length(bits: int) -> None:
     assert torch.equal(total, torch.cat([x, (x * x).sum(-1, keepdim=True)], dim=-1))
     assert counters[0].bytes_sent == 50 * 33 * bits // 8
     assert dealer_bytes(requests) == 3 * 50 * 33 * (64 - bits) // 8 + 50 * 8
+
+
+@pytest.mark.parametrize(("use", "bits", "large"), [("plain", 20, 24), ("norm", 24, 44), ("plain", 24, 24)])
+def test_rings_whose_parts_do_not_pack_are_refused(use: str, bits: int, large: int) -> None:
+    with pytest.raises(ProtocolError, match=r"do not pack|or more, not"):
+        validate(lifted.request(use, (3, 5), bits, large))

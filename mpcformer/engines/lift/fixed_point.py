@@ -29,6 +29,8 @@ EMBEDDING_BITS = 32
 # Softmax: the base and its square, and a row of mean one; then the reciprocals that follow its squarings.
 BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
 DIVISOR_SCALE, LAST_DIVISOR_SCALE = 20, 18
+# A number that a guard looks at has so many bits less than its ring; see `tables.guard`.
+GUARD_ROOM = 9
 # Tables (1 percent), the rounding of LayerNorm's factors and truncations may make a bound that follows from rows of
 # length sqrt(H) this much larger.
 BOUND_SLACK = 1.05
@@ -43,12 +45,14 @@ class Stream:
         lift: the width of the ring to which it is lifted.
         scale: its fraction bits at the least; in rings of another width it always has so many.
         normal_scale: fraction bits of the normalised row as the product with the row's factor leaves it.
+        is_compact: whether the scale is fixed, and the stream is computed in a unit instead.
     """
 
     bits: int
     lift: int
     scale: int
     normal_scale: int
+    is_compact: bool = False
 
 
 @dataclass(frozen=True)
@@ -202,26 +206,29 @@ _NORMAL = 24
 _INPUT_BITS, _QUERY_WEIGHT, _QUERY = 44, 12, 10
 _SCORE, _SCORE_BITS = 10, 20
 _VALUE_WEIGHT, _VALUE, _VALUE_BITS = 11, 11, 20
-_CONTEXT, _CONTEXT_BITS, _NUMERATOR = 17, 24, 18
+_CONTEXT, _CONTEXT_BITS, _NUMERATOR = 17, 24, 22
 _INNER_WEIGHT, _SQUARE, _SQUARE_BITS = 10, 10, 20
 
 
-def compact(attended: float, output: float) -> Rings:
+def compact(attended: float, output: float, attended_squares: float = 1.0, output_squares: float = 1.0) -> Rings:
     """Return the compact rings of a model.
 
     Args:
         attended, output: the largest length, for any text, of a row of the stream behind attention and of one behind
             the second feed-forward map, in the unit of its stream; below 2^18.
+        attended_squares, output_squares: the largest sum of squares of such a row that its tables carry.
     """
 
     def product_bits(scale: int, longest: float) -> int:
         return packing_width(max(32, scale + 2 + math.ceil(math.log2(longest))))
 
-    def stream(product: int, product_scale: int, after: int) -> Stream:
+    def stream(product: int, product_scale: int, after: int, squares: float) -> Stream:
         bits = product - (product_scale - _STREAM_SCALE)
-        # A row's sum of squares fits; and so does the normalised row, as the maps behind it take it.
-        lift = packing_width(max(2 * (bits - 2) + 2, after + _NORMAL - _ROW))
-        return Stream(bits, lift, _STREAM_SCALE, _NORMAL)
+        # A row's sum of squares fits; so does the guard, which looks at it; and so does the normalised row, as the
+        # maps behind it take it.
+        guarded = math.frexp(squares * 4.0**_STREAM_SCALE)[1] + GUARD_ROOM
+        lift = packing_width(max(2 * (bits - 2) + 2, guarded, after + _NORMAL - _ROW))
+        return Stream(bits, lift, _STREAM_SCALE, _NORMAL, is_compact=True)
 
     output_scale, outer_scale = _ATTENDED + _OUTPUT_WEIGHT, _ACTIVATED + _OUTER_WEIGHT
     output_bits, outer_bits = product_bits(output_scale, attended), product_bits(outer_scale, output)
@@ -266,8 +273,8 @@ def compact(attended: float, output: float) -> Rings:
         outer_bits=outer_bits,
         outer_scale=outer_scale,
         first=_STREAM,
-        attention=stream(output_bits, output_scale, inner_residual),
-        output=stream(outer_bits, outer_scale, input_bits),
+        attention=stream(output_bits, output_scale, inner_residual, attended_squares),
+        output=stream(outer_bits, outer_scale, input_bits, output_squares),
     )
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, widened
 from mpcformer.engines.lift.fixed_point import WIDE, Rings, Stream
-from mpcformer.engines.lift.tables import table
+from mpcformer.engines.lift.tables import SLACK, table
 from mpcformer.errors import RangeError
-from mpcformer.modeling.description import norm_names
-from mpcformer.modeling.ranges import norm_limit
+from mpcformer.modeling.description import NORM_PARTS, norm_names
+from mpcformer.modeling.ranges import STREAM_REACHES, norm_limit
 from mpcformer.protocols.table import TableFunction
 
 RSQRT_WIDTH, MAX_LOG_BINS = 0.5, 8
@@ -25,6 +25,8 @@ MAX_STREAM_SCALE = 18
 # How many bits a usual entry of the smallest rows has: before a constant norm, where room is wanted behind one, and in
 # compact rings.
 CONSTANT_BITS, ROOMY_BITS, COMPACT_BITS = 11, 11, 10
+# Compact rings carry rows of a length below 2^(LOG_LONGEST + 1), in the unit of their stream.
+LOG_LONGEST = 17
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,28 @@ def stream_of(name: str, rings: Rings) -> Stream:
     return rings.attention if name.endswith(".attention") else rings.output
 
 
+def stream_reach(name: str, bounds: CalibratedRanges) -> float:
+    """Return below which length a row before a LayerNorm of a layer stays for any text.
+
+    Raises:
+        RangeError: the ranges do not tell, or it is not positive.
+    """
+    layer, part = name.rsplit(".", 1)
+    reach = calibrated(bounds, f"{layer}.{dict(zip(NORM_PARTS, STREAM_REACHES, strict=True))[part]}")[1]
+    if not reach > 0:
+        raise RangeError(f"calibrated range {name}: a reach of {reach} is not positive", "distil the student again")
+    return reach
+
+
+def largest_squares(name: str, hidden_size: int, bounds: CalibratedRanges) -> float:
+    """Return the largest sum of squares of a row before a LayerNorm that its tables carry.
+
+    Raises:
+        RangeError: as `model_norms`.
+    """
+    return SLACK * hidden_size * _variance(name, bounds)[1]
+
+
 def compact_unit(name: str, bounds: CalibratedRanges, stream: Stream) -> float:
     """Return the power of two in whose units the stream before a LayerNorm of compact rings is computed.
 
@@ -101,6 +125,8 @@ def compact_unit(name: str, bounds: CalibratedRanges, stream: Stream) -> float:
     low, high = _variance(name, bounds)
     finest = max(stream.scale, COMPACT_BITS + math.ceil(-math.log2(low) / 2))
     log_unit = stream.scale - min(finest, _largest_scale(high, stream))
+    # However small rows are, they are made no larger than the longest one for any text allows.
+    log_unit = max(log_unit, min(0, math.ceil(math.log2(stream_reach(name, bounds))) - LOG_LONGEST))
     if log_unit > MAX_LOG_UNIT:
         raise _too_large(name, high)
     return float(2.0**log_unit)
@@ -141,7 +167,7 @@ def norm(
         RangeError: as `model_norms`.
     """
     low, high = _variance(name, bounds)
-    if stream.bits == WIDE.attention.bits and stream.lift == WIDE.attention.lift:
+    if not stream.is_compact:
         # Large factors need fewer bits; their rows are small and take the bits instead. A factor is rounded to a
         # multiple of 2^-factor_scale, which must not lengthen a normalised row by more than FACTOR_ERROR.
         log_small = math.ceil(-math.log2(low) / 2)

@@ -164,7 +164,8 @@ def _divided(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: Divid
     down = 2.0 ** -(rows.degree * score_shift)
     low, high = low * down * LEAST_MEAN, high * down * MOST_MEAN
     exponent = math.ceil(math.log2(high)) if low > 0 else 0
-    if not 0 < low < high or low < MIN_ROW * 2.0**exponent or score_shift > MAX_SCORE_SHIFT:
+    least = MIN_ROW * 2.0 ** (exponent + WIDE.numerator_scale - rings.numerator_scale)
+    if not 0 < low < high or low < least or score_shift > MAX_SCORE_SHIFT:
         raise RangeError(
             f"calibrated range {name}.row_mean spans {low:.3g}..{high:.3g} after scaling: too wide",
             "distil the student again, or use --engine crypten",

@@ -8,16 +8,15 @@ from dataclasses import asdict, dataclass
 from mpcformer.approximations import gelu_form
 from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, ShiftedSquare
 from mpcformer.correlations.table import MAX_LOG_BINS
-from mpcformer.engines.calibrated import CalibratedRanges, calibrated
+from mpcformer.engines.calibrated import CalibratedRanges
 from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.fixed_point import Rings
-from mpcformer.engines.lift.norms import Norm, compact_unit, model_norms
+from mpcformer.engines.lift.norms import LOG_LONGEST, Norm, compact_unit, largest_squares, model_norms, stream_reach
 from mpcformer.engines.lift.rows import LayerScales, layer_scales
 from mpcformer.engines.lift.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.description import NORM_PARTS, check_precision
 from mpcformer.modeling.precision import WIDE
-from mpcformer.modeling.ranges import STREAM_REACHES
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
 from mpcformer.protocols.table import TableFunction
@@ -25,7 +24,7 @@ from mpcformer.ring.packing import WORD
 
 TANH_WIDTH = 0.12
 # The squares of longer rows would take rings of more than 64 bits.
-MAX_LENGTH = 2.0**18
+MAX_LENGTH = 2.0 ** (LOG_LONGEST + 1)
 
 
 @dataclass(frozen=True)
@@ -114,7 +113,7 @@ def lift_scales(
         UserInputError: the engine does not compute a form, or not in this precision.
     """
     check_precision(precision, gelu, softmax, list(constant_norms))
-    rings = fp.WIDE if precision == WIDE else compact_rings(n_layers, bounds)
+    rings = fp.WIDE if precision == WIDE else compact_rings(n_layers, hidden_size, bounds)
     norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds, rings)
     layers = tuple(
         layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, softmax, rings)
@@ -127,25 +126,27 @@ def lift_scales(
     return LiftScales(norms["embeddings"], layers, activation(gelu_form(gelu), rings), clamp, tanh, rings)
 
 
-def compact_rings(n_layers: int, bounds: CalibratedRanges) -> Rings:
+def compact_rings(n_layers: int, hidden_size: int, bounds: CalibratedRanges) -> Rings:
     """Return the compact rings of a model, from how long the rows of its streams can be for any text.
 
     Raises:
         RangeError: the ranges do not tell that, or the rows are too long.
     """
-    lengths = []
-    for part, reach in zip(NORM_PARTS, STREAM_REACHES, strict=True):
-        sizes = []
-        for name in (f"layer.{n}" for n in range(n_layers)):
-            unit = compact_unit(f"{name}.{part}", bounds, fp.compact(1.0, 1.0).attention)
-            sizes.append(calibrated(bounds, f"{name}.{reach}")[1] / unit)
+    lengths, squares = [], []
+    for part in NORM_PARTS:
+        sizes, sums = [], []
+        for name in (f"layer.{n}.{part}" for n in range(n_layers)):
+            unit = compact_unit(name, bounds, fp.compact(1.0, 1.0).attention)
+            sizes.append(stream_reach(name, bounds) / unit)
+            sums.append(largest_squares(name, hidden_size, bounds) / unit**2)
         lengths.append(max(sizes))
-    if max(lengths) >= MAX_LENGTH:
+        squares.append(max(sums))
+    if max(lengths) >= MAX_LENGTH or max(squares) >= MAX_LENGTH**2:
         raise RangeError(
             f"rows of {max(lengths):.3g} for some text are too long for compact rings",
             "distil the student again, or with --weight-bits all",
         )
-    return fp.compact(*lengths)
+    return fp.compact(*lengths, *squares)
 
 
 def computed_length(activation: Activation, gelu: str, largest: float, length: float, n: int) -> float:

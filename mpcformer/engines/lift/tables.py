@@ -12,7 +12,7 @@ _GUARD_BINS = 2.5
 # An argument is multiplied and shifted to count steps; what a shift leaves of the ring must hold the count.
 MULTIPLIER_BITS = 8
 # Two bins of the guard are at most 1 / 15 of the range's upper end wide: tables stay right that much beyond it.
-GUARD_LOG_BINS, _SLACK = 7, 1.08
+GUARD_LOG_BINS, SLACK = 7, 1.08
 
 
 def table(
@@ -47,7 +47,7 @@ def table(
         RangeError: the range is too wide for two tables, or does not fit the ring.
     """
     bottom, finest = (low, width) if name == "tanh" else (0.0, width * low)
-    slack = 1.0 if name == "tanh" else _SLACK
+    slack = 1.0 if name == "tanh" else SLACK
 
     def argument(low: float, high: float, log_bins: int, split: float = 0.0) -> Argument:
         n_bins, top = 2.0**log_bins, high * slack
@@ -93,7 +93,7 @@ def table(
 
 def _guard_of(high: float, unit: float, ring: int) -> tuple[Argument, int]:
     """Return the guard that marks from a little above `high` up to 2^(bits + 1), and bits: 2^bits is above `high`."""
-    bits = math.frexp(high * _SLACK / unit)[1]
+    bits = math.frexp(high * SLACK / unit)[1]
     # The guard reaches some bins beyond 2^(bits + 1), so that the bins that wrap around lie above it.
     shift, multiplier = bits + 1 - TableSpec.BITS + MULTIPLIER_BITS, 240
     if shift > ring - TableSpec.BITS:
