@@ -138,6 +138,7 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
             "sha256": sha256_file(options.student / WEIGHTS),
             "gelu": config.gelu,
             "softmax": config.softmax,
+            "precision": config.precision,
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
         },
@@ -313,7 +314,8 @@ def table(values: dict[str, Any]) -> Group:
     titles = ("teacher\n(plaintext)", "student\n(plaintext)", "student\n(private)")
     student = values["student"]
     head = f"{values['task']}: {values['examples']} examples of {', '.join(values['split'])}; "
-    head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}; " if student else ""
+    if student:
+        head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}, {student['precision']}; "
     head += f"engine {values['engine']}"
     head += ", public embeddings" if values["embeddings"] == "public_table" else ""
     grid = PlainTable(head, "quantity", *titles)

@@ -223,7 +223,7 @@ def test_an_unknown_form_raises_everywhere(student: Path, kind: str) -> None:
 
 def values_with(forms: dict[str, str]) -> dict[str, Any]:
     """As much of a run's results as names forms."""
-    student = {"layers": 2, "hidden": 32, "sha256": "0"} | forms
+    student = {"layers": 2, "hidden": 32, "sha256": "0", "precision": "wide"} | forms
     network = {"profile": "none", "transport": "tls"}
     return {"student": student, "network": network, "seeds": {"training": None, "protocol": "fresh"}}
 
