@@ -29,7 +29,7 @@ EMBEDDING_BITS = 32
 # Softmax: the base and its square, and a row of mean one; then the reciprocals that follow its squarings.
 BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
 DIVISOR_SCALE, LAST_DIVISOR_SCALE = 20, 18
-# A number that a guard looks at has so many bits less than its ring; see `tables.guard`.
+# A number that a guard looks at has so many bits less than its ring; see `tables.table`.
 GUARD_ROOM = 9
 # Tables (1 percent), the rounding of LayerNorm's factors and truncations may make a bound that follows from rows of
 # length sqrt(H) this much larger.
