@@ -26,6 +26,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.folder import require_teacher
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Encoded, carve_selection, encode, get_task, load_examples
 
 FILE_NAME = "general.json"
@@ -58,10 +59,11 @@ def distill_general(
     work = Workspace(out, recipe, resume=resume)
     source = resolve_checkpoint(recipe.model)
     require_teacher(source, "--model")
-    teacher = load_checkpoint(source)
-    student = load_checkpoint(source, gelu=recipe.gelu, softmax=recipe.softmax)
+    # Neither head is used.
+    teacher = load_checkpoint(source, seed=0)
+    student = load_checkpoint(source, gelu=recipe.gelu, softmax=recipe.softmax, seed=0)
     tokenizer = load_tokenizer(source)
-    texts = _texts(recipe, tokenizer, positions=student.config.max_position_embeddings)
+    texts = _texts(recipe, tokenizer, limits=Limits.of(student.config))
     data = Data(texts, torch.zeros(len(texts), dtype=torch.int64), tokenizer.pad_token_id, recipe.batch_size)
     work.open()
     device = pick_device()
@@ -99,7 +101,7 @@ def _check(recipe: GeneralRecipe) -> None:
     check_replaced(recipe.replaced)
 
 
-def _texts(recipe: GeneralRecipe, tokenizer: Any, *, positions: int) -> list[Encoded]:
+def _texts(recipe: GeneralRecipe, tokenizer: Any, *, limits: Limits) -> list[Encoded]:
     """Return the texts of all tasks, interleaved evenly: the first texts, which the fit uses, come from all tasks."""
     found: list[tuple[float, Encoded]] = []
     for name in recipe.tasks:
@@ -107,7 +109,7 @@ def _texts(recipe: GeneralRecipe, tokenizer: Any, *, positions: int) -> list[Enc
         with current().first_here_first():
             examples = load_examples(task, task.train_split, data_dir=recipe.data_dir, limit=recipe.limit)
         training, _ = carve_selection(examples, recipe.selection_share)
-        encoded = encode(tokenizer, training, positions=positions, max_length=recipe.max_length)
+        encoded = encode(tokenizer, training, limits=limits, max_length=recipe.max_length)
         found += [((place + 0.5) / len(encoded), text) for place, text in enumerate(encoded)]
     return [text for _, text in sorted(found, key=lambda row: row[0])]
 

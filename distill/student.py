@@ -45,12 +45,13 @@ from distill.training.versions import versions
 from distill.training.workspace import Workspace
 from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
-from mpcformer.files import sha256_file, write_json
+from mpcformer.files import write_json
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_tokenizer
 from mpcformer.modeling.description import check_precision as check_engine_precision
-from mpcformer.modeling.folder import WEIGHTS
+from mpcformer.modeling.folder import weights_digest
 from mpcformer.modeling.precision import BITS, COMPACT, WIDE
 from mpcformer.modeling.save import round_weights, save_student
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Task
 
 
@@ -107,11 +108,11 @@ def distill_student(
             "start a single process, or leave sinkhorn out",
         )
     teacher, student = load_pair(recipe, task)
-    work.processes.check_same("teacher", lambda: sha256_file(recipe.teacher / WEIGHTS))
+    work.processes.check_same("teacher", lambda: weights_digest(recipe.teacher))
     if general := recipe.general:
-        work.processes.check_same("general student", lambda: sha256_file(general / WEIGHTS))
+        work.processes.check_same("general student", lambda: weights_digest(general))
     tokenizer = load_tokenizer(recipe.teacher)
-    prepared = prepare(recipe, tokenizer, positions=student.config.max_position_embeddings)
+    prepared = prepare(recipe, tokenizer, limits=Limits.of(student.config))
     work.open()
     device = pick_device()
     teacher.to(device)
@@ -196,7 +197,7 @@ def _check_also(recipe: DistillRecipe) -> None:
 def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -> dict[str, Any]:
     teacher, student, prepared = made.teacher, made.student, made.prepared
     widen, known = recipe.covers is None, student.config.max_position_embeddings
-    if widen and not is_exact(student.config):
+    if widen and not is_exact(student.config, made.teacher.config):
         known = min(known, known_positions(prepared.data.encoded))
         repeat_positions(student, known)
     scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
@@ -225,8 +226,8 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
     record = {
         "task": task.name,
         "recipe": work.recipe,
-        "teacher": {"folder": str(recipe.teacher.resolve()), "sha256": sha256_file(recipe.teacher / WEIGHTS)},
-        **({"general": {"sha256": sha256_file(recipe.general / WEIGHTS)}} if recipe.general else {}),
+        "teacher": {"folder": str(recipe.teacher.resolve()), "sha256": weights_digest(recipe.teacher)},
+        **({"general": {"sha256": weights_digest(recipe.general)}} if recipe.general else {}),
         "n_training": len(prepared.data.encoded),
         "n_selection": len(prepared.selection),
         "selection_score": scores,

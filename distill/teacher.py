@@ -21,6 +21,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.folder import read_config, require_teacher
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Task
 
 
@@ -110,7 +111,7 @@ def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
     with contextlib.suppress(UserInputError):  # a head for other classes is trained anew
         order_head(model, task, "--model")
     tokenizer = load_tokenizer(source)
-    prepared = prepare(recipe, tokenizer, positions=model.config.max_position_embeddings)
+    prepared = prepare(recipe, tokenizer, limits=Limits.of(model.config))
     return source, model, tokenizer, prepared
 
 

@@ -17,6 +17,7 @@ from mpcformer.modeling.folder import read_config
 from mpcformer.ring import gemm, kernels
 from mpcformer.ring.random import Stream, fresh_key
 
+STUDENT = {"model_type": "mpcformer"}
 Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -44,7 +45,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """
     check(options)
     folder = Path(options.model)
-    config = described(SHAPES[options.model] if options.model in SHAPES else read_config(folder))
+    config = described(STUDENT | SHAPES[options.model] if options.model in SHAPES else read_config(folder))
     rows = options.seq_len * options.batch_size
     layer = {shape for name, shape in weight_shapes(config).items() if name.startswith("layer.0.") and len(shape) == 2}
     stream, before = Stream(fresh_key()), torch.get_num_threads()

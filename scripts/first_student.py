@@ -43,6 +43,7 @@ from mpcformer.errors import MPCFormerError
 from mpcformer.files import check_new_folder, remove, sha256_file
 from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer
 from mpcformer.modeling.folder import WEIGHTS, first_student
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import (
     EVAL,
     Encoded,
@@ -233,7 +234,7 @@ def save_bert(folder: Path, kept: list[int]) -> None:
 def accuracy(folder: Path) -> float:
     """Return the accuracy of a model on the validation split, in plaintext."""
     model, tokenizer, examples = load_any(folder), load_tokenizer(folder), load_examples(TASK, EVAL)
-    encoded = encode(tokenizer, examples, positions=POSITIONS, max_length=POSITIONS)
+    encoded = encode(tokenizer, examples, limits=Limits(POSITIONS), max_length=POSITIONS)
     logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=EVAL_BATCH)
     return primary_score(compute_metrics(TASK, logits, examples.labels))
 
@@ -261,7 +262,7 @@ def save_small(student: Path, tokenizer: Path, data: Path, out: Path, facts: dic
     weights = {name: tensor.half() for name, tensor in model.state_dict().items()}
     model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
     texts = encode(
-        tokens, load_examples(TASK, TASK.train_split, data_dir=data), positions=POSITIONS, max_length=POSITIONS
+        tokens, load_examples(TASK, TASK.train_split, data_dir=data), limits=Limits(POSITIONS), max_length=POSITIONS
     )
     ranges = calibrate(model, [*texts, *odd_texts(tokens)], pad_id=tokens.pad_token_id)
     verdicts = engines(model.config, ranges, model.state_dict(), POSITIONS)
@@ -277,7 +278,7 @@ def save_small(student: Path, tokenizer: Path, data: Path, out: Path, facts: dic
         layers=LAYERS,
         hidden=HIDDEN,
         heads=HEADS,
-        positions=POSITIONS,
+        limits=Limits(POSITIONS),
         pieces=model.config.vocab_size,
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         sha256=sha256_file(out / WEIGHTS),

@@ -27,6 +27,7 @@ from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.plaintext import predict
 from mpcformer.engines.registry import create_engine
 from mpcformer.modeling import load_student, load_tokenizer
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.protocols.party import Party
 from mpcformer.ring.random import Stream, fresh_key
 from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
@@ -228,7 +229,7 @@ def run_outcomes(
 def batch_of(folder: Path, data: Path, task: str = "sst2") -> tuple[BatchInputs, np.ndarray]:
     """Return the evaluation split as one batch, and the plaintext student's logits."""
     tokenizer = load_tokenizer(folder)
-    encoded = encode(tokenizer, load_examples(get_task(task), EVAL, data_dir=data), positions=32)
+    encoded = encode(tokenizer, load_examples(get_task(task), EVAL, data_dir=data), limits=Limits(32))
     padded = pad_batch(encoded, tokenizer.pad_token_id)
     logits, _ = predict(load_student(folder), encoded, pad_id=tokenizer.pad_token_id, batch_size=len(encoded))
     return BatchInputs(padded["attention_mask"], padded["input_ids"], padded["token_type_ids"]), logits

@@ -22,6 +22,7 @@ from mpcformer.modeling import (
 from mpcformer.modeling.precision import WIDE
 from mpcformer.modeling.save import round_weights
 from mpcformer.modeling.save import save_student as write_student
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import encode, get_task, load_examples
 
 GOOD, BAD = ["fine", "bright", "warm", "lovely"], ["dull", "cold", "grim", "tired"]
@@ -136,7 +137,7 @@ def save_student(
     model.config.precision = precision
     rounded = None if weight_bits is None else round_weights(model, weight_bits)
     tokenizer = load_tokenizer(source)
-    encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), positions=32)
+    encoded = encode(tokenizer, load_examples(get_task(task), "train", data_dir=data), limits=Limits(32))
     set_deviations(model, load_checkpoint(source), encoded, pad_id=tokenizer.pad_token_id)
     ranges = calibrate(model, encoded, pad_id=tokenizer.pad_token_id)
     write_student(model, folder, rounded)

@@ -51,5 +51,4 @@ def mixed_forward(
         else:
             for theirs in teacher.bert.layers[first:last]:
                 x = theirs(x, unseen, "")
-    pooled = torch.tanh(student.bert.pooler["dense"](x[:, 0]))
-    return student.classifier(pooled), StudentOutput(attention_scores=tuple(context.scores))
+    return student.classifier(student.bert.pool(x, context)), StudentOutput(attention_scores=tuple(context.scores))

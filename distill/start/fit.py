@@ -29,7 +29,7 @@ from distill.start.ridge import refit
 from distill.start.spans import layer_spans
 from distill.training.data import Batch
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.model import Context, Layer, Norm
+from mpcformer.modeling.model import Bert, Context, Layer, Norm
 
 Report = list[dict[str, float]]
 
@@ -61,9 +61,17 @@ def fit(
         _fit_layer(teacher.bert.layers[first:last], layer, texts)
         for (first, last), layer in zip(spans, student.bert.layers, strict=True)
     ]
-    theirs, ours = (cast(nn.Linear, model.bert.pooler["dense"]) for model in (teacher, student))
-    refit(ours, ((text.student[:, 0], theirs(text.teacher[:, 0])) for text in texts))
+    if teacher.config.head_activation != "none":
+        _fit_pooler(teacher.bert, student.bert, texts)
     return report
+
+
+def _fit_pooler(teacher: Bert, student: Bert, texts: list[Text]) -> None:
+    """Fit the dense layer of the student's head to what the teacher's makes of the rows that it takes."""
+    theirs, ours = (cast(nn.Linear, model.pooler["dense"]) for model in (teacher, student))
+    # Heads that take each row by itself have no dense layer.
+    rows = ((student.rows(text.student, text.keys), teacher.rows(text.teacher, text.keys)) for text in texts)
+    refit(ours, ((own, theirs(their)) for own, their in rows))
 
 
 def _copy_rest(teacher: nn.Module, student: nn.Module) -> None:

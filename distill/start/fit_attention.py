@@ -21,11 +21,21 @@ SCALE_STRIDE = 4
 
 
 def centre_scores(layer: Layer, texts: list[Text]) -> None:
-    """Subtract the average key from the key bias, which moves a row's mean score to about zero."""
+    """Subtract the average key from the key bias, and the average bias of scores, if they have one, from that bias.
+
+    This moves a row's mean score to about zero.
+    """
     attention, average = LayerParts.of(layer).attention, Moments()
     for text in texts:
         average.add(attention.key(text.student)[text.real])
     attention.key.bias.sub_(average.mean().to(attention.key.bias))
+    if attention.score_bias is not None:
+        total, n = torch.zeros(attention.n_heads, dtype=torch.float64), 0.0
+        for text in texts:
+            pairs = text.mask[:, :, None] * text.mask[:, None, :]  # (B, L, L)
+            total += torch.einsum("ajk,bjk->a", attention.bias(pairs.size(1)), pairs).double().cpu()
+            n += float(pairs.sum())
+        attention.score_bias.weight.sub_((total / n).to(attention.score_bias.weight))
 
 
 def scale_scores(source: Layer, layer: Layer, texts: list[Text]) -> None:
@@ -41,6 +51,8 @@ def scale_scores(source: Layer, layer: Layer, texts: list[Text]) -> None:
     scales = torch.tensor(SCALES)[best].to(ours.query.weight).repeat_interleave(head_size)
     ours.query.weight.mul_(scales[:, None])
     ours.query.bias.mul_(scales)
+    if ours.score_bias is not None:
+        ours.score_bias.weight.mul_(torch.tensor(SCALES)[best].to(scales))
 
 
 def _distances(theirs: SelfAttention, ours: SelfAttention, texts: list[Text]) -> torch.Tensor:
@@ -82,8 +94,7 @@ def _attended(attention: SelfAttention, x: torch.Tensor, scale: float, keys: tor
     """Return the attended values, (B, A, L, D), when all scores are multiplied by `scale`."""
     parts = (attention.query(x), attention.key(x), attention.value(x))
     query, key, value = (_split_heads(part, attention.n_heads) for part in parts)
-    scores = scale / math.sqrt(query.size(-1)) * (query @ key.transpose(2, 3))
-    return attention.form(scores, keys)[0] @ value
+    return attention.form(scale * attention.scores(query, key), keys)[0] @ value
 
 
 def _split_heads(x: torch.Tensor, n_heads: int) -> torch.Tensor:

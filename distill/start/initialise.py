@@ -16,6 +16,7 @@ from distill.training.workspace import Workspace
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
+from mpcformer.modeling.description import described
 from mpcformer.modeling.folder import read_config, require_teacher
 from mpcformer.tasks import Task, class_order, model_names
 
@@ -25,8 +26,7 @@ Model = MPCFormerForSequenceClassification
 SIZE_OPTIONS = {"num_hidden_layers": "--layers", "intermediate_size": "--intermediate"}
 # The weights that depend on the task; a student never takes them from a general student.
 TASK_WEIGHTS = ("bert.pooler.", "classifier.")
-# The forms of a plain BERT, whose configuration does not name them.
-EXACT_FORMS = {"gelu": "gelu", "softmax": "softmax"}
+FORMS = ("gelu", "softmax")
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -117,9 +117,9 @@ def _take_body(student: Model, general: Path, teacher: Path) -> None:
         UserInputError: the general student has other forms, sizes or tokens than the student.
     """
     ours = student.config
-    theirs = EXACT_FORMS | read_config(general)
-    for name in (*EXACT_FORMS, *SIZES):
-        if (found := theirs.get(name)) != (wanted := getattr(ours, name)):
+    theirs = described(read_config(general), str(general))
+    for name in (*FORMS, *SIZES):
+        if (found := getattr(theirs, name)) != (wanted := getattr(ours, name)):
             raise UserInputError(
                 f"--from: the general student {general} has {name} {found}, this student {wanted}",
                 "make one that fits: mpcformer distill-general",
@@ -129,7 +129,7 @@ def _take_body(student: Model, general: Path, teacher: Path) -> None:
             f"--from: the general student {general} reads other tokens than the teacher {teacher}",
             "make one from the BERT that the teacher started from: mpcformer distill-general --model",
         )
-    body = load_checkpoint(general, **{name: getattr(ours, name) for name in EXACT_FORMS}).state_dict()
+    body = load_checkpoint(general, seed=0).state_dict()
     student.load_state_dict({k: v for k, v in body.items() if not k.startswith(TASK_WEIGHTS)}, strict=False)
 
 
@@ -149,7 +149,7 @@ def fit_once(teacher: Model, student: Model, data: Data, n_tokens: int, work: Wo
         The fit's report.
     """
     config = student.config
-    exact = (config.gelu, config.softmax, tuple(config.constant_norms)) == ("gelu", "softmax", ())
+    exact = is_exact(config, teacher.config) and not config.constant_norms
     if exact and not any(getattr(config, name) != getattr(teacher.config, name) for name in SIZE_OPTIONS):
         return []
     saved = work.load("fit")
@@ -164,6 +164,6 @@ def fit_once(teacher: Model, student: Model, data: Data, n_tokens: int, work: Wo
     return report
 
 
-def is_exact(config: MPCFormerConfig) -> bool:
-    """Return whether a student computes GeLU and softmax themselves, as its teacher does."""
-    return all(getattr(config, name) == form for name, form in EXACT_FORMS.items())
+def is_exact(config: MPCFormerConfig, teacher: MPCFormerConfig) -> bool:
+    """Return whether a student computes activation and softmax as its teacher does."""
+    return all(getattr(config, name) == getattr(teacher, name) for name in FORMS)

@@ -5,7 +5,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from transformers import BertConfig
 
 from distill.recipe import DistillRecipe, TeacherRecipe
 from distill.training.data import Data
@@ -13,7 +12,9 @@ from distill.training.processes import current
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification
+from mpcformer.modeling.description import described as described_model
 from mpcformer.modeling.folder import read_config
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import (
     Encoded,
     Examples,
@@ -72,13 +73,13 @@ class Prepared:
         return torch.from_numpy(logits)
 
 
-def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions: int) -> Prepared:
+def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, limits: Limits) -> Prepared:
     """Load the training split, set the selection part aside, and tokenise both parts.
 
     Args:
         recipe: determines which examples are used and how long texts may be.
         tokenizer: the model's tokenizer.
-        positions: the number of tokens in the longest text that the model can read.
+        limits: what the model can read.
 
     Raises:
         UserInputError: see `training_task`, `load_examples`, `load_own`, `encode`.
@@ -88,7 +89,7 @@ def prepare(recipe: TeacherRecipe | DistillRecipe, tokenizer: Any, *, positions:
         raise UserInputError(f"--batch-size: {recipe.batch_size} is below 1", "give a positive number")
     training, selection = _loaded(recipe, task)
     encoded, selection_encoded = (
-        encode(tokenizer, part, positions=positions, max_length=recipe.max_length) for part in (training, selection)
+        encode(tokenizer, part, limits=limits, max_length=recipe.max_length) for part in (training, selection)
     )
     labels = torch.tensor(training.labels, dtype=torch.float32 if task.is_regression else torch.int64)
     data = Data(encoded, labels, tokenizer.pad_token_id, recipe.batch_size)
@@ -107,7 +108,7 @@ def training_task(recipe: TeacherRecipe | DistillRecipe) -> Task:
     if own is None:
         return get_task(recipe.task)
     if isinstance(recipe, DistillRecipe):
-        names = best_names(own, model_names(BertConfig.from_dict(read_config(recipe.teacher))))
+        names = best_names(own, model_names(described_model(read_config(recipe.teacher), str(recipe.teacher))))
     else:
         names = file_classes(own)
     return replace(own_task(names), text_columns=open_own(own)[0].columns)

@@ -24,7 +24,8 @@ from mpcformer.engines.registry import recorded_name
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, remove, sha256_file, write_json
 from mpcformer.modeling import default_backbone, load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
-from mpcformer.modeling.folder import WEIGHTS
+from mpcformer.modeling.folder import WEIGHTS, weights_digest
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import (
@@ -272,15 +273,14 @@ class Students:
     def _score(self, task_name: str, folder: Path, measured: Measured) -> float:
         """Return the plaintext score of a model, from a finished step if there is one."""
         task, scale = get_task(task_name), self.scale.of(task_name)
-        asked: dict[str, Any] = {"model": sha256_file(folder / WEIGHTS), "eval": self.data[task_name]["eval"]}
+        asked: dict[str, Any] = {"model": weights_digest(folder), "eval": self.data[task_name]["eval"]}
         asked |= {"limit": scale.eval_limit, "max_length": scale.max_length}
         path = self.workplace.runs / f"score-{task_name}-{digest(asked)[:12]}.json"
         if not path.is_file():
             with console.status(f"plaintext score, {task_name}"):
                 examples = load_examples(task, EVAL, data_dir=self.data_dir, limit=scale.eval_limit)
                 model, tokenizer = load_checkpoint(folder, **_forms(folder)), load_tokenizer(folder)
-                positions = model.config.max_position_embeddings
-                encoded = encode(tokenizer, examples, positions=positions, max_length=scale.max_length)
+                encoded = encode(tokenizer, examples, limits=Limits.of(model.config), max_length=scale.max_length)
                 logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=EVAL_BATCH)
                 if (order := class_order(model_names(model.config), task, str(folder))) is not None:
                     logits = logits[:, order]
@@ -302,7 +302,7 @@ class Students:
             with console.status(f"distance from the teacher, {training.label}"):
                 folder = self.workplace.models.path(training)
                 student, tokenizer = load_student(folder), load_tokenizer(folder)
-                prepared = prepare(training.recipe, tokenizer, positions=student.config.max_position_embeddings)
+                prepared = prepare(training.recipe, tokenizer, limits=Limits.of(student.config))
                 value = distance(prepared, student, load_checkpoint(training.recipe.teacher))
             write_json(path, {"distance": value})
             measured.n_run += 1

@@ -53,6 +53,7 @@ class Forms(MutableMapping[str, F]):
 GELU_FORMS: "Forms[GeluForm]" = Forms(
     {
         "gelu": "gelu_exact.GELU",
+        "gelu_tanh": "gelu_tanh.GELU_TANH",
         "quad": "gelu_quad.QUAD",
         "relu": "gelu_relu.RELU",
     }

@@ -1,16 +1,16 @@
-"""The student's configuration for transformers: that of a BERT, and the forms of GeLU, softmax and LayerNorm."""
+"""The student's configuration for transformers: that of a BERT, what other families have beside it, and the forms."""
 
 from collections.abc import Sequence
 from typing import Any
 
 from transformers import AutoConfig, BertConfig
 
-from mpcformer.modeling.description import ModelDescription, check_variant, checked_head_size
+from mpcformer.modeling.description import ModelDescription, checked_head_size
 from mpcformer.modeling.precision import WIDE
 
 
 class MPCFormerConfig(BertConfig):  # type: ignore[misc]
-    """BertConfig plus `gelu`, `softmax`, `task`, `constant_norms`, `head_size` and `precision`.
+    """BertConfig plus the fields of `ModelDescription` that a BERT has not.
 
     Args:
         gelu, softmax: names of forms in `mpcformer.approximations`.
@@ -18,11 +18,11 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
             takes them; they are kept by their full names.
         head_size: the size of each attention head; None stands for hidden_size / num_attention_heads, as in every BERT.
-        precision: compact or wide, see `ModelDescription`.
+        precision, embedding_size, projection, score_buckets, pooling, head_activation: see `ModelDescription`.
 
     Raises:
-        UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
-            not compute.
+        UserInputError: an unknown form or LayerNorm, an impossible size, or a variant that the private model does not
+            compute.
     """
 
     model_type = "mpcformer"
@@ -35,15 +35,23 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         constant_norms: Sequence[str] = (),
         head_size: int | None = None,
         precision: str = WIDE,
+        embedding_size: int | None = None,
+        projection: bool | None = None,
+        score_buckets: int = 0,
+        pooling: str = "first",
+        head_activation: str = "tanh",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.gelu, self.softmax, self.task, self.constant_norms = gelu, softmax, task, constant_norms
-        self.precision = precision
+        self.precision, self.score_buckets = precision, score_buckets
+        self.pooling, self.head_activation = pooling, head_activation
+        self.embedding_size = self.hidden_size if embedding_size is None else embedding_size
+        self.projection = projection
         self.head_size = checked_head_size(self.hidden_size, self.num_attention_heads, head_size)
-        check_variant(self.hidden_act, getattr(self, "position_embedding_type", None))
         settled = ModelDescription.of(self)
         self.gelu, self.softmax, self.constant_norms = settled.gelu, settled.softmax, list(settled.constant_norms)
+        self.projection = settled.projection
 
     @property
     def attention_size(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 
 from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.families import family_of
 from mpcformer.modeling.precision import COMPACT, PRECISIONS, WIDE
 
 NORM_PARTS = ("attention", "output")
@@ -22,6 +23,9 @@ SIZES = (
     "intermediate_size",
     "max_position_embeddings",
 )
+# Which rows of the last layer the head takes, and what stands behind its dense layer; none means no dense layer.
+POOLINGS = ("first", "mean", "each")
+HEAD_ACTIVATIONS = ("tanh", "relu", "gelu", "none")
 
 
 def norm_names(n_layers: int) -> list[str]:
@@ -79,20 +83,6 @@ def checked_head_size(hidden_size: int, n_heads: int, head_size: int | None) -> 
     return head_size or hidden_size // n_heads
 
 
-def check_variant(hidden_act: Any, positions: Any) -> None:
-    """Refuse a BERT whose own activation or positions the private model does not compute.
-
-    Raises:
-        UserInputError: it is such a variant.
-    """
-    if hidden_act != "gelu":
-        raise UserInputError(
-            f"hidden_act: {hidden_act!r} is not BERT's exact gelu", "use a checkpoint whose hidden_act is gelu"
-        )
-    if (positions or "absolute") != "absolute":
-        raise UserInputError(f"position_embedding_type: {positions!r} is not supported", "use absolute positions")
-
-
 def check_precision(precision: str, gelu: str, softmax: str, constant_norms: Sequence[str]) -> None:
     """Refuse a precision that is unknown, or that does not carry a model's forms.
 
@@ -120,12 +110,19 @@ def two_classes() -> dict[int, str]:
 
 @dataclass(frozen=True)
 class ModelDescription:
-    """A student's architecture and forms. The defaults are those of BERT's configuration, which files leave out.
+    """An encoder: its sizes, what tells its family from a BERT, its forms, and its head.
+
+    The defaults are those of BERT's configuration, which files leave out.
 
     Args:
         vocab_size, type_vocab_size, max_position_embeddings: rows of the embedding tables.
         hidden_size, num_hidden_layers, num_attention_heads, intermediate_size: of the encoder.
         head_size: the size of each attention head; None stands for hidden_size / num_attention_heads.
+        embedding_size: the width of the embedding tables and their LayerNorm; None stands for hidden_size.
+        projection: whether a linear map stands between that LayerNorm and the layers; None: if the widths differ.
+        score_buckets: into how many groups of distances a learnt bias on the scores is divided; 0 means no such bias.
+        pooling: which rows of the last layer the head takes: the first, the mean of all, or each by itself.
+        head_activation: what stands behind the head's dense layer; none means that the head has no dense layer.
         layer_norm_eps: what LayerNorm adds to the variance.
         gelu, softmax: names of forms in `mpcformer.approximations`.
         constant_norms: LayerNorms that divide by a learnt constant, as `chosen_norms` takes them.
@@ -145,6 +142,11 @@ class ModelDescription:
     intermediate_size: int = 3072
     max_position_embeddings: int = 512
     head_size: int = None  # type: ignore[assignment] # settled below
+    embedding_size: int = None  # type: ignore[assignment] # settled below
+    projection: bool = None  # type: ignore[assignment] # settled below
+    score_buckets: int = 0
+    pooling: str = "first"
+    head_activation: str = "tanh"
     layer_norm_eps: float = 1e-12
     gelu: str = "quad"
     softmax: str = "2quad"
@@ -159,7 +161,11 @@ class ModelDescription:
             if type(value) is not int or value <= 0:
                 raise UserInputError(f"{name}: {value!r} is no positive integer", "correct config.json")
         head_size = checked_head_size(self.hidden_size, self.num_attention_heads, self.head_size)
+        self._check_family()
+        width = self.embedding_size or self.hidden_size
         settled = {
+            "embedding_size": width,
+            "projection": width != self.hidden_size if self.projection is None else self.projection,
             "gelu": gelu_form(self.gelu).name,
             "softmax": softmax_form(self.softmax).name,
             "constant_norms": chosen_norms(self.constant_norms, self.num_hidden_layers),
@@ -169,10 +175,40 @@ class ModelDescription:
             object.__setattr__(self, name, value)
         check_precision(self.precision, self.gelu, self.softmax, self.constant_norms)
 
+    def _check_family(self) -> None:
+        """Check what tells one family from another.
+
+        Raises:
+            UserInputError: a value is impossible.
+        """
+        for name, least in (("embedding_size", 1), ("score_buckets", 0)):
+            value = getattr(self, name)
+            if value is not None and not (type(value) is int and value >= least):
+                raise UserInputError(f"{name}: {value!r} is no integer from {least} up", "correct config.json")
+        differ = self.embedding_size not in (None, self.hidden_size)
+        if self.projection not in (None, True, False) or (differ and self.projection is False):
+            raise UserInputError(
+                f"projection: {self.projection!r} does not fit embeddings of {self.embedding_size} for layers of"
+                f" {self.hidden_size}",
+                "correct config.json",
+            )
+        if self.score_buckets % 4:
+            raise UserInputError(f"score_buckets: {self.score_buckets} is no multiple of 4", "correct config.json")
+        for name, known in (("pooling", POOLINGS), ("head_activation", HEAD_ACTIVATIONS)):
+            if getattr(self, name) not in known:
+                raise UserInputError(
+                    f"{name}: {getattr(self, name)!r} is unknown", f"choose one of: {', '.join(known)}"
+                )
+
     @classmethod
     def of(cls, config: Any) -> "ModelDescription":
         """Describe the model of a transformers configuration that has our forms."""
         return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+
+    @property
+    def has_dense(self) -> bool:
+        """Whether the head has a dense layer before the classifier."""
+        return self.head_activation != "none"
 
     @property
     def num_labels(self) -> int:
@@ -185,17 +221,21 @@ class ModelDescription:
         return self.num_attention_heads * self.head_size
 
 
-def described(config: Mapping[str, Any]) -> ModelDescription:
-    """Describe the model of a config.json.
+def described(config: Mapping[str, Any], where: str = "config.json") -> ModelDescription:
+    """Describe the model of a config.json of any family. A model that is no student has its own forms.
+
+    Args:
+        config: the content of the file.
+        where: the checkpoint, for errors.
 
     Raises:
-        UserInputError: an unknown form or LayerNorm, an impossible size, or a BERT variant that the private model does
-            not compute.
+        UserInputError: an unknown form or LayerNorm, an impossible size, or a family or variant that the private model
+            does not compute.
     """
-    check_variant(config.get("hidden_act", "gelu"), config.get("position_embedding_type"))
+    own = family_of(config, where).described(config)
     names = {each.name for each in fields(ModelDescription)} - {"id2label"}
-    known = {name: value for name, value in config.items() if name in names and value is not None}
-    labels = config.get("id2label") or {}
-    if not labels and "num_labels" in config:
-        labels = {i: f"LABEL_{i}" for i in range(int(config["num_labels"]))}
+    known = {name: value for name, value in own.items() if name in names}
+    labels = own.get("id2label") or {}
+    if not labels and "num_labels" in own:
+        labels = {i: f"LABEL_{i}" for i in range(int(own["num_labels"]))}
     return ModelDescription(**known, id2label={int(i): str(name) for i, name in labels.items()} or two_classes())

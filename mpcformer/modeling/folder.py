@@ -1,12 +1,17 @@
 """What a folder holds: a checkpoint, a student or a teacher. Nothing here loads torch."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 from mpcformer.errors import UserInputError
+from mpcformer.files import read_json, sha256_file
+from mpcformer.modeling.families import family_of
 
 WEIGHTS = "model.safetensors"
+# Names the files of a checkpoint whose weights are spread over several.
+INDEX = "model.safetensors.index.json"
 # A student's calibrated ranges.
 RANGES = "ranges.json"
 
@@ -24,11 +29,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """Return the checkpoint's config.json.
 
     Raises:
-        UserInputError: the folder holds no checkpoint, or that of another architecture than BERT.
+        UserInputError: the folder holds no checkpoint, or that of an architecture that is not supported.
     """
     if not folder.is_dir():
         raise UserInputError(f"{folder} is not a folder", "give the folder of a checkpoint")
-    missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
+    has_weights = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
+    missing = [name for name in ("config.json",) if not (folder / name).is_file()] + [WEIGHTS] * (not has_weights)
     if missing:
         raise UserInputError(
             f"{folder} is not a checkpoint: {' and '.join(missing)} missing",
@@ -38,16 +44,44 @@ def read_config(folder: Path) -> dict[str, Any]:
         config = json.loads((folder / "config.json").read_text())
     except ValueError as error:
         raise UserInputError(f"{folder}/config.json is not JSON: {error}", "restore the checkpoint") from None
-    if config.get("model_type") not in ("bert", "mpcformer"):
-        raise UserInputError(
-            f"{folder} holds a {config.get('model_type')!r} model; only 'bert' and 'mpcformer' are supported",
-            "choose a BERT checkpoint",
-        )
-    return dict(config)
+    if not isinstance(config, dict):
+        raise UserInputError(f"{folder}/config.json holds no JSON object", "restore the checkpoint")
+    family_of(config, str(folder))
+    return config
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the files that hold a checkpoint's weights.
+
+    Raises:
+        UserInputError: the list of the files is damaged, or names a file that is not there.
+    """
+    if (folder / WEIGHTS).is_file() or not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    listed = read_json(folder / INDEX)
+    names = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(name, str) for name in names.values()):
+        raise UserInputError(f"{folder}/{INDEX} names no files of weights", "restore the checkpoint")
+    files = [folder / name for name in sorted(set(names.values()))]
+    for path in files:
+        # A name with a folder in it might point anywhere.
+        if path.parent != folder or not path.is_file():
+            raise UserInputError(f"{folder}/{INDEX} names {path.name!r}, which is not there", "restore the checkpoint")
+    return files
+
+
+def weights_digest(folder: Path) -> str:
+    """Return the hex SHA-256 of a checkpoint's weights: that of its file, or of the list of those of its files.
+
+    Raises:
+        UserInputError: as `weight_files`.
+    """
+    digests = [sha256_file(path) for path in weight_files(folder)]
+    return digests[0] if len(digests) == 1 else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def require_student(folder: Path, config: dict[str, Any]) -> None:
-    """Refuse a plain BERT where a distilled student is needed.
+    """Refuse a plain encoder where a distilled student is needed.
 
     Args:
         folder: where the model lies.
@@ -58,21 +92,24 @@ def require_student(folder: Path, config: dict[str, Any]) -> None:
     """
     if config.get("model_type") != "mpcformer":
         raise UserInputError(
-            f"{folder} holds a plain BERT, not a distilled student",
+            f"{folder} holds a plain {config.get('model_type')} model, not a distilled student",
             f"distil it first: mpcformer distill --teacher {folder} --task TASK --out DIR",
         )
 
 
 def require_teacher(folder: Path, option: str = "--teacher") -> None:
-    """Refuse a distilled student where a BERT with its own GeLU, softmax and LayerNorm is needed.
+    """Refuse a distilled student where an encoder with its own activation, softmax and LayerNorm is needed.
 
     Raises:
         UserInputError: not a checkpoint, or a student: without its own forms it computes something else.
     """
     config = read_config(folder)
-    forms = (config.get("gelu", "gelu"), config.get("softmax", "softmax"), list(config.get("constant_norms", ())))
-    if forms != ("gelu", "softmax", []):
+    if config["model_type"] != "mpcformer":
+        return
+    own = family_of(config, str(folder)).described(config)
+    # A student's configuration says nothing of its teacher's activation; quad is no teacher's.
+    if own.get("gelu") == "quad" or own.get("softmax") != "softmax" or own.get("constant_norms"):
         raise UserInputError(
             f"{option}: {folder} holds a distilled student, not a teacher",
-            "give the folder of a fine-tuned BERT: mpcformer teacher --task TASK --out DIR makes one",
+            "give the folder of a fine-tuned encoder: mpcformer teacher --task TASK --out DIR makes one",
         )

@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers.utils import logging as hf_logging
 
 from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.families import family_of
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
 from mpcformer.modeling.ranges import load_ranges
 from mpcformer.modeling.weights_file import read_weights
@@ -51,7 +53,7 @@ def resolve_checkpoint(name: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", WEIGHTS]))
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.txt", "*.model", "*.safetensors"]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise DependencyError(
             f"{name!r} is no folder here and the Hugging Face hub gave no such model ({type(error).__name__})",
@@ -63,21 +65,22 @@ def load_checkpoint(
     folder: Path,
     *,
     num_labels: int | None = None,
-    gelu: str = "gelu",
-    softmax: str = "softmax",
+    gelu: str | None = None,
+    softmax: str | None = None,
     task: str | None = None,
     constant_norms: Sequence[str] | None = None,
-    seed: int = 0,
+    seed: int | None = None,
 ) -> "MPCFormerForSequenceClassification":
-    """Load a BERT checkpoint as a model with the given forms, in evaluation mode.
+    """Load a checkpoint of any family as a model with the given forms, in evaluation mode.
 
     Args:
         folder: the checkpoint's.
         num_labels: the number of logits; None stands for that of the checkpoint.
-        gelu, softmax: the forms.
+        gelu, softmax: the forms; None stands for those of the checkpoint, which are a plain model's own.
         task: the task that the configuration will name.
         constant_norms: as `MPCFormerConfig` takes them; None stands for those of the checkpoint.
-        seed: from which the head is drawn anew if the checkpoint has none, or one of another size.
+        seed: from which the head is drawn anew if the checkpoint has none, or one of another size; None refuses such a
+            checkpoint.
 
     Raises:
         UserInputError: the folder holds no checkpoint, a damaged one or that of another architecture, or a form or
@@ -87,30 +90,37 @@ def load_checkpoint(
     from mpcformer.modeling.model import MPCFormerForSequenceClassification
 
     raw = read_config(folder)
-    known = {
-        key: value
-        for key, value in raw.items()
-        if key not in ("model_type", "gelu", "softmax", "task", "architectures")
-    }
-    if constant_norms is not None:
-        known["constant_norms"] = constant_norms
-    config = MPCFormerConfig(gelu=gelu, softmax=softmax, task=task, **known)
+    known = family_of(raw, str(folder)).described(raw)
+    asked = {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms}
+    known |= {name: value for name, value in asked.items() if value is not None} | {"task": task}
+    try:
+        config = MPCFormerConfig(**known)
+    except (TypeError, ValueError, StrictDataclassError) as error:  # what transformers raises of a field's type
+        told = " ".join(str(error).split())
+        raise UserInputError(f"{folder}/config.json: {told}", "restore the checkpoint") from None
     if num_labels is not None:
         config.num_labels = num_labels
     with _quiet():
         model = MPCFormerForSequenceClassification(config)
-    _draw_head(model, seed)
     state = read_weights(folder)
     expected = model.state_dict()
     fits = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
-    missing = [
-        key for key in expected if key not in fits and not key.startswith(HEAD) and not key.endswith(LEARNT_FORM)
-    ]
-    if missing:
+    missing = [key for key in expected if key not in fits and not key.endswith(LEARNT_FORM)]
+    head = [key for key in missing if key.startswith(HEAD)]
+    if len(head) < len(missing):
+        first = next(key for key in missing if key not in head)
         raise UserInputError(
-            f"{folder}: {len(missing)} tensors are missing or not shaped as config.json says, first {missing[0]}",
+            f"{folder}: {len(missing)} tensors are missing or not shaped as config.json says, first {first}",
             "restore the checkpoint",
         )
+    if head and seed is None:
+        shown = f"has {tuple(state[head[0]].shape)}" if head[0] in state else "is missing"
+        raise UserInputError(
+            f"{folder}: the head's tensor {head[0]}, {tuple(expected[head[0]].shape)} by config.json, {shown}",
+            "a head drawn at random is of no use: fine-tune it with mpcformer teacher --model, or correct config.json",
+        )
+    if head:
+        _draw_head(model, seed or 0)
     model.load_state_dict(fits, strict=False)
     return model.eval()  # type: ignore[no-any-return]
 
@@ -157,12 +167,16 @@ def load_tokenizer(folder: Path) -> Any:
 
     with _quiet():
         # With a configuration, transformers need not know the model type.
-        return AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+    if tokenizer.pad_token is None:  # the mask hides padding, so any token serves
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return tokenizer
 
 
 def _draw_head(model: "MPCFormerForSequenceClassification", seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    for linear in (model.bert.pooler["dense"], model.classifier):
+    dense = [model.bert.pooler["dense"]] if model.config.head_activation != "none" else []
+    for linear in (*dense, model.classifier):
         assert isinstance(linear, nn.Linear)
         nn.init.normal_(linear.weight, std=model.config.initializer_range, generator=generator)
         nn.init.zeros_(linear.bias)

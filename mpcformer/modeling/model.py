@@ -1,10 +1,11 @@
-"""The student as a Hugging Face model: BERT for sequence classification with exchangeable GeLU, softmax and LayerNorm.
+"""The student as a Hugging Face model: an encoder with a head, and with exchangeable GeLU, softmax and LayerNorm.
 
-Modules have the names of transformers' BertForSequenceClassification, so any BERT checkpoint loads; with gelu + softmax
-the logits are equal too. Attention scores are returned raw, because distillation needs them. An `observer` sees the
-input of every non-linearity that is private later.
+Modules have the names of transformers' BertForSequenceClassification, to which `mpcformer.modeling.families` brings the
+tensors of other families. With a family's own activation and softmax, the logits are those of transformers' class.
+Attention scores are returned raw, because distillation needs them. An `observer` sees the input of every non-linearity
+that is private later.
 
-Letters in the shapes beside the code: B sentences, L positions, H hidden, A heads, D head size.
+Letters in the shapes beside the code: B sentences, L positions, E embedding size, H hidden, A heads, D head size.
 """
 
 import math
@@ -20,6 +21,7 @@ from transformers.utils import ModelOutput
 
 from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.distances import distance_buckets
 
 # Takes a name, values, and a mask of the same shape that says which values belong to real tokens.
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]
@@ -31,7 +33,7 @@ class StudentOutput(ModelOutput):  # type: ignore[misc]
 
     Args:
         loss: a number, if labels were given.
-        logits: (B, C).
+        logits: (B, C), or (B, L, C) if the head takes each row by itself.
         hidden_states: those of the embeddings and of each layer, (B, L, H), if asked for.
         attention_scores: the raw scores of each layer, (B, A, L, L), if asked for.
     """
@@ -86,7 +88,8 @@ class Norm(nn.LayerNorm):
     """
 
     def __init__(self, config: MPCFormerConfig, name: str) -> None:
-        super().__init__(config.hidden_size, eps=config.layer_norm_eps)
+        width = config.embedding_size if name == "embeddings" else config.hidden_size
+        super().__init__(width, eps=config.layer_norm_eps)
         constant = name in config.constant_norms
         self.log_deviation = nn.Parameter(torch.zeros(())) if constant else None
 
@@ -105,22 +108,24 @@ class Norm(nn.LayerNorm):
 
 
 class Embeddings(nn.Module):
-    """The embeddings of word, position and token type, added up and normalised."""
+    """The embeddings of word, position and token type, added up, normalised, and brought to the width of the layers."""
 
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
-        width = config.hidden_size
+        width = config.embedding_size
         self.word_embeddings = nn.Embedding(config.vocab_size, width, padding_idx=config.pad_token_id)
         self.position_embeddings = nn.Embedding(config.max_position_embeddings, width)
         self.token_type_embeddings = nn.Embedding(config.type_vocab_size, width)
         self.LayerNorm = Norm(config, "embeddings")
         self.dropout = nn.Dropout(config.hidden_dropout_prob)
+        self.projection = nn.Linear(width, config.hidden_size) if config.projection else None
 
     def forward(self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context) -> torch.Tensor:
         """Return the embeddings (B, L, H) of ids (B, L)."""
         positions = self.position_embeddings.weight[: input_ids.size(1)]
         x = self.word_embeddings(input_ids) + self.token_type_embeddings(token_type_ids) + positions
-        return self.dropout(self.LayerNorm.observed(x, context, "embeddings.variance"))  # type: ignore[no-any-return]
+        x = self.dropout(self.LayerNorm.observed(x, context, "embeddings.variance"))  # (B, L, E)
+        return x if self.projection is None else self.projection(x)  # type: ignore[no-any-return]
 
 
 class SelfAttention(nn.Module):
@@ -139,6 +144,8 @@ class SelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.attention_size)
         self.key = nn.Linear(config.hidden_size, config.attention_size)
         self.value = nn.Linear(config.hidden_size, config.attention_size)
+        buckets = config.score_buckets
+        self.score_bias = nn.Embedding(buckets, config.num_attention_heads) if buckets else None
         self.dropout = nn.Dropout(config.attention_probs_dropout_prob)
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
@@ -146,13 +153,24 @@ class SelfAttention(nn.Module):
         n_batch, n_positions, _ = x.shape
         shape = (n_batch, n_positions, self.n_heads, -1)
         query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
-        scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))  # (B, A, L, L)
+        scores = self.scores(query, key)
         context.scores.append(scores)
         context.observe(f"{name}.scores", scores, "scores")
         probabilities, row_mean = self.probabilities(scores, context.keys)
         context.observe(f"{name}.row_mean", row_mean, "queries")
         attended: torch.Tensor = self.dropout(probabilities) @ value
         return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
+
+    def scores(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+        """Return the raw scores (B, A, L, L) of queries and keys (B, A, L, D)."""
+        scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))
+        return scores if self.score_bias is None else scores + self.bias(scores.size(-1))
+
+    def bias(self, n_positions: int) -> torch.Tensor:
+        """Return what the scores are raised by, (A, L, L), in a layer that learns it."""
+        assert self.score_bias is not None
+        table = self.score_bias.weight  # (buckets, A)
+        return table[distance_buckets(n_positions, table.size(0)).to(table.device)].permute(2, 0, 1)
 
     def probabilities(self, scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the weights and row means of scores (B, A, L, L) and keys (B, 1, 1, L), see `SoftmaxForm.__call__`."""
@@ -197,27 +215,50 @@ class Layer(nn.Module):
 
 
 class Bert(nn.Module):
-    """Embeddings, encoder and pooler."""
+    """Embeddings, encoder, and the head up to the classifier."""
 
     def __init__(self, config: MPCFormerConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
         self.layers = [Layer(config, index) for index in range(config.num_hidden_layers)]
         self.encoder = nn.ModuleDict({"layer": nn.ModuleList(self.layers)})
-        self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+        self.pooling, self.head_activation = config.pooling, config.head_activation
+        if config.head_activation != "none":
+            self.pooler = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.hidden_size)})
+
+    def rows(self, x: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+        """Return what the head takes of the last hidden state (B, L, H): (B, H), or (B, L, H) for each row by itself.
+
+        Args:
+            x: the hidden state.
+            keys: the mask (B, 1, 1, L).
+        """
+        if self.pooling == "first":
+            return x[:, 0]
+        if self.pooling == "each":
+            return x
+        weights = keys[:, 0, 0, :, None]
+        return (x * weights).sum(1) / weights.sum(1)
+
+    def pool(self, x: torch.Tensor, context: Context) -> torch.Tensor:
+        """Return what the classifier takes of the last hidden state (B, L, H), in the shape of `rows`."""
+        rows = self.rows(x, context.keys)
+        if self.head_activation == "none":
+            return rows
+        before = self.pooler["dense"](rows)
+        context.observe(f"pooler.{self.head_activation}", before, "tokens" if self.pooling == "each" else "sentences")
+        return torch.tanh(before) if self.head_activation == "tanh" else gelu_form(self.head_activation)(before)
 
     def forward(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return the pooled row (B, H), and the hidden states (B, L, H) of the embeddings and of each layer."""
+        """Return what the classifier takes, and the hidden states (B, L, H) of the embeddings and of each layer."""
         x = self.embeddings(input_ids, token_type_ids, context)
         hidden = [x]
         for index, layer in enumerate(self.layers):
             x = layer(x, context, f"layer.{index}")
             hidden.append(x)
-        before = self.pooler["dense"](x[:, 0])
-        context.observe("pooler.tanh", before, "sentences")
-        return torch.tanh(before), hidden
+        return self.pool(x, context), hidden
 
 
 class MPCFormerForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
@@ -245,7 +286,7 @@ class MPCFormerForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         output_attention_scores: bool = False,
         **_: Any,
     ) -> StudentOutput:
-        """Classify texts.
+        """Classify texts, or their tokens.
 
         Args:
             input_ids: int64 (B, L).
@@ -259,7 +300,7 @@ class MPCFormerForSequenceClassification(PreTrainedModel):  # type: ignore[misc]
         context = Context(mask[:, None, None, :].to(self.classifier.weight.dtype), self.observer, [])
         pooled, hidden = self.bert(input_ids, types, context)
         logits = self.classifier(self.dropout(pooled))
-        context.observe("logits", logits, "sentences")
+        context.observe("logits", logits, "tokens" if self.bert.pooling == "each" else "sentences")
         loss = None
         if labels is not None:
             regression = self.num_labels == 1

@@ -9,7 +9,8 @@ from safetensors.torch import load_file
 
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling.description import described
-from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
+from mpcformer.modeling.families import family_of
+from mpcformer.modeling.folder import read_config, require_student, weight_files
 from mpcformer.modeling.quantised import is_quantised, restored
 from mpcformer.modeling.ranges import load_ranges
 from mpcformer.modeling.weights import bert_weights
@@ -38,23 +39,20 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Read a checkpoint's tensors, under the names that they have in a model with a classifier.
+    """Read a checkpoint's tensors, as float32 and under a BERT's names; those of other heads are left out.
 
     Raises:
-        UserInputError: the file is missing or damaged.
+        UserInputError: a file is missing or damaged.
         RangeError: a weight is NaN, infinite or huge.
     """
-    try:
-        raw = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise UserInputError(f"{folder}/{WEIGHTS} cannot be read: {error}", "restore the checkpoint") from None
+    config = read_config(folder)
+    raw = {name: tensor for path in weight_files(folder) for name, tensor in _tensors(path).items()}
     if is_quantised(raw):
         try:
-            raw = restored(raw, described(read_config(folder)))
+            raw = restored(raw, described(config, str(folder)))
         except UserInputError as error:
             raise UserInputError(f"{folder}: {error.what}", error.remedy) from None
-    # A bare BertModel has no "bert." prefix. The caller leaves out buffers and other heads.
-    state = {key if key.startswith(("bert.", "classifier.")) else f"bert.{key}": value for key, value in raw.items()}
+    state = family_of(config, str(folder)).canonical(raw, config)
     for key, value in state.items():
         if not value.is_floating_point():
             continue
@@ -65,3 +63,10 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
                 "fixed point cannot carry it: train the model again",
             )
     return {key: value.float() for key, value in state.items()}
+
+
+def _tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise UserInputError(f"{path} cannot be read: {error}", "restore the checkpoint") from None

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks.load import Examples
 
 BUCKET_BATCHES = 50
@@ -23,19 +24,21 @@ class Encoded:
         return f"Encoded({len(self.input_ids)} tokens)"
 
 
-def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: int | None = None) -> list[Encoded]:
+def encode(tokenizer: Any, examples: Examples, *, limits: Limits, max_length: int | None = None) -> list[Encoded]:
     """Tokenise examples. Texts longer than `max_length` are cut.
 
     Args:
         tokenizer: a Hugging Face tokenizer.
         examples: the examples, with one or two texts each.
-        positions: the number of positions that the model has.
+        limits: what the model can read.
         max_length: the number of tokens to keep, with the special ones, at least 8; None refuses texts that are longer
             than the model's positions.
 
     Raises:
-        UserInputError: `max_length` is outside 8..positions, or a text is too long and there is no `max_length`.
+        UserInputError: `max_length` is outside 8..positions, a text is too long and there is no `max_length`, or the
+            tokenizer has more words than the model.
     """
+    positions = limits.positions
     if max_length is not None and not 8 <= max_length <= positions:
         raise UserInputError(
             f"--max-length: {max_length} is outside 8..{positions}", f"give at most {positions}, the model's positions"
@@ -43,7 +46,8 @@ def encode(tokenizer: Any, examples: Examples, *, positions: int, max_length: in
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
     options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     rows = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, **options)
-    encoded = [Encoded(*row) for row in zip(rows["input_ids"], rows["token_type_ids"], strict=True)]
+    ids, types = rows["input_ids"], rows["token_type_ids"]
+    encoded = [Encoded(*limits.checked(*row)) for row in zip(ids, types, strict=True)]
     for example, row in zip(examples.ids, encoded, strict=True):
         if len(row.input_ids) > positions:
             raise UserInputError(

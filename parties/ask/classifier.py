@@ -13,7 +13,7 @@ from typing import Any
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.files import read_json
-from mpcformer.modeling.tokenizer import TextTokenizer
+from mpcformer.modeling.tokenizer import Limits, TextTokenizer
 from mpcformer.tasks import TASKS, Encoded
 from mpcformer.tasks.files import is_unicode
 from mpcformer.tasks.labels import are_default, model_names
@@ -53,7 +53,7 @@ class Classifier:
         self._config, self._options = config, options
         self._public: PublicModel = load_public_model(config.public_model)
         self._student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
-        self._tokenizer = TextTokenizer(config.public_model, options.max_length)
+        self._tokenizer = TextTokenizer(config.public_model, options.max_length, Limits.of(self._public.config))
         # What runs for this classifier alone also ends when it is forgotten, or with the interpreter.
         self._on_close = weakref.finalize(self, on_close)
         self._lock = threading.RLock()

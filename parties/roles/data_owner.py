@@ -14,6 +14,7 @@ from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import (
     Examples,
     JobData,
@@ -62,8 +63,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
         limit=asked.limit,
     )
     examples = data.examples
-    positions = public.config.max_position_embeddings
-    encoded = encode(tokenizer, examples, positions=positions, max_length=asked.max_length)
+    encoded = encode(tokenizer, examples, limits=Limits.of(public.config), max_length=asked.max_length)
     batches = length_batches([len(row.input_ids) for row in encoded], asked.batch_size)
     digest = examples_digest(config, examples, [row.input_ids for row in encoded], batches)
     withholds = config.tell == "scores"

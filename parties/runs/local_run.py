@@ -11,6 +11,7 @@ from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import check_temporary_folder, read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student, require_teacher
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.ring import gemm
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import (
@@ -76,8 +77,9 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     _check_classes(models, data.task)
     with_metrics(data.task, options.metrics)
     examples = data.examples
-    positions = student.config.max_position_embeddings
-    encoded = encode(load_tokenizer(options.student), examples, positions=positions, max_length=job.max_length)
+    encoded = encode(
+        load_tokenizer(options.student), examples, limits=Limits.of(student.config), max_length=job.max_length
+    )
     longest = length_batches([len(row.input_ids) for row in encoded], job.batch_size)[0]
     # Planning also checks that the engine can run the student's forms and ranges.
     public = load_public_model(options.student, job.embeddings)

@@ -19,6 +19,7 @@ from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_json
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import OwnData, class_order, encode, load_job, model_names
 from parties.settings.job import JobDescription
 
@@ -64,8 +65,7 @@ def run(options: PlaintextOptions, out: Path) -> None:
         model = student if name == "student" else load_checkpoint(folder, task=job.task)
         order = class_order(model_names(model.config), data.task, str(folder))
         tokenizer = load_tokenizer(folder)
-        positions = model.config.max_position_embeddings
-        encoded = encode(tokenizer, examples, positions=positions, max_length=job.max_length)
+        encoded = encode(tokenizer, examples, limits=Limits.of(model.config), max_length=job.max_length)
         # The first batch is run once without measuring, because it pays for threads and allocations.
         predict(model, encoded[: job.batch_size], pad_id=tokenizer.pad_token_id, batch_size=job.batch_size)
         logits, seconds = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=job.batch_size)

@@ -19,6 +19,7 @@ from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.registry import estimate_batch
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerForSequenceClassification, load_ranges, load_student, load_tokenizer
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Encoded, encode, get_task, load_examples
 from tests.tiny import TRAINING, WORDS, save_bert, save_parquet, save_student
 
@@ -37,7 +38,7 @@ def student(tmp_path_factory: pytest.TempPathFactory, data_dir: Path) -> Path:
 
 def texts_of(student: Path, data_dir: Path) -> Texts:
     tokenizer = load_tokenizer(student)
-    rows = encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), positions=32)
+    rows = encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), limits=Limits(32))
     return Texts(rows[:80], rows[80:], Vocabulary.of(tokenizer), PAD, 32)
 
 

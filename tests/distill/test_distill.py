@@ -38,6 +38,7 @@ from mpcformer.modeling import (
 )
 from mpcformer.modeling.quantised import is_quantised
 from mpcformer.modeling.ranges import Ranges
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.modeling.weights import norm_source
 from mpcformer.tasks import carve_selection, encode, get_task, load_examples
 from tests.tiny import TRAINING, save_bert, save_parquet
@@ -313,7 +314,7 @@ def test_constant_norms_start_at_the_teachers_deviations_and_are_learnt(
     model = load_checkpoint(teacher)
     model.observer = lambda name, values, valid: seen.setdefault(name, []).append(values[valid])
     tokenizer = load_tokenizer(teacher)
-    for row in encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), positions=32):
+    for row in encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), limits=Limits(32)):
         with torch.no_grad():
             model(torch.tensor([row.input_ids]))
     for name in ("embeddings", "layer.0.attention", "layer.1.output"):
@@ -324,7 +325,7 @@ def test_constant_norms_start_at_the_teachers_deviations_and_are_learnt(
 
 def test_deviations_come_from_the_layers_that_are_named(teacher: Path, data_dir: Path) -> None:
     tokenizer = load_tokenizer(teacher)
-    encoded = encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), positions=32)
+    encoded = encode(tokenizer, load_examples(get_task("sst2"), "train", data_dir=data_dir), limits=Limits(32))
     found = []
     for layers in (None, (0, 1), (1, 0)):
         student = load_checkpoint(teacher, constant_norms=["all"])
@@ -397,7 +398,7 @@ def test_a_student_is_chosen_by_how_near_its_logits_are_to_its_teachers(
     out = tmp_path / "student"
     log = distill_student(recipe_for(teacher, data_dir, epochs1=3, epochs2=1), out)["log"]
     _, selection = carve_selection(load_examples(get_task("sst2"), "train", data_dir=data_dir), 0.15)
-    encoded = encode(load_tokenizer(teacher), selection, positions=64, max_length=32)
+    encoded = encode(load_tokenizer(teacher), selection, limits=Limits(64), max_length=32)
     theirs, ours = (
         torch.from_numpy(predict(model, encoded, pad_id=0, batch_size=64)[0])
         for model in (load_checkpoint(teacher), load_student(out))

@@ -18,6 +18,7 @@ from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import load_student
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Examples, carve_selection, get_task, load_examples
 from tests.tiny import TRAINING, save_bert, save_parquet
 
@@ -84,7 +85,7 @@ def test_it_reads_what_the_tasks_train_on_and_no_more(shop: Path, tmp_path: Path
 
 def test_the_first_texts_are_of_all_tasks(shop: Path, monkeypatch: Any) -> None:
     monkeypatch.setattr(distill.general, "encode", lambda tokenizer, examples, **how: list(examples.texts))
-    texts: list[Any] = distill.general._texts(general_recipe(shop), None, positions=32)
+    texts: list[Any] = distill.general._texts(general_recipe(shop), None, limits=Limits(32))
     assert {len(text) for text in texts[:4]} == {1, 2}, "one text of sst2, two of mrpc"
     of_one, of_half = (sum(len(text) == 1 for text in part) for part in (texts, texts[: len(texts) // 2]))
     assert of_half == pytest.approx(of_one / 2, abs=1)

@@ -14,6 +14,7 @@ from mpcformer.engines.plaintext import predict
 from mpcformer.files import sha256_file
 from mpcformer.modeling import load_ranges, load_student, load_tokenizer
 from mpcformer.modeling.folder import RANGES, WEIGHTS, first_student
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import EVAL, Encoded, encode, get_task, load_examples
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,7 +72,7 @@ def test_it_is_as_good_as_its_card_says() -> None:
         load_tokenizer(first_student()),
         load_examples(task, EVAL),
     )
-    encoded = encode(tokenizer, examples, positions=model.config.max_position_embeddings, max_length=128)
+    encoded = encode(tokenizer, examples, limits=Limits.of(model.config), max_length=128)
     logits, _ = predict(model, encoded, pad_id=tokenizer.pad_token_id, batch_size=64)
     found = sum(int(row.argmax()) == label for row, label in zip(logits, examples.labels, strict=True)) / len(examples)
     said = re.search(r"\| this student \| ([0-9.]+) \|", (first_student() / "README.md").read_text())

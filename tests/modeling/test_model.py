@@ -39,7 +39,7 @@ def test_equals_transformers_bert(tmp_path: Path, num_labels: int) -> None:
 
 def test_equals_transformers_bert_on_real_text() -> None:
     folder = default_backbone()
-    model, tokenizer = load_checkpoint(folder, num_labels=2), load_tokenizer(folder)
+    model, tokenizer = load_checkpoint(folder, num_labels=2, seed=0), load_tokenizer(folder)
     reference = BertForSequenceClassification.from_pretrained(folder, num_labels=2, attn_implementation="eager").eval()
     reference.load_state_dict(model.state_dict(), strict=True)
     sentences = [

@@ -15,6 +15,7 @@ from mpcformer.cli import build_app
 from mpcformer.engines.base import load_public_model
 from mpcformer.errors import MPCFormerError, RangeError, UserInputError
 from mpcformer.files import sha256_file
+from mpcformer.modeling.tokenizer import Limits
 from parties.runs import local_run, report, simulation
 from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
@@ -85,7 +86,7 @@ def test_bytes_and_rounds_on_the_wire_are_what_the_dry_run_says(finished: Path, 
 
     values = results(finished)
     data = Path(json.loads((finished / "manifest.json").read_text())["job"]["data_dir"])
-    encoded = encode(load_tokenizer(student), load_examples(get_task("sst2"), EVAL, data_dir=data), positions=32)
+    encoded = encode(load_tokenizer(student), load_examples(get_task("sst2"), EVAL, data_dir=data), limits=Limits(32))
     lengths = [len(row.input_ids) for row in encoded]
     costs = [
         estimate_batch("lift", load_public_model(student), BatchShape(len(batch), max(lengths[i] for i in batch)))

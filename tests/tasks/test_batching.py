@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import load_tokenizer
+from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Encoded, Examples, encode, length_batches, pad_batch, shuffled_length_batches
 from tests.tiny import save_tokenizer
 
@@ -52,16 +53,16 @@ def test_encoding(tmp_path: Path) -> None:
     save_tokenizer(tmp_path)
     tokenizer = load_tokenizer(tmp_path)
     pair = Examples([7], [("the day", "was fine")], [0], ["train"])
-    row = encode(tokenizer, pair, positions=32)[0]
+    row = encode(tokenizer, pair, limits=Limits(32))[0]
     assert len(row.input_ids) == 7
     assert row.token_type_ids == [0, 0, 0, 0, 1, 1, 1]
     long = Examples([7], [("the " * 40,)], [0], ["train"])
     with pytest.raises(UserInputError, match="example 7 has more tokens than the model has positions, 32"):
-        encode(tokenizer, long, positions=32)
-    assert len(encode(tokenizer, long, positions=32, max_length=16)[0].input_ids) == 16
+        encode(tokenizer, long, limits=Limits(32))
+    assert len(encode(tokenizer, long, limits=Limits(32), max_length=16)[0].input_ids) == 16
     for bad in (7, 33):
         with pytest.raises(UserInputError, match=f"--max-length: {bad} is outside"):
-            encode(tokenizer, long, positions=32, max_length=bad)
+            encode(tokenizer, long, limits=Limits(32), max_length=bad)
     with pytest.raises(UserInputError, match="--batch-size: 0"):
         length_batches([1], 0)
     assert "fine" not in repr(pair)
