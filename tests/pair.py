@@ -221,7 +221,8 @@ def run_outcomes(
     assert torch.equal(told.refused, learnt.refused), "both owners learn the same bits"
     assert told.logits is None
     withheld = learnt.refused | ~inputs.asked
-    assert torch.equal(learnt.logits.isnan().all(1), withheld), "only refused rows and fillers have no logits"
+    unknown = learnt.logits.flatten(1).isnan().all(1)
+    assert torch.equal(unknown, withheld), "only refused rows and fillers have no logits"
     assert stores[0].next_operation == stores[1].next_operation == len(requests) * n_batches
     return told, learnt, plan, online[1]
 

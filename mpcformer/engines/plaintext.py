@@ -23,8 +23,8 @@ def predict(
         max_tokens: as `length_batches` takes it.
 
     Returns:
-        float32 logits (N, C) in the order of the examples, and the seconds of each example: those of its batch divided
-        by the size of the batch.
+        float32 logits (N, C) in the order of the examples, or (N, L, C) of each token with NaN at padding; and the
+        seconds of each example: those of its batch divided by the size of the batch.
     """
     n_examples = len(encoded)
     logits: list[NDArray[np.float32]] = [np.empty(0, dtype=np.float32)] * n_examples
@@ -41,6 +41,17 @@ def predict(
             output = model(**inputs).logits.float().cpu().numpy()
             elapsed = time.perf_counter() - start
             for row, index in enumerate(batch):
-                logits[index], seconds[index] = output[row], elapsed / len(batch)
+                # Only the real tokens of a text have logits of their own.
+                logits[index] = output[row][: len(encoded[index].input_ids)] if output.ndim == 3 else output[row]
+                seconds[index] = elapsed / len(batch)
     model.train(was_training)
-    return np.stack(logits), seconds
+    return np.stack(_padded(logits)), seconds
+
+
+def _padded(logits: list[NDArray[np.float32]]) -> list[NDArray[np.float32]]:
+    """Return the logits of each example's tokens (L, C), padded with NaN to the longest; others (C,) as they are."""
+    longest = max((len(row) for row in logits if row.ndim == 2), default=0)
+    return [
+        np.pad(row, ((0, longest - len(row)), (0, 0)), constant_values=np.nan) if row.ndim == 2 else row
+        for row in logits
+    ]

@@ -58,11 +58,15 @@ class WorstCase:
 
 @dataclass(frozen=True)
 class NormBounds:
-    """A LayerNorm's gain and bias (H,), and the largest length of the rows to which they are applied."""
+    """A LayerNorm's gain and bias (H,), and the largest length of the rows to which they are applied.
+
+    Behind the embeddings' LayerNorm a map to the layers may stand. Then gain and bias have the embeddings' width.
+    """
 
     gain: torch.Tensor
     bias: torch.Tensor
     length: float
+    projection: LinearWeights | None = None
 
 
 def column_bound(weight: torch.Tensor, bias: torch.Tensor, length: float) -> torch.Tensor:
@@ -131,11 +135,13 @@ def worst_case(
     softmax_form(config.softmax)
     limits = norm_limits or {}
     embeddings = sum(longest_row(table.cpu()) for table in (weights.words, weights.token_types, weights.positions))
-    before = _norm_bounds(weights.embedding_norm, limits.get("embeddings"))
+    before = _norm_bounds(weights.embedding_norm, limits.get("embeddings"), weights.projection)
     layers: list[LayerWorstCase] = []
     for n, layer in enumerate(weights.layers):
         query, key, value = (_after(before, linear.double()) for linear in (layer.query, layer.key, layer.value))
         scores, values = score_bound(query, key, n_heads, before.length), column_bound(*value, before.length)
+        if layer.score_bias is not None:
+            scores += float(layer.score_bias.abs().max())
         row = 1.0
         if row_means and layer.log_divisor is not None:
             row = row_means[n] * float(torch.exp(-layer.log_divisor.double()))
@@ -149,25 +155,33 @@ def worst_case(
         output = _stream(layer.outer.double(), length, before)
         before = _norm_bounds(layer.output_norm, limits.get(f"layer.{n}.output"))
         layers.append(LayerWorstCase(scores, values, attended, inner, output))
+    if weights.pooler is None:
+        logits = float(column_bound(*_after(before, weights.classifier.double()), before.length).max())
+        return WorstCase(embeddings, layers, 0.0, logits)
     pooler = float(column_bound(*_after(before, weights.pooler.double()), before.length).max())
     weight, bias = weights.classifier.double()
-    logits = float((weight.abs().sum(0) + bias.abs()).max())
+    # What stands behind tanh is at most one. The other activations make no number larger.
+    largest = 1.0 if config.head_activation == "tanh" else pooler
+    logits = float((largest * weight.abs().sum(0) + bias.abs()).max())
     return WorstCase(embeddings, layers, pooler, logits)
 
 
-def _norm_bounds(norm: NormWeights, limit: float | None) -> NormBounds:
+def _norm_bounds(norm: NormWeights, limit: float | None, projection: LinearWeights | None = None) -> NormBounds:
     """Bound the rows of a LayerNorm; `limit` bounds the variance before a constant one."""
     deviation, norm, variance = norm.deviation, norm.double(), 1.0
     if deviation is not None:
         if limit is None:
             raise ValueError("a constant LayerNorm has no limit of its rows' variance")
         variance = limit / deviation**2
-    return NormBounds(norm.gain, norm.bias, math.sqrt(norm.gain.size(0) * variance))
+    after = None if projection is None else projection.double()
+    return NormBounds(norm.gain, norm.bias, math.sqrt(norm.gain.size(0) * variance), after)
 
 
 def _after(norm: NormBounds, linear: LinearWeights) -> LinearWeights:
     """Return a map of a LayerNorm's result as a map of the row before gain and bias, which is orthogonal to 1."""
     weight, offset = linear
+    if norm.projection is not None:
+        weight, offset = norm.projection.weight @ weight, norm.projection.bias @ weight + offset
     return LinearWeights(centred_columns(norm.gain[:, None] * weight), norm.bias @ weight + offset)
 
 
@@ -177,5 +191,9 @@ def _stream(linear: LinearWeights, length: float, norm: NormBounds) -> float:
     Subtracting the row's mean makes it shorter.
     """
     weight, offset = linear
-    residual = float(norm.gain.abs().max()) * norm.length + float(norm.bias.norm())
+    if norm.projection is None:
+        residual = float(norm.gain.abs().max()) * norm.length + float(norm.bias.norm())
+    else:
+        rows = _after(norm, LinearWeights(torch.eye(norm.projection.bias.numel()).double(), torch.zeros(()).double()))
+        residual = spectral_norm(rows.weight) * norm.length + float(rows.bias.norm())
     return spectral_norm(weight) * length + float(offset.norm()) + residual

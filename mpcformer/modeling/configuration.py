@@ -58,5 +58,14 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         """The number of columns of the queries, the keys and the values each, with all heads side by side."""
         return int(self.num_attention_heads * self.head_size)
 
+    @property
+    def has_dense(self) -> bool:
+        """Whether the head has a dense layer before the classifier."""
+        return ModelDescription.of(self).has_dense
+
+    def norm_width(self, name: str) -> int:
+        """Return the length of the rows of a LayerNorm of `norm_names`."""
+        return ModelDescription.of(self).norm_width(name)
+
 
 AutoConfig.register("mpcformer", MPCFormerConfig)

@@ -83,7 +83,9 @@ def checked_head_size(hidden_size: int, n_heads: int, head_size: int | None) -> 
     return head_size or hidden_size // n_heads
 
 
-def check_precision(precision: str, gelu: str, softmax: str, constant_norms: Sequence[str]) -> None:
+def check_precision(
+    precision: str, gelu: str, softmax: str, constant_norms: Sequence[str], *, projection: bool = False
+) -> None:
     """Refuse a precision that is unknown, or that does not carry a model's forms.
 
     Raises:
@@ -91,6 +93,10 @@ def check_precision(precision: str, gelu: str, softmax: str, constant_norms: Seq
     """
     if precision not in PRECISIONS:
         raise UserInputError(f"precision: {precision!r} is unknown", f"choose one of: {', '.join(PRECISIONS)}")
+    if precision == COMPACT and projection:
+        raise UserInputError(
+            "precision: compact does not carry a map between the embeddings and the layers", "use the precision wide"
+        )
     if precision == COMPACT and not carries_compact(gelu, softmax, constant_norms):
         raise UserInputError(
             f"precision: compact carries quad with 2quad and no constant LayerNorms, not {gelu} with {softmax}",
@@ -173,7 +179,7 @@ class ModelDescription:
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)
-        check_precision(self.precision, self.gelu, self.softmax, self.constant_norms)
+        check_precision(self.precision, self.gelu, self.softmax, self.constant_norms, projection=self.projection)
 
     def _check_family(self) -> None:
         """Check what tells one family from another.
@@ -185,6 +191,11 @@ class ModelDescription:
             value = getattr(self, name)
             if value is not None and not (type(value) is int and value >= least):
                 raise UserInputError(f"{name}: {value!r} is no integer from {least} up", "correct config.json")
+        if self.pooling != "first" and self.has_dense:
+            raise UserInputError(
+                f"pooling: {self.pooling} with a dense layer in the head is not supported",
+                "use pooling first, or head_activation none",
+            )
         differ = self.embedding_size not in (None, self.hidden_size)
         if self.projection not in (None, True, False) or (differ and self.projection is False):
             raise UserInputError(
@@ -204,6 +215,10 @@ class ModelDescription:
     def of(cls, config: Any) -> "ModelDescription":
         """Describe the model of a transformers configuration that has our forms."""
         return cls(**{each.name: getattr(config, each.name) for each in fields(cls)})
+
+    def norm_width(self, name: str) -> int:
+        """Return the length of the rows of a LayerNorm of `norm_names`."""
+        return self.embedding_size if name == "embeddings" else self.hidden_size
 
     @property
     def has_dense(self) -> bool:

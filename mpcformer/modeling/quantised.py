@@ -102,7 +102,8 @@ def rounded_maps(config: ModelDescription) -> Iterator[RoundedMap]:
         yield RoundedMap(f"{source}.intermediate.dense", norm, FINEST["intermediate"])
         yield RoundedMap(f"{source}.output.dense", None, FINEST["output"])
         norm = norm_source(f"layer.{n}.output")
-    yield RoundedMap("bert.pooler.dense", norm, FINEST["pooler"])
+    if config.has_dense:
+        yield RoundedMap("bert.pooler.dense", norm, FINEST["pooler"])
 
 
 def quantise(

@@ -1,4 +1,4 @@
-"""A typed view of a BERT's weights: the one place that knows by which names a state dict holds them."""
+"""A typed view of an encoder's weights: the one place that knows by which names a state dict holds them."""
 
 import math
 from collections.abc import Mapping
@@ -63,6 +63,7 @@ class LayerWeights:
         inner, outer: the maps before and behind the activation, (H, I) and (I, H).
         output_norm: the LayerNorm behind them.
         log_divisor: the logarithm of the constant that divides attention's rows; None if the form learns none.
+        score_bias: by group of distances, what each head's scores are raised by, (groups, A); None if they are not.
     """
 
     query: LinearWeights
@@ -74,17 +75,20 @@ class LayerWeights:
     outer: LinearWeights
     output_norm: NormWeights
     log_divisor: torch.Tensor | None = None
+    score_bias: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, repr=False)
 class BertWeights:
-    """A BERT for sequence classification.
+    """An encoder with a head.
 
     Args:
-        words, token_types, positions: the embeddings' tables, (V, H), (T, H) and (P, H).
+        words, token_types, positions: the embeddings' tables, (V, E), (T, E) and (P, E).
         embedding_norm: the LayerNorm behind them.
         layers: the encoder.
-        pooler, classifier: (H, H) and (H, C).
+        pooler: the head's dense layer, (H, H); None if it has none.
+        classifier: (H, C).
+        projection: the map from the embeddings to the layers, (E, H); None if there is none.
     """
 
     words: torch.Tensor
@@ -92,8 +96,9 @@ class BertWeights:
     positions: torch.Tensor
     embedding_norm: NormWeights
     layers: tuple[LayerWeights, ...]
-    pooler: LinearWeights
+    pooler: LinearWeights | None
     classifier: LinearWeights
+    projection: LinearWeights | None = None
 
 
 def norm_source(name: str) -> str:
@@ -143,15 +148,16 @@ class _Reader:
 
     def bert(self) -> BertWeights:
         config, prefix = self._config, "bert.embeddings"
-        hidden = config.hidden_size
+        hidden, width = config.hidden_size, config.embedding_size
         return BertWeights(
-            words=self._tensor(f"{prefix}.word_embeddings.weight", config.vocab_size, hidden),
-            token_types=self._tensor(f"{prefix}.token_type_embeddings.weight", config.type_vocab_size, hidden),
-            positions=self._tensor(f"{prefix}.position_embeddings.weight", config.max_position_embeddings, hidden),
+            words=self._tensor(f"{prefix}.word_embeddings.weight", config.vocab_size, width),
+            token_types=self._tensor(f"{prefix}.token_type_embeddings.weight", config.type_vocab_size, width),
+            positions=self._tensor(f"{prefix}.position_embeddings.weight", config.max_position_embeddings, width),
             embedding_norm=self._norm("embeddings"),
             layers=tuple(self._layer(f"layer.{n}") for n in range(config.num_hidden_layers)),
-            pooler=self._linear("bert.pooler.dense", hidden, hidden),
+            pooler=self._linear("bert.pooler.dense", hidden, hidden) if config.has_dense else None,
             classifier=self._linear("classifier", hidden, config.num_labels),
+            projection=self._linear(f"{prefix}.projection", width, hidden) if config.projection else None,
         )
 
     def _layer(self, name: str) -> LayerWeights:
@@ -164,6 +170,8 @@ class _Reader:
         query, key, value = (
             self._linear(f"{source}.attention.self.{part}", hidden, attended) for part in ("query", "key", "value")
         )
+        buckets = self._config.score_buckets
+        table = f"{source}.attention.self.score_bias.weight", buckets, self._config.num_attention_heads
         learns_divisor = softmax_form(self._config.softmax).divisor is not None
         return LayerWeights(
             query,
@@ -175,13 +183,14 @@ class _Reader:
             outer=self._linear(f"{source}.output.dense", inner, hidden),
             output_norm=self._norm(f"{name}.output"),
             log_divisor=self._tensor(f"{source}.attention.self.log_divisor") if learns_divisor else None,
+            score_bias=self._tensor(*table) if buckets else None,
         )
 
     def _linear(self, name: str, n_in: int, n_out: int) -> LinearWeights:
         return LinearWeights(self._tensor(f"{name}.weight", n_out, n_in).t(), self._tensor(f"{name}.bias", n_out))
 
     def _norm(self, name: str) -> NormWeights:
-        source, hidden = norm_source(name), self._config.hidden_size
+        source, hidden = norm_source(name), self._config.norm_width(name)
         log_deviation = self._tensor(f"{source}.log_deviation") if name in self._config.constant_norms else None
         gain, bias = (self._tensor(f"{source}.{part}", hidden) for part in ("weight", "bias"))
         return NormWeights(gain, bias, log_deviation)

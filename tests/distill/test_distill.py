@@ -26,7 +26,7 @@ from distill.teacher import train_teacher
 from distill.training.prepare import Prepared
 from distill.training.workspace import Workspace
 from mpcformer.approximations import QUAD_DIVISOR
-from mpcformer.engines.lift import scales
+from mpcformer.engines.lift.scales import model as scales
 from mpcformer.engines.plaintext import predict
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling import (

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from mpcformer.engines.base import BatchShape, load_public_model
-from mpcformer.engines.lift import fixed_point as fp
 from mpcformer.engines.lift.engine import LiftEngine, engine_constants
-from mpcformer.engines.lift.scales import MAX_LENGTH, lift_scales
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.model import MAX_LENGTH, lift_scales
 from mpcformer.engines.registry import ENGINES, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.quantised import INTEGERS, rounded_maps
 from mpcformer.modeling.weights_file import load_weights
 from tests.pair import batch_of, run_private
@@ -142,7 +143,7 @@ def test_ordinary_ranges_are_carried_in_units(variance: tuple[float, float], rea
         bounds |= {f"{name}.{part}.variance": variance for part in ("attention", "output")}
         bounds |= {f"{name}.attended_reach": (0.0, reach), f"{name}.output_reach": (0.0, reach)}
         bounds |= {f"{name}.row_mean": (5.0, 60.0), f"{name}.scores": (-9.0, 9.0)}
-    made = lift_scales(hidden_size=768, epsilon=1e-12, n_layers=2, bounds=bounds, precision="compact")
+    made = lift_scales(ModelDescription(num_hidden_layers=2, precision="compact"), bounds)
     for layer in made.layers:
         for norm in (layer.attention_norm, layer.output_norm):
             assert norm.scale == norm.stream.scale

@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mpcformer.engines.base import MODEL_OWNER, BatchInputs, BatchShape, PublicModel, load_public_model
 from mpcformer.engines.crypten.parameters import parameter_values
-from mpcformer.engines.lift import norms
 from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.lift.overflow import check_overflow
+from mpcformer.engines.lift.scales import norms
 from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.modeling import Ranges, load_student

@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.base import load_public_model
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift import norms
 from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.lift.overflow import check_overflow, rooms, rounded_rooms, value_shift
-from mpcformer.engines.lift.rows import layer_scales, row_bits
-from mpcformer.engines.lift.scales import LiftScales
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales import norms
+from mpcformer.engines.lift.scales.model import LiftScales
+from mpcformer.engines.lift.scales.rows import layer_scales, row_bits
 from mpcformer.engines.lift.weights import owned_weights
 from mpcformer.errors import RangeError
 from mpcformer.modeling import MPCFormerConfig, load_student

@@ -8,8 +8,8 @@ import torch
 
 from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations.row_lookup import BITS, GROUP_BUCKETS, LookupSpec
-from mpcformer.engines.lift.scales import activation
-from mpcformer.engines.lift.tables import table as tables_of
+from mpcformer.engines.lift.scales.model import activation
+from mpcformer.engines.lift.scales.tables import table as tables_of
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
 from mpcformer.protocols.cost import ProtocolCost, opening
 from mpcformer.protocols.lifted import Mask, Opened

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations import Request, validate
 from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
-from mpcformer.engines.lift.scales import activation
+from mpcformer.engines.lift.scales.model import activation
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction, clamp, relu

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from mpcformer.channel import Counters
 from mpcformer.correlations import Request
 from mpcformer.correlations.table import MAX_LOG_BINS, pieces
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift import norms
-from mpcformer.engines.lift.rows import LayerScales, row_function, softmax_functions
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales import norms
+from mpcformer.engines.lift.scales.rows import LayerScales, row_function, softmax_functions
 from mpcformer.errors import RangeError
 from mpcformer.protocols import guard
 from mpcformer.protocols.party import Party
@@ -213,7 +213,7 @@ def test_every_processor_has_the_same_coefficients() -> None:
 import hashlib, torch
 from tests.protocols.test_table import functions
 from mpcformer.correlations.table import pieces
-from mpcformer.engines.lift.tables import table
+from mpcformer.engines.lift.scales.tables import table
 made = [function for _, function, *_ in functions()]
 made.append(table("tanh", -6.0, 6.0, 2.0**-16, 14, 0.12, max_log_bins=9))
 digest = hashlib.sha256()

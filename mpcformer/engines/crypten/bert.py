@@ -23,6 +23,7 @@ from mpcformer.engines.crypten.constants import LayerScales, NewtonScales, NormS
 from mpcformer.engines.crypten.newton import NewtonPlan
 from mpcformer.engines.crypten.parameters import ParameterShapes
 from mpcformer.engines.stopwatch import Stopwatch
+from mpcformer.modeling.distances import distance_buckets
 
 Shared = ops.Shared
 
@@ -51,7 +52,9 @@ class CrypTenBert:
         self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
-        """Return shared logits (B, C), and shared numbers (B,) that tell which sentences left their ranges.
+        """Return shared logits, and shared numbers (B,) that tell which sentences left their ranges.
+
+        Logits are (B, C), or (B, L, C) if the head takes each token by itself.
 
         Args:
             one_hot: the unit vectors of word and token type side by side, (B L, V + T), shared at scale 1.
@@ -66,15 +69,33 @@ class CrypTenBert:
         x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
         self.watch.lap("embedding")
         x = self._layer_norm(x, "embeddings.norm", self._constants.embedding_norm)
+        if self._config.projection:
+            x = self._linear(x, "embeddings.projection")
         for index, constants in enumerate(self._constants.layers):
             x = self._layer(x, mask, f"layer.{index}", constants)
-        before = self._linear(ops.wrap(x.share[:, 0]), "pooler")  # (B, H)
-        self.watch.lap("linear")
-        pooled = ops.tanh(before, bound=self._constants.tanh_bound)
-        self.watch.lap("activation")
-        logits = self._linear(pooled, "classifier")
+        logits = self._linear(self._pool(x, mask), "classifier")
         self.watch.lap("linear")
         return logits, self._residual(mask)
+
+    def _pool(self, x: Any, mask: torch.Tensor) -> Any:
+        """Return what the classifier takes of the last hidden state (B, L, H): (B, H), or (B, L, H) of each token."""
+        if self._config.pooling == "each":
+            return x
+        if self._config.pooling == "mean":
+            rows = ops.wrap((x.share * mask[:, :, None]).sum(1))
+            counts = mask.sum(1, keepdim=True).double()
+            fractions = counts if mask.device.type == "meta" else 1.0 / counts
+            return ops.times_fractions(rows, fractions, small=math.floor(math.log2(mask.size(1))))
+        if not self._config.has_dense:
+            return ops.wrap(x.share[:, 0])
+        before = self._linear(ops.wrap(x.share[:, 0]), "pooler")  # (B, H)
+        self.watch.lap("linear")
+        if self._config.head_activation == "tanh":
+            pooled = ops.tanh(before, bound=self._constants.tanh_bound)
+        else:
+            pooled = gelu_form(self._config.head_activation).on(CRYPTEN)(ops, before)
+        self.watch.lap("activation")
+        return pooled
 
     def _linear(self, x: Any, name: str) -> Any:
         weight = self._p[f"{name}.weight"]  # (in, out)
@@ -124,6 +145,10 @@ class CrypTenBert:
         query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
         self.watch.lap("linear")
         scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
+        if self._config.score_buckets:
+            table = self._p[f"{name}.attention.score_bias"].share  # (groups, A), scaled down too
+            buckets = distance_buckets(n_positions, table.size(0)).to(table.device)
+            scores = ops.wrap(scores.share + table[buckets].permute(2, 0, 1))
         self.watch.lap("attention")
         keys = mask[:, None, None, :]  # (B, 1, 1, L)
         numerators = ops.times_integers(self._numerators(scores, keys, constants), keys)

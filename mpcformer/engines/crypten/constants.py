@@ -75,7 +75,13 @@ class NewtonScales:
 
 
 def model_constants(
-    *, gelu: str, softmax: str, n_layers: int, bounds: CalibratedRanges, constant_norms: Collection[str] = ()
+    *,
+    gelu: str,
+    softmax: str,
+    n_layers: int,
+    bounds: CalibratedRanges,
+    constant_norms: Collection[str] = (),
+    head_activation: str = "tanh",
 ) -> NewtonScales:
     """Derive the public numbers of a model.
 
@@ -84,6 +90,7 @@ def model_constants(
         n_layers: the number of encoder layers.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
         constant_norms: names of the LayerNorms that divide by a constant.
+        head_activation: what stands behind the head's dense layer.
 
     Raises:
         RangeError: a range is missing, not finite, or outside what fixed point carries.
@@ -98,7 +105,7 @@ def model_constants(
             )
     norms = {name: _norm(bounds, name, name in constant_norms) for name in norm_names(n_layers)}
     layers = tuple(_layer(softmax_form(softmax), f"layer.{n}", bounds, norms) for n in range(n_layers))
-    low, high = calibrated(bounds, "pooler.tanh")
+    low, high = calibrated(bounds, "pooler.tanh") if head_activation == "tanh" else (0.0, 0.0)
     tanh_bound = 2 * max(abs(low), abs(high), 1.0)
     return NewtonScales(norms["embeddings"], layers, tanh_bound)
 

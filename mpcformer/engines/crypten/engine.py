@@ -149,8 +149,9 @@ class CrypTenEngine:
         refused = ops.Shared.from_shares(outside, precision=0).reveal() != 0
         # The factor is public, so nothing of logits that are not told is in what the model owner sends.
         told = ~refused & asked
-        opened = ops.times_integers(logits, told.long()[:, None]).get_plain_text(dst=DATA_OWNER)
-        return Outcome(refused, opened if opened is None else opened.masked_fill(~told[:, None], torch.nan))
+        told = told[:, None, None] & mask.bool()[:, :, None] if logits.share.dim() == 3 else told[:, None]
+        opened = ops.times_integers(logits, told.long()).get_plain_text(dst=DATA_OWNER)
+        return Outcome(refused, opened if opened is None else opened.masked_fill(~told, torch.nan))
 
 
 class CrypTenBatch:
@@ -211,4 +212,5 @@ def _constants(public: PublicModel) -> NewtonScales:
         n_layers=public.config.num_hidden_layers,
         bounds=public.ranges.bounds,
         constant_norms=public.config.constant_norms,
+        head_activation=public.config.head_activation,
     )

@@ -64,11 +64,15 @@ def times_public(x: Any, constant: float) -> Any:
     return wrap(truncate(x.share * multiplier, bits))
 
 
-def times_fractions(x: Any, fractions: torch.Tensor) -> Any:
-    """Return x * fractions to 16 bits; fractions are public float64, at most 2, broadcast. One round; |x| < 2^29."""
+def times_fractions(x: Any, fractions: torch.Tensor, small: int = 0) -> Any:
+    """Return x * fractions; fractions are public float64, at most 2^(1 - small), broadcast. One round; |x| < 2^29.
+
+    Fractions are rounded to 16 + small bits behind the point.
+    """
+    bits = SIGNIFICANT_BITS + small
     if fractions.device.type == "meta":
-        return wrap(truncate(x.share, SIGNIFICANT_BITS))
-    return wrap(truncate(x.share * (fractions * 2**SIGNIFICANT_BITS).round().long(), SIGNIFICANT_BITS))
+        return wrap(truncate(x.share, bits))
+    return wrap(truncate(x.share * (fractions * 2**bits).round().long(), bits))
 
 
 def times_power_of_two(x: Any, exponent: int) -> Any:

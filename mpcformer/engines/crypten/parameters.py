@@ -17,27 +17,33 @@ ParameterShapes = dict[str, tuple[int, ...]]
 def parameter_shapes(config: ModelDescription) -> ParameterShapes:
     """Return the shapes by name, from the public configuration alone, in a fixed order."""
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
+    width = config.embedding_size
     shapes: ParameterShapes = {
-        "embeddings.words_and_types": (config.vocab_size + config.type_vocab_size, hidden),
-        "embeddings.positions": (config.max_position_embeddings, hidden),
+        "embeddings.words_and_types": (config.vocab_size + config.type_vocab_size, width),
+        "embeddings.positions": (config.max_position_embeddings, width),
     }
 
-    def norm(name: str) -> None:
-        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (hidden,)
+    def norm(name: str, length: int = hidden) -> None:
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (length,)
 
     def linear(name: str, n_in: int, n_out: int) -> None:
         shapes[f"{name}.weight"], shapes[f"{name}.bias"] = (n_in, n_out), (n_out,)
 
-    norm("embeddings.norm")
+    norm("embeddings.norm", width)
+    if config.projection:
+        linear("embeddings.projection", width, hidden)
     for index in range(config.num_hidden_layers):
         for part in ("query", "key", "value"):
             linear(f"layer.{index}.attention.{part}", hidden, attended)
+        if config.score_buckets:
+            shapes[f"layer.{index}.attention.score_bias"] = (config.score_buckets, config.num_attention_heads)
         linear(f"layer.{index}.attention.output", attended, hidden)
         norm(f"layer.{index}.attention.norm")
         linear(f"layer.{index}.intermediate", hidden, inner)
         linear(f"layer.{index}.output", inner, hidden)
         norm(f"layer.{index}.norm")
-    linear("pooler", hidden, hidden)
+    if config.has_dense:
+        linear("pooler", hidden, hidden)
     linear("classifier", hidden, config.num_labels)
     return shapes
 
@@ -71,18 +77,23 @@ def parameter_values(
     values["embeddings.words_and_types"] = torch.cat([weights.words, weights.token_types])
     values["embeddings.positions"] = weights.positions
     put_norm("embeddings.norm", weights.embedding_norm, "embeddings")
+    if weights.projection is not None:
+        put_map("embeddings.projection", weights.projection)
     for n, (layer, layer_scales) in enumerate(zip(weights.layers, scales.layers, strict=True)):
         name = f"layer.{n}"
         factor = 2.0**-layer_scales.score_scale / math.sqrt(config.head_size)
         put_map(f"{name}.attention.query", layer.query, factor, factor)
         put_map(f"{name}.attention.key", layer.key)
         put_map(f"{name}.attention.value", layer.value)
+        if layer.score_bias is not None:
+            values[f"{name}.attention.score_bias"] = layer.score_bias * 2.0**-layer_scales.score_scale
         put_map(f"{name}.attention.output", layer.output, _behind_attention(n, layer, layer_scales))
         put_norm(f"{name}.attention.norm", layer.attention_norm, f"{name}.attention")
         put_map(f"{name}.intermediate", layer.inner)
         put_map(f"{name}.output", layer.outer)
         put_norm(f"{name}.norm", layer.output_norm, f"{name}.output")
-    put_map("pooler", weights.pooler)
+    if weights.pooler is not None:
+        put_map("pooler", weights.pooler)
     put_map("classifier", weights.classifier)
     return values
 

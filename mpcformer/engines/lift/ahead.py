@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from mpcformer.engines.lift.maps import Maps
-from mpcformer.engines.lift.scales import LiftScales
+from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.errors import ProtocolError
@@ -63,7 +63,7 @@ class Ahead:
         table_mask: torch.Tensor | None = None,
         is_plan: bool = False,
     ) -> None:
-        self._party, self._masked, self._rings = party, masked, constants.rings
+        self._party, self._masked, self._constants = party, masked, constants
         self._shapes = weight_shapes(config, embeddings)
         self.known: dict[str, Known] = {}
         self.words: PrivateWords | None = None
@@ -89,7 +89,7 @@ class Ahead:
             if self._party.rank == DATA_OWNER:
                 if self._masked is None:
                     raise ProtocolError("the masked weights have not arrived")
-                widths = [self._rings.weight_bits(weight) for weight in item.weights]
+                widths = [self._constants.weight_bits(weight) for weight in item.weights]
                 requests = [linear.request(item.weights, item.rows, self._shapes, widths), *item.following]
                 start = starts[item.weights[0]]
                 dealt = [self._party.store.preview(start + i, r).shares for i, r in enumerate(requests)]

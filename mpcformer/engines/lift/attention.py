@@ -10,10 +10,10 @@ import torch
 
 from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.fixed_point import Rings
 from mpcformer.engines.lift.range_check import RangeCheck
-from mpcformer.engines.lift.rows import (
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.fixed_point import Rings
+from mpcformer.engines.lift.scales.rows import (
     LayerScales,
     row_bits,
     row_function,
@@ -68,18 +68,26 @@ class PrivateAttention:
     ) -> None:
         self._party, self._form, self._mask, self._log_keys = party, softmax_form(softmax), mask, log_keys
         self._check, self._watch = check, watch
-        self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
+        self._key_factors = self.sentences(fp.key_factor) * mask[:, None, None, :]
 
-    def attend(self, heads: Heads, constants: LayerScales) -> torch.Tensor:
-        """Return the attended rows (B Q, A D) at attended_scale, of a layer with these scales."""
+    def attend(self, heads: Heads, constants: LayerScales, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """Return the attended rows (B Q, A D) at attended_scale, of a layer with these scales.
+
+        Args:
+            heads: queries, keys and values.
+            constants: the layer's scales.
+            bias: at the model owner, what it adds to its share of the scores, (A, Q, L); None adds nothing.
+        """
         party, rank, rings = self._party, self._party.rank, constants.rings
         scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
         scores = shift(scores, 2 * rings.query_scale - rings.score_scale, rank)
+        if bias is not None:
+            scores = scores + bias
         self._watch.lap("attention")
         value_mask = Mask(heads.value_mask, rings.value_bits, "plain", rings.value_lift)
         value = Opened(party, value_mask, heads.value).value()  # (B, A, D, L)
         if not constants.divided:
-            value = shift(value * self._sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
+            value = shift(value * self.sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
         value_half = matmul.half(value, heads.context_masks[1], rings.numerator_bits)
         opened_value: list[torch.Tensor] = []
 
@@ -100,7 +108,7 @@ class PrivateAttention:
             return self._multiplied_rows(numerators, bits, opened_value[0], heads, constants)
         return self._divided_rows(numerators, rows, opened_value[0], heads, constants, real)
 
-    def _sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
+    def sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
         """Return the public factor(number of keys, log_keys) of each sentence, (B, 1, 1, 1)."""
         if self._mask.device.type == "meta":
             return self._mask[:, None, None, :1]

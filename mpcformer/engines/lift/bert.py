@@ -18,14 +18,15 @@ from mpcformer.engines.base import Outcome
 from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.attention import Heads, PrivateAttention
 from mpcformer.engines.lift.maps import Tensors
-from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.range_check import RangeCheck
-from mpcformer.engines.lift.reveal import reveal
-from mpcformer.engines.lift.scales import LiftScales
+from mpcformer.engines.lift.reveal import Classifier, reveal
+from mpcformer.engines.lift.scales.model import LiftScales
+from mpcformer.engines.lift.scales.norms import Norm
 from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.errors import ProtocolError
+from mpcformer.modeling.distances import distance_buckets
 from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, shapes_of, shift, split
@@ -85,7 +86,7 @@ class PrivateBert:
             What was opened, and the correlations to use it with.
         """
         item, party = self.maps[name], self._party
-        widths = [self._constants.rings.weight_bits(weight) for weight in item.weights]
+        widths = [self._constants.weight_bits(weight) for weight in item.weights]
         bits = max(widths)
         request = linear.request(item.weights, item.rows, self._shapes, widths)
         if party.rank == DATA_OWNER:
@@ -152,7 +153,7 @@ class PrivateBert:
         self.watch.start()
         if segment == 0 and self._embeddings == "public_table":
             rows = self._n_batch * self._n_positions
-            self._x = first if first is not None else self._zeros(rows, self._config.hidden_size)
+            self._x = first if first is not None else self._zeros(rows, self._config.embedding_size)
             self._check_first(first)
         elif segment == 0:
             if self._words is None:
@@ -164,20 +165,32 @@ class PrivateBert:
         self._layer(segment)
         if segment < self.maps.n_segments - 1:
             return None
-        opened, tensors = self._apply("pooler", self._x)
-        self.watch.lap("linear")
-        party = self._party
-        clamped = Evaluation(self._constants.tanh_clamp, tensors[0], party.rank).evaluate(party, opened[0])
-        lookup = self._check.lookup(self._constants.tanh, clamped.numel())
-        arguments = party.open(lookup.halves(clamped.reshape(-1)))
-        y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
-        self.watch.lap("activation")
+        pooled = self._pool()
         marks = self._check.totals()
         self.watch.lap("check")
-        pooled, shape = y.view(self._n_batch, -1), self._shapes["classifier"]
-        outcome = reveal(party, pooled, marks, shape, self._owned, self._masked, self._asked)
+        classifier = Classifier(self._constants.head, self._shapes["classifier"], self._mask, self._owned, self._masked)
+        outcome = reveal(self._party, classifier, pooled, marks, self._asked)
         self.watch.lap("linear")
         return outcome
+
+    def _pool(self) -> torch.Tensor:
+        """Return what the classifier takes of the last layer's rows, at row_scale: (B, H), or (B L, H) of each row."""
+        party, head, pooling = self._party, self._constants.head, self._config.pooling
+        if head.function is None:
+            if pooling != "mean":
+                return self._x
+            rows = (self._x.view(self._n_batch, self._n_positions, -1) * self._mask[:, :, None]).sum(1)
+            mean: torch.Tensor = rows * self._attention.sentences(lambda n, _: head.row_factor(n))[:, :, 0, 0]
+            return mean
+        opened, tensors = self._apply("pooler", self._x)
+        self.watch.lap("linear")
+        y = Evaluation(head.function, tensors[0], party.rank).evaluate(party, opened[0])
+        if head.table is not None:
+            lookup = self._check.lookup(head.table, y.numel())
+            arguments = party.open(lookup.halves(y.reshape(-1)))
+            y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
+        self.watch.lap("activation")
+        return y.view(self._n_batch, -1)
 
     def _check_first(self, rows: torch.Tensor | None) -> None:
         """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""
@@ -217,7 +230,8 @@ class PrivateBert:
         real = self._mask[:, :n_query].reshape(-1)
         (query, key, value), masks = self._apply(f"{name}.attention", self._x)
         self.watch.lap("linear")
-        attended = self._attention.attend(Heads(query, key, value, *masks), constants)
+        bias = self._score_bias(f"{name}.attention.score_bias", n_query)
+        attended = self._attention.attend(Heads(query, key, value, *masks), constants, bias)
         opened, tensors = self._apply(f"{name}.attention.output", attended)
         self.watch.lap("linear")
         x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
@@ -228,6 +242,14 @@ class PrivateBert:
         opened, tensors = self._apply(f"{name}.outer", activated)
         self.watch.lap("linear")
         self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
+
+    def _score_bias(self, name: str, n_query: int) -> torch.Tensor | None:
+        """Return what the model owner adds to its share of the scores, (A, Q, L); None for nothing."""
+        table = None if self._owned is None else self._owned.biases.get(name)
+        if table is None:
+            return None
+        buckets = distance_buckets(self._n_positions, table.size(0))[:n_query]
+        return table[buckets.to(table.device)].permute(2, 0, 1)
 
     def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
         """Return the form of GeLU of the opened first map (rows, I), as the second map takes it."""

@@ -11,11 +11,12 @@ import math
 from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.range_check import guard_bits
-from mpcformer.engines.lift.reveal import LOGIT_WIRE_BITS, zero_test_half
-from mpcformer.engines.lift.rows import (
+from mpcformer.engines.lift.reveal import zero_test_half
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.model import LiftScales
+from mpcformer.engines.lift.scales.norms import Norm
+from mpcformer.engines.lift.scales.rows import (
     LayerScales,
     row_bits,
     row_function,
@@ -24,8 +25,7 @@ from mpcformer.engines.lift.rows import (
     softmax_base,
     softmax_functions,
 )
-from mpcformer.engines.lift.scales import LiftScales
-from mpcformer.engines.lift.weights import TABLE_BITS, weight_shapes
+from mpcformer.engines.lift.weights import TABLE_BITS, attention_parts, weight_shapes
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
 from mpcformer.protocols.cost import ProtocolCost, Step, dealt, message, opening
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, half_bytes
@@ -60,25 +60,29 @@ class BatchCost:
         cost = self._setup() + self._first_rows()
         for index in range(self._config.num_hidden_layers):
             cost = cost + self._layer(index)
-        n_batch, hidden = self._shape.batch_size, self._config.hidden_size
-        pooled = self._maps(["pooler"], n_batch)
-        clamped = piecewise.cost(self._scales.tanh_clamp, (n_batch, hidden), ahead=True)
-        cost = cost + pooled + clamped + table.cost(self._scales.tanh, n_batch * hidden)
-        return cost + guard.cost(self._guarded) + self._reveal()
+        return cost + self._head() + guard.cost(self._guarded) + self._reveal()
+
+    def _head(self) -> ProtocolCost:
+        """Return the cost of the head's dense layer, if there is one."""
+        head, n_batch, hidden = self._scales.head, self._shape.batch_size, self._config.hidden_size
+        if head.function is None:
+            return NOTHING
+        cost = self._maps(["pooler"], n_batch) + piecewise.cost(head.function, (n_batch, hidden), ahead=True)
+        return cost if head.table is None else cost + table.cost(head.table, n_batch * hidden)
 
     def _setup(self) -> ProtocolCost:
         """Return the cost of the masked weights and, with public tables, of the tables themselves."""
         cost = NOTHING
         for name, shape in self._weights.items():
-            cost = cost + linear.setup_cost([shape], self._rings.weight_bits(name))
+            cost = cost + linear.setup_cost([shape], self._scales.weight_bits(name))
         if self._embeddings == "public_table":
             rows = self._config.vocab_size + self._config.type_vocab_size + self._config.max_position_embeddings
-            cost = cost + ProtocolCost(setup_bytes=half_bytes(((rows, self._config.hidden_size), TABLE_BITS)))
+            cost = cost + ProtocolCost(setup_bytes=half_bytes(((rows, self._config.embedding_size), TABLE_BITS)))
         return cost
 
     def _maps(self, names: list[str], rows: int) -> ProtocolCost:
         """Return the cost of the linear maps of one input with so many rows."""
-        widths = [self._rings.weight_bits(name) for name in names]
+        widths = [self._scales.weight_bits(name) for name in names]
         return linear.cost(rows, [self._weights[name] for name in names], widths)
 
     def _first_rows(self) -> ProtocolCost:
@@ -86,7 +90,7 @@ class BatchCost:
         if self._embeddings == "public_table":
             return NOTHING
         rows = self._shape.batch_size * self._shape.seq_len
-        stream, norm = (rows, self._config.hidden_size), self._scales.embedding_norm
+        stream, norm = (rows, self._config.embedding_size), self._scales.embedding_norm
         wanted = rows, self._config.type_vocab_size, self._weights["embeddings"]
         if not row_lookup.is_cheaper(*wanted):
             return self._maps(["embeddings"], rows) + self._norm(norm, stream)
@@ -112,13 +116,14 @@ class BatchCost:
     def _layer(self, index: int) -> ProtocolCost:
         name, layer = f"layer.{index}", self._scales.layers[index]
         n_batch, n_keys = self._shape.batch_size, self._shape.seq_len
-        n_query = 1 if index == self._config.num_hidden_layers - 1 else n_keys
+        is_last = index == self._config.num_hidden_layers - 1
+        n_query = 1 if is_last and self._config.pooling == "first" else n_keys
         heads, size = (n_batch, self._config.num_attention_heads), self._config.head_size
         query, key, value = (*heads, n_query, size), (*heads, n_keys, size), (*heads, size, n_keys)
         rows, hidden = n_batch * n_query, self._config.hidden_size
 
-        rings, parts = self._rings, ("scores", "values", "residual", "mean")
-        cost = self._maps([f"{name}.attention.{part}" for part in parts], n_batch * n_keys)
+        rings = self._rings
+        cost = self._maps([f"{name}.{part}" for part in attention_parts(self._config, index)], n_batch * n_keys)
         opened = matmul.cost(query, key, rings.query_bits, ahead=True)
         cost = cost + (opened | lifted.cost("plain", value, rings.value_bits, rings.value_lift, ahead=True))
         # The values' half of this product is opened with the scores, which changes no round.
@@ -181,7 +186,8 @@ class BatchCost:
     def _reveal(self) -> ProtocolCost:
         """Return the cost of the zero test and the classifier, which share messages."""
         n_batch = self._shape.batch_size
-        sums, logits = zero_test_half(n_batch), ((n_batch, self._config.num_labels), LOGIT_WIRE_BITS)
-        opened = opening(sums) | self._maps(["classifier"], n_batch)
+        rows = n_batch * (self._shape.seq_len if self._config.pooling == "each" else 1)
+        sums, logits = zero_test_half(n_batch), ((rows, self._config.num_labels), self._scales.head.wire_bits)
+        opened = opening(sums) | self._maps(["classifier"], rows)
         told = message(MODEL_OWNER, sums) + message(DATA_OWNER, sums, logits)
         return opened + told + dealt(zero_test.request(n_batch))

@@ -18,7 +18,7 @@ from mpcformer.engines.dry_run import PlanRecorder, SilentChannel, WithoutValues
 from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.bert import PrivateBert
 from mpcformer.engines.lift.cost import BatchCost
-from mpcformer.engines.lift.scales import LiftScales, lift_scales
+from mpcformer.engines.lift.scales.model import LiftScales, lift_scales
 from mpcformer.engines.lift.weights import (
     TABLE_BITS,
     OwnedWeights,
@@ -84,7 +84,7 @@ class LiftEngine:
         if self._owned is not None:
             key = store.weight_mask_key()
             for name in shapes:
-                bits = self._constants.rings.weight_bits(name)
+                bits = self._constants.weight_bits(name)
                 masked = masked_weight(self._owned.weights[name], key, name, bits)
                 self._channel.send([pack(masked, bits)])
                 if name == "embeddings":
@@ -94,9 +94,8 @@ class LiftEngine:
                 self._channel.send([pack(table, TABLE_BITS) for table in tables])
             return
         self._masked = {}
-        rings = self._constants.rings
-        for name, spec in masked_specs(self._config, rings, self._public.embeddings):
-            bits = rings.weight_bits(name)
+        for name, spec in masked_specs(self._config, self._constants, self._public.embeddings):
+            bits = self._constants.weight_bits(name)
             packed = self._channel.receive([spec])[0]
             whole = unpack_int32(packed, shapes[name]) if bits == SHORT else unpack(packed, shapes[name], bits)
             self._masked[name] = whole
@@ -104,7 +103,7 @@ class LiftEngine:
             self._receive_tables(self._channel)
 
     def _receive_tables(self, channel: Channel) -> None:
-        width = self._config.hidden_size
+        width = self._config.embedding_size
         rows = self._config.vocab_size + self._config.type_vocab_size, self._config.max_position_embeddings
         packed = channel.receive([Spec(torch.uint8, (packed_bytes(n * width, TABLE_BITS),)) for n in rows])
         for n, table in zip(rows, packed, strict=True):
@@ -229,17 +228,7 @@ def engine_constants(public: PublicModel) -> LiftScales:
     Raises:
         RangeError: ranges that the engine cannot carry.
     """
-    config = public.config
-    return lift_scales(
-        hidden_size=config.hidden_size,
-        epsilon=config.layer_norm_eps,
-        n_layers=config.num_hidden_layers,
-        bounds=public.ranges.bounds,
-        gelu=config.gelu,
-        softmax=config.softmax,
-        constant_norms=config.constant_norms,
-        precision=config.precision,
-    )
+    return lift_scales(public.config, public.ranges.bounds)
 
 
 def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:

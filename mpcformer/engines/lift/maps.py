@@ -12,9 +12,9 @@ import torch
 
 from mpcformer.correlations import Request, sketch
 from mpcformer.engines.dry_run import WithoutValues
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import Norm
-from mpcformer.engines.lift.scales import LiftScales
+from mpcformer.engines.lift.scales.model import LiftScales
+from mpcformer.engines.lift.scales.norms import Norm
+from mpcformer.engines.lift.weights import attention_parts
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
@@ -65,8 +65,9 @@ class Maps:
         self._rank, self._config, self._constants, self._rings = rank, config, constants, constants.rings
         self._shapes, self._one_hot = shapes, one_hot
         self._n_batch, self._n_positions = size
-        # What the residual of the block at work adds, before it is shifted: this owner's share, and that of its mean.
-        self._residual: tuple[torch.Tensor, torch.Tensor] | None = None
+        # What the residual of the block at work adds, before it is shifted: this owner's share, and that of its mean,
+        # which a residual that is centred itself does not have.
+        self._residual: tuple[torch.Tensor, torch.Tensor | None] | None = None
 
     @property
     def n_segments(self) -> int:
@@ -77,26 +78,29 @@ class Maps:
         """Return the names of the maps in a segment whose opening has a half that the data owner knows ahead."""
         layer = f"layer.{segment}"
         names = [f"{layer}.attention", f"{layer}.attention.output", f"{layer}.inner", f"{layer}.outer"]
-        head = ["pooler"] if segment == self.n_segments - 1 else []
+        head = ["pooler"] if segment == self.n_segments - 1 and self._config.has_dense else []
         one_hot = ["embeddings"] if segment == 0 and self._one_hot else []
         return [*one_hot, *names, *head]
 
     def n_queries(self, index: int) -> int:
         """Return Q of a layer."""
-        return 1 if index == self.n_segments - 1 else self._n_positions
+        return 1 if index == self.n_segments - 1 and self._config.pooling == "first" else self._n_positions
 
     def __getitem__(self, name: str) -> Map:
         n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
         if name == "embeddings":
             before = self._constants.embedding_norm
-            lift = lifted.request(before.op, (n_rows, hidden), before.stream.bits, before.stream.lift)
+            width = self._config.embedding_size
+            lift = lifted.request(before.op, (n_rows, width), before.stream.bits, before.stream.lift)
             return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], before.scale, before, t[0])])
         if name == "pooler":
-            function = self._constants.tanh_clamp
+            function = self._constants.head.function
+            if function is None:
+                raise ProtocolError("a head without a dense layer has no pooler")
             product = self._rings.input_scale + self._rings.pooler_weight_scale
 
             def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
-                share = shift(z[0], product - fp.TANH_SCALE, self._rank)
+                share = shift(z[0], product - self._constants.head.argument_scale, self._rank)
                 return [Evaluation(function, t[0], self._rank).half(share)]
 
             return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
@@ -105,7 +109,7 @@ class Maps:
         rows = self._n_batch * n_query
         if name.endswith(".attention"):
             return Map(
-                [f"{name}.{part}" for part in ("scores", "values", "residual", "mean")],
+                [f"layer.{index}.{part}" for part in attention_parts(self._config, index)],
                 n_rows,
                 self._attention_requests(n_query),
                 lambda z, t: self._attention_halves(z, t, n_query),
@@ -150,7 +154,8 @@ class Maps:
         (residual, mean), self._residual = self._residual, None
         rank, rings = self._rank, self._rings
         total = z + shift(residual, rings.input_scale + rings.residual_scale - scale, rank)
-        total = total - shift(mean, rings.input_scale + rings.mean_scale - scale, rank)
+        if mean is not None:
+            total = total - shift(mean, rings.input_scale + rings.mean_scale - scale, rank)
         return self._lifted_half(total, scale, norm, tensors)
 
     def _attention_requests(self, n_query: int) -> list[Request]:
@@ -166,14 +171,14 @@ class Maps:
 
     def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
         rank, rings, n_heads = self._rank, self._rings, self._config.num_attention_heads
-        both, values, residual, mean = z
+        both, values, residual, *mean = z
         down = rings.input_scale + rings.query_weight_scale - rings.query_scale
         value_down = rings.input_scale + rings.value_weight_scale - rings.value_scale
 
         def heads(part: torch.Tensor) -> torch.Tensor:  # (B, A, L, D)
             return part.reshape(self._n_batch, self._n_positions, n_heads, -1).transpose(1, 2)
 
-        self._keep_residual(residual, mean, n_query)
+        self._keep_residual(residual, mean[0] if mean else None, n_query)
         (a, b, _), value_mask, _ = tensors
         queries, keys = both.chunk(2, dim=1)
         query = shift(heads(queries)[:, :, :n_query], down, rank)
@@ -185,11 +190,11 @@ class Maps:
             Mask(value_mask, rings.value_bits, "plain", rings.value_lift).half(value, rank),
         ]
 
-    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor, n_query: int) -> None:
+    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor | None, n_query: int) -> None:
         def rows(x: torch.Tensor) -> torch.Tensor:
             return x.view(self._n_batch, -1, x.size(-1))[:, :n_query].reshape(-1, x.size(-1))
 
-        self._residual = rows(residual), rows(mean)
+        self._residual = rows(residual), None if mean is None else rows(mean)
 
     def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
         rank, product = self._rank, self._rings.input_scale + self._rings.inner_weight_scale

@@ -18,10 +18,10 @@ from dataclasses import dataclass
 
 import torch
 
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.norms import Norm
-from mpcformer.engines.lift.rows import LayerScales
-from mpcformer.engines.lift.scales import LiftScales, computed_length
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.model import LiftScales, computed_length
+from mpcformer.engines.lift.scales.norms import Norm
+from mpcformer.engines.lift.scales.rows import LayerScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import (
     WorstCase,
@@ -159,25 +159,31 @@ def rooms(scales: LiftScales, bounds: WorstCase) -> Iterator[Room]:
         yield Room(f"{name}.attended", bound.attended, stream_room(layer.attention_norm))
         yield Room(f"{name}.activation", float(bound.inner.max()), ring_room(activation.bits, activation.scale))
         yield Room(f"{name}.output", bound.output, stream_room(layer.output_norm))
-    yield Room("pooler", bounds.pooler, ring_room(fp.TANH_BITS, fp.TANH_SCALE))
-    yield Room("logits", bounds.logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
+    head = scales.head
+    if head.function is not None:
+        yield Room("pooler", bounds.pooler, ring_room(head.function.bits, head.argument_scale))
+    yield Room("logits", bounds.logits, head.logit_room)
 
 
 def rounded_rooms(config: ModelDescription, scales: LiftScales, weights: Tensors, biases: Tensors) -> Iterator[Room]:
     """Yield the values of `rooms`, bounded by the rounded weights; attention's values may be computed smaller."""
     maps = _RoundedMaps(config, scales, weights, biases)
-    norm, rings = scales.embedding_norm, scales.rings
+    norm, rings, head = scales.embedding_norm, scales.rings, scales.head
     yield Room("embeddings", norm.unit * maps.embeddings(), stream_room(norm))
     for n, layer in enumerate(scales.layers):
-        yield from maps.attention(f"layer.{n}", layer, norm)
+        width = config.embedding_size if n == 0 else config.hidden_size
+        yield from maps.attention(f"layer.{n}", layer, norm, width)
         yield from maps.feed_forward(f"layer.{n}", layer)
         norm = layer.output_norm
-    pooler = maps.linear("pooler", rings.pooler_weight_scale, rings.input_scale + rings.pooler_weight_scale)
-    largest = float(column_bound(*pooler, maps.row_length(norm)).max())
-    yield Room("pooler", largest, ring_room(fp.TANH_BITS, fp.TANH_SCALE))
-    weight, bias = maps.linear("classifier", fp.LOGIT_WEIGHT_SCALE, fp.LOGIT_TOTAL_SCALE)
-    logits = float((weight.abs().sum(0) + bias.abs()).max())
-    yield Room("logits", logits, ring_room(fp.LOGIT_BITS, fp.LOGIT_TOTAL_SCALE))
+    weight, bias = maps.linear("classifier", head.weight_scale, head.total_scale)
+    if head.function is None:
+        logits = float(column_bound(weight, bias, maps.row_length(norm, config.hidden_size)).max())
+    else:
+        pooler = maps.linear("pooler", rings.pooler_weight_scale, rings.input_scale + rings.pooler_weight_scale)
+        largest = float(column_bound(*pooler, maps.row_length(norm, config.hidden_size)).max())
+        yield Room("pooler", largest, ring_room(head.function.bits, head.argument_scale))
+        logits = float(((1.0 if head.table else largest) * weight.abs().sum(0) + bias.abs()).max())
+    yield Room("logits", logits, head.logit_room)
 
 
 class _RoundedMaps:
@@ -191,9 +197,8 @@ class _RoundedMaps:
         weight, bias = self._weights[name].double(), self._biases[name].double()
         return LinearWeights(weight * 2.0**-scale, bias * 2.0**-total)
 
-    def row_length(self, norm: Norm) -> float:
-        """Return the largest length of a row behind a LayerNorm, as the maps take it."""
-        hidden = self._config.hidden_size
+    def row_length(self, norm: Norm, hidden: int) -> float:
+        """Return the largest length of a row of H numbers behind a LayerNorm, as the maps take it."""
         return math.sqrt(hidden) if norm.function is not None else math.sqrt(norm.limit * hidden) / norm.unit
 
     def embeddings(self) -> float:
@@ -202,14 +207,20 @@ class _RoundedMaps:
         words = torch.split(self._weights["embeddings"], [config.vocab_size, config.type_vocab_size])
         return sum(longest_row(table) for table in (*words, self._biases["embeddings"])) * 2.0**-scale
 
-    def attention(self, name: str, layer: LayerScales, before: Norm) -> Iterator[Room]:
-        """Yield scores, values and the row behind attention; the layer's input comes from the LayerNorm `before`."""
-        config, rows, n_heads = self._config, self.row_length(before), self._config.num_attention_heads
+    def attention(self, name: str, layer: LayerScales, before: Norm, width: int) -> Iterator[Room]:
+        """Yield scores, values and the row behind attention.
+
+        The layer's input, in rows of `width`, comes from the LayerNorm `before`.
+        """
+        config, rows, n_heads = self._config, self.row_length(before, width), self._config.num_attention_heads
         rings = self._scales.rings
         scale = rings.query_weight_scale
         weight, bias = self.linear(f"{name}.attention.scores", scale, rings.input_scale + scale)
         query, key = zip(weight.chunk(2, dim=1), bias.chunk(2), strict=True)
         scores = math.sqrt(config.head_size) * score_bound(query, key, n_heads, rows)  # the root is in the weights
+        if f"{name}.attention.score_bias" in self._biases:
+            raised = float(self._biases[f"{name}.attention.score_bias"].abs().max())
+            scores += raised * 2.0**-rings.score_scale
         shifted = 2.0**layer.score_shift
         yield Room(f"{name}.scores", shifted * scores, shifted * ring_room(rings.score_bits, rings.score_scale))
         scale = rings.value_weight_scale
@@ -223,7 +234,8 @@ class _RoundedMaps:
 
     def feed_forward(self, name: str, layer: LayerScales) -> Iterator[Room]:
         """Yield the activation's argument and the row behind the layer's last map."""
-        activation, rows, rings = self._scales.activation, self.row_length(layer.attention_norm), self._scales.rings
+        activation, rings = self._scales.activation, self._scales.rings
+        rows = self.row_length(layer.attention_norm, self._config.hidden_size)
         scale = rings.inner_weight_scale
         inner = self.linear(f"{name}.inner", scale, rings.input_scale + scale)
         largest, length = float(column_bound(*inner, rows).max()), _length(inner, rows)
@@ -237,6 +249,8 @@ class _RoundedMaps:
     def _stream(self, outer: LinearWeights, length: float, residual: str, rows: float) -> float:
         """Bound the length of a map of rows of `length`, plus gains of rows of length `rows`, less their mean."""
         gain = self._weights[f"{residual}.residual"].double() * 2.0**-self._scales.rings.residual_scale
+        if gain.dim() == 2:  # a matrix, which is centred itself
+            return _length(outer, length) + spectral_norm(gain) * rows
         mean = self._weights[f"{residual}.mean"][:, 0].double() * 2.0**-self._scales.rings.mean_scale
         hidden = gain.numel()
         uncentred = math.sqrt(hidden) * float((gain / hidden - mean).norm())  # what rounding leaves of the mean

@@ -1,20 +1,70 @@
 """The end of a private batch: the data owner alone learns the logits of each sentence that stayed in range."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 
 from mpcformer.engines.base import Outcome
-from mpcformer.engines.lift import fixed_point as fp
+from mpcformer.engines.lift.scales.head import HeadScales
 from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, zero_test
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, split
 from mpcformer.ring.random import Stream, fresh_key
 
-# Logits are told to 2^-10: finer digits would tell how shares were rounded, and with it something of the weights.
-LOGIT_SCALE, LOGIT_WIRE_BITS = 10, 24
-LOW_BITS = fp.LOGIT_TOTAL_SCALE - LOGIT_SCALE
+
+@dataclass(frozen=True, repr=False)
+class Classifier:
+    """The last linear map.
+
+    Args:
+        head: the public numbers of the head.
+        shape: (H, C) of the weight.
+        mask: public int64 (B, L), 1 at real tokens.
+        owned, masked: the weights at the model owner, the masked weights at the data owner.
+    """
+
+    head: HeadScales
+    shape: tuple[int, ...]
+    mask: torch.Tensor
+    owned: OwnedWeights | None
+    masked: Mapping[str, torch.Tensor] | None
+
+    def weight_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both at the model owner: the weight (H, C), and the bias (B, C), as each sentence's rows take it."""
+        if self.owned is None:  # planning
+            bias = self.mask.new_empty((self.mask.size(0), self.shape[1]))
+            return torch.empty(self.shape, dtype=torch.int64, device="meta"), bias
+        weight, bias = self.owned.weights["classifier"], self.owned.biases["classifier"]
+        return weight, (bias * self.ratios()[:, None]).round().long()
+
+    def by_row(self, values: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Return values (B, ...) of the sentences as values of their rows."""
+        return values.repeat_interleave(rows.size(0) // self.mask.size(0), dim=0)
+
+    def withheld(self, refused: torch.Tensor, asked: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+        """Return bool (R,), which rows nobody is told of: of refused sentences, of ones not asked about, of padding."""
+        withheld = self.by_row(refused if asked is None else refused | ~asked, rows)
+        return withheld if rows.size(0) == self.mask.size(0) else withheld | (self.mask.reshape(-1) == 0)
+
+    def logits(self, rounded: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
+        """Return the logits, float32 (R, C), at the data owner.
+
+        Args:
+            rounded: what the model owner sent, (R, C).
+            own: the data owner's share of the product, over the ring of the head.
+        """
+        word = (rounded << self.head.low_bits) + own
+        spare = 64 - self.head.bits
+        logits = ((word << spare) >> spare).double() * 2.0**-self.head.total_scale
+        return (logits / self.by_row(self.ratios(), logits)[:, None]).float()
+
+    def ratios(self) -> torch.Tensor:
+        """Return float64 (B,), by how much each sentence's logits come out too large."""
+        if self.mask.device.type == "meta":
+            return self.mask.new_empty(self.mask.size(0), dtype=torch.float64)
+        return torch.tensor([self.head.row_ratio(n) for n in self.mask.sum(1).tolist()], dtype=torch.float64)
 
 
 def zero_test_half(n_batch: int) -> HalfShape:
@@ -24,11 +74,9 @@ def zero_test_half(n_batch: int) -> HalfShape:
 
 def reveal(
     party: Party,
-    pooled: torch.Tensor,
+    classifier: Classifier,
+    rows: torch.Tensor,
     marks: torch.Tensor,
-    weight_shape: tuple[int, ...],
-    owned: OwnedWeights | None,
-    masked: Mapping[str, torch.Tensor] | None,
     asked: torch.Tensor | None = None,
 ) -> Outcome:
     """Compute the classifier's map, between the two rounds that tell whose marks add up to zero.
@@ -38,58 +86,54 @@ def reveal(
 
     Args:
         party: this owner.
-        pooled: this owner's share of the pooled row, (B, H) at POOLED_SCALE + FACTOR_EXTRA_BITS.
+        classifier: the map.
+        rows: this owner's share of what the map takes, (B, H) or (B L, H).
         marks: this owner's shares of the sums of all marks of each sentence, (B,).
-        weight_shape: (H, C) of the classifier.
-        owned, masked: the weights at the model owner, the masked weights at the data owner.
         asked: bool (B,), which sentences are asked about; None for all. Of the others neither owner learns anything:
             the sums of their marks are made zero, and their logits are withheld like those of refused ones.
     """
-    sums = zero_test_half(pooled.size(0))
-    request = linear.request(["classifier"], pooled.size(0), {"classifier": weight_shape}, [fp.LOGIT_BITS])
-    test, tensors = party.take(zero_test.request(pooled.size(0))), party.take(request)
+    n_batch, bits, low_bits = marks.size(0), classifier.head.bits, classifier.head.low_bits
+    sums = zero_test_half(n_batch)
+    request = linear.request(["classifier"], rows.size(0), {"classifier": classifier.shape}, [bits])
+    test, tensors = party.take(zero_test.request(n_batch)), party.take(request)
     half = (marks if asked is None else marks * asked) + test[0]
     if party.rank == DATA_OWNER:
-        if masked is None:
-            raise ProtocolError("the masked weights have not arrived")
-        return _receive_logits(party, pooled, half, test, tensors, masked["classifier"], asked)
+        return _receive_logits(party, classifier, rows, half, test, tensors, asked)
     party.send([(half, zero_test.WORD)])
-    theirs, masked_input = _receive(party, sums, (tuple(pooled.shape), fp.LOGIT_BITS))
+    theirs, masked_input = _receive(party, sums, (tuple(rows.shape), bits))
     verdict = zero_test.verdict(test, theirs + half)
-    if owned is None:  # planning
-        weight, bias = (torch.empty(s, dtype=torch.int64, device="meta") for s in (weight_shape, weight_shape[1:]))
-    else:
-        weight, bias = owned.weights["classifier"], owned.biases["classifier"]
-    share = linear.model_owner_share(pooled, masked_input, [weight], tensors, [fp.LOGIT_BITS])[0] + bias
+    weight, bias = classifier.weight_and_bias()
+    share = linear.model_owner_share(rows, masked_input, [weight], tensors, [bits])[0] + classifier.by_row(bias, rows)
     refused = (_receive(party, sums)[0] + verdict) != 0
     if share.device.type != "meta":
-        share += Stream(fresh_key()).bits(share.shape, LOW_BITS)
-    withheld = refused if asked is None else refused | ~asked
-    share = share.masked_fill(withheld[:, None], 0)
-    party.send([(verdict, zero_test.WORD), (share >> LOW_BITS, LOGIT_WIRE_BITS)])
+        share += Stream(fresh_key()).bits(share.shape, low_bits)
+    share = share.masked_fill(classifier.withheld(refused, asked, rows)[:, None], 0)
+    party.send([(verdict, zero_test.WORD), (share >> low_bits, classifier.head.wire_bits)])
     return Outcome(refused)
 
 
 def _receive_logits(
     party: Party,
-    pooled: torch.Tensor,
+    classifier: Classifier,
+    rows: torch.Tensor,
     half: torch.Tensor,
     test: list[torch.Tensor],
     tensors: list[torch.Tensor],
-    masked_weight: torch.Tensor,
     asked: torch.Tensor | None,
 ) -> Outcome:
-    sums = zero_test_half(pooled.size(0))
-    party.send([(half, zero_test.WORD), (pooled - tensors[0], fp.LOGIT_BITS)])
+    if classifier.masked is None:
+        raise ProtocolError("the masked weights have not arrived")
+    sums, head = zero_test_half(half.size(0)), classifier.head
+    party.send([(half, zero_test.WORD), (rows - tensors[0], head.bits)])
     c = _receive(party, sums)[0] + half
-    own = linear.data_owner_share([masked_weight], tensors, [fp.LOGIT_BITS])[0]
+    own = linear.data_owner_share([classifier.masked["classifier"]], tensors, [head.bits])[0]
     verdict = zero_test.verdict(test, c)
     party.send([(verdict, zero_test.WORD)])
-    theirs, rounded = _receive(party, sums, (tuple(own.shape), LOGIT_WIRE_BITS))
+    theirs, rounded = _receive(party, sums, (tuple(own.shape), head.wire_bits))
     refused = (theirs + verdict) != 0
-    logits = ((rounded << LOW_BITS) + own).double().div(2.0**fp.LOGIT_TOTAL_SCALE).float()
-    withheld = refused if asked is None else refused | ~asked
-    return Outcome(refused, logits.masked_fill(withheld[:, None], torch.nan))
+    logits = classifier.logits(rounded, own)
+    logits = logits.masked_fill(classifier.withheld(refused, asked, rows)[:, None], torch.nan)
+    return Outcome(refused, logits if rows.size(0) == half.size(0) else logits.view(*classifier.mask.shape, -1))
 
 
 def _receive(party: Party, *shapes: HalfShape) -> list[torch.Tensor]:

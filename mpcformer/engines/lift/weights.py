@@ -1,10 +1,11 @@
 """The model owner's weights as the engine takes them: integers, centred, with public factors folded in.
 
-A LayerNorm's gain and bias fold into the next linear map. The mean that the next LayerNorm subtracts is subtracted from
-every map that leads to it: weights (out) are centred over their columns, and what the residual adds to the mean is a
-map of its own (`mean`) with the same input. Where a learnt constant c divides attention's rows, it divides
-the map behind attention. The stream before a constant LayerNorm is computed in units: the maps before it are divided by
-the unit, and the LayerNorm's gain becomes gain times the unit, over the constant.
+A LayerNorm's gain and bias fold into the next linear map; so does a map between the embeddings and the layers. The mean
+that the next LayerNorm subtracts is subtracted from every map that leads to it: weights (out) are centred over their
+columns, and what the residual adds to the mean is a map of its own (`mean`) with the same input. Where a learnt
+constant c divides attention's rows, it divides the map behind attention. The stream before a constant LayerNorm is
+computed in units: the maps before it are divided by the unit, and the LayerNorm's gain becomes gain times the unit,
+over the constant.
 """
 
 import math
@@ -14,12 +15,11 @@ from dataclasses import dataclass, field
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.fixed_point import Rings
-from mpcformer.engines.lift.norms import Norm
 from mpcformer.engines.lift.overflow import check_overflow, check_rounded_overflow, value_shift
-from mpcformer.engines.lift.rows import LayerScales
-from mpcformer.engines.lift.scales import Activation, LiftScales
+from mpcformer.engines.lift.scales.fixed_point import Rings
+from mpcformer.engines.lift.scales.model import Activation, LiftScales
+from mpcformer.engines.lift.scales.norms import Norm
+from mpcformer.engines.lift.scales.rows import LayerScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import centred_columns
 from mpcformer.modeling.description import ModelDescription
@@ -39,37 +39,55 @@ def weight_shapes(config: ModelDescription, embeddings: str = "private_table") -
 
     Queries and keys are one weight, `attention.scores`. The weights of a residual and of its mean are `residual` and
     `mean`: those of a layer's input begin with `attention`, the other ones are those of the row behind attention.
+    Behind a map from the embeddings to the layers, the first residual is a matrix, and centred itself.
     """
     hidden, attended, inner = config.hidden_size, config.attention_size, config.intermediate_size
+    width = config.embedding_size
     shapes: dict[str, Shape] = {}
     if embeddings == "private_table":
-        shapes["embeddings"] = (config.vocab_size + config.type_vocab_size, hidden)
+        shapes["embeddings"] = (config.vocab_size + config.type_vocab_size, width)
     for n in range(config.num_hidden_layers):
-        shapes[f"layer.{n}.attention.scores"] = (hidden, 2 * attended)
-        shapes[f"layer.{n}.attention.values"] = (hidden, attended)
-        shapes[f"layer.{n}.attention.residual"] = (hidden,)
-        shapes[f"layer.{n}.attention.mean"] = (hidden, 1)
+        n_in = width if n == 0 else hidden
+        shapes[f"layer.{n}.attention.scores"] = (n_in, 2 * attended)
+        shapes[f"layer.{n}.attention.values"] = (n_in, attended)
+        if n == 0 and config.projection:
+            shapes[f"layer.{n}.attention.residual"] = (width, hidden)
+        else:
+            shapes[f"layer.{n}.attention.residual"] = (hidden,)
+            shapes[f"layer.{n}.attention.mean"] = (hidden, 1)
         shapes[f"layer.{n}.attention.output"] = (attended, hidden)
         shapes[f"layer.{n}.inner"] = (hidden, inner)
         shapes[f"layer.{n}.residual"] = (hidden,)
         shapes[f"layer.{n}.mean"] = (hidden, 1)
         shapes[f"layer.{n}.outer"] = (inner, hidden)
-    shapes["pooler"] = (hidden, hidden)
+    if config.has_dense:
+        shapes["pooler"] = (hidden, hidden)
     shapes["classifier"] = (hidden, config.num_labels)
     return shapes
 
 
-def masked_specs(config: ModelDescription, rings: Rings, embeddings: str = "private_table") -> list[tuple[str, Spec]]:
+def masked_specs(
+    config: ModelDescription, scales: LiftScales, embeddings: str = "private_table"
+) -> list[tuple[str, Spec]]:
     """Return what the data owner receives of each weight at set-up, by name."""
     return [
-        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), rings.weight_bits(name)),)))
+        (name, Spec(torch.uint8, (packed_bytes(math.prod(shape), scales.weight_bits(name)),)))
         for name, shape in weight_shapes(config, embeddings).items()
     ]
 
 
+def attention_parts(config: ModelDescription, index: int) -> tuple[str, ...]:
+    """Return the names, within a layer, of the weights that a layer's input is multiplied by."""
+    parts = tuple(f"attention.{part}" for part in ("scores", "values", "residual", "mean"))
+    return parts[:3] if index == 0 and config.projection else parts
+
+
 @dataclass
 class OwnedWeights:
-    """The weights as integers, shaped as in `weight_shapes`, and biases at the scale of the map's result."""
+    """The weights as integers, shaped as in `weight_shapes`, and biases at the scale of the map's result.
+
+    Among the biases are also those of scores by group of distances, (groups, A), as `layer.N.attention.score_bias`.
+    """
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
     biases: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -106,23 +124,37 @@ class OwnedWeights:
 
 @dataclass(frozen=True, repr=False)
 class _Gain:
-    """A LayerNorm's gain and bias (H,), which fold into the maps of its rows, with a constant LayerNorm's factors."""
+    """A LayerNorm's gain and bias (H,), which fold into the maps of its rows, with a constant LayerNorm's factors.
+
+    Behind the embeddings' LayerNorm a map to the layers may stand, which folds too. `bias` is the one after it.
+    """
 
     gain: torch.Tensor
     bias: torch.Tensor
+    projection: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, weights: NormWeights, norm: Norm) -> "_Gain":
+    def of(cls, weights: NormWeights, norm: Norm, projection: LinearWeights | None = None) -> "_Gain":
         weights, deviation = weights.double(), weights.deviation
-        return cls(weights.gain * (1.0 if deviation is None else norm.unit / deviation), weights.bias)
+        gain = weights.gain * (1.0 if deviation is None else norm.unit / deviation)
+        if projection is None:
+            return cls(gain, weights.bias)
+        projection = projection.double()
+        return cls(gain, weights.bias @ projection.weight + projection.bias, gain[:, None] * projection.weight)
 
     def folded(self, linear: LinearWeights) -> LinearWeights:
         """Return a map of the LayerNorm's result as a map of the row before gain and bias, which is centred."""
-        weight = centred_columns(self.gain[:, None] * linear.weight)
+        if self.projection is None:
+            weight = centred_columns(self.gain[:, None] * linear.weight)
+        else:
+            weight = centred_columns(self.projection @ linear.weight)
         return LinearWeights(weight, self.bias @ linear.weight + linear.bias)
 
     def put_residual(self, owned: OwnedWeights, name: str, unit: float, rings: Rings) -> None:
         """Encode the residual of the rows, in the unit of the next stream, and its mean; `name` is their prefix."""
+        if self.projection is not None:
+            owned.put(f"{name}.residual", _centred(self.projection) / unit, rings.residual_scale)
+            return
         owned.put(f"{name}.residual", self.gain / unit, rings.residual_scale)
         owned.put(f"{name}.mean", self.gain[:, None] / (unit * self.gain.numel()), rings.mean_scale)
 
@@ -142,16 +174,20 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
     bounds = check_overflow(config, scales, weights)
     owned, rings = OwnedWeights(), scales.rings
     _put_embeddings(owned, weights, scales.embedding_norm)
-    gain = _Gain.of(weights.embedding_norm, scales.embedding_norm)
+    gain = _Gain.of(weights.embedding_norm, scales.embedding_norm, weights.projection)
     for n, (layer, layer_scales) in enumerate(zip(weights.layers, scales.layers, strict=True)):
         name, smaller = f"layer.{n}", value_shift(layer_scales, bounds.layers[n].values)
         _put_attention(owned, f"{name}.attention", layer, layer_scales, gain, smaller, config.head_size)
         gain = _Gain.of(layer.attention_norm, layer_scales.attention_norm)
         _put_feed_forward(owned, name, layer, layer_scales, gain, scales.activation)
         gain = _Gain.of(layer.output_norm, layer_scales.output_norm)
-    pooled = rings.input_scale + rings.pooler_weight_scale
-    owned.put_map("pooler", gain.folded(weights.pooler.double()), rings.pooler_weight_scale, pooled)
-    owned.put_map("classifier", weights.classifier.double(), fp.LOGIT_WEIGHT_SCALE, fp.LOGIT_TOTAL_SCALE)
+    head, classifier = scales.head, weights.classifier.double()
+    if weights.pooler is None:
+        classifier = gain.folded(classifier)
+    else:
+        pooled = rings.input_scale + rings.pooler_weight_scale
+        owned.put_map("pooler", gain.folded(weights.pooler.double()), rings.pooler_weight_scale, pooled)
+    owned.put_map("classifier", classifier, head.weight_scale, head.total_scale)
     check_rounded_overflow(config, scales, owned.weights, owned.biases)
     return owned
 
@@ -198,6 +234,9 @@ def _put_attention(
         weight = weight * scales.unit * torch.exp(-layer.log_divisor.double())
     output = LinearWeights(weight * 2.0**smaller, bias)
     owned.put_map(f"{name}.output", output, rings.output_weight_scale, rings.output_scale)
+    if layer.score_bias is not None:
+        table, scale = layer.score_bias.double().cpu(), rings.score_scale - scales.score_shift
+        owned.biases[f"{name}.score_bias"] = _encode(f"{name}.score_bias", table, scale)
 
 
 def _put_feed_forward(

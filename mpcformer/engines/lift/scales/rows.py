@@ -19,10 +19,10 @@ from mpcformer.approximations import (
 from mpcformer.approximations.forms import LIFT, RepeatedSquaring, SlopedScores, SquaredScores
 from mpcformer.approximations.softmax_exact import SCORE_MARGIN
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.fixed_point import WIDE, Rings
-from mpcformer.engines.lift.norms import Norm
-from mpcformer.engines.lift.tables import table
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.fixed_point import WIDE, Rings
+from mpcformer.engines.lift.scales.norms import Norm
+from mpcformer.engines.lift.scales.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.ranges import SCORE_REACH
 from mpcformer.protocols import piecewise

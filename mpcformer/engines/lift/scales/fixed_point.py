@@ -13,7 +13,6 @@ from mpcformer.modeling.precision import COMPACT
 from mpcformer.modeling.precision import WIDE as WIDE_NAME
 from mpcformer.ring.packing import WORD, packing_width
 
-LOGIT_WEIGHT_SCALE = 17
 ROW_SCALE = 12
 # Rows that a constant divides may add up to more than rows that tables divide, so their context has a bit more room.
 CONST_CONTEXT_SCALE = 16
@@ -23,8 +22,9 @@ KEY_CORRECTION_SCALE = 16
 KEY_FACTOR_BITS = 2
 # The pooler's sum is clamped, then looked up: beyond TANH_REACH, tanh is 1 to within 1.2e-5.
 TANH_SCALE, TANH_BITS, TANH_REACH, TANH_TABLE_REACH = 16, 32, 6.0, 6.1
-POOLED_SCALE, LOGIT_BITS = 14, 64
-LOGIT_TOTAL_SCALE = POOLED_SCALE + FACTOR_EXTRA_BITS + LOGIT_WEIGHT_SCALE
+POOLED_SCALE = 14
+# The scale of what the tables of tanh give.
+TABLE_SCALE = POOLED_SCALE + FACTOR_EXTRA_BITS
 EMBEDDING_BITS = 32
 # Softmax: the base and its square, and a row of mean one; then the reciprocals that follow its squarings.
 BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
@@ -129,11 +129,12 @@ class Rings:
         return self.attended_scale + self.output_weight_scale
 
     def weight_bits(self, name: str) -> int:
-        """Return the width of the ring in which a weight is masked, and in which its product lies."""
+        """Return the width of the ring in which a weight is masked, and in which its product lies.
+
+        The classifier's is the head's, see `LiftScales.weight_bits`.
+        """
         if name == "embeddings":
             return EMBEDDING_BITS
-        if name == "classifier":
-            return LOGIT_BITS
         kinds = {
             "pooler": self.input_bits,
             "attention.scores": self.input_bits,

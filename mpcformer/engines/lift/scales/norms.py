@@ -6,14 +6,13 @@ allow, because the guard compares with powers of two.
 """
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, widened
-from mpcformer.engines.lift.fixed_point import WIDE, Rings, Stream
-from mpcformer.engines.lift.tables import SLACK, table
+from mpcformer.engines.lift.scales.fixed_point import WIDE, Rings, Stream
+from mpcformer.engines.lift.scales.tables import SLACK, table
 from mpcformer.errors import RangeError
-from mpcformer.modeling.description import NORM_PARTS, norm_names
+from mpcformer.modeling.description import NORM_PARTS, ModelDescription, norm_names
 from mpcformer.modeling.ranges import STREAM_REACHES, norm_limit
 from mpcformer.protocols.table import TableFunction
 
@@ -65,24 +64,24 @@ class Norm:
         return low * self.unit**2, high * self.unit**2
 
 
-def model_norms(
-    n_layers: int,
-    constant: Collection[str],
-    hidden_size: int,
-    epsilon: float,
-    bounds: CalibratedRanges,
-    rings: Rings = WIDE,
-) -> dict[str, Norm]:
+def model_norms(config: ModelDescription, bounds: CalibratedRanges, rings: Rings = WIDE) -> dict[str, Norm]:
     """Return every LayerNorm by name. Compact rings carry no constant ones.
 
     Raises:
         RangeError: a range is missing, not positive, or wider than tables carry.
     """
-    names = norm_names(n_layers)
+    names, constant = norm_names(config.num_hidden_layers), config.constant_norms
     return {
-        name: constant_norm(name, hidden_size, bounds)
+        name: constant_norm(name, config.norm_width(name), bounds)
         if name in constant
-        else norm(name, hidden_size, epsilon, bounds, stream_of(name, rings), roomy=before in constant)
+        else norm(
+            name,
+            config.norm_width(name),
+            config.layer_norm_eps,
+            bounds,
+            stream_of(name, rings),
+            roomy=before in constant,
+        )
         for before, name in zip(["", *names], names, strict=False)
     }
 

@@ -2,27 +2,30 @@
 
 import hashlib
 import json
-from collections.abc import Collection
 from dataclasses import asdict, dataclass
 
 from mpcformer.approximations import gelu_form
 from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, ShiftedSquare
-from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.calibrated import CalibratedRanges
-from mpcformer.engines.lift import fixed_point as fp
-from mpcformer.engines.lift.fixed_point import Rings
-from mpcformer.engines.lift.norms import LOG_LONGEST, Norm, compact_unit, largest_squares, model_norms, stream_reach
-from mpcformer.engines.lift.rows import LayerScales, layer_scales
-from mpcformer.engines.lift.tables import table
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.fixed_point import Rings
+from mpcformer.engines.lift.scales.head import HeadScales, head_scales
+from mpcformer.engines.lift.scales.norms import (
+    LOG_LONGEST,
+    Norm,
+    compact_unit,
+    largest_squares,
+    model_norms,
+    stream_reach,
+)
+from mpcformer.engines.lift.scales.rows import LayerScales, layer_scales
 from mpcformer.errors import RangeError
-from mpcformer.modeling.description import NORM_PARTS, check_precision
+from mpcformer.modeling.description import NORM_PARTS, ModelDescription
 from mpcformer.modeling.precision import WIDE
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
-from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.packing import WORD
 
-TANH_WIDTH = 0.12
 # The squares of longer rows would take rings of more than 64 bits.
 MAX_LENGTH = 2.0 ** (LOG_LONGEST + 1)
 
@@ -60,8 +63,7 @@ class LiftScales:
     embedding_norm: Norm
     layers: tuple[LayerScales, ...]
     activation: Activation
-    tanh_clamp: piecewise.PiecewiseFunction
-    tanh: TableFunction
+    head: HeadScales
     rings: Rings = fp.WIDE
 
     @property
@@ -71,6 +73,10 @@ class LiftScales:
         for n, layer in enumerate(self.layers):
             named |= {f"layer.{n}.attention": layer.attention_norm, f"layer.{n}.output": layer.output_norm}
         return named
+
+    def weight_bits(self, name: str) -> int:
+        """Return the width of the ring in which a weight is masked, and in which its product lies."""
+        return self.head.bits if name == "classifier" else self.rings.weight_bits(name)
 
     def limits(self) -> dict[str, tuple[float, float]]:
         """Return by the name of its calibrated range the interval in which a number is never marked.
@@ -87,43 +93,26 @@ class LiftScales:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
 
 
-def lift_scales(
-    *,
-    hidden_size: int,
-    epsilon: float,
-    n_layers: int,
-    bounds: CalibratedRanges,
-    gelu: str = "quad",
-    softmax: str = "2quad",
-    constant_norms: Collection[str] = (),
-    precision: str = WIDE,
-) -> LiftScales:
+def lift_scales(config: ModelDescription, bounds: CalibratedRanges) -> LiftScales:
     """Derive the scales of a model.
 
     Args:
-        hidden_size, n_layers: the shape of the encoder.
-        epsilon: what a LayerNorm adds to a variance.
+        config: the model's description.
         bounds: calibrated (low, high) by name, see mpcformer/modeling/ranges.py.
-        gelu, softmax: the forms.
-        constant_norms: names of the LayerNorms that divide by a constant.
-        precision: one of PRECISIONS.
 
     Raises:
         RangeError: a range is missing, or wider than tables carry.
-        UserInputError: the engine does not compute a form, or not in this precision.
+        UserInputError: the engine does not compute a form.
     """
-    check_precision(precision, gelu, softmax, list(constant_norms))
-    rings = fp.WIDE if precision == WIDE else compact_rings(n_layers, hidden_size, bounds)
-    norms = model_norms(n_layers, constant_norms, hidden_size, epsilon, bounds, rings)
+    n_layers, hidden = config.num_hidden_layers, config.hidden_size
+    rings = fp.WIDE if config.precision == WIDE else compact_rings(n_layers, hidden, bounds)
+    norms = model_norms(config, bounds, rings)
     layers = tuple(
-        layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, softmax, rings)
+        layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, config.softmax, rings)
         for name in (f"layer.{n}" for n in range(n_layers))
     )
-    reach, unit = round(fp.TANH_REACH * 2**fp.TANH_SCALE), 2.0**-fp.TANH_SCALE
-    ends = -fp.TANH_TABLE_REACH, fp.TANH_TABLE_REACH
-    tanh = table("tanh", *ends, unit, fp.POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
-    clamp = piecewise.clamp(fp.TANH_BITS, reach)
-    return LiftScales(norms["embeddings"], layers, activation(gelu_form(gelu), rings), clamp, tanh, rings)
+    head = head_scales(config, rings)
+    return LiftScales(norms["embeddings"], layers, activation(gelu_form(config.gelu), rings), head, rings)
 
 
 def compact_rings(n_layers: int, hidden_size: int, bounds: CalibratedRanges) -> Rings:
