@@ -5,9 +5,11 @@ import torch
 from mpcformer.correlations.base import Kind
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.ring.random import BLOCK_WORDS, Stream, derive_key, key_of
 
 N_BYTES, BYTE = 8, 256
+# A result is a key if the number is not zero, so it has the bits of one.
+RESULT_WORDS = BLOCK_WORDS
 
 
 def bytes_of(x: torch.Tensor) -> torch.Tensor:
@@ -16,9 +18,11 @@ def bytes_of(x: torch.Tensor) -> torch.Tensor:
 
 
 class ZeroTest(Kind):
-    """[r] (n,) over Z_2^64 and, for each byte of a number, [marks]* (n, 8, 256): zero at r's byte, random elsewhere.
+    """[r] (n,) over Z_2^64, a half of a key (2,), and for each byte of a number [marks]* (n, 8, 256, 2).
 
-    Dealer bytes for each of the n numbers: 16384.
+    A mark is zero at r's byte, and two random words elsewhere. All marks follow from the two halves of the key
+    together, so that neither owner knows them. No protocol uses the halves.
+    Dealer bytes for each of the n numbers: 32768.
     """
 
     def check(self, request: Request) -> None:
@@ -29,14 +33,15 @@ class ZeroTest(Kind):
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the layout of the marks."""
-        return [((*request.shapes[0], N_BYTES, BYTE), 64)]
+        return [((*request.shapes[0], N_BYTES, BYTE, RESULT_WORDS), 64)]
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
-        """Draw [r] and, at rank 1, the marks."""
-        return [stream.int64(request.shapes[0]), *self.draw_corrected(request, stream, rank)]
+        """Draw [r], the owner's half of the key and, at rank 1, its share of the marks."""
+        own = [stream.int64(request.shapes[0]), stream.int64((BLOCK_WORDS,))]
+        return [*own, *self.draw_corrected(request, stream, rank)]
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the marks minus rank 1's share of them."""
-        # The marks come from a key of the moment, because neither owner may know them.
-        marks = Stream(fresh_key()).int64(tuple(share_1[1].shape))
-        return [marks.scatter_(2, bytes_of(share_0[0] + share_1[0])[..., None], 0).sub_(share_1[1])]
+        marks = Stream(derive_key(key_of(share_0[1] ^ share_1[1]), "marks")).int64(tuple(share_1[2].shape))
+        at = bytes_of(share_0[0] + share_1[0])[..., None, None].expand(-1, -1, 1, RESULT_WORDS)
+        return [marks.scatter_(2, at, 0).sub_(share_1[2])]

@@ -17,7 +17,7 @@ import torch
 from mpcformer.channel import Channel
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.cost import Cost
-from mpcformer.errors import UserInputError
+from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.files import read_json
 from mpcformer.modeling import Ranges, load_ranges
 from mpcformer.modeling.description import ModelDescription, described
@@ -120,18 +120,29 @@ class BatchInputs:
 class Outcome:
     """What an owner learns of one batch of B sentences with C outputs each.
 
+    The model owner learns nothing, so both are None there.
+
     Args:
         refused: bool (B,), True for each sentence that was asked about and whose activations left their calibrated
-            ranges. Both owners learn it.
-        logits: float32 (B, C) at the data owner, NaN in the rows of sentences that were refused or not asked about;
-            None at the model owner.
+            ranges.
+        logits: float32 (B, C), NaN in the rows of sentences that were refused or not asked about.
     """
 
-    refused: torch.Tensor
+    refused: torch.Tensor | None = None
     logits: torch.Tensor | None = None
 
+    def known(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return `refused` and `logits` at the data owner.
+
+        Raises:
+            ProtocolError: this is the outcome of the model owner, who knows neither.
+        """
+        if self.refused is None or self.logits is None:
+            raise ProtocolError("the outcome of a batch is the data owner's alone")
+        return self.refused, self.logits
+
     def __repr__(self) -> str:
-        return f"Outcome({self.refused.numel()} sentences)"
+        return "Outcome()" if self.refused is None else f"Outcome({self.refused.numel()} sentences)"
 
 
 class Engine(Protocol):
@@ -194,8 +205,8 @@ class Batch(Protocol):
     def online(self, segment: int) -> Outcome | None:
         """Run a segment of the batch; the last one returns the outcome, all others None.
 
-        If an activation of a sentence left its calibrated range, both owners learn that one bit, and nobody is told the
-        sentence's logits. The other sentences of the batch are answered.
+        If an activation of a sentence left its calibrated range, the data owner alone learns that one bit, and nobody
+        is told the sentence's logits. The other sentences of the batch are answered.
         """
 
     def breakdown(self) -> dict[str, float]:

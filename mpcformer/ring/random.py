@@ -116,6 +116,11 @@ def derive_key(key: bytes, *labels: bytes | str | int) -> bytes:
     return HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=b"mpcformer/v1", info=info).derive(key)
 
 
+def key_of(words: torch.Tensor) -> bytes:
+    """Return the key that consists of the two words of a block, int64 (2,)."""
+    return words.contiguous().numpy().tobytes()
+
+
 class Stream:
     """A stream of uniform ring elements: AES-128-CTR over zeros. The same key gives the same numbers."""
 

@@ -254,10 +254,9 @@ class Classifier:
         return Encoded(*self._tokenizer.ids(*text))
 
     def _answer(self, asked: Asked, row: int, seconds: float, details: bool) -> Answer:
-        outcome, report = asked.outcome, asked.report
-        assert outcome.logits is not None
-        refused = bool(outcome.refused[row])
-        logits = [float(value) for value in outcome.logits[row]]
+        (out, told), report = asked.outcome.known(), asked.report
+        refused = bool(out[row])
+        logits = [float(value) for value in told[row]]
         answer = _refused(OUT_OF_RANGE) if refused else self._scored(logits)
         if details:
             answer |= {

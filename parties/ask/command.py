@@ -175,13 +175,14 @@ def _print(classify: Any, source: Iterable[tuple[str, ...]], details: bool, on_r
 
     texts, told = itertools.tee(source)
     n_texts = n_refused = n_bytes = 0
+    first = ""
     for answer in classify.answers((text[0] if len(text) == 1 else text for text in texts), details=True):
         text = " | ".join(next(told))
         n_texts += 1
         n_refused += bool(answer.get("refused"))
         print(_line(answer, printable(text), details), flush=True)
-        if answer.get("refused") and on_refusal == "stop":
-            raise RangeError(f"text {n_texts - 1}: {answer['reason']}", "leave it out, or give --on-refusal skip")
+        if answer.get("refused"):
+            first = first or f"text {n_texts - 1}: {answer['reason']}"
         n_bytes += answer.get("bytes", 0) // max(1, answer.get("batch", [1])[0])
     if n_texts:
         seconds = time.perf_counter() - started
@@ -190,6 +191,9 @@ def _print(classify: Any, source: Iterable[tuple[str, ...]], details: bool, on_r
             f"{n_texts} text{'s' if n_texts > 1 else ''}{refused}; {seconds:.1f} s in all,"
             f" {n_bytes / n_texts / 2**20:.1f} MiB online a text"
         )
+    # Whoever asks no more after a refusal tells the model owner that there was one.
+    if first and on_refusal == "stop":
+        raise RangeError(first, "leave it out, or give --on-refusal skip")
     return n_refused
 
 
@@ -236,16 +240,15 @@ def _write(classify: Any, source: _Source, answers: Any, on_refusal: str, out: P
     """Write the answers to a file with a progress bar; return how many texts were refused."""
     from mpcformer.console import err_console, progress
 
-    done = answers.n_rows
+    done, first = answers.n_rows, ""
     texts, told = itertools.tee(itertools.islice(iter(source), done, None))
     try:
         with progress(description_width=0) as bar:
             task = bar.add_task("texts", total=source.n_rows, completed=done, info="")
             for answer in classify.answers(text[0] if len(text) == 1 else text for text in texts):
                 answers.add(next(told), answer)
-                if answer.get("refused") and on_refusal == "stop":
-                    what = f"row {answers.n_rows - 1}: {answer['reason']}"
-                    raise RangeError(what, "leave it out, or go on with --on-refusal skip --resume")
+                if answer.get("refused"):
+                    first = first or f"row {answers.n_rows - 1}: {answer['reason']}"
                 info = f"{answers.n_refused} refused" if answers.n_refused else ""
                 bar.update(task, completed=answers.n_rows, info=info)
         answers.finish()
@@ -258,6 +261,8 @@ def _write(classify: Any, source: _Source, answers: Any, on_refusal: str, out: P
             err_console.print(kept)
         raise
     err_console.print(f"{answers.n_rows} answers are in {out}, {answers.n_refused} of them refusals")
+    if first and on_refusal == "stop":
+        raise RangeError(first, "leave it out, or give --on-refusal skip")
     if answers.n_refused:
         err_console.print(REMEDY)
     return int(answers.n_refused)

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator
 
 import grpc
 
-from mpcformer.errors import PartyError
+from mpcformer.errors import PartyError, RangeError
 from parties.roles.journal import Journal
-from parties.roles.results import Results, is_whole, merged
+from parties.roles.results import LEFT_RANGE, Results, is_whole, merged
 from parties.session.evidence import Weight
 from parties.session.orderer import LEAVE_TIMEOUT_S, Order, Orderer
 from parties.session.party_state import PartyState
@@ -85,7 +85,22 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         """
         job = self.new_job(first_batch=len(self._journal.batches), batch_plan=self._journal.batch_plan)
         self.run(job, self._owners_done, ready=self._same_student)
-        return self._results(job)
+        return self._stopped_at_a_refusal(self._results(job))
+
+    def _stopped_at_a_refusal(self, results: Results) -> Results:
+        """Return the results, unless the job says that a refusal ends it: then it ends so after all is computed.
+
+        If the session ended before, the model owner and the dealer would know that a sentence was refused.
+
+        Raises:
+            PartyError: a sentence was refused, and the job says to stop then.
+        """
+        refused = results.scores.refused if results.scores is not None else sum(results.predictions.refused)
+        if refused and self._config.job.on_refusal == "stop":
+            error = PartyError(self._config.data_owner, LEFT_RANGE, "leave them out, or give --on-refusal skip")
+            error.exit_code = RangeError.exit_code
+            raise error
+        return results
 
     def stop(self) -> None:
         """End all streams and close the server, after the parties had time to read the last command."""

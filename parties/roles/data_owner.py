@@ -26,7 +26,7 @@ from mpcformer.tasks import (
     pad_batch,
     predictions_of,
 )
-from parties.roles.results import merged
+from parties.roles.results import LEFT_RANGE, merged
 from parties.session.data_side import DataSide
 from parties.session.membership import Membership
 from parties.settings.config import DataOwnerConfig
@@ -86,13 +86,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
         told = Progress(membership, side, index, len(todo))
         answered = side.ask(item, len(batch), told.tell)
-        refused = [examples.ids[row] for row, out in zip(batch, answered.outcome.refused.tolist(), strict=True) if out]
-        if refused and asked.on_refusal == "stop":
-            raise RangeError(
-                f"example {refused[0]}: an activation left the range that the model was calibrated for",
-                "leave this example out, or give --on-refusal skip",
-                told="an activation left its range, and the job says to stop then",
-            )
+        # A refusal changes nothing of what the others see of this session, such as when it ends.
         answers.append(predictions(examples, batch, answered.outcome, data))
         membership.send(
             batch=pb.Batch(
@@ -111,6 +105,13 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     side.session.report(digest, own_scores(data.task, found) if withholds else None)
     membership.dismissed()
     side.close()
+    refused = [example for example, out in zip(found.ids, found.refused, strict=True) if out]
+    if refused and asked.on_refusal == "stop":
+        raise RangeError(
+            f"example {refused[0]}: an activation left the range that the model was calibrated for",
+            "leave this example out, or give --on-refusal skip",
+            told=LEFT_RANGE,
+        )
 
 
 @dataclass
@@ -196,8 +197,8 @@ def write_answers(path: Path, task: Task, found: pb.Predictions) -> None:
 
 def predictions(examples: Examples, rows: list[int], outcome: Outcome, data: JobData) -> pb.Predictions:
     """Return the results of a batch as the coordinator receives them. The logits of refused examples are zeros."""
-    assert outcome.logits is not None
-    logits = data.in_order(outcome.logits.nan_to_num())
+    refused, told = outcome.known()
+    logits = data.in_order(told.nan_to_num())
     return pb.Predictions(
         rows=rows,
         ids=[examples.ids[row] for row in rows],
@@ -205,5 +206,5 @@ def predictions(examples: Examples, rows: list[int], outcome: Outcome, data: Job
         groups=[examples.groups[row] for row in rows],
         n_outputs=logits.size(1),
         logits=logits.reshape(-1).tolist(),
-        refused=outcome.refused.tolist(),
+        refused=refused.tolist(),
     )

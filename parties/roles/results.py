@@ -6,6 +6,7 @@ from parties.settings.config import Role
 from parties.stubs import parties_pb2 as pb
 
 DIGEST_BYTES = 32
+LEFT_RANGE = "an activation left its range, and the job says to end with an error then"
 
 
 @dataclass(frozen=True)

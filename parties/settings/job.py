@@ -47,7 +47,8 @@ class JobDescription:
         max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
         engine: one of `ENGINES`.
         embeddings: one of `EMBEDDINGS`.
-        on_refusal: what the data owner does when a sentence left its range: skip it, or stop.
+        on_refusal: whether sentences that left their ranges are skipped, or end the run with an error once all of it is
+            computed (stop); until then nobody but the data owner can tell that there was one.
         overlap: whether a batch is dealt while the one before it is computed. That is faster, but what single batches
             took is then not what they would take alone.
     """

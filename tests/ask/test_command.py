@@ -99,10 +99,11 @@ def test_stopping_at_a_refusal(picky: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.csv"
     with pytest.raises(RangeError, match=r"row 1: .*left the range") as caught:
         ask("--student", picky, "--file", path, "--out", out, "--on-refusal", "stop")
-    assert "--resume goes on" in caught.value.remedy
+    assert "--on-refusal skip" in caught.value.remedy
+    assert len(out.read_text().splitlines()) == 4, "the texts after the refused one were asked all the same"
     with pytest.raises(RangeError, match="text 1: "):
         ask("--student", picky, "--on-refusal", "stop", "warm", "zinc")
-    status, _, errors = ask("--student", picky, "--file", path, "--out", out, "--resume")
+    status, _, errors = ask("--student", picky, "--file", path, "--out", tmp_path / "skipped.csv")
     assert status == SOME_REFUSED
     assert "3 answers are in" in errors
 

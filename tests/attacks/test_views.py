@@ -39,10 +39,8 @@ def views(
         _, logits, *_ = run_private(folder, inputs, engine=engine, n_batches=n_batches, ends=ends)
     at_model_owner, at_data_owner = seen[id(ends[0])], seen[id(ends[1])]
     if engine == "lift":
-        # Rounded shares of logits have 19 bits and are sign-extended to 24, so the third byte contains repeated bits.
-        # The third bytes of all logits come last, because numbers are packed in planes.
-        assert len(at_data_owner[-1]) == 8 + 3 * logits.numel()
-        at_data_owner[-1] = at_data_owner[-1][: 8 + 2 * logits.numel()]
+        # A tag, and the encrypted shares of the logits.
+        assert len(at_data_owner[-1]) == 16 + 3 * logits.numel()
     return at_model_owner, at_data_owner
 
 

@@ -30,11 +30,11 @@ CASES: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
 }
 
 
-def with_a_long_word(folder: Path, size: float = 5.0) -> Path:
+def with_a_long_word(folder: Path, size: float = 5.0, word: int = LONG) -> Path:
     state = load_file(folder / "model.safetensors")
     words = state["bert.embeddings.word_embeddings.weight"]
-    words[LONG] = size
-    words[LONG, ::2] = -size
+    words[word] = size
+    words[word, ::2] = -size
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

@@ -10,7 +10,7 @@ from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations.row_lookup import BITS, GROUP_BUCKETS, LookupSpec
 from mpcformer.engines.lift.scales.model import activation
 from mpcformer.engines.lift.scales.tables import table as tables_of
-from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
+from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, sealed, table, zero_test
 from mpcformer.protocols.cost import ProtocolCost, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Party, add_halves, shapes_of, shift, split
@@ -226,10 +226,21 @@ def words(n_rows: int) -> Case:
 def zero() -> Case:
     def run(party: Party) -> None:
         tensors = party.take(zero_test.request(5))
-        c = party.open([(random(5) + tensors[0], 64)])[0]
-        party.open([(zero_test.verdict(tensors, c), 64)])
+        zero_test.verdict(tensors, party.open([(random(5) + tensors[0], 64)])[0])
 
     return Case("zero test", online(run), zero_test.cost(5), [(zero_test.verdict.__doc__, "")], {"n": 5})
+
+
+def withheld() -> Case:
+    def run(party: Party) -> None:
+        if party.rank == MODEL_OWNER:
+            party.send(sealed.seal(random(5, 2), random(5, 3), 24))
+        else:
+            shapes = sealed.shapes(5, 3, 24)
+            (tags, _), (numbers, _) = split(party.receive(shapes), shapes)
+            sealed.unseal(random(5, 2), tags, numbers)
+
+    return Case("sealed", online(run), sealed.cost(5, 3, 24), [(sealed.seal.__doc__, "")], {"n": 5, "m": 3, "k": 24})
 
 
 def guarded() -> Case:
@@ -262,5 +273,6 @@ CASES = [
     words(3),
     words(300),
     zero(),
+    withheld(),
     guarded(),
 ]

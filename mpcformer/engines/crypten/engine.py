@@ -146,12 +146,22 @@ class CrypTenEngine:
         outside = ops.less_than_zero(ops.add_public(sides, RESIDUAL_LIMIT)).sum(0)  # (B,)
         # Neither owner learns the bit of a row that only fills the batch.
         outside = outside * asked.long()
-        refused = ops.Shared.from_shares(outside, precision=0).reveal() != 0
-        # The factor is public, so nothing of logits that are not told is in what the model owner sends.
-        told = ~refused & asked
-        told = told[:, None, None] & mask.bool()[:, :, None] if logits.share.dim() == 3 else told[:, None]
-        opened = ops.times_integers(logits, told.long()).get_plain_text(dst=DATA_OWNER)
-        return Outcome(refused, opened if opened is None else opened.masked_fill(~told, torch.nan))
+        # The bit is multiplied on shares and opened to the data owner alone: the model owner never learns it.
+        told = ops.only_first(asked.long()) - outside
+        each = logits.share.dim() == 3
+        numbers = ops.wrap(logits.share.flatten(1))
+        both = torch.cat([ops.select(told[:, None], numbers).share, outside[:, None]], dim=1)
+        if each:
+            # Nothing of padding is told.
+            real = mask.repeat_interleave(logits.share.size(2), dim=1)
+            both = both * torch.cat([real, torch.ones_like(real[:, :1])], dim=1)
+        opened = ops.Shared.from_shares(both, precision=0).get_plain_text(dst=DATA_OWNER)
+        if opened is None:
+            return Outcome()
+        refused = opened[:, -1] != 0
+        found = opened[:, :-1].double().div(1 << FRAC_BITS).float().view(logits.share.shape)
+        withheld = (refused | ~asked).view(-1, *[1] * (found.dim() - 1))
+        return Outcome(refused, found.masked_fill(withheld | (mask[:, :, None] == 0) if each else withheld, torch.nan))
 
 
 class CrypTenBatch:

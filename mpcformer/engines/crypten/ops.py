@@ -53,6 +53,11 @@ def add_public(x: Any, constant: float | torch.Tensor) -> Any:
     return wrap(x.share + x.encoder.encode(constant, device=x.share.device)) if current().rank == 0 else x
 
 
+def only_first(value: torch.Tensor) -> torch.Tensor:
+    """Return this party's share of a public number: the number at rank 0, and zeros at rank 1. Local."""
+    return value if current().rank == 0 else torch.zeros_like(value)
+
+
 def times_public(x: Any, constant: float) -> Any:
     """Return x * constant, with 16 significant bits of the constant however small it is. One round; |x| < 2^30."""
     if constant == 0.0:

@@ -12,7 +12,6 @@ from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
 from mpcformer.engines.lift.range_check import guard_bits
-from mpcformer.engines.lift.reveal import zero_test_half
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.scales.norms import Norm
@@ -26,8 +25,8 @@ from mpcformer.engines.lift.scales.rows import (
     softmax_functions,
 )
 from mpcformer.engines.lift.weights import TABLE_BITS, attention_parts, weight_shapes
-from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, table, zero_test
-from mpcformer.protocols.cost import ProtocolCost, Step, dealt, message, opening
+from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, sealed, table, zero_test
+from mpcformer.protocols.cost import ProtocolCost, Step, dealt, message
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, half_bytes
 
 NOTHING, PAUSE = ProtocolCost(), ProtocolCost((Step(),))
@@ -186,8 +185,6 @@ class BatchCost:
     def _reveal(self) -> ProtocolCost:
         """Return the cost of the zero test and the classifier, which share messages."""
         n_batch = self._shape.batch_size
-        rows = n_batch * (self._shape.seq_len if self._config.pooling == "each" else 1)
-        sums, logits = zero_test_half(n_batch), ((rows, self._config.num_labels), self._scales.head.wire_bits)
-        opened = opening(sums) | self._maps(["classifier"], rows)
-        told = message(MODEL_OWNER, sums) + message(DATA_OWNER, sums, logits)
-        return opened + told + dealt(zero_test.request(n_batch))
+        rows = self._shape.seq_len if self._config.pooling == "each" else 1
+        tested = zero_test.cost(n_batch) | self._maps(["classifier"], n_batch * rows)
+        return tested + sealed.cost(n_batch, rows * self._config.num_labels, self._scales.head.wire_bits)

@@ -1,4 +1,4 @@
-"""The end of a private batch: the data owner alone learns the logits of each sentence that stayed in range."""
+"""The end of a private batch: the data owner alone learns the logits, and which sentences left their ranges."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from mpcformer.engines.base import Outcome
 from mpcformer.engines.lift.scales.head import HeadScales
 from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
-from mpcformer.protocols import linear, zero_test
+from mpcformer.protocols import linear, sealed, zero_test
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, split
 from mpcformer.ring.random import Stream, fresh_key
 
@@ -43,10 +43,11 @@ class Classifier:
         """Return values (B, ...) of the sentences as values of their rows."""
         return values.repeat_interleave(rows.size(0) // self.mask.size(0), dim=0)
 
-    def withheld(self, refused: torch.Tensor, asked: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
-        """Return bool (R,), which rows nobody is told of: of refused sentences, of ones not asked about, of padding."""
-        withheld = self.by_row(refused if asked is None else refused | ~asked, rows)
-        return withheld if rows.size(0) == self.mask.size(0) else withheld | (self.mask.reshape(-1) == 0)
+    def untold(self, asked: torch.Tensor | None, rows: torch.Tensor) -> torch.Tensor:
+        """Return bool (R,), which rows nobody is told of: of sentences that are not asked about, and of padding."""
+        none = torch.zeros(self.mask.size(0), dtype=torch.bool, device=self.mask.device)
+        untold = self.by_row(none if asked is None else ~asked, rows)
+        return untold if rows.size(0) == self.mask.size(0) else untold | (self.mask.reshape(-1) == 0)
 
     def logits(self, rounded: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
         """Return the logits, float32 (R, C), at the data owner.
@@ -79,10 +80,11 @@ def reveal(
     marks: torch.Tensor,
     asked: torch.Tensor | None = None,
 ) -> Outcome:
-    """Compute the classifier's map, between the two rounds that tell whose marks add up to zero.
+    """Compute the classifier's map, and tell the data owner the logits of each sentence whose marks add up to zero.
 
-    The model owner rounds its share of the logits to LOGIT_SCALE at random and sends what is left, because the digits
-    below are equations in its weights. Instead of its share of a refused sentence's logits it sends zeros.
+    The model owner rounds its share of the logits to LOGIT_SCALE at random, because the digits below are equations in
+    its weights. It encrypts what is left under a key that the data owner has only if the sentence's marks add up to
+    zero. It receives nothing afterwards, so it cannot know whether they do.
 
     Args:
         party: this owner.
@@ -90,7 +92,7 @@ def reveal(
         rows: this owner's share of what the map takes, (B, H) or (B L, H).
         marks: this owner's shares of the sums of all marks of each sentence, (B,).
         asked: bool (B,), which sentences are asked about; None for all. Of the others neither owner learns anything:
-            the sums of their marks are made zero, and their logits are withheld like those of refused ones.
+            the sums of their marks are made zero, and zeros are sent in place of their logits.
     """
     n_batch, bits, low_bits = marks.size(0), classifier.head.bits, classifier.head.low_bits
     sums = zero_test_half(n_batch)
@@ -101,15 +103,14 @@ def reveal(
         return _receive_logits(party, classifier, rows, half, test, tensors, asked)
     party.send([(half, zero_test.WORD)])
     theirs, masked_input = _receive(party, sums, (tuple(rows.shape), bits))
-    verdict = zero_test.verdict(test, theirs + half)
+    block = zero_test.verdict(test, theirs + half)
     weight, bias = classifier.weight_and_bias()
     share = linear.model_owner_share(rows, masked_input, [weight], tensors, [bits])[0] + classifier.by_row(bias, rows)
-    refused = (_receive(party, sums)[0] + verdict) != 0
     if share.device.type != "meta":
         share += Stream(fresh_key()).bits(share.shape, low_bits)
-    share = share.masked_fill(classifier.withheld(refused, asked, rows)[:, None], 0)
-    party.send([(verdict, zero_test.WORD), (share >> low_bits, classifier.head.wire_bits)])
-    return Outcome(refused)
+    share = share.masked_fill(classifier.untold(asked, rows)[:, None], 0)
+    party.send(sealed.seal(block, (share >> low_bits).view(n_batch, -1), classifier.head.wire_bits))
+    return Outcome()
 
 
 def _receive_logits(
@@ -123,17 +124,18 @@ def _receive_logits(
 ) -> Outcome:
     if classifier.masked is None:
         raise ProtocolError("the masked weights have not arrived")
-    sums, head = zero_test_half(half.size(0)), classifier.head
+    n_batch, head = half.size(0), classifier.head
     party.send([(half, zero_test.WORD), (rows - tensors[0], head.bits)])
-    c = _receive(party, sums)[0] + half
+    c = _receive(party, zero_test_half(n_batch))[0] + half
     own = linear.data_owner_share([classifier.masked["classifier"]], tensors, [head.bits])[0]
-    verdict = zero_test.verdict(test, c)
-    party.send([(verdict, zero_test.WORD)])
-    theirs, rounded = _receive(party, sums, (tuple(own.shape), head.wire_bits))
-    refused = (theirs + verdict) != 0
-    logits = classifier.logits(rounded, own)
-    logits = logits.masked_fill(classifier.withheld(refused, asked, rows)[:, None], torch.nan)
-    return Outcome(refused, logits if rows.size(0) == half.size(0) else logits.view(*classifier.mask.shape, -1))
+    block = zero_test.verdict(test, c)
+    tags, told = _receive(party, *sealed.shapes(n_batch, own.numel() // n_batch, head.wire_bits))
+    is_open, rounded = sealed.unseal(block, tags, told)
+    refused = ~is_open
+    logits = classifier.logits(rounded.view(own.shape), own)
+    withheld = classifier.by_row(refused, rows) | classifier.untold(asked, rows)
+    logits = logits.masked_fill(withheld[:, None], torch.nan)
+    return Outcome(refused, logits if rows.size(0) == n_batch else logits.view(*classifier.mask.shape, -1))
 
 
 def _receive(party: Party, *shapes: HalfShape) -> list[torch.Tensor]:
