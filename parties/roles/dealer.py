@@ -14,7 +14,7 @@ import torch
 
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError, UserInputError
-from mpcformer.ring.random import fresh_key, scoped_keys
+from mpcformer.ring.random import KEY_BYTES, fresh_key, scoped_keys
 from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DealerConfig
@@ -62,13 +62,15 @@ class Session:
     """One session: its two owners, their seeds, and which operations were dealt.
 
     Args:
-        session_id: 16 bytes.
+        session_id: 16 bytes, the name of the session.
         model_owner, data_owner: party ids.
     """
 
     def __init__(self, session_id: bytes, model_owner: str, data_owner: str) -> None:
         self.model_owner, self.data_owner = model_owner, data_owner
-        self._id = session_id
+        self._name = session_id
+        # What the owners have drawn, as the model owner says with its first plan.
+        self._id = b""
         self._seeds = {model_owner: fresh_key(), data_owner: fresh_key()}
         self._opened: set[str] = set()
         self._next_operation = 0
@@ -90,7 +92,12 @@ class Session:
         return self._seeds[owner]
 
     def begin(
-        self, caller: str, first_operation: int, plan: Sequence[pb.CorrelationRequest], cancel: Callable[[], object]
+        self,
+        caller: str,
+        first_operation: int,
+        plan: Sequence[pb.CorrelationRequest],
+        cancel: Callable[[], object],
+        drawn_id: bytes,
     ) -> Dealing:
         """Check a plan and reserve its operations, so that each is dealt once.
 
@@ -99,6 +106,7 @@ class Session:
             first_operation: the operation index of the plan's first request.
             plan: the requests as they arrived.
             cancel: ends the call.
+            drawn_id: the id that the owners have drawn for this session, 16 bytes; the same in all calls.
 
         Raises:
             RefusedError: the caller may not ask for this plan, or not now, or the plan is invalid.
@@ -116,7 +124,12 @@ class Session:
                 validate(request)
         except ProtocolError as error:
             raise RefusedError(codes.INVALID_ARGUMENT, str(error)) from None
+        if len(drawn_id) != KEY_BYTES:
+            raise RefusedError(codes.INVALID_ARGUMENT, f"a drawn id of {len(drawn_id)} bytes, expected {KEY_BYTES}")
         with self._lock:
+            self._id = self._id or drawn_id
+            if drawn_id != self._id:
+                raise RefusedError(codes.INVALID_ARGUMENT, "the owners draw one id for a session, and keep it")
             if self._dealing is not None:
                 raise RefusedError(codes.RESOURCE_EXHAUSTED, "a session is dealt one plan at a time")
             if first_operation != self._next_operation:
@@ -138,7 +151,7 @@ class Session:
             if self._ended:
                 raise RefusedError(grpc.StatusCode.ABORTED, "the session has ended")
             keys = [session_key(seed, self._id, operation, request) for seed in seeds]
-            with scoped_keys("dealing", self._id, operation):
+            with scoped_keys("dealing", self._name, operation):
                 correction = deal(request, keys[0], keys[1], weight_key)
             metrics.dealt_operations.inc()
             yield operation, correction
@@ -205,7 +218,7 @@ class DealerService(rpc.DealerServicer):
         request = self._first.take(request_iterator, context)
         session, caller = self._find(request.session_id, context)
         try:
-            dealing = session.begin(caller, request.first_operation, request.plan, context.cancel)
+            dealing = session.begin(caller, request.first_operation, request.plan, context.cancel, request.drawn_id)
             at_end(context, lambda: session.finish(dealing))
             with session_log(request.session_id):
                 log.info("dealing %d operations from %d", len(dealing.plan), dealing.first_operation)

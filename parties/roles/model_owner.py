@@ -195,7 +195,7 @@ class ModelOwner:
                     public=public,
                     channel=channels[ASKING],
                     encoded=self._weights.encoded(job.engine),
-                    session_id=job.session_id,
+                    session_id=session.drawn_id,
                 )
                 session.setup(engine, public, self._digest, started)
                 self._side(session, job, membership).serve()

@@ -96,7 +96,12 @@ class DataSide:
             )
             undo.callback(self.session.close)
             engine = create_engine(
-                job.engine, rank=DATA_OWNER, public=public, channel=asking, weights=None, session_id=job.session_id
+                job.engine,
+                rank=DATA_OWNER,
+                public=public,
+                channel=asking,
+                weights=None,
+                session_id=self.session.drawn_id,
             )
             self.session.setup(engine, public, student, started)
             allowed = int(asking.receive([Spec(torch.int64, (1,))])[0])

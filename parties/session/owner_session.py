@@ -62,6 +62,10 @@ class OwnerSession:
         job: the job, as it was ordered.
         asking, dealing: the two streams to the other owner.
         membership: the connection to whoever ordered the session.
+
+    Attributes:
+        drawn_id: what both owners have drawn for this session, 16 bytes; all protocols use it as the session's id.
+        store: this owner's correlations.
     """
 
     def __init__(
@@ -88,7 +92,10 @@ class OwnerSession:
         membership.watch(job.dealer, self._dealer_waited_s)
         self._dealer = rpc.DealerStub(self._dealer_channel)
         try:
-            self.store = CorrelationStore(rank=rank, seed=self._open_dealer(), session_id=job.session_id)
+            seed = self._open_dealer()
+            # What a coordinator chose enters no protocol.
+            self.drawn_id = transcript.draw_together(asking, rank, job.session_id)
+            self.store = CorrelationStore(rank=rank, seed=seed, session_id=self.drawn_id)
         except BaseException:
             self._dealer_channel.close()
             raise
@@ -118,7 +125,7 @@ class OwnerSession:
         Raises:
             ProtocolError: the owners disagree; the error names the fields.
         """
-        agreed = transcript.fields(self.job, engine, public, student, self.config.insecure)
+        agreed = transcript.fields(self.job, engine, public, student, self.config.insecure, self.drawn_id)
         self._transcript = transcript.compare(self.asking, agreed)
         self.terms = transcript.terms(agreed)
         log.info("agreed on everything, transcript %s", self._transcript.hex()[:16])
@@ -291,7 +298,10 @@ class OwnerSession:
             yield iter(())
             return
         request = pb.DealRequest(
-            session_id=self.job.session_id, first_operation=first, plan=[to_wire(item) for item in plan]
+            session_id=self.job.session_id,
+            drawn_id=self.drawn_id,
+            first_operation=first,
+            plan=[to_wire(item) for item in plan],
         )
         with self._blaming_dealer():
             call = self._dealer.Deal(iter([request]))

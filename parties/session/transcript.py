@@ -1,4 +1,7 @@
-"""The transcript: everything that the two owners of a session must agree on, compared when the session opens.
+"""What the owners agree on when a session opens: an id that both have drawn, and everything public (the transcript).
+
+Whoever orders a session names it. No protocol uses that name: what must not be anybody's choice, such as the places of
+words, follows from the id that the owners draw together (`draw_together`).
 
 Each owner lists what it knows from its own files and from the job that the coordinator sent. The owners exchange a
 digest of each field: an error can then name the fields that differ without disclosing their content. The digest of all
@@ -12,18 +15,52 @@ import torch
 
 from mpcformer import __version__
 from mpcformer.channel import Channel, Spec
-from mpcformer.engines.base import Engine, PublicModel
+from mpcformer.engines.base import MODEL_OWNER, Engine, PublicModel
 from mpcformer.errors import ProtocolError
+from mpcformer.ring.random import fresh_key
 from parties.settings.config import PROTOCOL_VERSION, Insecure
 from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
 
-PER_SESSION = ("session", "job.first_batch", "job.examples_digest")
+PER_SESSION = ("session", "drawn id", "job.first_batch", "job.examples_digest")
+# A nonce has as many bits as its commitment.
+NONCE_BYTES, ID_BYTES = 32, 16
 JOB_FIELDS = (
     *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "overlap", "on_refusal"),
     *("task", "split", "limit", "batch_size", "max_length"),
 )
+
+
+def draw_together(channel: Channel, rank: int, session_id: bytes) -> bytes:
+    """Draw an id for a session with the other owner, 16 bytes: neither owner, nor anybody else, can choose it.
+
+    Each owner commits to a nonce before it sees the other's. It can still leave after it has seen the other's nonce,
+    which ends the session.
+
+    Args:
+        channel: to the other owner.
+        rank: of this owner.
+        session_id: the name of the session.
+
+    Raises:
+        ProtocolError: the other owner's nonce is not the one that it committed to.
+    """
+    nonce = fresh_key() + fresh_key()
+    channel.send([_as_tensor(_commitment(rank, session_id, nonce))])
+    committed = channel.receive([Spec(torch.uint8, (hashlib.sha256().digest_size,))])[0]
+    channel.send([_as_tensor(nonce)])
+    theirs = channel.receive([Spec(torch.uint8, (NONCE_BYTES,))])[0].numpy().tobytes()
+    if _commitment(1 - rank, session_id, theirs) != committed.numpy().tobytes():
+        raise ProtocolError(
+            "the other owner's nonce is not the one that it committed to", "give both owners the same release"
+        )
+    both = nonce + theirs if rank == MODEL_OWNER else theirs + nonce
+    return hashlib.sha256(b"drawn id" + session_id + both).digest()[:ID_BYTES]
+
+
+def _commitment(rank: int, session_id: bytes, nonce: bytes) -> bytes:
+    return hashlib.sha256(b"nonce of owner" + bytes([rank]) + session_id + nonce).digest()
 
 
 def fields(
@@ -32,6 +69,7 @@ def fields(
     public: PublicModel,
     student: str,
     insecure: Insecure | None = None,
+    drawn_id: bytes = b"",
 ) -> dict[str, str]:
     """Return name -> value of everything that must agree.
 
@@ -40,11 +78,13 @@ def fields(
         engine, public: this owner's engine, and what it knows of the model.
         student: hex SHA-256 of the weights as the model owner claims it; the data owner reads it in the public files.
         insecure: the insecure settings in this owner's configuration.
+        drawn_id: from `draw_together`.
     """
     listed = {
         "protocol version": str(PROTOCOL_VERSION),
         "release": __version__,
         "session": bytes(job.session_id).hex(),
+        "drawn id": drawn_id.hex(),
         "student": student,
         "constants of the engine": engine.fingerprint(),
         "insecure": insecure_text(insecure),
@@ -84,4 +124,8 @@ def facts_digest(public: PublicModel) -> bytes:
 
 
 def _digest(value: str) -> torch.Tensor:
-    return torch.frombuffer(bytearray(hashlib.sha256(value.encode()).digest()), dtype=torch.uint8)
+    return _as_tensor(hashlib.sha256(value.encode()).digest())
+
+
+def _as_tensor(value: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(value), dtype=torch.uint8)

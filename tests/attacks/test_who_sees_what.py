@@ -33,7 +33,8 @@ def test_the_coordinator_is_sent_no_share() -> None:
 
 
 def test_the_dealer_is_sent_shapes_and_public_ranges_only() -> None:
-    session = {"mpcformer.v1.DealRequest.session_id", "mpcformer.v1.OpenSessionRequest.session_id"}
+    ids = {"DealRequest.session_id", "DealRequest.drawn_id", "OpenSessionRequest.session_id"}
+    session = {f"mpcformer.v1.{name}" for name in ids}
     assert byte_fields(pb.DealRequest.DESCRIPTOR) | byte_fields(pb.OpenSessionRequest.DESCRIPTOR) == session
     assert set(fields(pb.CorrelationRequest.DESCRIPTOR)) == {
         "mpcformer.v1.CorrelationRequest.kind",

@@ -172,7 +172,9 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
             request = pb.OpenSessionRequest(session_id=session)
             reply = rpc.DealerStub(link).OpenSession(iter([request]), timeout=DEADLINE_S, wait_for_ready=True)
             seeds[me] = bytes(reply.seed)
-        deal_request = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in PLAN])
+        deal_request = pb.DealRequest(
+            session_id=session, drawn_id=session, first_operation=0, plan=[to_wire(item) for item in PLAN]
+        )
         frames = rpc.DealerStub(links["model-owner"]).Deal(iter([deal_request]), timeout=DEADLINE_S)
         for operation, item in enumerate(PLAN):
             labels = {"session_id": session, "sender": "dealer", "operation": operation}

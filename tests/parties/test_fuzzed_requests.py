@@ -44,7 +44,7 @@ HONEST = [
     Request("piecewise", ((3,),), op="square", bits=32, params=(2.0, 0.0, 1.0, 2.0)),
     TABLE,
     TableSpec("guard", 3, 0, 1.0, 1.0, 2.0, 0).request(2),
-    Request("zero_test", ((3,),)),
+    Request("zero_test", ((1,),)),
 ]
 SIZES = (0, 1, 2, 3, 4, 5, 7, 64, 1 << 16, 1 << 31, 1 << 32, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 PARAMS = (0.0, 1.0, 2.0, 3.0, 8.0, 12.0, 48.0, -1.0, 0.5, 1e-320, 1e300, -1e300, math.inf, math.nan)
@@ -211,7 +211,7 @@ def test_fuzzed_calls_of_the_dealer(stubs: list[rpc.DealerStub]) -> None:
         requests = [from_wire(item) for item in plan]
         if any(not refusal(request) and not is_small(request) for request in requests):
             continue
-        message = pb.DealRequest(session_id=session, first_operation=first, plan=plan)
+        message = pb.DealRequest(session_id=session, drawn_id=session, first_operation=first, plan=plan)
         if index % 9 == 0:
             message.first_operation = generator.choice(SIZES)
         if index % 11 == 0:

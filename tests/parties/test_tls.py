@@ -134,7 +134,9 @@ def test_what_is_dealt_is_what_the_seeds_give(
     order(session)
     seeds = open_session(dealer, files, session)
     plan = [Request("additive_triple", ((3, 4), (4, 2)), op="matmul"), Request("truncation", ((5,),), bits=16)]
-    message = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in plan])
+    message = pb.DealRequest(
+        session_id=session, drawn_id=session, first_operation=0, plan=[to_wire(item) for item in plan]
+    )
     frames = deal_over_wire(dealer, files["model-owner"], message)
     for operation, item in enumerate(plan):
         correction, _ = from_frames(
@@ -153,13 +155,15 @@ def test_an_operation_is_dealt_once(dealer: str, files: dict[str, TlsFiles], ord
     order(session)
     open_session(dealer, files, session)
     plan = [to_wire(Request("square_pair", ((2,),)))]
-    message = pb.DealRequest(session_id=session, first_operation=0, plan=plan)
+    message = pb.DealRequest(session_id=session, drawn_id=session, first_operation=0, plan=plan)
     assert len(list(deal_over_wire(dealer, files["model-owner"], message))) == 1
     for first in (0, 2):
         with pytest.raises(grpc.RpcError, match="each is dealt once") as caught:
             list(
                 deal_over_wire(
-                    dealer, files["model-owner"], pb.DealRequest(session_id=session, first_operation=first, plan=plan)
+                    dealer,
+                    files["model-owner"],
+                    pb.DealRequest(session_id=session, drawn_id=session, first_operation=first, plan=plan),
                 )
             )
         assert status(caught) == grpc.StatusCode.ALREADY_EXISTS
@@ -170,7 +174,7 @@ def test_the_dealer_deals_to_the_model_owner_only_and_after_both_opened(
 ) -> None:
     session, plan = fresh_key(), [to_wire(Request("square_pair", ((2,),)))]
     order(session)
-    message = pb.DealRequest(session_id=session, first_operation=0, plan=plan)
+    message = pb.DealRequest(session_id=session, drawn_id=session, first_operation=0, plan=plan)
     call(dealer, files["model-owner"], session=session)
     with pytest.raises(grpc.RpcError, match="both owners must open"):
         list(deal_over_wire(dealer, files["model-owner"], message))
@@ -193,7 +197,9 @@ def test_impossible_plans_take_no_memory(
     session = fresh_key()
     order(session)
     open_session(dealer, files, session)
-    request = pb.DealRequest(session_id=session, first_operation=0, plan=[to_wire(item) for item in plan])
+    request = pb.DealRequest(
+        session_id=session, drawn_id=session, first_operation=0, plan=[to_wire(item) for item in plan]
+    )
     with pytest.raises(grpc.RpcError, match=message) as caught:
         list(deal_over_wire(dealer, files["model-owner"], request))
     assert status(caught) == grpc.StatusCode.INVALID_ARGUMENT
