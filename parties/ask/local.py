@@ -13,6 +13,7 @@ from parties.ask.options import checked_options
 from parties.runs.processes import Processes
 from parties.settings.config import (
     DEFAULT_POOL_MIB,
+    UNLIMITED,
     DataOwnerConfig,
     DealerConfig,
     Device,
@@ -169,7 +170,7 @@ class LocalParties:
 
     def _model_owner(self) -> ModelOwnerConfig:
         return ModelOwnerConfig(
-            **self._service(MODEL_OWNER), dealers=[DEALER], student=self._student, pool_mib=self._pool_mib
+            **self._service(MODEL_OWNER), dealers=[DEALER], student=self._student, pool_mib=self._pool_mib, **UNLIMITED
         )
 
     def _address_file(self, name: str) -> Path:

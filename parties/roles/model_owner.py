@@ -140,7 +140,7 @@ class ModelOwner:
     def __init__(self, config: ModelOwnerConfig) -> None:
         self._config = config
         self._peers = PeerService(config.data_owners)
-        self._budget = Budget(config.budget_file, config.max_sentences_per_day)
+        self._budget = Budget(config.budget_file, *config.limits)
         self._public = load_public_model(config.student)
         self._weights = SharedWeights(config.student, self._public)
         self._digest = self._weights.sha256

@@ -21,6 +21,7 @@ from parties.runs.network import NetworkProfile, Relays
 from parties.runs.plaintext import PlaintextOptions
 from parties.runs.processes import START_TIMEOUT_S, Processes, describe_exit
 from parties.settings.config import (
+    UNLIMITED,
     AnyConfig,
     CoordinatorConfig,
     DataOwnerConfig,
@@ -167,6 +168,7 @@ class Site:
             dealers=["dealer"],
             student=self._options.student.resolve(),
             public_embeddings=self._options.job.embeddings == "public_table",
+            **UNLIMITED,
         )
 
     def data_owner(self, coordinator: str) -> DataOwnerConfig:

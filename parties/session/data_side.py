@@ -28,21 +28,28 @@ Tell = Callable[[int, int], None]
 
 
 class BudgetError(MPCFormerError):
-    """An error because a data owner may ask no more today. The session goes on.
+    """An error because a data owner may ask no more, today or at all. The session goes on.
 
     Args:
-        seconds: how long it takes until there is a new budget.
+        model_owner: the id of the model owner.
+        word: the seconds until there is a new budget, or NEVER.
+
+    Attributes:
+        seconds: how long it takes until there is a new budget; None if no day brings one.
     """
 
     exit_code = 8
 
-    def __init__(self, model_owner: str, seconds: int) -> None:
-        hours, minutes = divmod(-(-seconds // 60), 60)
-        super().__init__(
-            f"{model_owner}: the budget of sentences for today is used up",
-            f"ask again in {hours} h {minutes} min, or ask the model owner for a larger max_sentences_per_day",
-        )
-        self.seconds = seconds
+    def __init__(self, model_owner: str, word: int) -> None:
+        if word < 0:
+            what = "the budget of sentences does not allow this question, and no day brings a larger one"
+            remedy = "ask the model owner for a larger max_sentences, or fewer texts in a batch"
+        else:
+            hours, minutes = divmod(-(-word // 60), 60)
+            what = "the budget of sentences for today is used up"
+            remedy = f"ask again in {hours} h {minutes} min, or ask the model owner for a larger max_sentences_per_day"
+        super().__init__(f"{model_owner}: {what}", remedy)
+        self.seconds = None if word < 0 else word
 
 
 @dataclass

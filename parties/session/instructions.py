@@ -54,7 +54,7 @@ def next_instruction(channel: PeerChannel, *allowed: Verb) -> tuple[Verb, list[i
 
 
 def answer(channel: PeerChannel, word: int) -> None:
-    """Answer an instruction: GRANTED, or the seconds until the data owner may ask again."""
+    """Answer an instruction: GRANTED, or the seconds until the data owner may ask again, or -1 if it never may."""
     channel.send([torch.tensor([word])])
 
 

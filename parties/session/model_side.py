@@ -29,7 +29,7 @@ class ModelSide:
         max_sentences: the largest number of sentences in a batch, from the job.
         max_tokens: the largest number of tokens in a batch with padding, from the configuration.
         pool_bytes: the most bytes of corrections that wait, from the configuration.
-        charge: counts the sentences of a batch; returns 0, or the seconds until the data owner may ask again.
+        charge: counts the sentences of a batch; returns 0, or what the data owner is told instead, see `Budget`.
         done: called with the measurements of each batch.
     """
 

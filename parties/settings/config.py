@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -50,6 +50,10 @@ LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
 # The default holds the corrections of one sentence of 128 tokens for a student of the size of bert-base.
 PoolMib = Annotated[int, Field(ge=1, le=1 << 20)]
 DEFAULT_POOL_MIB = 768
+# docs/security.md says what the attacks need that the defaults keep at a distance.
+Limit = Annotated[int, Field(ge=1)] | Literal["unlimited"]
+# For local runs, in which one user holds text and weights.
+UNLIMITED: dict[str, Any] = {"max_sentences_per_day": "unlimited", "max_sentences": "unlimited"}
 Ids = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
 
 
@@ -211,8 +215,9 @@ class ModelOwnerConfig(ServiceConfig):
         dealers: the ids of the dealers that it trusts for randomness.
         pool_mib: how much each session keeps of correlations that were dealt ahead, MiB; the smaller of both owners'
             numbers counts. A batch that does not fit is dealt in parts.
-        max_sentences_per_day: how many sentences each data owner may ask in a day (UTC); any number without it.
-        budget_file: where these are counted, across restarts.
+        max_sentences_per_day: how many sentences each data owner may ask in a day (UTC), or "unlimited".
+        max_sentences: how many it may ask in all, or "unlimited".
+        budget_file: where these are counted, across restarts; by default beside the configuration's file.
         max_idle_s: how long a data owner may ask and deal nothing before its session is ended, which makes room for
             others. It can open another one.
     """
@@ -223,15 +228,16 @@ class ModelOwnerConfig(ServiceConfig):
     max_batch_tokens: int = Field(default=1 << 16, ge=1)
     dealers: Ids
     pool_mib: PoolMib = DEFAULT_POOL_MIB
-    max_sentences_per_day: Annotated[int | None, Field(ge=1)] = None
-    budget_file: Path | None = None
+    max_sentences_per_day: Limit = 1000
+    max_sentences: Limit = 20_000
+    budget_file: Path = Path("budget.json")
     max_idle_s: float = Field(default=3600.0, gt=0)
 
-    @model_validator(mode="after")
-    def _a_budget_is_kept(self) -> Self:
-        if self.max_sentences_per_day is not None and self.budget_file is None:
-            raise ValueError("budget_file: name the file in which max_sentences_per_day is counted")
-        return self
+    @property
+    def limits(self) -> tuple[int | None, int | None]:
+        """How many sentences a data owner may ask in a day and in all; None allows any number."""
+        per_day, in_all = self.max_sentences_per_day, self.max_sentences
+        return None if per_day == "unlimited" else per_day, None if in_all == "unlimited" else in_all
 
 
 class DataOwnerConfig(PartyCommon):

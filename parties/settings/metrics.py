@@ -19,6 +19,13 @@ sentences = Counter("mpcformer_sentences", "Sentences computed.", registry=REGIS
 rounds = Counter("mpcformer_rounds", "Communication rounds.", registry=REGISTRY)
 phase_seconds = Counter("mpcformer_phase_seconds", "Seconds of work by phase.", ["phase"], registry=REGISTRY)
 received_bytes = Counter("mpcformer_received_bytes", "Bytes of frames received.", ["sender"], registry=REGISTRY)
+budget_spent = Counter("mpcformer_budget_spent", "Sentences that a budget allowed.", ["data_owner"], registry=REGISTRY)
+budget_refused = Counter(
+    "mpcformer_budget_refused", "Sentences that a budget did not allow.", ["data_owner"], registry=REGISTRY
+)
+budget_left = Gauge(
+    "mpcformer_budget_left", "Sentences that a budget still allows.", ["data_owner", "period"], registry=REGISTRY
+)
 dealt_operations = Counter("mpcformer_dealt_operations", "Correlations dealt.", registry=REGISTRY)
 
 

@@ -182,7 +182,7 @@ class Cast:
                 listen=f"127.0.0.1:{ports['model-owner']}",
                 dealers=["dealer"],
                 student=student,
-                **(service | common["model-owner"]),
+                **(service | {"budget_file": folder / "budget.json"} | common["model-owner"]),
             ),
             "data-owner": DataOwnerConfig(
                 role="data-owner",

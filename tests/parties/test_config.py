@@ -7,7 +7,15 @@ import pytest
 from pydantic import ValidationError
 
 from mpcformer.errors import UserInputError
-from parties.settings.config import CoordinatorConfig, DealerConfig, Insecure, ModelOwnerConfig, TlsFiles, is_loopback
+from parties.settings.config import (
+    UNLIMITED,
+    CoordinatorConfig,
+    DealerConfig,
+    Insecure,
+    ModelOwnerConfig,
+    TlsFiles,
+    is_loopback,
+)
 from parties.settings.config_file import load_any, load_coordinator, load_party, to_toml
 
 TLS = TlsFiles(authority=Path("a.pem"), certificate=Path('odd "name".pem'), key=Path("k\\k.key"))
@@ -25,7 +33,24 @@ def test_round_trip(tmp_path: Path) -> None:
     assert read.student == tmp_path / "s", "paths are relative to the file"
     assert read.tls is not None
     assert read.tls.certificate == tmp_path / TLS.certificate
-    assert read.model_copy(update={"tls": TLS, "student": Path("s")}) == config
+    assert read.budget_file == tmp_path / "budget.json", "beside the file"
+    assert read.limits == (1000, 20_000)
+    changes = {"tls": TLS, "student": Path("s"), "budget_file": config.budget_file}
+    assert read.model_copy(update=changes) == config
+
+
+def test_a_budget_is_lifted_by_name(tmp_path: Path) -> None:
+    config = ModelOwnerConfig(
+        role="model-owner", id="m", tls=TLS, dealers=["d"], student=Path("s"), **SERVICE, **UNLIMITED
+    )
+    path = tmp_path / "m.toml"
+    path.write_text(to_toml(config))
+    read = load_party(path)
+    assert isinstance(read, ModelOwnerConfig)
+    assert read.limits == (None, None)
+    path.write_text(to_toml(config).replace('max_sentences = "unlimited"', "max_sentences = 0"))
+    with pytest.raises(UserInputError, match="max_sentences"):
+        load_party(path)
 
 
 def test_all_errors_at_once(tmp_path: Path) -> None:

@@ -35,6 +35,8 @@ INSIDE = Path("/etc/mpcformer")
 IMAGE = f"mpcformer:{__version__}"
 # How long a service waits at its end for each session that does not end, one after the other.
 LAST_WAIT_S, SERVER_STOP_S = 5, 1
+# What a party must be able to write: the folder of the model owner's budget_file.
+WRITABLE = INSIDE / "budget"
 
 
 def config(party: str) -> AnyConfig:
@@ -46,7 +48,7 @@ def paths(party: str) -> set[Path]:
     settings = config(party)
     assert settings.tls
     named = [settings.tls.authority, settings.tls.certificate, settings.tls.key]
-    named += [settings.student] if isinstance(settings, ModelOwnerConfig) else []
+    named += [settings.student, settings.budget_file.parent] if isinstance(settings, ModelOwnerConfig) else []
     named += [settings.public_model, settings.data_dir] if isinstance(settings, DataOwnerConfig) else []
     return {path.relative_to(FILES) for path in named if path} | {Path(f"{party}.toml")}
 
@@ -125,7 +127,7 @@ def test_compose_runs_the_example_files(compose: dict[str, Any], party: str) -> 
         source, target, *mode = re.sub(r"\$\{SITE[^}]*\}", "SITE", volume).split(":")
         mounted[Path(target)] = source
         if Path(target).is_relative_to(INSIDE):
-            assert mode == ["ro"]
+            assert mode == ["rw" if Path(target) == WRITABLE else "ro"]
     inside = {target.relative_to(INSIDE): source for target, source in mounted.items() if target.is_relative_to(INSIDE)}
     assert set(inside) == paths(party), "all that the file names, and nothing else"
     for target, source in inside.items():
@@ -150,7 +152,7 @@ def test_the_cluster_runs_the_example_files(objects: list[dict[str, Any]], party
         target, volume = Path(mount["mountPath"]), volumes.pop(mount["name"])
         if not target.is_relative_to(INSIDE):
             continue
-        assert mount["readOnly"] is True
+        assert mount["readOnly"] is (target != WRITABLE)
         if "secret" in volume:
             assert volume["secret"] == {"secretName": f"{party}-certs", "defaultMode": 0o440}
             inside |= {path for path in paths(party) if path.parent == target.relative_to(INSIDE)}
@@ -248,6 +250,7 @@ def test_the_units_are_sound_and_hardened(party: str, tmp_path: Path) -> None:
     check_command(start[1].split())
     assert {"LimitCORE=0", "NoNewPrivileges=yes", "ProtectSystem=strict", "Restart=on-failure"} <= set(unit.split("\n"))
     assert f"User=mpcformer-{party}" in unit
+    assert (f"ReadWritePaths={WRITABLE}" in unit) == (party == "model-owner")
     if not shutil.which("systemd-analyze"):
         pytest.skip("no systemd-analyze to verify it with")
     here = tmp_path / f"mpcformer-{party}.service"

@@ -64,7 +64,9 @@ class Site:
 
     def model_owner(self, student: Path, **changes: Any) -> ModelOwnerConfig:
         lists = {"coordinators": ["coordinator"], "data_owners": ["data-owner"], "dealers": ["dealer"]}
-        values = lists | {"student": student} | changes
+        values = (
+            lists | {"student": student, "max_sentences_per_day": "unlimited", "max_sentences": "unlimited"} | changes
+        )
         return ModelOwnerConfig(**self.common("model-owner", role="model-owner", **values))
 
     def coordinator(self, dealer: str, model_owner: str) -> CoordinatorConfig:
