@@ -91,7 +91,8 @@ class DataSide:
         public = replace(public, embeddings=job.embeddings)
         self._config, self._job = config, job
         self._link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
-        wait_until_ready(self._link, job.model_owner, job.model_owner_address, config.join_timeout_s)
+        address, timeout_s = job.model_owner_address, config.join_timeout_s
+        wait_until_ready(self._link, job.model_owner, address, timeout_s, membership.check)
         # A program that asks may fail and try again for days: nothing must stay of a session that does not begin.
         with ExitStack() as undo:
             undo.callback(self._link.close)

@@ -93,10 +93,16 @@ class Membership:
     def on_abort(self, callback: Callable[[MPCFormerError], None]) -> None:
         """Call `callback` once when the session fails, or at once if it has failed already."""
         with self._lock:
-            if self.error is None:
+            error = self.error
+            if error is None:
                 self._on_abort.append(callback)
                 return
-        callback(self.error)
+        callback(error)
+
+    def check(self) -> None:
+        """Raise the error of a session that was aborted. Every wait and every long loop of a session calls this."""
+        if self.error is not None:
+            raise self.error
 
     def watch(self, peer_id: str, waited_s: Callable[[], float], limit_s: float | None = None) -> None:
         """End the session when this party has waited for a peer for too long.

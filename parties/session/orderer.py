@@ -23,7 +23,7 @@ from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.frames import open_channel
+from parties.wire.frames import open_channel, wait_until_ready
 
 GRACE_S = 1.5
 # What a party reports of a failure is a sentence: more is not accepted.
@@ -235,25 +235,31 @@ class Orderer:
     def _connect(self, peer: PeerAddress) -> None:
         channel = open_channel(peer.address, peer.id, self.asked.credentials)
         self._channels.append(channel)
-        self._start_reader(self._serve, peer.id, channel)
+        self._start_reader(self._serve, peer, channel)
 
     def _start_reader(self, read: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=read, args=arguments, name="events", daemon=True)
         self._readers.append(thread)
         thread.start()
 
-    def _serve(self, party_id: str, channel: grpc.Channel) -> None:
+    def _serve(self, peer: PeerAddress, channel: grpc.Channel) -> None:
         """Run the stream to a service, as its client."""
         try:
-            grpc.channel_ready_future(channel).result(timeout=self.asked.join_timeout_s)
-        except (grpc.FutureTimeoutError, ValueError):
-            return  # There was no answer, which `_wait` reports, or the channel was closed meanwhile.
-        with self.changed:
-            self._joined(party_id)
-        # The first command is the job, or None if another party never came.
-        first = self.members[party_id].commands.get()
-        if first is not None:
-            self._read(party_id, rpc.PartyStub(channel).Serve(chain([first], self.members[party_id].outgoing())))
+            wait_until_ready(channel, peer.id, peer.address, self.asked.join_timeout_s, self._check_not_over)
+            with self.changed:
+                self._joined(peer.id)
+            # The first command is the job, or None if another party never came.
+            first = self.members[peer.id].commands.get()
+            if first is None:
+                return
+            events = rpc.PartyStub(channel).Serve(chain([first], self.members[peer.id].outgoing()))
+        except PartyError:
+            return  # There was no answer, which `_wait` reports, or the session ended meanwhile.
+        self._read(peer.id, events)
+
+    def _check_not_over(self) -> None:
+        if self.finishing:
+            raise PartyError(self.asked.id, "the session has ended")
 
     def _joined(self, party_id: str) -> None:
         self.members[party_id].joined, self.members[party_id].last_seen = True, time.monotonic()

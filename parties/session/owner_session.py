@@ -88,10 +88,10 @@ class OwnerSession:
         self._sizes: dict[BatchShape, int] = {}
         self._asked_dealer_at: float | None = None
         self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
-        membership.on_abort(lambda error: self._dealer_channel.close())
         membership.watch(job.dealer, self._dealer_waited_s)
-        self._dealer = rpc.DealerStub(self._dealer_channel)
         try:
+            self._dealer = rpc.DealerStub(self._dealer_channel)
+            membership.on_abort(lambda error: self._dealer_channel.close())
             seed = self._open_dealer()
             # What a coordinator chose enters no protocol.
             self.drawn_id = transcript.draw_together(asking, rank, job.session_id)

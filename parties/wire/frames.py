@@ -6,6 +6,8 @@ expectation before it keeps any byte, and allocates memory for the expectation, 
 """
 
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -24,6 +26,8 @@ from parties.wire import causes, tls
 from parties.wire.callers import PARTY_HEADER
 
 FRAME_BYTES = 1 << 20
+# How often a wait asks whether it is still of use.
+POLL_S = 0.2
 # Errors quote at most so many characters or dimensions of what a peer sent.
 MAX_SHOWN = 40
 # The dtypes that messages may have.
@@ -67,27 +71,117 @@ class _ClaimId(grpc.UnaryUnaryClientInterceptor, grpc.StreamUnaryClientIntercept
     intercept_unary_unary = intercept_stream_unary = intercept_stream_stream = _call
 
 
-def open_channel(address: str, peer_id: str, credentials: Credentials) -> grpc.Channel:
+class SafeChannel(grpc.Channel):  # type: ignore[misc]
+    """A channel that another thread may close at any moment.
+
+    A stub that is made on a closed channel of gRPC ends the whole process with a segmentation fault, and a call on one
+    raises a bare ValueError. Here both raise the error for a peer whose connection has ended.
+
+    Args:
+        channel: gRPC's own.
+        peer_id: the party at the other end.
+    """
+
+    def __init__(self, channel: grpc.Channel, peer_id: str) -> None:
+        self._channel, self._peer_id = channel, peer_id
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def _method(self, make: Callable[..., Callable[..., Any]], *arguments: Any, **options: Any) -> Callable[..., Any]:
+        with self._lock:
+            if self._closed:
+                raise causes.connection_ended(self._peer_id)
+            method = make(*arguments, **options)
+
+        def call(*given: Any, **named: Any) -> Any:
+            try:
+                return method(*given, **named)
+            except ValueError:
+                if self._closed:
+                    raise causes.connection_ended(self._peer_id) from None
+                raise
+
+        return call
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """Return a method, as gRPC's channel does; PartyError if this one is closed. The other three do likewise."""
+        return self._method(self._channel.unary_unary, *arguments, **options)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """See `unary_unary`."""
+        return self._method(self._channel.unary_stream, *arguments, **options)
+
+    def stream_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """See `unary_unary`."""
+        return self._method(self._channel.stream_unary, *arguments, **options)
+
+    def stream_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        """See `unary_unary`."""
+        return self._method(self._channel.stream_stream, *arguments, **options)
+
+    def subscribe(self, callback: Callable[..., None], try_to_connect: bool = False) -> None:
+        """Call `callback` whenever the channel's state changes; never if the channel is closed."""
+        with self._lock:
+            if not self._closed:
+                self._channel.subscribe(callback, try_to_connect=try_to_connect)
+
+    def unsubscribe(self, callback: Callable[..., None]) -> None:
+        """Call `callback` no more."""
+        self._channel.unsubscribe(callback)
+
+    def close(self) -> None:
+        """End all calls and the connection; nothing happens the second time."""
+        with self._lock:
+            if not self._closed:
+                self._closed = True
+                self._channel.close()
+
+    def __enter__(self) -> "SafeChannel":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def open_channel(address: str, peer_id: str, credentials: Credentials) -> SafeChannel:
     """Return a mutually authenticated channel to the party `peer_id`; the host name in its address does not matter."""
     options: list[tuple[str, int | str]] = [*COMMON_OPTIONS, *CLIENT_OPTIONS]
     if isinstance(credentials, Plaintext):
         channel = grpc.secure_channel(address, tls.channel_credentials(credentials), options)
-        return grpc.intercept_channel(channel, _ClaimId(credentials.id))
+        return SafeChannel(grpc.intercept_channel(channel, _ClaimId(credentials.id)), peer_id)
     options += [("grpc.ssl_target_name_override", peer_id), ("grpc.default_authority", peer_id)]
-    return grpc.secure_channel(address, tls.channel_credentials(credentials), options)
+    return SafeChannel(grpc.secure_channel(address, tls.channel_credentials(credentials), options), peer_id)
 
 
-def wait_until_ready(channel: grpc.Channel, peer_id: str, address: str, timeout_s: float) -> None:
+def wait_until_ready(
+    channel: grpc.Channel, peer_id: str, address: str, timeout_s: float, check: Callable[[], None] = lambda: None
+) -> None:
     """Wait until the peer answers.
+
+    Args:
+        channel: the channel to the peer.
+        peer_id, address: the peer.
+        timeout_s: how long to wait.
+        check: called several times a second; it raises if there is nothing to wait for any more.
 
     Raises:
         PartyError: the peer did not answer in time; the channel is closed.
     """
+    ready, deadline = grpc.channel_ready_future(channel), time.monotonic() + timeout_s
     try:
-        grpc.channel_ready_future(channel).result(timeout=timeout_s)
-    except grpc.FutureTimeoutError:
+        while True:
+            check()
+            try:
+                ready.result(timeout=max(0.0, min(POLL_S, deadline - time.monotonic())))
+            except grpc.FutureTimeoutError:
+                if time.monotonic() < deadline:
+                    continue
+                raise causes.unreachable(peer_id, address, timeout_s) from None
+            return
+    except BaseException:
+        ready.cancel()
         channel.close()
-        raise causes.unreachable(peer_id, address, timeout_s) from None
+        raise
 
 
 def start_server(
