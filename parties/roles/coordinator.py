@@ -14,14 +14,13 @@ from parties.settings.config import CoordinatorConfig, Role
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.callers import FirstMessage, at_end, refuse, require_caller
+from parties.wire.callers import at_end, first_message, refuse, require_caller
 from parties.wire.diagnose_reply import answer_diagnose
 from parties.wire.frames import start_server
+from parties.wire.guard import Rule
 
 # Owners are at most one batch apart.
 WINDOW = 4
-# Calls of Diagnose that one caller may have open at the same time.
-MAX_CALLS = 4
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 
 
@@ -47,11 +46,11 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         super().__init__(order, route=route)
         self._config, self._journal, self._on_progress = config, journal, on_progress
         self._batches: dict[tuple[Role, int], pb.Batch] = {}
-        self._first = FirstMessage(MAX_CALLS)
         self._server, self.address = start_server(
             lambda server: rpc.add_CoordinatorServicer_to_server(self, server),
             config.listen,
             config.credentials,
+            rules={"/mpcformer.v1.Coordinator/Join": Rule([config.data_owner])},
         )
 
     def Join(self, request_iterator: Iterator[pb.PartyEvent], context: grpc.ServicerContext) -> Iterator[pb.Command]:  # noqa: N802
@@ -69,7 +68,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
     ) -> pb.DiagnoseReply:
         """Say who this is; tell the data owner also where the job will send it."""
         config = self._config
-        self._first.take(request_iterator, context)
+        first_message(request_iterator, context)
         reply = answer_diagnose(context, config.id, "coordinator", {"data-owner": [config.data_owner]})
         if reply.serves_as:
             for role, peer in (("dealer", config.dealer), ("model-owner", config.model_owner)):

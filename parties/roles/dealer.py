@@ -21,13 +21,13 @@ from parties.settings.config import DealerConfig
 from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
-from parties.wire.callers import FirstMessage, at_end, refuse, refuse_unknown_session, require_caller
+from parties.wire.callers import at_end, first_message, refuse, refuse_unknown_session, require_caller
 from parties.wire.correlation_requests import from_wire
 from parties.wire.frames import to_frames
+from parties.wire.guard import Rule
 
 log = logging.getLogger(__name__)
 MAX_PLAN = 100_000
-MAX_CALLS = 8
 
 
 class RefusedError(Exception):
@@ -175,12 +175,10 @@ class DealerService(rpc.DealerServicer):
     Args:
         party_id: the dealer's party id.
         owners: the party ids that may call at all.
-        max_calls: the number of calls that one owner may have open at the same time.
     """
 
-    def __init__(self, party_id: str, owners: list[str], max_calls: int = MAX_CALLS) -> None:
+    def __init__(self, party_id: str, owners: list[str]) -> None:
         self._party_id, self._owners = party_id, owners
-        self._first = FirstMessage(max_calls)
         self._sessions: dict[bytes, Session] = {}
 
     @contextmanager
@@ -205,7 +203,7 @@ class DealerService(rpc.DealerServicer):
     ) -> pb.OpenSessionReply:
         """Give the calling owner its own fresh seed, once a session."""
         require_caller(context, *self._owners)
-        request = self._first.take(request_iterator, context)
+        request = first_message(request_iterator, context)
         session, caller = self._find(request.session_id, context)
         try:
             return pb.OpenSessionReply(seed=session.seed_of(caller))
@@ -215,7 +213,7 @@ class DealerService(rpc.DealerServicer):
     def Deal(self, request_iterator: Iterator[pb.DealRequest], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
         """Stream the corrections of a plan to the model owner."""
         require_caller(context, *self._owners)
-        request = self._first.take(request_iterator, context)
+        request = first_message(request_iterator, context)
         session, caller = self._find(request.session_id, context)
         try:
             dealing = session.begin(caller, request.first_operation, request.plan, context.cancel, request.drawn_id)
@@ -237,8 +235,14 @@ class Dealer:
 
     def __init__(self, config: DealerConfig) -> None:
         self._config = config
-        owners = [*config.model_owners, *config.data_owners]
-        self._service = DealerService(config.id, owners, max_calls=2 * config.max_sessions)
+        self._owners = [*config.model_owners, *config.data_owners]
+        self._service = DealerService(config.id, self._owners)
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """What the methods of the Dealer service allow: an owner has a call for each of its sessions, and a spare."""
+        methods = "/mpcformer.v1.Dealer/OpenSession", "/mpcformer.v1.Dealer/Deal"
+        return dict.fromkeys(methods, Rule(self._owners, 2 * self._config.max_sessions))
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Dealer service."""

@@ -27,6 +27,7 @@ from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.callers import SESSION_HEADER, STREAM_HEADER, at_end, refuse, refuse_unknown_session, require_caller
+from parties.wire.guard import Rule
 from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,12 @@ class ModelOwner:
         self._public = load_public_model(config.student)
         self._weights = SharedWeights(config.student, self._public)
         self._digest = self._weights.sha256
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """What the method of the Peer service allows: two streams for each session, and as many that are refused."""
+        n_streams = 4 * self._config.max_sessions_per_peer
+        return {"/mpcformer.v1.Peer/Exchange": Rule(self._config.data_owners, n_streams)}
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Peer service."""

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
@@ -25,13 +24,13 @@ from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.callers import FirstMessage, at_end, refuse, require_caller
+from parties.wire.callers import at_end, first_message, refuse, require_caller
 from parties.wire.diagnose_reply import answer_diagnose, callers_of
+from parties.wire.guard import Rule
 
 FIRST_COMMAND_TIMEOUT_S = 10.0
-# Each session needs a few calls at the same time: the coordinator's and the owners'. The spare ones are for callers
-# that are refused, and for diagnosis.
-CALLS_PER_SESSION, SPARE_CALLS = 4, 16
+# Orders that one caller may have open beyond its quota: they have not sent their job yet, or are about to be refused.
+SPARE_ORDERS = 4
 RunSession = Callable[[pb.Job, Membership], None]
 log = logging.getLogger(__name__)
 
@@ -43,14 +42,6 @@ class Running:
     membership: Membership
     peers: tuple[str, ...]
     thread: threading.Thread
-
-
-class _Health(health.HealthServicer):  # type: ignore[misc]
-    """A health service without Watch, whose calls would stay open for as long as their callers like."""
-
-    def Watch(self, request: Any, context: grpc.ServicerContext, *more: Any) -> None:  # noqa: N802
-        """Refuse the call."""
-        refuse(context, grpc.StatusCode.UNIMPLEMENTED, "use Check")
 
 
 class SessionHost(rpc.PartyServicer):
@@ -75,20 +66,25 @@ class SessionHost(rpc.PartyServicer):
     ) -> None:
         self._config, self._role, self._run_session, self._once = config, role, run_session, once
         self._model = model
-        self._first = FirstMessage(SPARE_CALLS // 4)
-        # Calls that have not sent their job yet are in none of the quotas.
-        self._orders = FirstMessage(config.max_sessions_per_peer + SPARE_CALLS // 4)
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
-        self.health = _Health()
+        self.health = health.HealthServicer()
         # The number of sessions that have ended, and the exit status of the last one.
         self.n_done, self.last_status = 0, 0
 
     @property
-    def n_calls(self) -> int:
-        """The number of calls that the server must carry at the same time."""
-        return CALLS_PER_SESSION * self._config.max_sessions + SPARE_CALLS
+    def rules(self) -> dict[str, Rule]:
+        """What the methods of the Party and the health service allow."""
+        config = self._config
+        orderers = [*config.coordinators, *config.may_order]
+        return {
+            "/mpcformer.v1.Party/Serve": Rule(orderers, config.max_sessions_per_peer + SPARE_ORDERS),
+            "/mpcformer.v1.Party/Diagnose": Rule(),
+            "/grpc.health.v1.Health/Check": Rule(),
+            # Its calls would stay open for as long as their callers like.
+            "/grpc.health.v1.Health/Watch": Rule(()),
+        }
 
     def add_to(self, server: grpc.Server) -> None:
         """Register the Party and the health service."""
@@ -100,7 +96,6 @@ class SessionHost(rpc.PartyServicer):
         """Run one session, from its job to its end."""
         config = self._config
         coordinator = require_caller(context, *config.coordinators, *config.may_order)
-        self._orders.enter(context)
         membership = Membership(config, role=self._role, coordinator_id=coordinator)
         at_end(context, membership.lost)
         membership.listen(request_iterator)
@@ -148,7 +143,11 @@ class SessionHost(rpc.PartyServicer):
                 target=self._run, args=(job, membership), name=f"session-{job.session_id[:4].hex()}", daemon=True
             )
             self._running[job.session_id] = Running(membership, peers, thread)
-            thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                del self._running[job.session_id]
+                return f"{config.id} cannot start another thread: its machine is full; try again later"
         return ""
 
     def _run(self, job: pb.Job, membership: Membership) -> None:
@@ -177,7 +176,7 @@ class SessionHost(rpc.PartyServicer):
         self, request_iterator: Iterator[pb.DiagnoseRequest], context: grpc.ServicerContext
     ) -> pb.DiagnoseReply:
         """Say who this is; tell callers that are served also which student it has and how many sessions are free."""
-        self._first.take(request_iterator, context)
+        first_message(request_iterator, context)
         reply = answer_diagnose(context, self._config.id, self._role, callers_of(self._config))
         if reply.serves_as:
             with self._changed:

@@ -92,7 +92,7 @@ def _serve(config: Service, once: bool, address_file: Path | None, with_parent: 
         party.add_to(server)
         host.add_to(server)
 
-    server, address = start_server(add, config.listen, config.credentials, max_workers=host.n_calls)
+    server, address = start_server(add, config.listen, config.credentials, rules=party.rules | host.rules)
     log.info("%s listens on %s", config.id, address)
     if address_file is not None:
         write_text(address_file, address)

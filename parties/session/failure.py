@@ -2,10 +2,10 @@
 
 import logging
 from collections.abc import Callable
-from pathlib import Path
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from parties.session.membership import Membership
+from parties.wire import causes
 
 log = logging.getLogger("parties")
 
@@ -42,15 +42,4 @@ def as_known(error: BaseException, party_id: str) -> MPCFormerError:
     """
     if isinstance(error, MPCFormerError):
         return error
-    what = f"unexpected {type(error).__name__} at {_place(error)}"
-    return PartyError(party_id, what, "please report this")
-
-
-def _place(error: BaseException) -> str:
-    trace = error.__traceback__
-    place = "?"
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f"{Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name}"
-        trace = trace.tb_next
-    return place
+    return PartyError(party_id, causes.of_bug(error), "please report this")

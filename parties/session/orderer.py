@@ -318,7 +318,7 @@ class Orderer:
                 self._handle(party_id, event)
             self.gone(party_id)
         except Exception as error:  # The stream of a client raises RpcError, that of a server a bare Exception.
-            if causes.is_refusal(error):
+            if causes.is_refusal(error) or causes.is_own_failure(error):
                 with self.changed:
                     self.members[party_id].left = True
                     if not self.finishing:

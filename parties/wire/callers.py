@@ -1,7 +1,6 @@
 """Who calls a service, how a call is refused, and how the one message of a call is taken."""
 
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NoReturn, TypeVar
 
@@ -53,49 +52,20 @@ def at_end(context: grpc.ServicerContext, callback: Callable[[], None]) -> None:
         callback()
 
 
-class FirstMessage:
-    """Takes the message of a call that consists of one message, within a time limit.
+def first_message(requests: Iterator[Message], context: grpc.ServicerContext) -> Message:
+    """Return the message of a call that consists of one message; refuse the call if it does not come in time.
 
     The protocol file declares such calls as streams. For a call declared without `stream`, gRPC reads the message in a
     worker thread before it calls the method, so callers that send nothing would occupy all workers. A method of a
     stream is called at once: it checks the caller first and then takes the message here.
-
-    Args:
-        max_calls: the number of calls that one caller may have open at the same time.
     """
-
-    def __init__(self, max_calls: int) -> None:
-        self._max_calls = max_calls
-        self._open: Counter[str] = Counter()
-        self._lock = threading.Lock()
-
-    def take(self, requests: Iterator[Message], context: grpc.ServicerContext) -> Message:
-        """Return the message; refuse the call if there is none, or if the caller has too many calls open."""
-        self.enter(context)
-        timer = threading.Timer(FIRST_MESSAGE_TIMEOUT_S, context.cancel)
-        timer.daemon = True
-        timer.start()
-        try:
-            request = next(requests, None)
-        finally:
-            timer.cancel()
-        if request is None:
-            refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
-        return request
-
-    def enter(self, context: grpc.ServicerContext) -> None:
-        """Count a call until it ends; refuse it if the caller has too many calls open."""
-        caller = ",".join(caller_names(context)) or "nobody"
-        with self._lock:
-            self._open[caller] += 1
-            too_many = self._open[caller] > self._max_calls
-        at_end(context, lambda: self._end(caller))
-        if too_many:
-            what = f"{caller} has {self._max_calls} calls open already"
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, what)
-
-    def _end(self, caller: str) -> None:
-        with self._lock:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]
+    timer = threading.Timer(FIRST_MESSAGE_TIMEOUT_S, context.cancel)
+    timer.daemon = True
+    timer.start()
+    try:
+        request = next(requests, None)
+    finally:
+        timer.cancel()
+    if request is None:
+        refuse(context, grpc.StatusCode.INVALID_ARGUMENT, "the call has no message")
+    return request

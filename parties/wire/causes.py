@@ -1,6 +1,7 @@
 """The words for failures that several parties can notice: one cause reads the same, whoever saw it first."""
 
 import logging
+from pathlib import Path
 
 import grpc
 
@@ -19,6 +20,8 @@ REFUSALS = (
 )
 # gRPC itself reports a message above its limit with the status of a refusal.
 TOO_LARGE = "larger than max"
+# What a party of this project says, with the status INTERNAL, of a call that failed because of a bug or a full machine.
+FAILED = "it failed: "
 
 
 def connection_ended(party_id: str) -> PartyError:
@@ -74,6 +77,23 @@ def not_as_begun(what: str) -> tuple[str, str]:
     )
 
 
+def of_bug(error: BaseException) -> str:
+    """Return the words for an error that nobody foresaw: its type and place. Its message may quote data."""
+    trace, place = error.__traceback__, "?"
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    return f"unexpected {type(error).__name__} at {place}"
+
+
+def is_own_failure(error: Exception) -> bool:
+    """Return whether the other party ended the call because something failed there that nobody foresaw."""
+    if not isinstance(error, grpc.Call) or error.code() != grpc.StatusCode.INTERNAL:
+        return False
+    return bool((error.details() or "").startswith(FAILED))
+
+
 def is_refusal(error: Exception) -> bool:
     """Return whether the other party ended the call on purpose."""
     return isinstance(error, grpc.Call) and error.code() in REFUSALS and TOO_LARGE not in (error.details() or "")
@@ -91,5 +111,7 @@ def of_call(party_id: str, error: Exception) -> PartyError:
     details = error.details() or ""
     if is_refusal(error):
         return refused(party_id, details)
+    if is_own_failure(error):
+        return PartyError(party_id, details, "its own log says more; please report this")
     log.info("gRPC says of the connection to %s: %s %s", party_id, error.code().name, details)
     return connection_ended(party_id)

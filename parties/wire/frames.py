@@ -9,7 +9,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 # Failures are reported in our own words (causes.py); gRPC's log lines would stand between them.
@@ -24,6 +23,7 @@ from parties.settings.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes, tls
 from parties.wire.callers import PARTY_HEADER
+from parties.wire.guard import MAX_WAITING, Guard, Rules, Workers
 
 FRAME_BYTES = 1 << 20
 # How often a wait asks whether it is still of use.
@@ -54,6 +54,8 @@ SERVER_OPTIONS = [
     ("grpc.http2.max_ping_strikes", 0),
     # Drop connections whose handshake is not finished in time.
     ("grpc.server_handshake_timeout_ms", 10_000),
+    # All sessions of a machine share a connection: each has a few calls at the same time.
+    ("grpc.max_concurrent_streams", 512),
     # Do not share a port that is in use: report it.
     ("grpc.so_reuseport", 0),
 ]
@@ -185,7 +187,7 @@ def wait_until_ready(
 
 
 def start_server(
-    add_services: Callable[[grpc.Server], None], listen: str, credentials: Credentials, *, max_workers: int = 16
+    add_services: Callable[[grpc.Server], None], listen: str, credentials: Credentials, *, rules: Rules | None = None
 ) -> tuple[grpc.Server, str]:
     """Start a server; return it and its HOST:PORT.
 
@@ -193,14 +195,18 @@ def start_server(
         add_services: registers the services at the server.
         listen: HOST:PORT; with port 0 the operating system chooses one.
         credentials: the server's own.
-        max_workers: the number of calls that may be open at the same time, streams included. Further calls are
-            refused, not queued.
+        rules: what the methods allow, see `Guard`.
 
     Raises:
         UserInputError: the server cannot listen on this address.
     """
-    workers = ThreadPoolExecutor(max_workers=max_workers, thread_name_prefix="rpc")
-    server = grpc.server(workers, options=[*COMMON_OPTIONS, *SERVER_OPTIONS], maximum_concurrent_rpcs=max_workers)
+    guard = Guard(rules or {})
+    server = grpc.server(
+        Workers(max_workers=guard.n_threads, thread_name_prefix="rpc"),
+        interceptors=[guard],
+        options=[*COMMON_OPTIONS, *SERVER_OPTIONS],
+        maximum_concurrent_rpcs=guard.n_threads + MAX_WAITING,
+    )
     add_services(server)
     try:
         port = server.add_secure_port(listen, tls.server_credentials(credentials))

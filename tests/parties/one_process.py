@@ -39,7 +39,7 @@ def serve(config: AnyConfig) -> grpc.Server:
         party.add_to(server)
         host.add_to(server)
 
-    return start_server(add, config.listen, config.credentials, max_workers=host.n_calls)[0]
+    return start_server(add, config.listen, config.credentials, rules=party.rules | host.rules)[0]
 
 
 def run(student: Path, data_dir: Path, folder: Path) -> None:
