@@ -10,6 +10,9 @@ from typing import Any
 
 from mpcformer.errors import UserInputError
 
+# What this project writes as JSON is far smaller.
+MAX_JSON_BYTES = 16 << 20
+
 
 def check_new_folder(path: Path, option: str = "--out") -> None:
     """Refuse an output path that exists, unless it is an empty folder.
@@ -72,13 +75,19 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        UserInputError: the file is missing or is not JSON.
+        UserInputError: the file is missing, too large or is not JSON.
     """
     try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise UserInputError(f"{path} is larger than {MAX_JSON_BYTES >> 20} MiB", "restore the file")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserInputError(f"{path} does not exist", "check the path") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise UserInputError(f"{path}: {error.strerror}", "check the path, and who may read it") from None
+    except RecursionError:
+        raise UserInputError(f"{path} is nested too deeply", "restore the file") from None
+    except ValueError as error:  # not JSON, no UTF-8, or a number of too many digits
         raise UserInputError(f"{path} is not JSON: {error}", "restore the file") from None
 
 

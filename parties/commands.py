@@ -323,11 +323,12 @@ def export(
     """
     from mpcformer.console import console
     from mpcformer.files import check_new_folder
-    from mpcformer.modeling import load_student
+    from mpcformer.modeling import load_student, load_tokenizer
     from parties.settings.public_files import export_public
 
     check_new_folder(out)
     load_student(student)
+    load_tokenizer(student)
     if out.is_dir():
         out.rmdir()
     export_public(student, out)

@@ -18,10 +18,11 @@ from mpcformer.channel import Channel
 from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.cost import Cost
 from mpcformer.errors import ProtocolError, UserInputError
-from mpcformer.files import read_json
 from mpcformer.modeling import Ranges, load_ranges
 from mpcformer.modeling.description import ModelDescription, described
 from mpcformer.modeling.folder import require_student
+from mpcformer.modeling.limits import read_object
+from mpcformer.modeling.shapes import check_ranges
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER
 
 __all__ = [
@@ -70,9 +71,11 @@ def load_public_model(folder: Path, embeddings: str = "private_table") -> Public
     """
     if not (folder / "config.json").is_file():
         raise UserInputError(f"{folder} has no config.json", "give the folder of a distilled student")
-    config = read_json(folder / "config.json")
+    config = read_object(folder / "config.json")
     require_student(folder, config)
-    return PublicModel(described(config), load_ranges(folder), embeddings)
+    public = PublicModel(described(config), load_ranges(folder), embeddings)
+    check_ranges(folder, public.ranges.bounds, public.config)
+    return public
 
 
 @dataclass(frozen=True)

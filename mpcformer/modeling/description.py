@@ -11,6 +11,7 @@ from typing import Any
 from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.families import family_of
+from mpcformer.modeling.limits import check_fields, check_size
 from mpcformer.modeling.precision import COMPACT, PRECISIONS, WIDE
 
 NORM_PARTS = ("attention", "output")
@@ -163,9 +164,7 @@ class ModelDescription:
 
     def __post_init__(self) -> None:
         for name in SIZES:
-            value = getattr(self, name)
-            if type(value) is not int or value <= 0:
-                raise UserInputError(f"{name}: {value!r} is no positive integer", "correct config.json")
+            check_size(name, getattr(self, name))
         head_size = checked_head_size(self.hidden_size, self.num_attention_heads, self.head_size)
         self._check_family()
         width = self.embedding_size or self.hidden_size
@@ -247,6 +246,7 @@ def described(config: Mapping[str, Any], where: str = "config.json") -> ModelDes
         UserInputError: an unknown form or LayerNorm, an impossible size, or a family or variant that the private model
             does not compute.
     """
+    check_fields(config)
     own = family_of(config, where).described(config)
     names = {each.name for each in fields(ModelDescription)} - {"id2label"}
     known = {name: value for name, value in own.items() if name in names}

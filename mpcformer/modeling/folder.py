@@ -1,13 +1,13 @@
 """What a folder holds: a checkpoint, a student or a teacher. Nothing here loads torch."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, sha256_file
 from mpcformer.modeling.families import family_of
+from mpcformer.modeling.limits import check_fields, read_object
 
 WEIGHTS = "model.safetensors"
 # Names the files of a checkpoint whose weights are spread over several.
@@ -40,13 +40,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder} is not a checkpoint: {' and '.join(missing)} missing",
             "give a folder written by save_pretrained (weights as safetensors)",
         )
-    try:
-        config = json.loads((folder / "config.json").read_text())
-    except ValueError as error:
-        raise UserInputError(f"{folder}/config.json is not JSON: {error}", "restore the checkpoint") from None
-    if not isinstance(config, dict):
-        raise UserInputError(f"{folder}/config.json holds no JSON object", "restore the checkpoint")
+    config = read_object(folder / "config.json")
     family_of(config, str(folder))
+    check_fields(config)
     return config
 
 

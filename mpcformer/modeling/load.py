@@ -11,9 +11,10 @@ from transformers.utils import logging as hf_logging
 
 from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.families import family_of
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
-from mpcformer.modeling.ranges import load_ranges
+from mpcformer.modeling.shapes import check_amount, check_student
 from mpcformer.modeling.weights_file import read_weights
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ def load_checkpoint(
         raise UserInputError(f"{folder}/config.json: {told}", "restore the checkpoint") from None
     if num_labels is not None:
         config.num_labels = num_labels
+    check_amount(folder, raw, ModelDescription.of(config))
     with _quiet():
         model = MPCFormerForSequenceClassification(config)
     state = read_weights(folder)
@@ -146,7 +148,7 @@ def load_student(
                 f"--{option} {asked}: {folder} was trained with {option} {raw.get(option)!r}",
                 f"leave --{option} out, or distil a student with it",
             )
-    load_ranges(folder)
+    check_student(folder, raw)
     model = load_checkpoint(folder, gelu=raw["gelu"], softmax=raw["softmax"], task=raw.get("task"))
     absent = set(model.state_dict()) - set(read_weights(folder))
     if absent:
@@ -165,9 +167,14 @@ def load_tokenizer(folder: Path) -> Any:
     # This import takes a second, which a model owner need not spend.
     from transformers import AutoTokenizer, BertConfig
 
-    with _quiet():
-        # With a configuration, transformers need not know the model type.
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+    try:
+        with _quiet():
+            # With a configuration, transformers need not know the model type.
+            tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+    except Exception as error:  # the library raises whatever a damaged file leads to
+        raise UserInputError(
+            f"{folder}: the tokenizer cannot be read ({type(error).__name__})", "restore the checkpoint"
+        ) from None
     if tokenizer.pad_token is None:  # the mask hides padding, so any token serves
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return tokenizer

@@ -132,7 +132,7 @@ def load_ranges(folder: Path) -> Ranges:
     try:
         bounds = {str(name): (float(low), float(high)) for name, (low, high) in value["bounds"].items()}
         n_examples = int(value["n_examples"])
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UserInputError(f"{path} is not a ranges file: {error!r}", "distil the student again") from None
     for name, (low, high) in bounds.items():
         if not -math.inf < low <= high < math.inf:

@@ -7,7 +7,7 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from mpcformer.errors import UserInputError
-from mpcformer.files import read_json
+from mpcformer.modeling.limits import read_object
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 
@@ -76,7 +76,7 @@ class TextTokenizer:
         self._tokenizer.no_truncation()
         if max_length is not None:
             self._tokenizer.enable_truncation(max_length)
-        settings = read_json(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
+        settings = read_object(folder / SETTINGS) if (folder / SETTINGS).is_file() else {}
         named = settings.get("pad_token", "[PAD]")
         pad = self._tokenizer.token_to_id(str(named["content"] if isinstance(named, dict) else named))
         self.pad_token_id = 0 if pad is None else int(pad)

@@ -123,6 +123,13 @@ def bert_weights(state: Mapping[str, torch.Tensor], config: ModelDescription) ->
     return _Reader(state, config).bert()
 
 
+def shapes_of(config: ModelDescription) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a student by its name, as `bert_weights` reads them."""
+    reader = _Shapes({}, config)
+    reader.bert()
+    return reader.found
+
+
 def check_constant_norms(config: ModelDescription, state: Mapping[str, torch.Tensor]) -> None:
     """Check that the weights have a constant for the LayerNorms that the configuration calls constant, and no other.
 
@@ -204,6 +211,18 @@ class _Reader:
                 "use the config.json and the weights of one student",
             )
         return tensor
+
+
+class _Shapes(_Reader):
+    """Notes what is read, in place of reading it."""
+
+    def __init__(self, state: Mapping[str, torch.Tensor], config: ModelDescription) -> None:
+        super().__init__(state, config)
+        self.found: dict[str, tuple[int, ...]] = {}
+
+    def _tensor(self, name: str, *shape: int) -> torch.Tensor:
+        self.found[name] = shape
+        return torch.empty(shape, device="meta")
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:

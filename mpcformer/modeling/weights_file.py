@@ -12,8 +12,7 @@ from mpcformer.modeling.description import described
 from mpcformer.modeling.families import family_of
 from mpcformer.modeling.folder import read_config, require_student, weight_files
 from mpcformer.modeling.quantised import is_quantised, restored
-from mpcformer.modeling.ranges import load_ranges
-from mpcformer.modeling.weights import bert_weights
+from mpcformer.modeling.shapes import check_student
 
 MAX_WEIGHT = 2.0**14
 
@@ -29,13 +28,8 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     """
     config = read_config(folder)
     require_student(folder, config)
-    load_ranges(folder)
-    state = read_weights(folder)
-    try:
-        bert_weights(state, described(config))
-    except UserInputError as error:
-        raise UserInputError(f"{folder}: {error.what}", error.remedy) from None
-    return state
+    check_student(folder, config)
+    return read_weights(folder)
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

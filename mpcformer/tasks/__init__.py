@@ -12,7 +12,7 @@ from mpcformer.tasks.registry import EVAL, OWN_DATA, TASKS, OwnData, Task, get_t
 if TYPE_CHECKING:
     from mpcformer.tasks.batching import Encoded, encode, length_batches, pad_batch, shuffled_length_batches
     from mpcformer.tasks.files import TextFile
-    from mpcformer.tasks.labels import UNLABELLED, class_order, model_names
+    from mpcformer.tasks.labels import UNLABELLED, class_order, known_names, model_names
     from mpcformer.tasks.load import Examples, carve_selection, load_examples
     from mpcformer.tasks.metrics import agreement, compute_metrics, predictions_of, primary_score, ties
     from mpcformer.tasks.own import (
@@ -40,6 +40,7 @@ MODULES = {
     "labels": (
         "UNLABELLED",
         "class_order",
+        "known_names",
         "model_names",
     ),
     "load": (
@@ -89,6 +90,7 @@ __all__ = [
     "file_classes",
     "get_task",
     "job_task",
+    "known_names",
     "length_batches",
     "load_examples",
     "load_job",

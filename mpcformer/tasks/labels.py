@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mpcformer.errors import UserInputError
-from mpcformer.tasks.registry import Task
+from mpcformer.tasks.registry import TASKS, Task
 
 # What stands for the label of a row without one.
 UNLABELLED = math.nan
@@ -39,6 +39,17 @@ def model_names(config: Any) -> tuple[str, ...]:
         return ()
     named = {int(index): str(name) for index, name in config.id2label.items()}
     return tuple(named.get(i, f"LABEL_{i}") for i in range(config.num_labels))
+
+
+def known_names(config: Any) -> tuple[str, ...]:
+    """Return the names of a model's classes; where it has only numbers, those of the task that it was made for.
+
+    Args:
+        config: a configuration of transformers, or a student's description.
+    """
+    names = model_names(config)
+    task = TASKS.get(getattr(config, "task", None) or "")
+    return task.labels if task is not None and are_default(names) and len(task.labels) == len(names) else names
 
 
 def matches(theirs: Sequence[str], ours: Sequence[str]) -> list[int | None]:

@@ -9,7 +9,15 @@ from typing import Any
 
 from mpcformer.errors import UserInputError
 from mpcformer.tasks.files import TextFile, checked_texts, guess_label_column
-from mpcformer.tasks.labels import UNLABELLED, are_default, class_order, default_names, model_names, read_labels
+from mpcformer.tasks.labels import (
+    UNLABELLED,
+    are_default,
+    class_order,
+    default_names,
+    known_names,
+    model_names,
+    read_labels,
+)
 from mpcformer.tasks.load import Examples, check_limit, gathered, load_examples
 from mpcformer.tasks.registry import OWN_DATA, OwnData, Task, get_task
 
@@ -108,13 +116,12 @@ def load_job(
         UserInputError: the model has another number of outputs than the task or other classes, or the data are wrong.
         DependencyError: there is nothing to load from.
     """
-    names = model_names(config)
     if name == OWN_DATA and own is not None:
-        task = own_task(best_names(own, names))
+        task = own_task(best_names(own, model_names(config)))
         return JobData(task, load_own(own, task, limit=limit, labelled=False), None)
     task = get_task(name)
     check_outputs(config.num_labels, task, where)
-    order = class_order(names, task, where)
+    order = class_order(known_names(config), task, where)
     return JobData(task, load_examples(task, split, data_dir=data_dir, limit=limit, labelled=False), order)
 
 

@@ -12,17 +12,16 @@ from typing import Any
 
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.errors import PartyError, UserInputError
-from mpcformer.files import read_json
 from mpcformer.modeling.tokenizer import Limits, TextTokenizer
-from mpcformer.tasks import TASKS, Encoded
+from mpcformer.tasks import Encoded
 from mpcformer.tasks.files import is_unicode
-from mpcformer.tasks.labels import are_default, model_names
+from mpcformer.tasks.labels import known_names
 from parties.ask import shapes
 from parties.ask.options import AskOptions
 from parties.ask.session import AskingSession
 from parties.session.data_side import Asked
 from parties.settings.config import DataOwnerConfig
-from parties.settings.public_files import STUDENT_RECORD
+from parties.settings.public_files import recorded_student
 from parties.wire import causes
 
 # Texts are grouped into batches among so many, and generators are read so far ahead.
@@ -52,7 +51,7 @@ class Classifier:
     ) -> None:
         self._config, self._options = config, options
         self._public: PublicModel = load_public_model(config.public_model)
-        self._student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
+        self._student = recorded_student(config.public_model)
         self._tokenizer = TextTokenizer(config.public_model, options.max_length, Limits.of(self._public.config))
         # What runs for this classifier alone also ends when it is forgotten, or with the interpreter.
         self._on_close = weakref.finalize(self, on_close)
@@ -81,11 +80,7 @@ class Classifier:
         They are the model's own or, if it has none, those of the task that it was distilled for.
         """
         config = self._public.config
-        names = list(model_names(config))
-        task = TASKS.get(config.task or "")
-        if names and are_default(names) and task is not None and task.num_labels == len(names):
-            return list(task.labels)
-        return names or [str(config.id2label[0])]
+        return list(known_names(config)) or [str(config.id2label[0])]
 
     def open(self) -> "Classifier":
         """Open the session now, and begin to deal; otherwise the first call does it.

@@ -4,19 +4,18 @@ from collections.abc import Callable
 
 from mpcformer.doctor import Finding
 from mpcformer.engines.base import PublicModel, load_public_model
-from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.files import read_json, sha256_file
+from mpcformer.errors import MPCFormerError
+from mpcformer.files import sha256_file
 from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.tasks import described, job_task
 from parties.diagnosis.findings import wrong
 from parties.session.transcript import facts_digest
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, ModelOwnerConfig
-from parties.settings.public_files import STUDENT_RECORD
+from parties.settings.public_files import recorded_student
 from parties.stubs import parties_pb2 as pb
 
 EXPORT = "ask the model owner for the folder that mpcformer export wrote"
-SHA256_DIGITS = 64
 
 
 def student(config: ModelOwnerConfig) -> Finding:
@@ -47,11 +46,8 @@ def claim(config: DataOwnerConfig) -> pb.ModelClaim:
     Raises:
         UserInputError: the files do not say which.
     """
-    record = read_json(config.public_model / STUDENT_RECORD)
-    digest = record.get("sha256") if isinstance(record, dict) else None
-    if not isinstance(digest, str) or len(digest) != SHA256_DIGITS:
-        raise UserInputError(f"{config.public_model / STUDENT_RECORD} does not name a student", EXPORT)
-    return pb.ModelClaim(student=digest, facts=facts_digest(load_public_model(config.public_model)))
+    folder = config.public_model
+    return pb.ModelClaim(student=recorded_student(folder), facts=facts_digest(load_public_model(folder)))
 
 
 def data(config: DataOwnerConfig) -> Finding:

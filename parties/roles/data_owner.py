@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 
 from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.errors import RangeError, UserInputError
-from mpcformer.files import read_json
 from mpcformer.modeling import load_tokenizer
 from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import (
@@ -31,7 +30,7 @@ from parties.session.data_side import DataSide
 from parties.session.membership import Membership
 from parties.settings.config import DataOwnerConfig
 from parties.settings.job import JobDescription
-from parties.settings.public_files import STUDENT_RECORD
+from parties.settings.public_files import recorded_student
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
 
@@ -39,7 +38,7 @@ from parties.wire import causes
 def run(config: DataOwnerConfig, membership: Membership) -> None:
     """Run the examples of one job through the model owner's student."""
     public = load_public_model(config.public_model)
-    student = read_json(config.public_model / STUDENT_RECORD)["sha256"]
+    student = recorded_student(config.public_model)
     tokenizer = load_tokenizer(config.public_model)
     job = membership.job()
     if job is None:

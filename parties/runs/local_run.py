@@ -20,6 +20,7 @@ from mpcformer.tasks import (
     class_order,
     encode,
     job_task,
+    known_names,
     length_batches,
     load_job,
     model_names,
@@ -91,7 +92,7 @@ def _check_classes(models: dict[str, Any], task: Task) -> None:
     """Check that the classes of models, by option, are the task's. A file may name more of them than was known."""
     for option, model in models.items():
         check_outputs(model.num_labels, task, option)
-        class_order(model_names(model.config), task, option)
+        class_order(known_names(model.config), task, option)
 
 
 def run(options: LocalRunOptions, out: Path, *, resume: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from mpcformer.errors import MPCFormerError
 from mpcformer.files import write_json
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
 from mpcformer.modeling.tokenizer import Limits
-from mpcformer.tasks import OwnData, class_order, encode, load_job, model_names
+from mpcformer.tasks import OwnData, class_order, encode, known_names, load_job
 from parties.settings.job import JobDescription
 
 
@@ -63,7 +63,7 @@ def run(options: PlaintextOptions, out: Path) -> None:
     latency: dict[str, Any] = {}
     for name, folder in options.models.items():
         model = student if name == "student" else load_checkpoint(folder, task=job.task)
-        order = class_order(model_names(model.config), data.task, str(folder))
+        order = class_order(known_names(model.config), data.task, str(folder))
         tokenizer = load_tokenizer(folder)
         encoded = encode(tokenizer, examples, limits=Limits.of(model.config), max_length=job.max_length)
         # The first batch is run once without measuring, because it pays for threads and allocations.
