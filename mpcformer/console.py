@@ -11,7 +11,7 @@ from rich.status import Status
 from rich.table import Table
 from rich.text import Text
 
-from mpcformer.errors import FIX
+from mpcformer.errors import FIX, escaped
 
 
 class PlainConsole(Console):
@@ -58,16 +58,16 @@ def show_error(what: str, remedy: str = "") -> None:
 
     Args:
         what: the thing that is wrong and its value.
-        remedy: what to do about it. Both may hold another party's text, so control characters are replaced.
+        remedy: what to do about it. Both may hold another party's text, so control characters are escaped.
     """
     for label, style, text in (("error: ", "bold red", what), (FIX, "bold", remedy)):
         if text:
-            err_console.print(Text.assemble((label, style), printable(text)), soft_wrap=True)
+            err_console.print(Text.assemble((label, style), escaped(text)), soft_wrap=True)
 
 
 def printable(text: str) -> str:
     """Return `text` with a question mark for each character that would control the terminal."""
-    return "".join(char if char.isprintable() or char == "\n" else "?" for char in text)
+    return "".join(char if char.isprintable() else "?" for char in text)
 
 
 def progress(description_width: int = 22, *, shown: bool = True) -> Progress:

@@ -3,6 +3,8 @@
 The command line shows an error as `error: WHAT` and, on the next line, `fix: REMEDY`; a party logs the same.
 """
 
+from pathlib import Path
+
 UNEXPECTED = 70
 # The exit status of a command that answered some texts and refused others.
 SOME_REFUSED = 7
@@ -60,3 +62,23 @@ class DependencyError(MPCFormerError):
     """An error because something that must be installed or downloaded is missing."""
 
     exit_code = 6
+
+
+def unexpected(error: BaseException) -> str:
+    """Return the words for an error that nobody foresaw: its type and place. Its message may quote data."""
+    trace, place = error.__traceback__, "?"
+    while trace is not None:
+        code = trace.tb_frame.f_code
+        place = f"{Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name}"
+        trace = trace.tb_next
+    return f"unexpected {type(error).__name__} at {place}"
+
+
+def escaped(text: str) -> str:
+    """Return a text on one line, with an escape sequence for each character that would control a terminal or a log.
+
+    Texts that other parties or files supplied are shown in this way: they can forge no line, colour or direction.
+    """
+    if text.isprintable():
+        return text
+    return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in text)

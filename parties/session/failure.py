@@ -3,9 +3,8 @@
 import logging
 from collections.abc import Callable
 
-from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
+from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, unexpected
 from parties.session.membership import Membership
-from parties.wire import causes
 
 log = logging.getLogger("parties")
 
@@ -42,4 +41,4 @@ def as_known(error: BaseException, party_id: str) -> MPCFormerError:
     """
     if isinstance(error, MPCFormerError):
         return error
-    return PartyError(party_id, causes.of_bug(error), "please report this")
+    return PartyError(party_id, unexpected(error), "please report this")

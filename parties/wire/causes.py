@@ -1,7 +1,6 @@
 """The words for failures that several parties can notice: one cause reads the same, whoever saw it first."""
 
 import logging
-from pathlib import Path
 
 import grpc
 
@@ -75,16 +74,6 @@ def not_as_begun(what: str) -> tuple[str, str]:
         f"{what} differs from what the run to be resumed began with",
         "go on with the same, or start anew without --resume",
     )
-
-
-def of_bug(error: BaseException) -> str:
-    """Return the words for an error that nobody foresaw: its type and place. Its message may quote data."""
-    trace, place = error.__traceback__, "?"
-    while trace is not None:
-        code = trace.tb_frame.f_code
-        place = f"{Path(code.co_filename).name}:{trace.tb_lineno} in {code.co_name}"
-        trace = trace.tb_next
-    return f"unexpected {type(error).__name__} at {place}"
 
 
 def is_own_failure(error: Exception) -> bool:

@@ -65,7 +65,7 @@ def test_an_error_is_labelled_and_has_no_control_characters(capsys: pytest.Captu
     show_error(f"--out: {ODD} is a file\x1b[2J", f"remove {ODD}")
     show_error("no remedy")
     said = capsys.readouterr().err.splitlines()
-    assert said == [f"error: --out: {ODD} is a file?[2J", f"fix: remove {ODD}", "error: no remedy"]
+    assert said == [f"error: --out: {ODD} is a file\\x1b[2J", f"fix: remove {ODD}", "error: no remedy"]
 
 
 def test_the_insecure_warning_shows_brackets(capsys: pytest.CaptureFixture[str]) -> None:
