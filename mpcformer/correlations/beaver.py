@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from mpcformer.correlations.base import Kind
+from mpcformer.correlations.base import MAX_ELEMENTS, Kind
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
+from mpcformer.ring.convolution import CONVOLUTIONS, Convolution
 from mpcformer.ring.packing import logical_shift
 from mpcformer.ring.random import Stream
 
@@ -25,13 +26,15 @@ class TripleSpec:
     """An additive triple.
 
     Args:
-        product: "mul" (elementwise, with broadcasting) or "matmul".
+        product: "mul" (elementwise, with broadcasting), "matmul", or a convolution by torch's name.
         left, right: the shapes of the two factors.
+        convolution: the public numbers of a convolution.
     """
 
     product: str
     left: Shape
     right: Shape
+    convolution: Convolution | None = None
 
     @property
     def result(self) -> Shape:
@@ -40,11 +43,20 @@ class TripleSpec:
         Raises:
             ProtocolError: the factors do not fit.
         """
+        if self.convolution is not None:
+            return self.convolution.shape(self.left, self.right)
         return product_shape(self.product, self.left, self.right)
+
+    def multiply(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """Return the product of two int64 tensors modulo 2^64."""
+        if self.convolution is not None:
+            return self.convolution(x, y)
+        return gemm.matmul(x, y) if self.product == "matmul" else torch.mul(x, y)
 
     def request(self) -> Request:
         """Return the request for the dealer."""
-        return Request("additive_triple", (self.left, self.right), op=self.product)
+        params = () if self.convolution is None else self.convolution.params()
+        return Request("additive_triple", (self.left, self.right), op=self.product, params=params)
 
     @staticmethod
     def of(request: Request) -> "TripleSpec":
@@ -53,9 +65,12 @@ class TripleSpec:
         Raises:
             ProtocolError: the product is unknown.
         """
-        if request.op not in PRODUCTS:
-            raise ProtocolError(f"triple op {request.op!r} is unknown; known: {', '.join(PRODUCTS)}")
         left, right = request.shapes
+        if request.op in CONVOLUTIONS:
+            return TripleSpec(request.op, left, right, Convolution.of_params(request.op, request.params))
+        if request.op not in PRODUCTS:
+            known = ", ".join([*PRODUCTS, *CONVOLUTIONS])
+            raise ProtocolError(f"triple op {request.op!r} is unknown; known: {known}")
         return TripleSpec(request.op, left, right)
 
 
@@ -85,9 +100,14 @@ class AdditiveTriple(Kind):
     n_operands = 2
 
     def check(self, request: Request) -> None:
-        """Require two shapes and a known product."""
+        """Require two shapes and a known product, and a convolution whose windows fit memory."""
         super().check(request)
-        TripleSpec.of(request)
+        spec = TripleSpec.of(request)
+        if spec.convolution is not None:
+            n = spec.convolution.n_working(spec.left, spec.right)
+            if n > MAX_ELEMENTS:
+                what = f"{request.op}: its windows exceed {MAX_ELEMENTS} elements, {n}"
+                raise ProtocolError(what, "use smaller batches")
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the product's layout."""
@@ -99,7 +119,7 @@ class AdditiveTriple(Kind):
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute c_0 = (a_0 + a_1) (b_0 + b_1) - c_1."""
-        multiply = gemm.matmul if TripleSpec.of(request).product == "matmul" else torch.mul
+        multiply = TripleSpec.of(request).multiply
         return [multiply(share_0[0] + share_1[0], share_0[1] + share_1[1]).sub_(share_1[2])]
 
 

@@ -75,19 +75,72 @@ def test_insecure_parts_refuse_to_start() -> None:
     for start in (crypten.init, crypten.mpc.provider.TrustedFirstParty, crypten.mpc.provider.TrustedThirdParty):
         with pytest.raises(ProtocolError, match="never used"):
             start()
-    with pytest.raises(ProtocolError, match="randomness outside"):
+    with pytest.raises(ProtocolError, match="outside `active"):
         crypten.common.rng.generate_random_ring_element((2,))
-    with pytest.raises(ProtocolError, match="'local' generator"):
-        crypten.generators["local"]
+    for other in (torch.Generator(), 7):
+        with pytest.raises(ProtocolError, match="randomness outside"):
+            crypten.common.rng.generate_random_ring_element((2,), generator=other)
+    with pytest.raises(ProtocolError, match="'mine' generator"):
+        crypten.generators["mine"]
     with pytest.raises(RuntimeError, match="not initialized"):
         crypten.communicator.get()
     assert isinstance(crypten.mpc.get_default_provider(), compat.DealerProvider)
 
 
-def test_communicator_has_no_object_channel() -> None:
-    """Methods such as send_obj would unpickle what the peer sends."""
-    with pytest.raises(ProtocolError, match="send_obj is not part"):
-        run_pair(lambda party: compat.current().communicator.send_obj({}, 0))
+@pytest.mark.parametrize("secret", [torch.nn.Linear(2, 2), {1, 2}, print, b"bytes"], ids=repr)
+def test_no_object_is_sent_that_would_have_to_be_unpickled(secret: object) -> None:
+    def run(rank: int) -> object:
+        comm = compat.current().communicator
+        return comm.send_obj(secret, 1) if rank == 0 else comm.recv_obj(0)
+
+    with pytest.raises(ProtocolError, match="would have to be unpickled"):
+        run_pair(run, channels=memory_pair(2))
+
+
+TENSORS = [torch.tensor(1), torch.tensor([[1.5, -2.0]]), torch.zeros(2, 3)]
+OBJECTS = [{"a": [1, None, "b"]}, torch.Size([2, 0, 3]), *TENSORS]
+
+
+@pytest.mark.parametrize("obj", OBJECTS, ids=repr)
+def test_objects_travel_as_json_and_tensors(obj: object) -> None:
+    def run(rank: int) -> object:
+        comm = compat.current().communicator
+        return comm.broadcast_obj(obj if rank == 0 else None, 0)
+
+    mine, theirs = run_pair(run)[0]
+    if isinstance(obj, torch.Tensor):
+        assert torch.equal(theirs, obj)
+        assert theirs.dtype == obj.dtype
+    else:
+        assert mine == theirs == obj
+        assert type(theirs) is type(obj)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"cos\nsystem\n(S'echo hello world'\ntR.",
+        b"\x80\x04.",
+        b'{"size": [1, -1]}',
+        b'{"size": [1e9, 1e9]}',
+        b'{"tensor": [1099511627776], "dtype": "int64", "zeros": true}',
+        b'{"tensor": [1], "dtype": "object", "zeros": false}',
+        b'{"tensor": 1, "dtype": "int64", "zeros": true}',
+        b"[" * 100_000,
+    ],
+)
+def test_what_is_no_object_of_ours_is_refused(text: bytes) -> None:
+    def run(rank: int) -> object:
+        if rank == 1:
+            return compat.current().communicator.recv_obj(0)
+        channel = compat.current().channel
+        assert channel is not None
+        channel.send([torch.tensor([len(text)])])
+        channel.send([torch.frombuffer(bytearray(text), dtype=torch.uint8)])
+        return None
+
+    with pytest.raises(ProtocolError, match="no JSON of ours"):
+        run_pair(run, channels=memory_pair(2))
 
 
 class Recorder:
