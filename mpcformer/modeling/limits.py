@@ -18,7 +18,8 @@ MOST = {
     "head_size": 1 << 12,
     "embedding_size": 1 << 14,
 }
-MOST_CLASSES, LONGEST_NAME, MOST_BUCKETS = 1000, 200, 1 << 12
+# The numbers of a sentence's embedding count as classes.
+MOST_CLASSES, LONGEST_NAME, MOST_BUCKETS = 1 << 13, 200, 1 << 12
 TEXTS = (
     "model_type",
     "gelu",
