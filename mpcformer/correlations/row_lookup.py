@@ -1,9 +1,9 @@
 """The places of a private table's rows, and the correlation for looking them up; see `protocols.row_lookup`.
 
 Taking n rows out of V by n one-hot vectors of length V costs n V ring elements. A batch code needs 3 V for all of up
-to 256 rows, and 432 n more to put the answers in order. Every row lies in three of 432 public buckets, one in each of
-three groups. Every word gets a bucket of its own among its three (cuckoo hashing), and one short one-hot vector is
-sent for each bucket, whether a word took it or not.
+to 256 rows, and G n more to put the answers in order. Every row lies in three of G public buckets, one in each of
+three groups; G depends on n. Every word gets a bucket of its own among its three (cuckoo hashing), and one short
+one-hot vector is sent for each bucket, whether a word took it or not.
 Source: Ishai, Kushilevitz, Ostrovsky and Sahai, Batch Codes and Their Applications, STOC 2004; with cuckoo hashing
 Angel, Chen, Laine and Setty, PIR with Compressed Queries and Amortized Query Processing, IEEE S&P 2018, section 5.
 """
@@ -25,14 +25,18 @@ from mpcformer.ring import gemm
 from mpcformer.ring.random import KEY_BYTES, Stream, derive_key
 
 BITS = 32
-# With these numbers 256 words find no places with a probability of 2^-40; docs/security.md has the calculation.
-N_GROUPS, GROUP_BUCKETS, MAX_ROWS = 3, 144, 256
-N_BUCKETS = N_GROUPS * GROUP_BUCKETS
+N_GROUPS, MAX_ROWS = 3, 256
+# By the most rows of a part: the buckets of a group with which so many words find no places with a probability below
+# 2^-40. docs/security.md has the calculation, and a test repeats it.
+GROUP_BUCKETS = {16: 40, 32: 56, 64: 78, 96: 94, 128: 107, 192: 129, MAX_ROWS: 147}
 # Four words that share the same three buckets could not be placed together.
 MAX_ALIKE = N_GROUPS
-# Among up to so many words it is rare that four share their buckets; larger tables take one-hot rows.
-MAX_WORDS = 1 << 16
-SALT_BITS = 48
+APART = 4
+# Larger tables take one-hot rows.
+MAX_WORDS = 1 << 19
+SALT_BITS, MAX_TYPES = 48, 1024
+# How often words that share their buckets may be moved.
+MAX_REPAIRS = 20
 
 
 @dataclass(frozen=True)
@@ -42,15 +46,21 @@ class Places:
     Attributes:
         bucket, column: (3, V), where each row lies in each of the three groups. The buckets of a group are equally
             full, to within one row.
+        in_group: the number of buckets in a group.
     """
 
     bucket: torch.Tensor
     column: torch.Tensor
+    in_group: int
 
 
-def bucket_size(n_words: int) -> int:
-    """Return the number of columns of a bucket."""
-    return math.ceil(n_words / GROUP_BUCKETS)
+def group_buckets(n_rows: int, n_words: int) -> int:
+    """Return the number of buckets in a group for up to `n_rows` rows of a part, at most MAX_ROWS, of a table of V."""
+    buckets = next(buckets for most, buckets in GROUP_BUCKETS.items() if n_rows <= most)
+    # There are so many different triples of buckets that few words share theirs with three others.
+    while buckets**N_GROUPS < APART * n_words:
+        buckets += 1
+    return buckets
 
 
 def salt_of(session_id: bytes) -> int:
@@ -59,25 +69,46 @@ def salt_of(session_id: bytes) -> int:
 
 
 @lru_cache(maxsize=4)
-def places(n_words: int, salt: int) -> Places:
+def places(n_words: int, in_group: int, salt: int) -> Places:
     """Draw the public places of a table of V rows, such that no more than three words share the same three buckets.
 
+    Args:
+        n_words: V.
+        in_group: the number of buckets in a group.
+        salt: see `salt_of`.
+
     Raises:
-        ProtocolError: ten attempts found no such places.
+        ProtocolError: the words of a table cannot be told apart by so few buckets.
     """
     number = torch.arange(n_words)
-    for attempt in range(10):  # with 2^16 words one attempt in 35 fails
-        stream = Stream(derive_key(bytes(KEY_BYTES), "places of words", n_words, salt, attempt))
-        bucket, column = (torch.empty((N_GROUPS, n_words), dtype=torch.int64) for _ in range(2))
+    stream = Stream(derive_key(bytes(KEY_BYTES), "places of words", n_words, in_group, salt))
+    # The word at each spot of a group; spots are dealt to the buckets in turn.
+    order = torch.stack([stream.int64((n_words,)).argsort() for _ in range(N_GROUPS)])
+    spot = order[0].argsort()
+    bucket, column = (torch.empty((N_GROUPS, n_words), dtype=torch.int64) for _ in range(2))
+    for _ in range(MAX_REPAIRS):
         for group in range(N_GROUPS):
-            order = stream.int64((n_words,)).argsort()
-            bucket[group, order] = group * GROUP_BUCKETS + number % GROUP_BUCKETS
-            column[group, order] = number // GROUP_BUCKETS
-        first, second, third = bucket
-        _, alike = torch.unique((first * N_BUCKETS + second) * N_BUCKETS + third, return_counts=True)
-        if int(alike.max()) <= MAX_ALIKE:
-            return Places(bucket, column)
+            bucket[group, order[group]] = group * in_group + number % in_group
+            column[group, order[group]] = number // in_group
+        crowded = _crowded(bucket, in_group)
+        if not len(crowded):
+            return Places(bucket, column, in_group)
+        # Each word too many changes places with another one in the first group.
+        others = stream.int64((len(crowded),)).remainder(n_words)
+        for word, other in zip(crowded.tolist(), others.tolist(), strict=True):
+            mine, theirs = int(spot[word]), int(spot[other])
+            order[0, mine], order[0, theirs] = other, word
+            spot[word], spot[other] = theirs, mine
     raise ProtocolError(f"a table of {n_words} rows finds no places in the buckets of a private lookup")
+
+
+def _crowded(bucket: torch.Tensor, in_group: int) -> torch.Tensor:
+    """Return the words that share all three buckets with three words before them."""
+    first, second, third = bucket
+    code = (first * in_group * N_GROUPS + second) * in_group * N_GROUPS + third
+    code, words = code.sort(stable=True)
+    crowded: torch.Tensor = words[MAX_ALIKE:][code[MAX_ALIKE:] == code[:-MAX_ALIKE]]
+    return crowded
 
 
 @dataclass(frozen=True)
@@ -115,7 +146,7 @@ class LookupSpec:
         if request.bits != BITS or any(len(shape) != 2 for shape in request.shapes):
             raise ProtocolError(f"a lookup of shapes {request.shapes} over {request.bits} bits is not defined")
         (n_lookups, n_types), (n_table, width) = request.shapes
-        if "," in request.op or not request.op or not 0 < n_types <= N_BUCKETS:
+        if "," in request.op or not request.op or not 0 < n_types <= MAX_TYPES:
             raise ProtocolError(f"a lookup of {n_types} types in {request.op[:40]!r} is not defined")
         if not 0 < n_table - n_types <= MAX_WORDS:
             raise ProtocolError(f"a lookup takes 1 to {MAX_WORDS} words, not {n_table - n_types}")
@@ -142,22 +173,37 @@ class LookupSpec:
     @property
     def places(self) -> Places:
         """The session's places."""
-        return places(self.n_words, self.salt)
+        return places(self.n_words, self.in_group, self.salt)
+
+    @property
+    def in_group(self) -> int:
+        """The number of buckets in a group."""
+        return group_buckets(self.n_rows, self.n_words)
+
+    @property
+    def n_buckets(self) -> int:
+        """The number G of all buckets."""
+        return N_GROUPS * self.in_group
+
+    @property
+    def bucket_size(self) -> int:
+        """The number of columns of a bucket."""
+        return math.ceil(self.n_words / self.in_group)
 
     @property
     def questions(self) -> Shape:
-        """The shape of the questions, one vector for each bucket: (K, 432, size)."""
-        return self.n_parts, N_BUCKETS, bucket_size(self.n_words)
+        """The shape of the questions, one vector for each bucket: (K, G, size)."""
+        return self.n_parts, self.n_buckets, self.bucket_size
 
     @property
     def choices(self) -> Shape:
-        """The shape of the choices, which tell the bucket and the type of each row: (K, R, 432 + T)."""
-        return self.n_parts, self.n_rows, N_BUCKETS + self.n_types
+        """The shape of the choices, which tell the bucket and the type of each row: (K, R, G + T)."""
+        return self.n_parts, self.n_rows, self.n_buckets + self.n_types
 
     @property
     def answers(self) -> Shape:
-        """The shape of the answers, one for each bucket: (K, 432, H)."""
-        return self.n_parts, N_BUCKETS, self.width
+        """The shape of the answers, one for each bucket: (K, G, H)."""
+        return self.n_parts, self.n_buckets, self.width
 
     @property
     def result(self) -> Shape:
@@ -172,19 +218,19 @@ def ask(questions: torch.Tensor, table: torch.Tensor, spec: LookupSpec) -> torch
     would jump about in the table.
 
     Args:
-        questions: the vectors, (K, 432, size).
+        questions: the vectors, (K, G, size).
         table: int32 (V + T, H).
         spec: the lookup.
 
     Returns:
-        int64 (K, 432, H) over Z_2^32.
+        int64 (K, G, H) over Z_2^32.
     """
     where, n_parts = spec.places, spec.n_parts
     values = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
-    rows = where.bucket + N_BUCKETS * torch.arange(n_parts)[:, None, None]
+    rows = where.bucket + spec.n_buckets * torch.arange(n_parts)[:, None, None]
     data, indices = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
     starts = torch.arange(0, values.numel() + 1, N_GROUPS * n_parts, dtype=torch.int32).numpy()
-    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * N_BUCKETS, spec.n_words))
+    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * spec.n_buckets, spec.n_words))
     product = matrix @ table[: spec.n_words].numpy().view(np.uint32)
     return torch.from_numpy(product.view(np.int32)).view(spec.answers).long()
 
@@ -193,8 +239,8 @@ def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) ->
     """Pick the answer and the type of each row.
 
     Args:
-        choices: one-hot for the bucket and for the type, (K, R, 432 + T).
-        answers: (K, 432, H).
+        choices: one-hot for the bucket and for the type, (K, R, G + T).
+        answers: (K, G, H).
         types: the rows of the types, int32 (T, H).
 
     Returns:
@@ -209,11 +255,11 @@ def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) ->
 class RowLookup(Kind):
     """Masks for the questions and the choices at rank 1, and the products that make up for them; over Z_2^32.
 
-    At rank 0: s (K, 432, H), fresh masks of the answers. At rank 1: A (K, 432, size) and D (K, R, 432 + T). At both:
-    [A_k B_k]* (K, 432, H) by bucket, for the table's mask B, which rank 0 derives from its own key, and
+    At rank 0: s (K, G, H), fresh masks of the answers. At rank 1: A (K, G, size) and D (K, R, G + T). At both:
+    [A_k B_k]* (K, G, H) by bucket, for the table's mask B, which rank 0 derives from its own key, and
     [D (s, the types' rows of B)]* (K, R, H).
     The shapes of the request are (rows, T) and (V + T, H), `op` is the table's name, and the one parameter is the salt.
-    Dealer bytes: 4 K H (432 + R).
+    Dealer bytes: 4 K H (G + R).
     """
 
     n_operands = 2

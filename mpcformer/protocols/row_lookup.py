@@ -14,9 +14,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 from mpcformer.correlations import Request
 from mpcformer.correlations.row_lookup import (
     BITS,
-    GROUP_BUCKETS,
     MAX_WORDS,
-    N_BUCKETS,
     N_GROUPS,
     LookupSpec,
     Places,
@@ -73,14 +71,16 @@ def place(words: torch.Tensor, where: Places) -> tuple[torch.Tensor, torch.Tenso
     buckets = where.bucket[:, different].t().contiguous()  # (n different, 3)
     starts = torch.arange(0, buckets.numel() + 1, N_GROUPS)
     edges = torch.ones(buckets.numel(), dtype=torch.int8)
-    graph = csr_array((edges.numpy(), buckets.reshape(-1).numpy(), starts.numpy()), (len(different), N_BUCKETS))
+    graph = csr_array(
+        (edges.numpy(), buckets.reshape(-1).numpy(), starts.numpy()), (len(different), N_GROUPS * where.in_group)
+    )
     bucket = torch.from_numpy(maximum_bipartite_matching(graph, perm_type="column")).long()
     if bool((bucket < 0).any()):
         raise ProtocolError(
             "the words of a batch find no places for a private lookup, which happens with probability 2^-40",
             "run it again: a new session has other places",
         )
-    column = where.column[bucket // GROUP_BUCKETS, different]
+    column = where.column[bucket // where.in_group, different]
     return bucket[entry], column[entry]
 
 
@@ -96,7 +96,7 @@ class Asked:
         self._spec = LookupSpec.of(request)
         questions, choices, self._answers, self._result = tensors
         self._questions, self._choices = questions.neg_(), choices.neg_()
-        self._types = self._choices[:, :, N_BUCKETS:].clone()  # -D's last columns
+        self._types = self._choices[:, :, self._spec.n_buckets :].clone()  # -D's last columns
         self._bucket: torch.Tensor | None = None
 
     def halves(self, words: torch.Tensor, types: torch.Tensor) -> list[Half]:
@@ -122,7 +122,7 @@ class Asked:
         spot = torch.unique(torch.stack([part, self._bucket, column]), dim=1)
         self._questions[*spot] += 1
         self._choices[part, row, self._bucket] += 1
-        self._choices[part, row, N_BUCKETS + types] += 1
+        self._choices[part, row, spec.n_buckets + types] += 1
         return [(self._questions, BITS), (self._choices, BITS)]
 
     def share(self, words: torch.Tensor, answers: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ class Asked:
 
         Args:
             words: as in `halves`.
-            answers: the masked answers, (K, 432, H).
+            answers: the masked answers, (K, G, H).
             masked: F, (V + T, H).
 
         Raises:
@@ -154,15 +154,15 @@ def model_owner_answer(
     types: torch.Tensor,
     tensors: list[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Compute the masked answers (K, 432, H) for the data owner, and the model owner's share of the rows, (rows, H).
+    """Compute the masked answers (K, G, H) for the data owner, and the model owner's share of the rows, (rows, H).
 
     Ideal function: T[w] + T[V + t] for each row's word w and type t, over Z_2^32.
-    Shapes: questions (K, 432, size), choices (K, R, 432 + T), mask B (V + T, H), types (T, H), which are the last rows
-        of the table; size is V / 144, rounded up.
+    Shapes: questions (K, G, size), choices (K, R, G + T), mask B (V + T, H), types (T, H), which are the last rows
+        of the table; size is 3 V / G, rounded up.
     Scale: that of the table.
     Range and error: exact modulo 2^32.
-    Cost for K parts of R <= 256 rows: 2 rounds; 4 K (432 size + R (432 + T)) bytes to the model owner;
-        4 432 K H bytes to the data owner; 4 K H (432 + R) dealer bytes.
+    Cost for K parts of R <= 256 rows: 2 rounds; 4 K (G size + R (G + T)) bytes to the model owner;
+        4 G K H bytes to the data owner; 4 K H (G + R) dealer bytes.
     Source: batch codes as cited in `mpcformer.correlations.row_lookup`, with a dealer in place of homomorphic
         encryption. The masked weights are those of `mpcformer.protocols.linear`.
 

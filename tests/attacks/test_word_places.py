@@ -22,7 +22,7 @@ from parties.session import owner_session, transcript
 from tests.pair import in_two_threads
 from tests.parties import one_process
 
-N_WORDS, CHOSEN = 30_522, 12_345
+N_WORDS, CHOSEN, IN_GROUP = 30_522, 12_345, 107
 COORDINATORS_ID = b"by a coordinator"
 
 
@@ -68,14 +68,14 @@ def drawn(session_id: bytes) -> bytes:
 
 
 def test_a_text_that_was_fitted_to_a_coordinators_id_asks_nothing() -> None:
-    guessed = places(N_WORDS, salt_of(COORDINATORS_ID))
+    guessed = places(N_WORDS, IN_GROUP, salt_of(COORDINATORS_ID))
     text = obstacle(guessed, CHOSEN)
     assert len(text) < 60
     with_it, without = neighbours(40, hold=True), neighbours(40, hold=False)
     assert all(fails(text, other, guessed) for other in with_it), "the attack works where the places are as guessed"
     assert sum(fails(text, other, guessed) for other in without) < 20
     for _ in range(2):
-        where = places(N_WORDS, salt_of(drawn(COORDINATORS_ID)))
+        where = places(N_WORDS, IN_GROUP, salt_of(drawn(COORDINATORS_ID)))
         assert not any(fails(text, other, where) for other in with_it + without)
 
 

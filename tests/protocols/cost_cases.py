@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mpcformer.approximations import GELU_FORMS
-from mpcformer.correlations.row_lookup import BITS, GROUP_BUCKETS, LookupSpec
+from mpcformer.correlations.row_lookup import BITS, LookupSpec
 from mpcformer.engines.lift.scales.model import activation
 from mpcformer.engines.lift.scales.tables import table as tables_of
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, sealed, table, zero_test
@@ -218,7 +218,14 @@ def words(n_rows: int) -> Case:
         answers, _ = row_lookup.model_owner_answer(request, questions, choices, whole - masked, types, tensors)
         party.send([(answers, BITS)])
 
-    sizes = {"K": spec.n_parts, "R": spec.n_rows, "T": n_types, "H": width, "size": -(-n_words // GROUP_BUCKETS)}
+    sizes = {
+        "K": spec.n_parts,
+        "R": spec.n_rows,
+        "T": n_types,
+        "H": width,
+        "size": spec.bucket_size,
+        "G": spec.n_buckets,
+    }
     cost = row_lookup.cost(n_rows, n_types, shape)
     return Case(f"row lookup of {n_rows}", online(run), cost, [(row_lookup.model_owner_answer.__doc__, "")], sizes)
 

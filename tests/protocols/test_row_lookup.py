@@ -18,10 +18,10 @@ from mpcformer.correlations.row_lookup import (
     MAX_ALIKE,
     MAX_ROWS,
     MAX_WORDS,
-    N_BUCKETS,
     N_GROUPS,
     LookupSpec,
     Places,
+    group_buckets,
 )
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
@@ -99,10 +99,11 @@ def test_the_stated_cost(n_rows: int) -> None:
     _, counters, requests, _ = looked_up(table, rows, rows)
     n_parts = math.ceil(n_rows / MAX_ROWS)
     per_part = math.ceil(n_rows / n_parts)
-    questions = N_BUCKETS * math.ceil(2000 / GROUP_BUCKETS)
-    assert counters[1].bytes_sent == 4 * n_parts * (questions + per_part * (N_BUCKETS + N_TYPES))
-    assert counters[0].bytes_sent == 4 * n_parts * N_BUCKETS * WIDTH
-    assert dealer_bytes(requests) == 4 * n_parts * WIDTH * (N_BUCKETS + per_part)
+    n_buckets = N_GROUPS * group_buckets(per_part, 2000)
+    questions = n_buckets * math.ceil(2000 / group_buckets(per_part, 2000))
+    assert counters[1].bytes_sent == 4 * n_parts * (questions + per_part * (n_buckets + N_TYPES))
+    assert counters[0].bytes_sent == 4 * n_parts * n_buckets * WIDTH
+    assert dealer_bytes(requests) == 4 * n_parts * WIDTH * (n_buckets + per_part)
     assert counters[1].rounds == 2
 
 
@@ -116,23 +117,63 @@ def test_a_lookup_is_chosen_where_it_sends_less() -> None:
     assert not row_lookup.is_cheaper(0, 2, (30524, 384))
 
 
-@pytest.mark.parametrize("n_words", [1, 143, 144, 1000, 30522, MAX_WORDS])
-def test_places(n_words: int) -> None:
+@pytest.mark.parametrize("n_rows", [16, 128, MAX_ROWS])
+@pytest.mark.parametrize("n_words", [1, 143, 144, 1000, 30522, 250_002, MAX_WORDS])
+def test_places(n_words: int, n_rows: int) -> None:
     """Each word lies once in each group, buckets have nearly the same size, and no four words share three buckets."""
-    where = correlation.places(n_words, SALT)
+    in_group = group_buckets(n_rows, n_words)
+    where = correlation.places(n_words, in_group, SALT)
     group = torch.arange(N_GROUPS)[:, None].expand(-1, n_words)
-    assert torch.equal(where.bucket // GROUP_BUCKETS, group)
+    assert torch.equal(where.bucket // in_group, group)
     spots = where.bucket * n_words + where.column
     assert len(set(spots.reshape(-1).tolist())) == N_GROUPS * n_words, "a spot for each row in each group"
-    sizes = torch.bincount(where.bucket.reshape(-1), minlength=N_BUCKETS)
-    assert int(sizes.max()) == int(where.column.max()) + 1 == math.ceil(n_words / GROUP_BUCKETS)
+    sizes = torch.bincount(where.bucket.reshape(-1), minlength=N_GROUPS * in_group)
+    assert int(sizes.max()) == int(where.column.max()) + 1 == math.ceil(n_words / in_group)
     assert int(sizes.max() - sizes.min()) <= 1
     _, alike = torch.unique(where.bucket.t(), dim=0, return_counts=True)
     assert int(alike.max()) <= MAX_ALIKE
 
 
+def log_bound(n_rows: int, in_group: int) -> float:
+    """Return log2 of a bound of the probability that n different words find no places.
+
+    By Hall's theorem some k of them then lie in k - 1 buckets: a, b and c of the three groups. Four words in three
+    buckets cannot occur.
+    """
+
+    def log_choose(n: int, k: int) -> float:
+        return (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)) / math.log(2)
+
+    total = 0.0
+    for k in range(MAX_ALIKE + 2, n_rows + 1):
+        terms = 0.0
+        for a in range(1, k - 2):
+            for b in range(1, k - 1 - a):
+                c = k - 1 - a - b
+                if max(a, b, c) > in_group:
+                    continue
+                ways = log_choose(n_rows, k) + sum(log_choose(in_group, part) for part in (a, b, c))
+                terms += 2.0 ** (ways + k * sum(math.log2(part / in_group) for part in (a, b, c)))
+        total += terms
+        if k > 20 and terms < 1e-20:  # the terms fall by then
+            break
+    return math.log2(total)
+
+
+@pytest.mark.parametrize("n_rows", GROUP_BUCKETS)
+def test_words_hardly_ever_find_no_places(n_rows: int) -> None:
+    assert log_bound(n_rows, GROUP_BUCKETS[n_rows]) < -40
+
+
+def test_the_bytes_of_128_tokens() -> None:
+    for n_words, width, most in ((30522, 768, 1.6e6), (65536, 768, 2.0e6), (250_002, 768, 5e6), (250_002, 1024, 5e6)):
+        cost = row_lookup.cost(128, 1, (n_words + 1, width))
+        sent = cost.bytes_to_data_owner + cost.bytes_to_model_owner
+        assert sent < most
+
+
 def test_words_find_places_of_their_own() -> None:
-    where = correlation.places(30522, SALT)
+    where = correlation.places(30522, GROUP_BUCKETS[MAX_ROWS], SALT)
     for _ in range(200):
         words = number(MAX_ROWS, below=30522)
         bucket, column = row_lookup.place(words, where)
@@ -143,18 +184,18 @@ def test_words_find_places_of_their_own() -> None:
 def test_every_session_has_places_of_its_own() -> None:
     salts = [correlation.salt_of(session_id) for session_id in (b"a" * 16, b"a" * 16, b"b" * 16)]
     assert salts[0] == salts[1] != salts[2]
-    one, other = (correlation.places(5000, salt).bucket for salt in salts[1:])
+    one, other = (correlation.places(5000, 147, salt).bucket for salt in salts[1:])
     alike = float((one == other).double().mean())
-    assert abs(alike - 1 / GROUP_BUCKETS) < 0.004
+    assert abs(alike - 1 / 147) < 0.004
     requests = {row_lookup.request("w", 9, N_TYPES, (5002, WIDTH), salt).digest() for salt in salts}
     assert len(requests) == 2, "owners and dealer must mean the same places"
 
 
 def test_words_without_places_are_refused_without_naming_them() -> None:
-    found = correlation.places(1000, SALT)
+    found = correlation.places(1000, 147, SALT)
     bucket = found.bucket.clone()
     bucket[:, 700:704] = bucket[:, 700:701]
-    where = Places(bucket, found.column)
+    where = Places(bucket, found.column, 147)
     row_lookup.place(torch.tensor([700, 701, 702, 702]), where)
     with pytest.raises(ProtocolError, match=r"(?s)find no places.*run it again") as refused:
         row_lookup.place(torch.tensor([700, 701, 702, 703]), where)
@@ -219,11 +260,11 @@ def lookup_of(rows: Any, table: Any, op: str = "w", bits: int = 32, params: tupl
         (lookup_of((4, 2), (10, 8), bits=64), "64 bits"),
         (Request("row_lookup", ((4, 2),), op="w", bits=32, params=(5.0,)), "2 shapes"),
         (lookup_of((4, 2, 1), (10, 8)), "not defined"),
-        (lookup_of((4, 2), (2, 8)), "1 to 65536 words, not 0"),
-        (lookup_of((1, 1), (89_000_000, 1)), "1 to 65536 words"),
+        (lookup_of((4, 2), (2, 8)), "1 to 524288 words, not 0"),
+        (lookup_of((1, 1), (89_000_000, 1)), "1 to 524288 words"),
         (lookup_of((4, 2), (10, 8), op="v,w"), "not defined"),
         (lookup_of((4, 2), (10, 8), op=""), "not defined"),
-        (lookup_of((4, 433), (1000, 8)), "433 types"),
+        (lookup_of((4, 1025), (2000, 8)), "1025 types"),
         (lookup_of((4, 2), (10, 8), params=()), "one salt"),
         (lookup_of((4, 2), (10, 8), params=(1.0, 2.0)), "one salt"),
         (lookup_of((4, 2), (10, 8), params=(0.5,)), "one salt"),
