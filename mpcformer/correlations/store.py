@@ -1,5 +1,7 @@
 """One owner's correlations of one session, which are used in order, each exactly once."""
 
+from collections.abc import Sequence
+
 import torch
 
 from mpcformer.channel import Spec
@@ -27,7 +29,8 @@ class CorrelationStore:
         self._prepared: dict[int, Dealt] = {}
         self._previewed: dict[int, Request] = {}
         self._masked_weights = False
-        # The first operation that is not this store's, if it is a part of another.
+        # The first operation that is this store's, and the first that is not, if it is a part of another.
+        self._first = 0
         self._end: int | None = None
 
     def reserve(self, n_operations: int) -> "CorrelationStore":
@@ -41,6 +44,7 @@ class CorrelationStore:
         """
         part = CorrelationStore(rank=self.rank, seed=self._seed, session_id=self._session_id)
         part.next_operation, part._end, part._masked_weights = self.next_operation, self._checked(n_operations), True
+        part._first = part.next_operation
         self.next_operation = part._end
         return part
 
@@ -99,6 +103,28 @@ class CorrelationStore:
         request, correction = self._corrections[operation]
         self._prepared[operation] = expand(request, self._key(operation, request), self.rank, correction)
         self._corrections[operation] = request, []
+
+    def give_up(self, requests: Sequence[Request]) -> tuple[list[bytes], bytes]:
+        """Use up all operations of a reserved part, for an audit of the dealer.
+
+        Args:
+            requests: what the part's operations are for.
+
+        Returns:
+            This owner's keys of them, and its key for the masks of its weights, which means something at rank 0 alone.
+
+        Raises:
+            ProtocolError: this is no reserved part, or one of its operations was taken.
+        """
+        first, end = self.next_operation, self.next_operation + len(requests)
+        if self._end != end or self._first != first:
+            raise ProtocolError("keys are revealed of whole batches alone, of which nothing was used")
+        self.next_operation = end
+        self._corrections.clear()
+        self._prepared.clear()
+        self._previewed.clear()
+        keys = [self._key(first + n, request) for n, request in enumerate(requests)]
+        return keys, weight_mask_key(self._seed, self._session_id)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Return rank 1's part of a later operation, for what can be computed before the input is known.

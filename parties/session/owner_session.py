@@ -21,6 +21,7 @@ from mpcformer.correlations import (
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
 from mpcformer.errors import PartyError, ProtocolError
 from parties.session import transcript
+from parties.session.audit import Audit
 from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
@@ -96,6 +97,9 @@ class OwnerSession:
             # What a coordinator chose enters no protocol.
             self.drawn_id = transcript.draw_together(asking, rank, job.session_id)
             self.store = CorrelationStore(rank=rank, seed=seed, session_id=self.drawn_id)
+            self._audit = Audit(
+                rank=rank, rate=config.audit_rate, channel=dealing, session_id=self.drawn_id, dealer=job.dealer
+            )
         except BaseException:
             self._dealer_channel.close()
             raise
@@ -125,7 +129,9 @@ class OwnerSession:
         Raises:
             ProtocolError: the owners disagree; the error names the fields.
         """
-        agreed = transcript.fields(self.job, engine, public, student, self.config.insecure, self.drawn_id)
+        agreed = transcript.fields(
+            self.job, engine, public, student, self.config.insecure, self.drawn_id, self.config.audit_rate
+        )
         self._transcript = transcript.compare(self.asking, agreed)
         self.terms = transcript.terms(agreed)
         log.info("agreed on everything, transcript %s", self._transcript.hex()[:16])
@@ -151,21 +157,29 @@ class OwnerSession:
     def deal(self, shape: BatchShape, pause: Callable[[], None] = lambda: None) -> Dealt:
         """Do the offline part of a batch. Both owners call this at the same time, for one batch after the other.
 
+        A batch that the owners choose to audit is dropped, and another one takes its place.
+
         Args:
             shape: the batch.
             pause: called before each segment, to let more urgent work pass.
+
+        Raises:
+            PartyError: an audit found that the dealer dealt wrongly.
         """
-        dealt, segments, first = self._begin(shape)
-        with self._dealt([request for segment in segments for request in segment], first) as frames:
-            for index, segment in enumerate(segments):
-                pause()
-                with self._timed(self.dealing, dealt.offline):
-                    self._offline(dealt.batch, index, segment, first, frames, dealt.offline)
-                first += len(segment)
-        # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
-        with self._timed(self.dealing, dealt.offline):
-            self._barrier()
-        return dealt
+        while True:
+            dealt, segments, first = self._begin(shape)
+            requests, at = [request for segment in segments for request in segment], first
+            with self._dealt(requests, first) as frames:
+                for index, segment in enumerate(segments):
+                    pause()
+                    with self._timed(self.dealing, dealt.offline):
+                        self._offline(dealt.batch, index, segment, at, frames, dealt.offline)
+                    at += len(segment)
+            # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
+            with self._timed(self.dealing, dealt.offline):
+                self._barrier()
+            if self._audit.passes(self._part, first, requests):
+                return dealt
 
     def _offline(
         self,
@@ -338,6 +352,7 @@ class OwnerSession:
                     sender=self.job.dealer,
                     operation=operation,
                 )
+                self._audit.note(operation, correction)
                 self._part.put(operation, item, correction)
                 phase.bytes_from_dealer += n_bytes
 

@@ -33,7 +33,7 @@ JOB_FIELDS = (
 
 
 def draw_together(channel: Channel, rank: int, session_id: bytes) -> bytes:
-    """Draw an id for a session with the other owner, 16 bytes: neither owner, nor anybody else, can choose it.
+    """Draw 16 bytes with the other owner, such as a session's id: neither owner, nor anybody else, can choose them.
 
     Each owner commits to a nonce before it sees the other's. It can still leave after it has seen the other's nonce,
     which ends the session.
@@ -41,7 +41,7 @@ def draw_together(channel: Channel, rank: int, session_id: bytes) -> bytes:
     Args:
         channel: to the other owner.
         rank: of this owner.
-        session_id: the name of the session.
+        session_id: the name of the session, or what else the bytes are drawn for.
 
     Raises:
         ProtocolError: the other owner's nonce is not the one that it committed to.
@@ -70,6 +70,7 @@ def fields(
     student: str,
     insecure: Insecure | None = None,
     drawn_id: bytes = b"",
+    audit_rate: float = 0.0,
 ) -> dict[str, str]:
     """Return name -> value of everything that must agree.
 
@@ -79,6 +80,7 @@ def fields(
         student: hex SHA-256 of the weights as the model owner claims it; the data owner reads it in the public files.
         insecure: the insecure settings in this owner's configuration.
         drawn_id: from `draw_together`.
+        audit_rate: how many of the batches that are dealt ahead are audited, see `audit`.
     """
     listed = {
         "protocol version": str(PROTOCOL_VERSION),
@@ -88,6 +90,7 @@ def fields(
         "student": student,
         "constants of the engine": engine.fingerprint(),
         "insecure": insecure_text(insecure),
+        "audit_rate": str(float(audit_rate)),
     }
     listed["job.examples_digest"] = repr(job.batch_plan)
     listed |= {f"job.{name}": repr(getattr(job, name)) for name in JOB_FIELDS}

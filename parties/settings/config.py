@@ -50,6 +50,8 @@ LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
 # The default holds the corrections of one sentence of 128 tokens for a student of the size of bert-base.
 PoolMib = Annotated[int, Field(ge=1, le=1 << 20)]
 DEFAULT_POOL_MIB = 768
+# If nearly all batches were audited, hardly any would be left to compute with.
+AuditRate = Annotated[float, Field(ge=0, le=0.9)]
 # docs/security.md says what the attacks need that the defaults keep at a distance.
 Limit = Annotated[int, Field(ge=1)] | Literal["unlimited"]
 # For local runs, in which one user holds text and weights.
@@ -215,6 +217,7 @@ class ModelOwnerConfig(ServiceConfig):
         dealers: the ids of the dealers that it trusts for randomness.
         pool_mib: how much each session keeps of correlations that were dealt ahead, MiB; the smaller of both owners'
             numbers counts. A batch that does not fit is dealt in parts.
+        audit_rate: as for the data owner.
         max_sentences_per_day: how many sentences each data owner may ask in a day (UTC), or "unlimited".
         max_sentences: how many it may ask in all, or "unlimited".
         budget_file: where these are counted, across restarts; by default beside the configuration's file.
@@ -228,6 +231,7 @@ class ModelOwnerConfig(ServiceConfig):
     max_batch_tokens: int = Field(default=1 << 16, ge=1)
     dealers: Ids
     pool_mib: PoolMib = DEFAULT_POOL_MIB
+    audit_rate: AuditRate = 0.0
     max_sentences_per_day: Limit = 1000
     max_sentences: Limit = 20_000
     budget_file: Path = Path("budget.json")
@@ -256,6 +260,8 @@ class DataOwnerConfig(PartyCommon):
         digest_key: a secret file with which it keys the digest that the coordinator keeps for --resume. The default is
             tls.key; a run that began before that key was renewed cannot be resumed.
         pool_mib: as for the model owner.
+        audit_rate: how many of the batches that are dealt ahead are dealt again, compared and dropped; the same number
+            at both owners.
         engine: the engine of its own sessions.
         out: the folder to which it writes its answers to a coordinator's job, as a parquet file for each session.
         tell: what a coordinator learns of its jobs: all, that is, logits, labels and ids; or the scores alone.
@@ -272,6 +278,7 @@ class DataOwnerConfig(PartyCommon):
     data: OwnData | None = None
     digest_key: Path | None = None
     pool_mib: PoolMib = DEFAULT_POOL_MIB
+    audit_rate: AuditRate = 0.0
     engine: str = DEFAULT_ENGINE
     out: Path | None = None
     tell: Literal["all", "scores"] = "all"

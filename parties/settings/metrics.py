@@ -19,6 +19,7 @@ sentences = Counter("mpcformer_sentences", "Sentences computed.", registry=REGIS
 rounds = Counter("mpcformer_rounds", "Communication rounds.", registry=REGISTRY)
 phase_seconds = Counter("mpcformer_phase_seconds", "Seconds of work by phase.", ["phase"], registry=REGISTRY)
 received_bytes = Counter("mpcformer_received_bytes", "Bytes of frames received.", ["sender"], registry=REGISTRY)
+audited = Counter("mpcformer_audited_batches", "Batches of which the dealer passed an audit.", registry=REGISTRY)
 budget_spent = Counter("mpcformer_budget_spent", "Sentences that a budget allowed.", ["data_owner"], registry=REGISTRY)
 budget_refused = Counter(
     "mpcformer_budget_refused", "Sentences that a budget did not allow.", ["data_owner"], registry=REGISTRY

@@ -35,7 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], tuple[int, int], str]] = {
     "public table": ({"constant_norms": ["embeddings"]}, (1, 4), "public_table"),
     "narrow heads": ({"head_size": 4, "gelu": "gelu_tanh"}, (1, 4), "private_table"),
 }
-SLOW = ("one word", "some constant norms", "exact", "narrow heads")
+SLOW = ("one word", "2quad-const", "some constant norms", "exact", "relu", "narrow heads")
 
 
 def received(folder: Path, patch: pytest.MonkeyPatch, shape: tuple[int, int] = (1, 4), **options: Any) -> Tracker:
@@ -148,7 +148,10 @@ def narrow(patch: pytest.MonkeyPatch) -> None:
     )
 
 
-@pytest.mark.parametrize("plant", [reuse, reuse_by_a_correction, leave_out, narrow])
+@pytest.mark.parametrize(
+    "plant",
+    [reuse, *(pytest.param(plant, marks=pytest.mark.slow) for plant in (reuse_by_a_correction, leave_out, narrow))],
+)
 def test_what_is_planted_is_found(
     student: Path, monkeypatch: pytest.MonkeyPatch, plant: Callable[[pytest.MonkeyPatch], None]
 ) -> None:

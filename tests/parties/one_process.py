@@ -6,6 +6,7 @@ Usage: python -m tests.parties.one_process STUDENT DATA_DIR FOLDER, with FOLDER 
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import grpc
 
@@ -13,6 +14,7 @@ from parties.roles.coordinator import Coordinator
 from parties.roles.dealer import Dealer
 from parties.roles.journal import Journal
 from parties.roles.model_owner import ModelOwner
+from parties.roles.results import Results
 from parties.roles.service import SessionHost
 from parties.roles.start_party import _take_part
 from parties.settings.config import (
@@ -42,15 +44,25 @@ def serve(config: AnyConfig) -> grpc.Server:
     return start_server(add, config.listen, config.credentials, rules=party.rules | host.rules)[0]
 
 
-def run(student: Path, data_dir: Path, folder: Path) -> None:
-    """Run two sentences through the student, under the default engine."""
+def run(
+    student: Path, data_dir: Path, folder: Path, changes: dict[str, dict[str, Any]] | None = None, **job: Any
+) -> Results:
+    """Run two sentences through the student, under the default engine.
+
+    Args:
+        student, data_dir: the folders that the owners need.
+        folder: an empty one.
+        changes: party id -> further keys of its configuration.
+        **job: fields of the job.
+    """
     cast = Cast(
         folder,
         student=student,
         public=export_public(student, folder / "public"),
         data_dir=data_dir,
         tls=make_certificates(folder / "tls", list(PARTIES)),
-        job=JobDescription(task="sst2", batch_size=2, limit=2),
+        job=JobDescription(**({"task": "sst2", "batch_size": 2, "limit": 2} | job)),
+        changes=changes,
     )
     servers = [serve(cast.configs[name]) for name in ("dealer", "model-owner")]
     config, data_owner = cast.configs["coordinator"], cast.configs["data-owner"]
@@ -67,7 +79,8 @@ def run(student: Path, data_dir: Path, folder: Path) -> None:
         for server in servers:
             server.stop(0)
         cast.end()
-    assert len(results.predictions.ids) == 2
+    assert len(results.predictions.ids) == cast.configs["coordinator"].job.limit  # type: ignore[union-attr]
+    return results
 
 
 if __name__ == "__main__":
