@@ -20,6 +20,7 @@ from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.protocols.lifted import Mask
 from tests import pair
 from tests.attacks.tracking import DEALER, Layer, Shadow, Tracker, Value, check
+from tests.engines.test_families import save_family
 from tests.tiny import save_student
 
 CASES: dict[str, tuple[dict[str, Any], tuple[int, int], str]] = {
@@ -71,6 +72,21 @@ def test_every_value_has_a_mask_of_its_own(
     at_model_owner, at_data_owner = prove(tracker)
     assert at_model_owner > 100
     assert at_data_owner > 50
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        "electra",  # a map behind the embeddings, and a head with GeLU
+        pytest.param("mpnet-tokens", marks=pytest.mark.slow),  # scores by distance, and a head for each token
+        pytest.param("distilbert", marks=pytest.mark.slow),  # a head with ReLU
+    ],
+)
+def test_families_have_masks_of_their_own(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, family: str
+) -> None:
+    folder = save_family(tmp_path / "student", data_dir, family, gelu="quad", softmax="2quad")
+    assert prove(received(folder, monkeypatch))[0] > 100
 
 
 def test_all_forms_are_among_the_cases() -> None:
