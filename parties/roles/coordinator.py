@@ -1,5 +1,6 @@
 """The coordinator: orders an evaluation, collects its batches in a journal, and makes the results of them."""
 
+import threading
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -21,6 +22,7 @@ from parties.wire.guard import Rule
 
 # Owners are at most one batch apart.
 WINDOW = 4
+POLL_S, WRITE_TIMEOUT_S = 0.5, 1.0
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 
 
@@ -46,6 +48,8 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         super().__init__(order, route=route)
         self._config, self._journal, self._on_progress = config, journal, on_progress
         self._batches: dict[tuple[Role, int], pb.Batch] = {}
+        self._writing = False
+        self._unwritten: Exception | None = None
         self._server, self.address = start_server(
             lambda server: rpc.add_CoordinatorServicer_to_server(self, server),
             config.listen,
@@ -83,7 +87,13 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
             OSError: the journal could not be written.
         """
         job = self.new_job(first_batch=len(self._journal.batches), batch_plan=self._journal.batch_plan)
-        self.run(job, self._owners_done, ready=self._same_student)
+        writer = threading.Thread(target=self._write, name="journal", daemon=True)
+        writer.start()
+        try:
+            self.run(job, self._owners_done, ready=self._same_student)
+        finally:
+            # A disk that hangs keeps the thread, and nobody else.
+            writer.join(WRITE_TIMEOUT_S)
         return self._stopped_at_a_refusal(self._results(job))
 
     def _stopped_at_a_refusal(self, results: Results) -> Results:
@@ -112,19 +122,39 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
             what = f"its student {ready.student[:12]}... (before: {before[:12]}...)"
             raise PartyError(self._config.model_owner.id, *causes.not_as_begun(what))
 
-    def _owners_done(self) -> bool:
-        """Move finished batches to the journal, without holding the lock; return whether both owners have reported."""
+    def _write(self) -> None:
+        """Move finished batches to the journal until the session is over. The disk may be slow: others are heard."""
         while True:
-            index = len(self._journal.batches)
-            if any((role, index) not in self._batches for role in OWNERS):
-                break
-            model_owner, data_owner = (self._batches.pop((role, index)) for role in OWNERS)
-            self.changed.release()
+            with self.changed:
+                while not self._has_pair():
+                    if self.finishing:
+                        return
+                    self.changed.wait(POLL_S)
+                index, self._writing = len(self._journal.batches), True
+                pair = [self._batches.pop((role, index)) for role in OWNERS]
             try:
-                self._journal.add(model_owner, data_owner)
-            finally:
-                self.changed.acquire()
-        return all(self.by_role[role].report is not None for role in OWNERS)
+                self._journal.add(*pair)
+            except Exception as error:
+                self._unwritten = error
+            with self.changed:
+                self._writing = False
+                self.changed.notify_all()
+            if self._unwritten is not None:
+                return
+
+    def _has_pair(self) -> bool:
+        """Return whether both owners have sent the next batch of the journal."""
+        return all((role, len(self._journal.batches)) in self._batches for role in OWNERS)
+
+    def _owners_done(self) -> bool:
+        """Return whether both owners have reported, and all their batches are in the journal.
+
+        Raises:
+            OSError: the journal could not be written.
+        """
+        if self._unwritten is not None:
+            raise self._unwritten
+        return all(self.by_role[role].report is not None for role in OWNERS) and not (self._writing or self._has_pair())
 
     def take(self, party_id: str, member: PartyState, event: pb.PartyEvent) -> None:
         """Take progress, and the batches of the owners."""

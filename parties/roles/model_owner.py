@@ -4,7 +4,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +19,7 @@ from mpcformer.files import sha256_file
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.modeling.weights_file import load_weights
 from parties.session.budget import Budget
+from parties.session.failure import attended
 from parties.session.membership import Membership
 from parties.session.model_side import ModelSide
 from parties.session.owner_session import OwnerSession
@@ -31,6 +32,7 @@ from parties.wire.guard import Rule
 from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
 
 log = logging.getLogger(__name__)
+LOCK_POLL_S = 0.5
 
 
 @dataclass
@@ -107,14 +109,20 @@ class SharedWeights:
         except RangeError:
             log.info("engine %s does not run this student: it is refused when it is asked for", DEFAULT_ENGINE)
 
-    def encoded(self, engine: str) -> Any:
+    def encoded(self, engine: str, check: Callable[[], None] = lambda: None) -> Any:
         """Return the weights for an engine.
+
+        Args:
+            engine: its name.
+            check: called while another session has its weights encoded; raises to end the wait.
 
         Raises:
             UserInputError: the weights have changed.
             RangeError: ranges or weights that this engine cannot carry.
         """
-        with self._lock:
+        while not self._lock.acquire(timeout=LOCK_POLL_S):
+            check()
+        try:
             if self._engine != engine:
                 weights = load_weights(self._folder)
                 if sha256_file(self._folder / WEIGHTS) != self.sha256:
@@ -126,6 +134,8 @@ class SharedWeights:
                 self._encoded = encode_weights(engine, self._public, weights)
                 self._engine = engine
             return self._encoded
+        finally:
+            self._lock.release()
 
     def __repr__(self) -> str:
         return f"SharedWeights({self.sha256[:12]})"
@@ -201,7 +211,7 @@ class ModelOwner:
                     rank=MODEL_OWNER,
                     public=public,
                     channel=channels[ASKING],
-                    encoded=self._weights.encoded(job.engine),
+                    encoded=attended(lambda: self._weights.encoded(job.engine, membership.check), membership),
                     session_id=session.drawn_id,
                 )
                 session.setup(engine, public, self._digest, started)

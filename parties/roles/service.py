@@ -16,7 +16,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, ProtocolError
 from mpcformer.ring.random import KEY_BYTES, scoped_keys
-from parties.session.failure import report_failure_of
+from parties.session.failure import attended, report_failure_of
 from parties.session.membership import Membership
 from parties.settings import metrics
 from parties.settings.config import ServiceConfig
@@ -153,15 +153,22 @@ class SessionHost(rpc.PartyServicer):
     def _run(self, job: pb.Job, membership: Membership) -> None:
         started = time.monotonic()
         metrics.sessions.inc()
-        status = UNEXPECTED
+        status, left = UNEXPECTED, list[threading.Thread]()
+
+        def work() -> None:
+            attended(lambda: self._run_session(job, membership), membership, left.append)
+
         try:
             with session_log(job.session_id), scoped_keys("session", job.session_id):
                 log.info("session of %s begins", job.data_owner)
-                status = report_failure_of(lambda: self._run_session(job, membership), membership)
+                status = report_failure_of(work, membership)
         finally:
             metrics.sessions.dec()
             metrics.ended.labels("well" if status == 0 else "failed").inc()
             metrics.session_seconds.observe(time.monotonic() - started)
+            if left and not self._once:
+                # All have heard of the end. What the session still computes counts in the quotas until it is done.
+                left[0].join()
             self._done(status, job.session_id)
 
     def _done(self, status: int, session_id: bytes | None = None) -> None:

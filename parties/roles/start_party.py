@@ -14,7 +14,7 @@ from mpcformer.files import write_text
 from mpcformer.machine import keep_freed_memory
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
-from parties.session.failure import report_failure_of
+from parties.session.failure import attended, report_failure_of
 from parties.session.membership import join
 from parties.settings import insecure, logs, metrics
 from parties.settings.config import DataOwnerConfig, Service
@@ -65,7 +65,8 @@ def _take_part(config: DataOwnerConfig) -> int:
 
     membership = join(config)
     log.info("%s joined its coordinator", config.id)
-    return report_failure_of(lambda: data_owner.run(config, membership), membership)
+    # Reading and tokenising may take minutes, and a disk may hang.
+    return report_failure_of(lambda: attended(lambda: data_owner.run(config, membership), membership), membership)
 
 
 def _serve(config: Service, once: bool, address_file: Path | None, with_parent: bool) -> int:

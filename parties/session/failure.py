@@ -1,12 +1,18 @@
 """A failure of a session: reported to the coordinator, logged, and turned into an exit status (mpcformer/errors.py)."""
 
+import contextvars
 import logging
+import threading
 from collections.abc import Callable
+from typing import TypeVar
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, unexpected
 from parties.session.membership import Membership
 
 log = logging.getLogger("parties")
+# How often work is looked after, and how long it may go on in a session that has been aborted.
+POLL_S, HEED_S = 0.2, 1.5
+Value = TypeVar("Value")
 
 
 def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
@@ -30,6 +36,48 @@ def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
     membership.leave()
     log.info("done")
     return 0
+
+
+def attended(
+    work: Callable[[], Value],
+    membership: Membership,
+    on_left: Callable[[threading.Thread], None] = lambda thread: None,
+) -> Value:
+    """Do work of a session that cannot ask whether the session still stands, such as reading a file from a slow disk.
+
+    The work has a thread of its own. If the session is aborted, and the work has not ended shortly afterwards by
+    itself, it is left to its thread.
+
+    Args:
+        work: what to do.
+        membership: the session.
+        on_left: called with the thread if the work is left to it.
+
+    Raises:
+        MPCFormerError: the session was aborted.
+        BaseException: whatever the work raised.
+    """
+    found: list[Value] = []
+    raised: list[BaseException] = []
+    ended, context = threading.Event(), contextvars.copy_context()
+
+    def run() -> None:
+        try:
+            found.append(context.run(work))
+        except BaseException as error:
+            raised.append(error)
+        finally:
+            ended.set()
+
+    thread = threading.Thread(target=run, name="work", daemon=True)
+    thread.start()
+    while not ended.wait(POLL_S):
+        if membership.error is not None and not ended.wait(HEED_S):
+            on_left(thread)
+            membership.check()
+    if raised:
+        raise raised[0]
+    return found[0]
 
 
 def as_known(error: BaseException, party_id: str) -> MPCFormerError:

@@ -1,6 +1,7 @@
 """The model owner in a session: does what the data owner's instructions say, within its own limits."""
 
 import threading
+import time
 from collections.abc import Callable
 
 import torch
@@ -18,6 +19,8 @@ from parties.wire.peer_channel import PeerChannel
 
 # How long the dealing of a batch waits for room, which a question makes that is on its way on the other stream.
 ROOM_TIMEOUT_S = 30.0
+# How often a wait asks whether the session still stands.
+POLL_S = 0.5
 
 
 class ModelSide:
@@ -135,11 +138,12 @@ class ModelSide:
         def needed() -> int:
             return n_bytes + sum(dealt.n_bytes for i, dealt in self._waiting.items() if i != self._put_back)
 
+        deadline = time.monotonic() + ROOM_TIMEOUT_S
         with self._changed:
             # What is larger than the pool, or comes after the last question, waits in vain.
-            self._changed.wait_for(
-                lambda: needed() <= self._pool_bytes or n_bytes > self._pool_bytes or self._asked_all, ROOM_TIMEOUT_S
-            )
+            while needed() > self._pool_bytes >= n_bytes and not self._asked_all and time.monotonic() < deadline:
+                self._session.check()
+                self._changed.wait(POLL_S)
             found = needed()
         if found <= self._pool_bytes:
             return
@@ -170,7 +174,9 @@ class ModelSide:
     def _taken(self, number: int) -> Dealt:
         """Take a batch that was dealt. The data owner may have finished its part of dealing it a little earlier."""
         with self._changed:
-            self._changed.wait_for(lambda: not self._n_dealt <= number < self._n_begun or self._error is not None)
+            while self._n_dealt <= number < self._n_begun and self._error is None:
+                self._session.check()
+                self._changed.wait(POLL_S)
             if self._error is not None:
                 raise self._error
             dealt = self._waiting.pop(number, None)

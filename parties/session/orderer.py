@@ -194,6 +194,7 @@ class Orderer:
         """Dismiss the dealer, which reports when it has ended the session."""
         with self.changed:
             self.finishing = True
+            self.changed.notify_all()
         self.by_role["dealer"].commands.put(pb.Command(finish=pb.Finish()))
         with self.changed:
             self.changed.wait_for(lambda: self.by_role["dealer"].report is not None, timeout=LEAVE_TIMEOUT_S)
@@ -305,6 +306,7 @@ class Orderer:
         """Tell all parties to leave, and after a failure also why."""
         with self.changed:
             self.finishing = True
+            self.changed.notify_all()
             if not self._evidence and fault:
                 self.blame(Weight.VANISHED, PartyError(self.asked.id, fault))
             ending = pb.Command(abort=self._evidence.told()) if self._evidence else pb.Command(finish=pb.Finish())

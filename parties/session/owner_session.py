@@ -141,6 +141,10 @@ class OwnerSession:
         self._setup.bytes_received = self.asking.counters.bytes_received
         self._ready_at = time.perf_counter()
 
+    def check(self) -> None:
+        """Raise the error of a session that was aborted; waits and long loops call this."""
+        self._membership.check()
+
     @property
     def engine(self) -> Engine:
         """The engine, after `setup`."""
@@ -171,6 +175,7 @@ class OwnerSession:
             requests, at = [request for segment in segments for request in segment], first
             with self._dealt(requests, first) as frames:
                 for index, segment in enumerate(segments):
+                    self.check()
                     pause()
                     with self._timed(self.dealing, dealt.offline):
                         self._offline(dealt.batch, index, segment, at, frames, dealt.offline)

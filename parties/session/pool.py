@@ -72,10 +72,12 @@ class Pool:
 
         What was said to come before, and has not been dealt, is forgotten. A batch that waits is not dealt again.
         """
+        # A plan may take seconds, in which nobody shall wait for the lock.
+        fitting = [shape for shape in shapes if self.fits(shape)]
         with self._changed:
             held = Counter(dealt.shape for _, dealt in self._waiting)
             self._coming.clear()
-            for shape in filter(self.fits, shapes):
+            for shape in fitting:
                 if held[shape]:
                     held[shape] -= 1
                 else:
@@ -84,8 +86,9 @@ class Pool:
 
     def stock_only(self, shapes: Sequence[BatchShape], n: int) -> None:
         """Hold `n` batches of each of these shapes while nobody asks, as far as there is room, and none of others."""
+        stock = Counter({shape: n for shape in shapes if self.fits(shape)})
         with self._changed:
-            self._stock = Counter({shape: n for shape in shapes if self.fits(shape)})
+            self._stock = stock
             self._changed.notify_all()
 
     def has(self, shape: BatchShape) -> bool:

@@ -73,7 +73,13 @@ class PeerChannel:
             self._sent_all.set()
 
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Queue one message. The tensors must not be changed afterwards."""
+        """Queue one message. The tensors must not be changed afterwards.
+
+        Raises:
+            MPCFormerError: the session was aborted.
+        """
+        if self._error:
+            raise self._error
         self._outbox.put((self.counters.messages_sent, self.counters.rounds, list(tensors)))
         self.counters.messages_sent += 1
 

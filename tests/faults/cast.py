@@ -40,6 +40,12 @@ POINTS: dict[str, tuple[str, int]] = {
     "softmax": ("mpcformer.engines.lift.attention.PrivateAttention.attend", 4),
     "reveal": ("mpcformer.engines.lift.bert.reveal", 3),
     "writing": ("parties.roles.journal.Journal.add", 2),
+    "reading": ("parties.roles.data_owner.load_job", 1),
+    "tokenising": ("parties.roles.data_owner.encode", 1),
+    "comparing": ("parties.roles.data_owner.examples_digest", 1),
+    # The weights are encoded for the default engine at the start, and for another one in the session.
+    "encoding": ("parties.roles.model_owner.encode_weights", 2),
+    "setting up": ("mpcformer.engines.lift.engine.LiftEngine.setup", 1),
     "dealing": ("parties.roles.dealer.deal", 60),
     "hello dealer": ("parties.roles.service.SessionHost.add_to", 1),
     "hello model-owner": ("parties.roles.service.SessionHost.add_to", 1),
