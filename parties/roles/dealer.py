@@ -15,6 +15,7 @@ import torch
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import KEY_BYTES, fresh_key, scoped_keys
+from parties.session.failure import as_known
 from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DealerConfig
@@ -75,6 +76,8 @@ class Session:
         self._opened: set[str] = set()
         self._next_operation = 0
         self._dealing: Dealing | None = None
+        # Called with an error that nobody foresaw.
+        self.on_bug: Callable[[Exception], None] = lambda error: None
         self._ended = False
         self._lock = threading.Lock()
 
@@ -182,9 +185,22 @@ class DealerService(rpc.DealerServicer):
         self._sessions: dict[bytes, Session] = {}
 
     @contextmanager
-    def session(self, session_id: bytes, model_owner: str, data_owner: str) -> Iterator[None]:
-        """Serve these two owners in this session; its seeds are forgotten afterwards."""
+    def session(
+        self,
+        session_id: bytes,
+        model_owner: str,
+        data_owner: str,
+        on_bug: Callable[[Exception], None] = lambda error: None,
+    ) -> Iterator[None]:
+        """Serve these two owners in this session; its seeds are forgotten afterwards.
+
+        Args:
+            session_id: 16 bytes.
+            model_owner, data_owner: party ids.
+            on_bug: called with an error in a call of the session that nobody foresaw.
+        """
         session = self._sessions[session_id] = Session(session_id, model_owner, data_owner)
+        session.on_bug = on_bug
         try:
             yield
         finally:
@@ -228,6 +244,10 @@ class DealerService(rpc.DealerServicer):
             session.finish(dealing)
         except RefusedError as error:
             refuse(context, error.code, error.why)
+        except Exception as error:
+            if type(error) is not Exception:  # gRPC raises one where a call has ended.
+                session.on_bug(error)
+            raise
 
 
 class Dealer:
@@ -255,7 +275,11 @@ class Dealer:
                 f"the job names model owner {job.model_owner!r}",
                 f"add it to model_owners in {self._config.id}'s configuration, or correct the job",
             )
-        with self._service.session(job.session_id, job.model_owner, job.data_owner):
+
+        def failed(error: Exception) -> None:
+            membership.abort(as_known(error, self._config.id))
+
+        with self._service.session(job.session_id, job.model_owner, job.data_owner, failed):
             # The dealer has no result of its own to report: its part is done when the owners' is.
             membership.part_done()
             membership.send(ready=pb.Ready())

@@ -19,7 +19,7 @@ from mpcformer.files import sha256_file
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.modeling.weights_file import load_weights
 from parties.session.budget import Budget
-from parties.session.failure import attended
+from parties.session.failure import as_known, attended
 from parties.session.membership import Membership
 from parties.session.model_side import ModelSide
 from parties.session.owner_session import OwnerSession
@@ -218,7 +218,8 @@ class ModelOwner:
                 self._side(session, job, membership).serve()
                 session.report()
                 membership.dismissed()
-            except Exception:
+            except Exception as error:
+                membership.tell(as_known(error, config.id))
                 # Do not wait for a peer that has stopped reading: drop what is queued for it.
                 for channel in channels.values():
                     channel.abort(PartyError(config.id, "it left the session"))

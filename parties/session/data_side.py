@@ -12,7 +12,7 @@ from mpcformer.channel import Spec
 from mpcformer.engines.base import DATA_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.registry import create_engine
 from mpcformer.errors import MPCFormerError, PartyError
-from parties.session.failure import as_known
+from parties.session.failure import as_known, telling
 from parties.session.instructions import GRANTED, Verb, receive_answer, tell
 from parties.session.membership import Membership
 from parties.session.owner_session import Dealt, OwnerSession
@@ -94,7 +94,7 @@ class DataSide:
         address, timeout_s = job.model_owner_address, config.join_timeout_s
         wait_until_ready(self._link, job.model_owner, address, timeout_s, membership.check)
         # A program that asks may fail and try again for days: nothing must stay of a session that does not begin.
-        with ExitStack() as undo:
+        with ExitStack() as undo, telling(membership):
             undo.callback(self._link.close)
             asking, dealing = (self._stream(name, membership) for name in (ASKING, DEALING))
             for channel in (asking, dealing):
@@ -122,10 +122,14 @@ class DataSide:
                 limit_bytes=self.pool_bytes,
                 threads=config.threads,
                 # Whoever asks then fails too, and waits for the orderer to name the first cause.
-                on_failure=lambda error: asking.abort(as_known(error, config.id)),
+                on_failure=lambda error: self._dealing_failed(as_known(error, config.id)),
             )
             membership.on_abort(lambda error: self.pool.drop())
             undo.pop_all()
+
+    def _dealing_failed(self, error: MPCFormerError) -> None:
+        self.session.tell(error)
+        self.session.asking.abort(error)
 
     def _stream(self, name: str, membership: Membership) -> PeerChannel:
         config, job = self._config, self._job

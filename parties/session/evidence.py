@@ -27,10 +27,14 @@ class Evidence:
 
     def __init__(self) -> None:
         self._found: list[tuple[Weight, MPCFormerError]] = []
+        # Who accuses whom.
+        self._accused: dict[str, str] = {}
 
-    def add(self, weight: Weight, error: MPCFormerError) -> None:
-        """Add a piece of evidence."""
+    def add(self, weight: Weight, error: MPCFormerError, by: str = "") -> None:
+        """Add a piece of evidence; `by` is the party that accuses another one, if one does."""
         self._found.append((weight, error))
+        if weight == Weight.ACCUSED and by and isinstance(error, PartyError):
+            self._accused.setdefault(by, error.party)
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -55,11 +59,16 @@ class Evidence:
     def _heaviest(self) -> tuple[Weight, MPCFormerError]:
         """Return the first piece of the highest weight.
 
+        An accused party that accuses another one has left because of that one, which then is the cause.
         Both owners notice some failures at the same time, such as an activation that left its range, and report them
         in the same words. The party whose id comes first is then named, whoever reported first.
         """
-        weight, first = min(self._found, key=lambda item: item[0])
-        alike = [error for other, error in self._found if other == weight and _said(error) == _said(first)]
+        weight = min(weight for weight, _ in self._found)
+        pieces = [error for other, error in self._found if other == weight]
+        causal = [error for error in pieces if not (isinstance(error, PartyError) and error.party in self._accused)]
+        if weight == Weight.ACCUSED and causal:
+            pieces = causal
+        alike = [error for error in pieces if _said(error) == _said(pieces[0])]
         return weight, min(alike, key=lambda error: error.what)
 
 

@@ -3,11 +3,13 @@
 import contextvars
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
-from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError, unexpected
+from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from parties.session.membership import Membership
+from parties.wire import causes
 
 log = logging.getLogger("parties")
 # How often work is looked after, and how long it may go on in a session that has been aborted.
@@ -80,6 +82,16 @@ def attended(
     return found[0]
 
 
+@contextmanager
+def telling(membership: Membership) -> Iterator[None]:
+    """Tell whoever ordered the session of an error in the block, before the caller cancels anything."""
+    try:
+        yield
+    except Exception as error:
+        membership.tell(as_known(error, membership.party_id))
+        raise
+
+
 def as_known(error: BaseException, party_id: str) -> MPCFormerError:
     """Return an error as other parties may be told it: as it is, or by its type and place if nobody foresaw it.
 
@@ -89,4 +101,4 @@ def as_known(error: BaseException, party_id: str) -> MPCFormerError:
     """
     if isinstance(error, MPCFormerError):
         return error
-    return PartyError(party_id, unexpected(error), "please report this")
+    return PartyError(party_id, *causes.own_words(error))

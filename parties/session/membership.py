@@ -61,6 +61,7 @@ class Membership:
         self._aborted = threading.Event()
         self._done = threading.Event()
         self._has_job = False
+        self._has_reported = False
         # Whether the session is finished or this party leaves.
         self._over = False
         self._began = time.monotonic()
@@ -158,7 +159,16 @@ class Membership:
         self._report(error)
         self._abort(error)
 
+    def tell(self, error: MPCFormerError) -> None:
+        """Report a failure before anything is cancelled because of it: whoever notices that would blame this party."""
+        if self.error is None:
+            self._report(error)
+
     def _report(self, error: MPCFormerError) -> None:
+        with self._lock:
+            if self._has_reported:
+                return
+            self._has_reported = True
         culprit = error.party if isinstance(error, PartyError) else self.party_id
         what = error.told.removeprefix(f"{culprit}: ")
         self.send(failure=pb.Failure(culprit=culprit, what=what, remedy=error.remedy, exit_code=error.exit_code))

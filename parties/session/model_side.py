@@ -101,7 +101,9 @@ class ModelSide:
             with self._changed:
                 self._error = error
                 self._changed.notify_all()
-            self._session.asking.abort(as_known(error, self._session.config.id))
+            known = as_known(error, self._session.config.id)
+            self._session.tell(known)
+            self._session.asking.abort(known)
 
     def _deal(self) -> None:
         session = self._session

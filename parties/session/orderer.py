@@ -356,7 +356,7 @@ class Orderer:
         error = PartyError(*(text[:MAX_TEXT] for text in (failure.culprit, failure.what, failure.remedy)))
         if failure.exit_code in EXIT_CODES:
             error.exit_code = failure.exit_code
-        self.blame(Weight.CONFESSED if failure.culprit == party_id else Weight.ACCUSED, error)
+        self.blame(Weight.CONFESSED if failure.culprit == party_id else Weight.ACCUSED, error, party_id)
 
     def gone(self, party_id: str) -> None:
         """Note that the stream of a party has ended."""
@@ -366,10 +366,10 @@ class Orderer:
                 self.blame(Weight.VANISHED, causes.connection_ended(party_id))
             member.left = True
 
-    def blame(self, weight: Weight, error: MPCFormerError) -> None:
-        """Add a piece of evidence about a failure."""
+    def blame(self, weight: Weight, error: MPCFormerError, by: str = "") -> None:
+        """Add a piece of evidence about a failure; `by` is the party that accuses another one, if one does."""
         with self.changed:
-            self._evidence.add(weight, error)
+            self._evidence.add(weight, error, by)
             self.changed.notify_all()
 
 

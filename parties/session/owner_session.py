@@ -19,7 +19,7 @@ from mpcformer.correlations import (
     kept_bytes,
 )
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
-from mpcformer.errors import PartyError, ProtocolError
+from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
 from parties.session import transcript
 from parties.session.audit import Audit
 from parties.session.membership import Membership, peak_rss_bytes
@@ -140,6 +140,10 @@ class OwnerSession:
         self._setup.seconds = time.perf_counter() - started
         self._setup.bytes_received = self.asking.counters.bytes_received
         self._ready_at = time.perf_counter()
+
+    def tell(self, error: MPCFormerError) -> None:
+        """Tell whoever ordered the session of an error, before a stream is cancelled because of it."""
+        self._membership.tell(error)
 
     def check(self) -> None:
         """Raise the error of a session that was aborted; waits and long loops call this."""

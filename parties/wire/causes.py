@@ -1,10 +1,11 @@
 """The words for failures that several parties can notice: one cause reads the same, whoever saw it first."""
 
+import errno
 import logging
 
 import grpc
 
-from mpcformer.errors import PartyError
+from mpcformer.errors import PartyError, unexpected
 
 log = logging.getLogger(__name__)
 # The statuses with which a party of this project turns a call away (`parties.wire.callers.refuse`).
@@ -21,6 +22,9 @@ REFUSALS = (
 TOO_LARGE = "larger than max"
 # What a party of this project says, with the status INTERNAL, of a call that failed because of a bug or a full machine.
 FAILED = "it failed: "
+# What a full machine leads to, and the remedy.
+NO_FILES = "it can open no more files and connections", "raise LimitNOFILE of its unit, or ulimit -n"
+NO_THREADS = "it can start no more threads", "raise TasksMax of its unit, or ulimit -u, or allow fewer sessions"
 
 
 def connection_ended(party_id: str) -> PartyError:
@@ -74,6 +78,17 @@ def not_as_begun(what: str) -> tuple[str, str]:
         f"{what} differs from what the run to be resumed began with",
         "go on with the same, or start anew without --resume",
     )
+
+
+def own_words(error: BaseException) -> tuple[str, str]:
+    """Return what a party says of an error in its own process that nobody foresaw, and what to do about it."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return NO_FILES
+    if isinstance(error, MemoryError):
+        return "its machine has no memory left", "run it where there is more memory, or allow fewer sessions"
+    if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
+        return NO_THREADS
+    return unexpected(error), "please report this"
 
 
 def is_own_failure(error: Exception) -> bool:

@@ -17,7 +17,6 @@ from typing import Any
 
 import grpc
 
-from mpcformer.errors import unexpected
 from parties.wire import causes
 from parties.wire.callers import at_end, caller_names, first_message, refuse, require_caller
 
@@ -112,7 +111,7 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 # gRPC ends a call on purpose, and a stream that broke, by an Exception of no other type.
                 if type(error) is Exception or isinstance(error, grpc.RpcError):
                     raise
-                what = unexpected(error)
+                what = causes.own_words(error)[0]
                 log.error("a call of %s failed: %s", name, what)
                 refuse(context, grpc.StatusCode.INTERNAL, f"{causes.FAILED}{what}")
 

@@ -1,5 +1,6 @@
 """One cause of a failure has one name: the wording and the party do not depend on who noticed it first."""
 
+import errno
 from itertools import permutations
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from mpcformer.errors import MPCFormerError, PartyError
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import Journal
 from parties.session.evidence import CONFESSED_REASON, Evidence, Weight
+from parties.session.failure import as_known
 from parties.settings.config import CoordinatorConfig, PeerAddress
 from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
@@ -63,6 +65,27 @@ def test_what_both_owners_notice_is_named_alike_in_any_order() -> None:
 def test_of_two_different_confessions_the_first_is_the_cause() -> None:
     pieces = [(Weight.CONFESSED, PartyError(owner, owner[0])) for owner in ("model-owner", "data-owner")]
     assert [verdict(*order) for order in permutations(pieces)] == ["model-owner: m", "data-owner: d"]
+
+
+def test_an_accused_party_that_accuses_another_left_because_of_that_one() -> None:
+    """The model owner's stream to the data owner ended because the dealer failed the model owner."""
+    pieces = [("data-owner", "model-owner"), ("model-owner", "dealer"), ("coordinator", "data-owner")]
+    for order in permutations(pieces):
+        evidence = Evidence()
+        for accuser, accused in order:
+            evidence.add(Weight.ACCUSED, causes.connection_ended(accused), accuser)
+        assert evidence.verdict().what.startswith("dealer: ")
+
+
+def test_a_full_machine_names_itself() -> None:
+    for error, what in (
+        (OSError(errno.EMFILE, "Too many open files"), "it can open no more files"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "it can open no more files"),
+        (RuntimeError("can't start new thread"), "it can start no more threads"),
+        (MemoryError(), "its machine has no memory left"),
+        (RuntimeError("a text"), "unexpected RuntimeError at ?"),
+    ):
+        assert what in as_known(error, "dealer").what
 
 
 def test_the_others_are_told_nothing_that_a_party_wrote_itself() -> None:

@@ -71,6 +71,9 @@ class Session:
     def check(self) -> None:
         """Nobody aborts this session."""
 
+    def tell(self, error: MPCFormerError) -> None:
+        """Nobody orders this session, so nobody is told of an error."""
+
     def size_of(self, shape: BatchShape) -> int:
         return SIZE
 
