@@ -3,6 +3,7 @@
 The command line shows an error as `error: WHAT` and, on the next line, `fix: REMEDY`; a party logs the same.
 """
 
+import errno
 from pathlib import Path
 
 UNEXPECTED = 70
@@ -10,6 +11,35 @@ UNEXPECTED = 70
 SOME_REFUSED = 7
 # What a remedy's line begins with, on the terminal and in a party's log.
 FIX = "fix: "
+
+
+# What to do about an error of the operating system, by its number, wherever it occurs.
+MORE_FILES = "allow the process more open files: LimitNOFILE of its unit, or ulimit -n"
+OS_REMEDIES = {
+    errno.EMFILE: MORE_FILES,
+    errno.ENFILE: MORE_FILES,
+    errno.ENOSPC: "make room on that disk",
+    errno.EDQUOT: "make room, or raise the quota",
+    errno.EACCES: "check who may read and write there",
+    errno.EPERM: "check who may read and write there",
+    errno.EROFS: "choose a place that can be written to",
+    errno.ENOENT: "it is not there, or was removed meanwhile: check the path",
+    errno.ENOTDIR: "a file stands where a folder is needed: check the path",
+    errno.EISDIR: "a folder stands where a file is needed: check the path",
+    errno.EEXIST: "something else took this name meanwhile: choose another one",
+    errno.ENOTEMPTY: "something else took this name meanwhile: choose another one",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
+def os_remedy(error: OSError, otherwise: str = "check the path") -> str:
+    """Return what to do about an error of the operating system.
+
+    Args:
+        error: the error.
+        otherwise: the remedy if its number tells nothing.
+    """
+    return OS_REMEDIES.get(error.errno or 0, otherwise)
 
 
 class MPCFormerError(Exception):

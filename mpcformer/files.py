@@ -8,7 +8,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import UserInputError, os_remedy
 
 # What this project writes as JSON is far smaller.
 MAX_JSON_BYTES = 16 << 20
@@ -84,7 +84,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserInputError(f"{path} does not exist", "check the path") from None
     except OSError as error:
-        raise UserInputError(f"{path}: {error.strerror}", "check the path, and who may read it") from None
+        raise UserInputError(
+            f"{path}: {error.strerror}", os_remedy(error, "check the path, and who may read it")
+        ) from None
     except RecursionError:
         raise UserInputError(f"{path} is nested too deeply", "restore the file") from None
     except ValueError as error:  # not JSON, no UTF-8, or a number of too many digits

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import resource
 
 # Parameters of glibc's mallopt, from malloc.h.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 KEPT_BYTES = 1 << 30
 # Of a busy loop of GNU's OpenMP, whose default is 300,000.
 SPIN_COUNT = "10000"
+MOST_FILES, FEW_FILES = 1 << 16, 1 << 12
 
 
 def spin_briefly() -> None:
@@ -19,6 +21,20 @@ def spin_briefly() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
+
+
+def open_many_files() -> int:
+    """Allow this process as many open files as the system does, up to `MOST_FILES`; return how many that are.
+
+    Systems usually allow 1,024 until a process asks for more. A server needs one for each connection, also of callers
+    that it is about to turn away.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        return wanted
+    return soft
 
 
 def keep_freed_memory() -> bool:

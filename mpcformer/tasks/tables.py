@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import UserInputError, os_remedy
 
 FORMATS = ".csv, .tsv, .json, .jsonl, .txt, .parquet, a folder of parquet files, or a folder of datasets.save_to_disk"
 CHUNK = 1024
@@ -173,7 +173,9 @@ def _text_errors(path: Path) -> Iterator[None]:
     except UnicodeDecodeError:
         raise UserInputError(f"{path} is not UTF-8 text", "save it as UTF-8") from None
     except OSError as error:
-        raise UserInputError(f"{path} cannot be read: {error.strerror}", "check the file and its rights") from None
+        raise UserInputError(
+            f"{path} cannot be read: {error.strerror}", os_remedy(error, "check the file and its rights")
+        ) from None
 
 
 def _delimited(path: Path) -> Table:

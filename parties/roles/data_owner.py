@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
-from mpcformer.errors import RangeError, UserInputError
+from mpcformer.errors import RangeError, UserInputError, os_remedy
 from mpcformer.modeling import load_tokenizer
 from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import (
@@ -191,7 +191,7 @@ def write_answers(path: Path, task: Task, found: pb.Predictions) -> None:
         with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as handle:
             pq.write_table(pa.table(columns), handle)
     except OSError as error:
-        raise UserInputError(f"out: {path}: {error.strerror}", "make room, or name another folder") from None
+        raise UserInputError(f"out: {path}: {error.strerror}", os_remedy(error, "name another folder")) from None
 
 
 def predictions(examples: Examples, rows: list[int], outcome: Outcome, data: JobData) -> pb.Predictions:

@@ -9,9 +9,9 @@ import threading
 from pathlib import Path
 from typing import NoReturn
 
-from mpcformer.errors import MPCFormerError
+from mpcformer.errors import MORE_FILES, MPCFormerError
 from mpcformer.files import write_text
-from mpcformer.machine import keep_freed_memory
+from mpcformer.machine import FEW_FILES, keep_freed_memory, open_many_files
 from mpcformer.ring import gemm
 from mpcformer.ring.random import fix_keys
 from parties.session.failure import attended, report_failure_of
@@ -93,8 +93,11 @@ def _serve(config: Service, once: bool, address_file: Path | None, with_parent: 
         party.add_to(server)
         host.add_to(server)
 
+    n_files = open_many_files()
     server, address = start_server(add, config.listen, config.credentials, rules=party.rules | host.rules)
-    log.info("%s listens on %s", config.id, address)
+    log.info("%s listens on %s; it may open %d files and connections", config.id, address, n_files)
+    if n_files < FEW_FILES:
+        log.warning("idle connections may use these up: %s", MORE_FILES)
     if address_file is not None:
         write_text(address_file, address)
     try:

@@ -4,7 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from mpcformer.console import console
-from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError, os_remedy
+from mpcformer.machine import open_many_files
 from mpcformer.ring.random import fixed_keys
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import job_task
@@ -36,6 +37,7 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
     folder = RunFolder(out)
     folder.check_new()
     warn(config.insecure)
+    open_many_files()
     job_task(config.job.task, 2)  # raises if it is unknown
     if not resume:
         folder.check_not_interrupted()
@@ -68,7 +70,7 @@ def _with_way_on(error: BaseException, journal: Journal, folder: RunFolder) -> B
         return error
     way = f"--resume goes on from batch {len(journal.batches)}"
     if isinstance(error, OSError):
-        return UserInputError(f"{folder.partial}: {error.strerror}", f"make room; {way}")
+        return UserInputError(f"{folder.partial}: {error.strerror}", f"{os_remedy(error)}; {way}")
     if isinstance(error, MPCFormerError):
         error.remedy = f"{error.remedy}; {way}".removeprefix("; ")
     return error

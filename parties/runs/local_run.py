@@ -7,7 +7,7 @@ from typing import Any
 from mpcformer.console import console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.registry import EMBEDDINGS, ENGINES, create_engine
-from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError, os_remedy
 from mpcformer.files import check_temporary_folder, read_json, remove, sha256_file
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student, require_teacher
@@ -126,7 +126,7 @@ def run(options: LocalRunOptions, out: Path, *, resume: bool = False) -> dict[st
         folder.fail()
         way_on = f"; --resume goes on from batch {len(journal.batches)}" if journal.batches else ""
         if isinstance(error, OSError):
-            raise UserInputError(f"{folder.failed}: {error.strerror}", f"make room there{way_on}") from None
+            raise UserInputError(f"{folder.failed}: {error.strerror}", f"{os_remedy(error)}{way_on}") from None
         if isinstance(error, MPCFormerError):
             error.remedy = f"{error.remedy}; logs: {folder.failed / 'logs'}{way_on}".removeprefix("; ")
         raise

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import UserInputError, os_remedy
 from parties.settings.config import PartyCommon
 
 REGISTRY = CollectorRegistry()
@@ -37,4 +37,6 @@ def serve(config: PartyCommon) -> None:
         try:
             start_http_server(int(port), addr=host, registry=REGISTRY)
         except OSError as error:
-            raise UserInputError(f"metrics: {config.metrics}: {error.strerror}", "choose another port") from None
+            raise UserInputError(
+                f"metrics: {config.metrics}: {error.strerror}", os_remedy(error, "choose another port")
+            ) from None

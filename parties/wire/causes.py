@@ -5,7 +5,7 @@ import logging
 
 import grpc
 
-from mpcformer.errors import PartyError, unexpected
+from mpcformer.errors import MORE_FILES, PartyError, unexpected
 
 log = logging.getLogger(__name__)
 # The statuses with which a party of this project turns a call away (`parties.wire.callers.refuse`).
@@ -23,7 +23,7 @@ TOO_LARGE = "larger than max"
 # What a party of this project says, with the status INTERNAL, of a call that failed because of a bug or a full machine.
 FAILED = "it failed: "
 # What a full machine leads to, and the remedy.
-NO_FILES = "it can open no more files and connections", "raise LimitNOFILE of its unit, or ulimit -n"
+NO_FILES = "it can open no more files and connections", MORE_FILES
 NO_THREADS = "it can start no more threads", "raise TasksMax of its unit, or ulimit -u, or allow fewer sessions"
 
 

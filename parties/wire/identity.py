@@ -17,7 +17,7 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import UserInputError, os_remedy
 from parties.settings.config import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -211,7 +211,9 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise UserInputError(f"{path}: {error.strerror}", "check the path, and which user owns the file") from None
+        raise UserInputError(
+            f"{path}: {error.strerror}", os_remedy(error, "check the path, and which user owns the file")
+        ) from None
 
 
 def _certificate(path: Path, data: bytes) -> x509.Certificate:

@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import UserInputError, os_remedy
 from parties.settings.config import Credentials, Plaintext, TlsFiles
 from parties.wire import identity
 
@@ -73,7 +73,9 @@ def renew_certificates(
     except OSError as error:
         for files in renewed.values():
             identity.discard(files)
-        raise UserInputError(f"--certs: {folder}: {error.strerror}", "make room; nothing was replaced") from None
+        raise UserInputError(
+            f"--certs: {folder}: {error.strerror}", f"{os_remedy(error)}; nothing was replaced"
+        ) from None
     for files in renewed.values():
         identity.commit(files)
     return renewed

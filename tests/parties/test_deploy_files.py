@@ -118,7 +118,7 @@ def test_compose_runs_the_example_files(compose: dict[str, Any], party: str) -> 
     assert service["image"] == IMAGE
     assert service["user"] == "10001:10001"
     assert service["read_only"] is True
-    assert service["ulimits"]["core"] == 0
+    assert service["ulimits"] == {"core": 0, "nofile": 65536}
     doctor = ["CMD", "mpcformer", "doctor", "--config", str(INSIDE / f"{party}.toml")]
     assert service.get("healthcheck", {}).get("test") == (doctor if party in SERVICES else None)
     check_command(service["command"])
@@ -248,7 +248,13 @@ def test_the_units_are_sound_and_hardened(party: str, tmp_path: Path) -> None:
     (start,) = re.findall(r"^ExecStart=(\S+) (.*)$", unit, re.MULTILINE)
     assert Path(start[0]).name == "mpcformer"
     check_command(start[1].split())
-    assert {"LimitCORE=0", "NoNewPrivileges=yes", "ProtectSystem=strict", "Restart=on-failure"} <= set(unit.split("\n"))
+    assert {
+        "LimitCORE=0",
+        "LimitNOFILE=65536",
+        "NoNewPrivileges=yes",
+        "ProtectSystem=strict",
+        "Restart=on-failure",
+    } <= set(unit.split("\n"))
     assert f"User=mpcformer-{party}" in unit
     assert (f"ReadWritePaths={WRITABLE}" in unit) == (party == "model-owner")
     if not shutil.which("systemd-analyze"):
