@@ -1,11 +1,8 @@
-"""Fine-tune a teacher: a BERT checkpoint, trained on a task. The best epoch is chosen on part of the training set."""
+"""Fine-tune a teacher: a checkpoint, trained on a task. The best epoch is chosen on part of the training set."""
 
 import contextlib
 from pathlib import Path
 from typing import Any
-
-from transformers import BertConfig, BertForSequenceClassification
-from transformers.utils import logging as hf_logging
 
 from distill.model_card import base_model, base_model_of, tasks_of, write_card
 from distill.recipe import TeacherRecipe
@@ -20,6 +17,7 @@ from distill.training.workspace import Workspace
 from mpcformer.errors import UserInputError
 from mpcformer.files import read_json, write_json
 from mpcformer.modeling import load_checkpoint, load_tokenizer, resolve_checkpoint
+from mpcformer.modeling.families.export import as_transformers, tie_shared
 from mpcformer.modeling.folder import read_config, require_teacher
 from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import Task
@@ -33,7 +31,7 @@ def train_teacher(
     checkpoint_minutes: float = 5.0,
     tensorboard: Path | None = None,
 ) -> dict[str, Any]:
-    """Fine-tune a teacher and save it: a BertForSequenceClassification of transformers, tokenizer, record, model card.
+    """Fine-tune a teacher and save it as transformers' own class, with tokenizer, record and model card.
 
     Args:
         recipe: the options of the training.
@@ -76,7 +74,7 @@ def _save(
     tokenizer: Any,
     log: list[dict[str, Any]],
 ) -> dict[str, Any]:
-    _as_bert(model, read_config(source), task.labels).save_pretrained(work.folder)
+    as_transformers(model, read_config(source), task.labels).save_pretrained(work.folder)
     tokenizer.save_pretrained(work.folder)
     record: dict[str, Any] = {
         "task": task.name,
@@ -108,6 +106,7 @@ def load_material(recipe: TeacherRecipe) -> tuple[Path, Any, Any, Prepared]:
     source = resolve_checkpoint(recipe.model)
     require_teacher(source, "--model")
     model = load_checkpoint(source, num_labels=task.num_labels, task=task.name, seed=recipe.seed)
+    tie_shared(model, read_config(source))
     with contextlib.suppress(UserInputError):  # a head for other classes is trained anew
         order_head(model, task, "--model")
     tokenizer = load_tokenizer(source)
@@ -120,19 +119,3 @@ def columns_of(teacher: Path) -> tuple[list[str] | None, str | None]:
     path = teacher / "teacher.json"
     recipe = read_json(path).get("recipe", {}) if path.is_file() else {}
     return recipe.get("text_columns"), recipe.get("label_column")
-
-
-def _as_bert(model: Any, raw: dict[str, Any], labels: tuple[str, ...]) -> BertForSequenceClassification:
-    """Return the same weights in transformers' own class, which can be used without this package."""
-    dropped = ("model_type", "gelu", "softmax", "task", "architectures", "id2label", "label2id")
-    config = BertConfig(**{key: value for key, value in raw.items() if key not in dropped})
-    config.num_labels = model.num_labels
-    if labels:
-        config.id2label = dict(enumerate(labels))
-        config.label2id = {label: index for index, label in enumerate(labels)}
-    else:
-        config.problem_type = "regression"
-    hf_logging.disable_progress_bar()
-    bert = BertForSequenceClassification(config)
-    bert.load_state_dict(model.cpu().state_dict(), strict=True)
-    return bert.eval()

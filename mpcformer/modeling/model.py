@@ -21,7 +21,7 @@ from transformers.utils import ModelOutput
 
 from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.modeling.configuration import MPCFormerConfig
-from mpcformer.modeling.distances import distance_buckets
+from mpcformer.modeling.families.distances import distance_buckets
 
 # Takes a name, values, and a mask of the same shape that says which values belong to real tokens.
 Observer = Callable[[str, torch.Tensor, torch.Tensor], None]

@@ -11,8 +11,9 @@ import transformers as hf
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import load_checkpoint
 from mpcformer.modeling.description import described
-from mpcformer.modeling.distances import distance_buckets
 from mpcformer.modeling.families import NEEDS, PLACES
+from mpcformer.modeling.families.distances import distance_buckets
+from mpcformer.modeling.families.export import as_transformers, tie_shared
 
 SIZES = {
     "vocab_size": 60,
@@ -126,3 +127,30 @@ def test_every_family_is_described_without_torch() -> None:
     for name in PLACES:
         own = described({"model_type": name, "vocab_size": 40, "hidden_size": 64, "num_attention_heads": 4})
         assert own.vocab_size == 40
+
+
+@pytest.mark.parametrize(("family", "settings"), CASES, ids=[f"{i}-{name}" for i, (name, _) in enumerate(CASES)])
+def test_a_trained_model_is_exported_as_transformers_own_class(
+    tmp_path: Path, family: str, settings: dict[str, Any]
+) -> None:
+    reference = saved(tmp_path / "one", family, settings)
+    raw = json.loads((tmp_path / "one" / "config.json").read_text())
+    model = load_checkpoint(tmp_path / "one")
+    tie_shared(model, raw)
+    texts = inputs(raw)
+    optimiser = torch.optim.SGD(model.parameters(), lr=0.01)
+    for _ in range(2):
+        optimiser.zero_grad()
+        model(**texts).logits.square().sum().backward()
+        optimiser.step()
+    labels = [] if reference.config.num_labels == 1 else [f"class {i}" for i in range(reference.config.num_labels)]
+    as_transformers(model, raw, labels).save_pretrained(tmp_path / "two")
+    theirs = type(reference).from_pretrained(tmp_path / "two", attn_implementation="eager").eval()
+    with torch.no_grad():
+        ours, theirs_logits = model.eval()(**texts).logits, theirs(**texts).logits
+        before = reference.float()(**texts).logits
+    assert torch.allclose(ours, theirs_logits, atol=1e-4)
+    assert not torch.allclose(ours, before, atol=1e-3), "training changed something"
+    assert torch.allclose(load_checkpoint(tmp_path / "two")(**texts).logits, ours, atol=1e-4)
+    if labels:
+        assert theirs.config.id2label[0] == "class 0"

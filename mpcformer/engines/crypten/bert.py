@@ -23,7 +23,7 @@ from mpcformer.engines.crypten.constants import LayerScales, NewtonScales, NormS
 from mpcformer.engines.crypten.newton import NewtonPlan
 from mpcformer.engines.crypten.parameters import ParameterShapes
 from mpcformer.engines.stopwatch import Stopwatch
-from mpcformer.modeling.distances import distance_buckets
+from mpcformer.modeling.families.distances import distance_buckets
 
 Shared = ops.Shared
 

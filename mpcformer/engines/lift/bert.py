@@ -26,7 +26,7 @@ from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.errors import ProtocolError
-from mpcformer.modeling.distances import distance_buckets
+from mpcformer.modeling.families.distances import distance_buckets
 from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, shapes_of, shift, split

@@ -30,15 +30,29 @@ def _fields(config: Mapping[str, Any]) -> Fields:
     )
 
 
+def group_of(layer: int, config: Mapping[str, Any]) -> int:
+    """Return the group that a layer belongs to."""
+    return int(layer / (config.get("num_hidden_layers", 12) / config.get("num_hidden_groups", 1)))
+
+
+def layer_name(name: str, config: Mapping[str, Any]) -> str | None:
+    """Return the name that a group's tensor has in the first layer of the group; None if it is no group's."""
+    found = SHARED_LAYER.match(name)
+    if found is None:
+        return None
+    layers = range(config.get("num_hidden_layers", 12))
+    first = next(layer for layer in layers if group_of(layer, config) == int(found[1]))
+    return f"bert.encoder.layer.{first}.{found[2]}"
+
+
 def _complete(tensors: Tensors, config: Mapping[str, Any]) -> None:
     """Give every layer the tensors of its group."""
-    n_layers, n_groups = config.get("num_hidden_layers", 12), config.get("num_hidden_groups", 1)
     for name in list(tensors):
         found = SHARED_LAYER.match(name)
         if found:
             tensor = tensors.pop(name)
-            for layer in range(n_layers):
-                if int(layer / (n_layers / n_groups)) == int(found[1]):
+            for layer in range(config.get("num_hidden_layers", 12)):
+                if group_of(layer, config) == int(found[1]):
                     tensors[f"bert.encoder.layer.{layer}.{found[2]}"] = tensor
 
 

@@ -46,6 +46,7 @@ BODY = ("embeddings", "encoder.", "transformer.", "pooler.")
 OLD_NAMES = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
 # The heads by the end of the class's name in `architectures`. Logits for each token are computed without a dense layer.
 EACH_TOKEN = ("ForTokenClassification", "ForQuestionAnswering")
+EACH_HEAD = ((r"^(classifier|qa_outputs)\.", "classifier."),)
 ANSWERS = {0: "start", 1: "end"}
 
 
@@ -81,16 +82,22 @@ class Family:
     def canonical(self, tensors: Mapping[str, "torch.Tensor"], config: Mapping[str, Any]) -> Tensors:
         """Return the tensors of a checkpoint under a BERT's names; those of other heads are left out."""
         found: Tensors = {}
-        head = ((r"^(classifier|qa_outputs)\.", "classifier."),) if pools_each(config) else self.head
         for name, tensor in tensors.items():
-            new = self._renamed(_replaced(name, OLD_NAMES), head)
+            new = self.canonical_name(name, is_each=pools_each(config))
             if new:
                 found[new] = tensor
         self.complete(found, config)
         return found
 
-    def _renamed(self, name: str, head: Names) -> str:
-        """Return a BERT's name of a tensor; empty if there is none."""
+    def canonical_name(self, name: str, *, is_each: bool = False) -> str:
+        """Return a BERT's name of a tensor, before `complete`; empty if there is none.
+
+        Args:
+            name: the tensor's.
+            is_each: whether the head gives logits for each token.
+        """
+        name = _replaced(name, OLD_NAMES)
+        head = EACH_HEAD if is_each else self.head
         if name.startswith(self.body):
             inside = name[len(self.body) :]
         elif name.startswith(BODY):

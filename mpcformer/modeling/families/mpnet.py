@@ -19,6 +19,11 @@ SHARED_BIAS = "bert.encoder.relative_attention_bias.weight"
 ATTENTION = {"q": "self.query", "k": "self.key", "v": "self.value", "o": "output.dense"}
 
 
+def bias_name(layer: int) -> str:
+    """Return the name of a layer's table of biases."""
+    return f"bert.encoder.layer.{layer}.attention.self.score_bias.weight"
+
+
 def _fields(config: Mapping[str, Any]) -> Fields:
     return shared_fields(
         config,
@@ -36,7 +41,7 @@ def _complete(tensors: Tensors, config: Mapping[str, Any]) -> None:
     shared = tensors.pop(SHARED_BIAS, None)
     if shared is not None:
         for layer in range(config.get("num_hidden_layers", 12)):
-            tensors[f"bert.encoder.layer.{layer}.attention.self.score_bias.weight"] = shared
+            tensors[bias_name(layer)] = shared
     drop_first_positions(tensors, PADDING + 1)
     add_token_types(tensors)
 
