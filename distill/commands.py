@@ -279,7 +279,8 @@ def distill(
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from distill.teacher import columns_of
-    from mpcformer.modeling.description import carries_compact, split_norms
+    from mpcformer.modeling.description import carries_compact, described, split_norms
+    from mpcformer.modeling.folder import read_config
 
     chosen: dict[str, Any] = {
         "epochs1": epochs1,
@@ -298,7 +299,10 @@ def distill(
     if objective == "labels":
         chosen |= LABELS_ALONE
     norms = tuple(split_norms(constant_norms))
-    weight_bits = weight_bits or (str(WEIGHT_BITS) if carries_compact(gelu, softmax, norms) else ALL_BITS)
+    if weight_bits is None:
+        projected = described(read_config(teacher), str(teacher)).projection
+        is_carried = carries_compact(gelu, softmax, norms) and not projected
+        weight_bits = str(WEIGHT_BITS) if is_carried else ALL_BITS
     made = DistillRecipe(
         teacher=teacher,
         **data,

@@ -108,6 +108,8 @@ def distill_student(
             "start a single process, or leave sinkhorn out",
         )
     teacher, student = load_pair(recipe, task)
+    forms = recipe.gelu, recipe.softmax, recipe.constant_norms
+    check_engine_precision(recipe.engine_precision or WIDE, *forms, projection=teacher.config.projection)
     work.processes.check_same("teacher", lambda: weights_digest(recipe.teacher))
     if general := recipe.general:
         work.processes.check_same("general student", lambda: weights_digest(general))

@@ -77,7 +77,7 @@ class Workspace:
         if not self.processes.is_main:
             return
         path = self.folder / f"{name}-{facts['stage']}-{facts['step']}.safetensors"
-        save_file({key: value.detach().contiguous() for key, value in tensors.items()}, path)
+        save_file(_apart(tensors), path)
         write_json(self.folder / f"{name}.json", {**facts, "file": path.name})
         for old in self.folder.glob(f"{name}-*.safetensors"):
             if old != path:
@@ -115,3 +115,14 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Path):
         return str(value)
     return list(value) if isinstance(value, tuple) else value
+
+
+def _apart(tensors: Tensors) -> Tensors:
+    """Return tensors that share no memory; the layers of some families share weights."""
+    seen: set[int] = set()
+    apart: Tensors = {}
+    for name, tensor in tensors.items():
+        kept = tensor.detach().contiguous()
+        apart[name] = kept.clone() if kept.data_ptr() in seen else kept
+        seen.add(kept.data_ptr())
+    return apart
