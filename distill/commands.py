@@ -8,7 +8,7 @@ from mpcformer import options
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.precision import BITS, COMPACT, WEIGHT_BITS, WIDE
 from mpcformer.options import INPUT, OUTPUT, TRAINING, choice, flag, option
-from mpcformer.tasks import OWN_DATA
+from mpcformer.tasks import EMBEDDING, OWN_DATA
 
 # torch and transformers are imported inside the commands, because help must not wait for them.
 
@@ -73,7 +73,8 @@ def _own_data(
                 "--task: neither a task nor data of your own is given", "give --task, or --train-data FILE"
             )
         return {"task": task, "data_dir": data_dir}
-    for name, value in (("--task", task), ("--data-dir", data_dir)):
+    is_embedding = task == EMBEDDING
+    for name, value in (("--task", None if is_embedding else task), ("--data-dir", data_dir)):
         if value is not None:
             raise UserInputError(
                 f"--train-data: it was given with {name}, which is for tasks of the registry", "give one of the two"
@@ -83,6 +84,8 @@ def _own_data(
             raise UserInputError(f"{name}: {path} does not exist", "check the path")
     columns = tuple(text_column) if text_column else None
     own = {"train_data": train_data, "eval_data": eval_data, "text_columns": columns, "label_column": label_column}
+    if is_embedding:
+        return {"task": EMBEDDING} | own | {"label_column": ""}
     return {"task": OWN_DATA} | own
 
 

@@ -103,7 +103,7 @@ def write_card(
 
 
 def _data(task: Task, public: bool) -> str:
-    if task.is_own:
+    if task.is_own or task.is_embedding:
         return "local files of the person who trained it"
     if not public:
         return f"local files of the person who trained it, in the layout of {task.name}"

@@ -18,10 +18,12 @@ Source: Li et al., MPCFormer, ICLR 2023, section 3.2; Jiao et al., TinyBERT, EMN
 the teacher is in evaluation mode, the student has no dropout, and the best epoch is chosen on part of the training set.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch.nn import functional as F
 from transformers.utils import logging as hf_logging
 
 from distill.cover import Texts, cover
@@ -101,6 +103,10 @@ def distill_student(
     """
     _check(recipe)
     task = training_task(recipe)
+    if task.is_embedding and (recipe.objective == "labels" or recipe.choose_by == "score" or recipe.also2):
+        raise UserInputError(
+            "objective, choose_by, also2: sentence embeddings have no labels", "leave these fields at their defaults"
+        )
     work = Workspace(out, recipe, resume=resume)
     if "sinkhorn" in recipe.also2 and work.processes.size > 1:
         raise UserInputError(
@@ -202,12 +208,13 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
     if widen and not is_exact(student.config, made.teacher.config):
         known = min(known, known_positions(prepared.data.encoded))
         repeat_positions(student, known)
-    scores = {"teacher": prepared.scorer(teacher)(), "student": prepared.scorer(student)()}
+    score = _scorer(task, teacher, prepared)
+    scores = {"teacher": score(teacher), "student": score(student)}
     rounded = None
     if recipe.weight_bits is not None:
         seen = moments_of(student, prepared.data.encoded, pad_id=prepared.data.pad_id)
         rounded = round_weights(student, recipe.weight_bits, seen)
-        scores[f"student, {recipe.weight_bits} bits"] = prepared.scorer(student)()
+        scores[f"student, {recipe.weight_bits} bits"] = score(student)
     student.cpu().eval()
     encoded, pad_id = prepared.data.encoded, prepared.data.pad_id
     texts = Texts(encoded, prepared.selection_encoded, Vocabulary.of(made.tokenizer), pad_id, recipe.max_length)
@@ -245,3 +252,11 @@ def _save(recipe: DistillRecipe, work: Workspace, task: Task, made: Distilled) -
     write_card(work.folder, task=task, recipe=recipe, record=record, model=student, ranges=ranges, **before)
     work.finish()
     return record
+
+
+def _scorer(task: Task, teacher: MPCFormerForSequenceClassification, prepared: Prepared) -> Callable[[Any], float]:
+    """Return the score of a model on the examples set aside: the task's, or the mean cosine with the teacher's."""
+    if not task.is_embedding:
+        return lambda model: prepared.scorer(model)()
+    theirs = F.normalize(prepared.selection_logits(teacher), dim=-1)
+    return lambda model: float((F.normalize(prepared.selection_logits(model), dim=-1) * theirs).sum(-1).mean())

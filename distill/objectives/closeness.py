@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 
-from distill.objectives.losses import logit_loss
+from distill.objectives.losses import answer_loss
 from distill.training.prepare import Prepared
 from mpcformer.modeling import MPCFormerForSequenceClassification
 
@@ -16,7 +16,7 @@ def closeness(
     The teacher runs once, at the first call.
     """
     theirs = functools.cache(lambda: prepared.selection_logits(teacher))
-    return lambda: -float(logit_loss(theirs(), prepared.selection_logits(student), prepared.task.is_regression))
+    return lambda: -float(answer_loss(prepared.task, theirs(), prepared.selection_logits(student)))
 
 
 def distance(
@@ -25,9 +25,8 @@ def distance(
     """Return the distance of the student's logits from the teacher's, which is 0 if they are equal.
 
     For a classification, it is the mean divergence of the class probabilities, in nats; for a regression, the mean
-    squared error.
+    squared error; for embeddings, see `embedding_loss`.
     """
-    regression = prepared.task.is_regression
     theirs, ours = prepared.selection_logits(teacher), prepared.selection_logits(student)
-    found, least = (float(logit_loss(theirs, logits, regression)) for logits in (ours, theirs))
+    found, least = (float(answer_loss(prepared.task, theirs, logits)) for logits in (ours, theirs))
     return found - least

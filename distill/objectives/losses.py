@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from distill.start.fit_attention import ROW_MEANS
 from distill.start.spans import Spans
 from mpcformer.approximations import QUAD_SHIFT
+from mpcformer.tasks import Task
 
 # Smaller probabilities are raised to this value before a logarithm is taken.
 MIN_PROBABILITY = 1e-6
@@ -58,6 +59,21 @@ def logit_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> to
     if regression:
         return F.mse_loss(ours.float(), theirs.float())
     return F.cross_entropy(ours.float(), theirs.float().softmax(-1))
+
+
+def embedding_loss(theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """How far sentence embeddings (B, H) lie from the teacher's: in direction, and in the cosines of all their pairs.
+
+    Source: Reimers and Gurevych, Making Monolingual Sentence Embeddings Multilingual, EMNLP 2020, section 2, for the
+    first; Park et al., Relational Knowledge Distillation, CVPR 2019, for the second.
+    """
+    a, b = (F.normalize(x.float(), dim=-1) for x in (theirs, ours))
+    return (1 - (a * b).sum(-1)).mean() + F.mse_loss(b @ b.t(), a @ a.t())
+
+
+def answer_loss(task: Task, theirs: torch.Tensor, ours: torch.Tensor) -> torch.Tensor:
+    """The loss between the answers of both models: their logits (B, C), or their embeddings."""
+    return embedding_loss(theirs, ours) if task.is_embedding else logit_loss(theirs, ours, task.is_regression)
 
 
 def row_loss(ours: Any, mask: torch.Tensor, shift: float = QUAD_SHIFT) -> torch.Tensor:

@@ -9,8 +9,8 @@ from torch.nn import functional as F
 from distill.objectives.augment import replace_tokens
 from distill.objectives.closeness import closeness
 from distill.objectives.losses import (
+    answer_loss,
     direction_loss,
-    logit_loss,
     probability_loss,
     row_loss,
     score_loss,
@@ -171,21 +171,21 @@ class _TaskLosses(_InnerLosses):
         loss, theirs, ours = self._matched(batch)
         if self.published:
             return loss + batch.pairs * score_loss(theirs, ours, batch["attention_mask"], self.spans)
-        return loss + logit_loss(theirs.logits, ours.logits, self.task.is_regression)
+        return loss + answer_loss(self.task, theirs.logits, ours.logits)
 
     def mixture(self, batch: Batch) -> torch.Tensor:
         """Stage 1 by gradual replacement: match the logits of a mixture of both models' layers."""
         inputs = self._inputs(batch)
         how: dict[str, Any] = {"progress": batch.progress, "seed": batch.seed}
         logits, ours = mixed_forward(self.teacher, self.student, inputs, self.spans, **how)
-        loss = logit_loss(self._teacher(inputs).logits, logits, self.task.is_regression)
+        loss = answer_loss(self.task, self._teacher(inputs).logits, logits)
         return self._add_row_loss(loss, batch, ours)
 
     def logits(self, batch: Batch) -> torch.Tensor:
         """Stage 2: match the logits, and what the recipe's `also2` names."""
         inputs = self._inputs(batch) | {"output_attention_scores": self.narrow}
         theirs, ours = self._teacher(inputs), self.student(**inputs)
-        loss = self._add_row_loss(logit_loss(theirs.logits, ours.logits, self.task.is_regression), batch, ours)
+        loss = self._add_row_loss(answer_loss(self.task, theirs.logits, ours.logits), batch, ours)
         if "sinkhorn" in self.recipe.also2:
             loss = loss + sinkhorn_loss(theirs.logits, ours.logits, self.task.is_regression)
         if "labels" in self.recipe.also2:

@@ -48,13 +48,14 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
         UserInputError: a folder or an option is wrong.
     """
     require_teacher(recipe.teacher)
-    teacher = load_checkpoint(recipe.teacher, task=task.name)
-    if teacher.num_labels != task.num_labels:
+    teacher = load_checkpoint(recipe.teacher, task=task.name, embedding=task.is_embedding)
+    if not task.is_embedding and teacher.num_labels != task.num_labels:
         raise UserInputError(
             f"--teacher: {recipe.teacher} has {teacher.num_labels} outputs, task {task.name} needs {task.num_labels}",
             f"fine-tune a teacher first: mpcformer teacher --task {task.name} --out DIR",
         )
-    order_head(teacher, task, f"--teacher: {recipe.teacher}")
+    if not task.is_embedding:
+        order_head(teacher, task, f"--teacher: {recipe.teacher}")
     forms: dict[str, Any] = {"gelu": recipe.gelu, "softmax": recipe.softmax, "constant_norms": recipe.constant_norms}
     sizes = _smaller_sizes(recipe, teacher)
     if recipe.start == "random" or sizes:
@@ -62,8 +63,9 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
         with torch.random.fork_rng():
             torch.manual_seed(recipe.seed)
             return teacher, MPCFormerForSequenceClassification(config).eval()
-    student = load_checkpoint(recipe.teacher, task=task.name, **forms)
-    order_head(student, task, f"--teacher: {recipe.teacher}")
+    student = load_checkpoint(recipe.teacher, task=task.name, embedding=task.is_embedding, **forms)
+    if not task.is_embedding:
+        order_head(student, task, f"--teacher: {recipe.teacher}")
     if recipe.general is not None:
         _take_body(student, recipe.general, recipe.teacher)
     return teacher, student

@@ -16,6 +16,7 @@ from mpcformer.modeling.description import described as described_model
 from mpcformer.modeling.folder import read_config
 from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks import (
+    EMBEDDING,
     Encoded,
     Examples,
     OwnData,
@@ -23,6 +24,7 @@ from mpcformer.tasks import (
     best_names,
     carve_selection,
     compute_metrics,
+    embedding_task,
     encode,
     file_classes,
     get_task,
@@ -107,6 +109,12 @@ def training_task(recipe: TeacherRecipe | DistillRecipe) -> Task:
     own = _own_data(recipe)
     if own is None:
         return get_task(recipe.task)
+    if recipe.task == EMBEDDING:
+        if not isinstance(recipe, DistillRecipe):
+            raise UserInputError(
+                f"--task: {EMBEDDING} needs no teacher of its own", "give a sentence encoder to mpcformer distill"
+            )
+        return embedding_task(own)
     if isinstance(recipe, DistillRecipe):
         names = best_names(own, model_names(described_model(read_config(recipe.teacher), str(recipe.teacher))))
     else:
@@ -127,7 +135,8 @@ def _loaded(recipe: TeacherRecipe | DistillRecipe, task: Task) -> tuple[Examples
         with current().first_here_first():
             examples = load_examples(task, task.train_split, data_dir=recipe.data_dir, limit=recipe.limit)
     else:
-        examples = load_own(own, task, limit=recipe.limit)
+        labelled = not task.is_embedding
+        examples = load_own(own, task, limit=recipe.limit, labelled=labelled)
         if recipe.eval_data is not None:
-            return examples, load_own(replace(own, path=recipe.eval_data), task)
+            return examples, load_own(replace(own, path=recipe.eval_data), task, labelled=labelled)
     return carve_selection(examples, recipe.selection_share)

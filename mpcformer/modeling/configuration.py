@@ -18,7 +18,7 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
             takes them; they are kept by their full names.
         head_size: the size of each attention head; None stands for hidden_size / num_attention_heads, as in every BERT.
-        precision, embedding_size, projection, score_buckets, pooling, head_activation: see `ModelDescription`.
+        precision, embedding_size, projection, score_buckets, pooling, head_activation, output: see `ModelDescription`.
 
     Raises:
         UserInputError: an unknown form or LayerNorm, an impossible size, or a variant that the private model does not
@@ -40,12 +40,13 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         score_buckets: int = 0,
         pooling: str = "first",
         head_activation: str = "tanh",
+        output: str = "logits",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.gelu, self.softmax, self.task, self.constant_norms = gelu, softmax, task, constant_norms
         self.precision, self.score_buckets = precision, score_buckets
-        self.pooling, self.head_activation = pooling, head_activation
+        self.pooling, self.head_activation, self.output = pooling, head_activation, output
         self.embedding_size = self.hidden_size if embedding_size is None else embedding_size
         self.projection = projection
         self.head_size = checked_head_size(self.hidden_size, self.num_attention_heads, head_size)

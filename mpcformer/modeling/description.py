@@ -27,6 +27,7 @@ SIZES = (
 # Which rows of the last layer the head takes, and what stands behind its dense layer; none means no dense layer.
 POOLINGS = ("first", "mean", "each")
 HEAD_ACTIVATIONS = ("tanh", "relu", "gelu", "none")
+OUTPUTS = ("logits", "embedding")
 
 
 def norm_names(n_layers: int) -> list[str]:
@@ -130,6 +131,8 @@ class ModelDescription:
         score_buckets: into how many groups of distances a learnt bias on the scores is divided; 0 means no such bias.
         pooling: which rows of the last layer the head takes: the first, the mean of all, or each by itself.
         head_activation: what stands behind the head's dense layer; none means that the head has no dense layer.
+        output: what the classifier gives: logits, or the embedding of a sentence, which its receiver brings to length
+            one.
         layer_norm_eps: what LayerNorm adds to the variance.
         gelu, softmax: names of forms in `mpcformer.approximations`.
         constant_norms: LayerNorms that divide by a learnt constant, as `chosen_norms` takes them.
@@ -154,6 +157,7 @@ class ModelDescription:
     score_buckets: int = 0
     pooling: str = "first"
     head_activation: str = "tanh"
+    output: str = "logits"
     layer_norm_eps: float = 1e-12
     gelu: str = "quad"
     softmax: str = "2quad"
@@ -204,7 +208,7 @@ class ModelDescription:
             )
         if self.score_buckets % 4:
             raise UserInputError(f"score_buckets: {self.score_buckets} is no multiple of 4", "correct config.json")
-        for name, known in (("pooling", POOLINGS), ("head_activation", HEAD_ACTIVATIONS)):
+        for name, known in (("pooling", POOLINGS), ("head_activation", HEAD_ACTIVATIONS), ("output", OUTPUTS)):
             if getattr(self, name) not in known:
                 raise UserInputError(
                     f"{name}: {getattr(self, name)!r} is unknown", f"choose one of: {', '.join(known)}"

@@ -13,6 +13,7 @@ from mpcformer.errors import DependencyError, UserInputError
 from mpcformer.modeling.configuration import MPCFormerConfig
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.families import family_of
+from mpcformer.modeling.families.sentence import pooling_of
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
 from mpcformer.modeling.shapes import check_amount, check_student
 from mpcformer.modeling.weights_file import read_weights
@@ -71,6 +72,7 @@ def load_checkpoint(
     task: str | None = None,
     constant_norms: Sequence[str] | None = None,
     seed: int | None = None,
+    embedding: bool = False,
 ) -> "MPCFormerForSequenceClassification":
     """Load a checkpoint of any family as a model with the given forms, in evaluation mode.
 
@@ -82,6 +84,8 @@ def load_checkpoint(
         constant_norms: as `MPCFormerConfig` takes them; None stands for those of the checkpoint.
         seed: from which the head is drawn anew if the checkpoint has none, or one of another size; None refuses such a
             checkpoint.
+        embedding: whether to leave the head out and give sentence embeddings, by the pooling that the folder names. A
+            student for embeddings gives them anyway.
 
     Raises:
         UserInputError: the folder holds no checkpoint, a damaged one or that of another architecture, or a form or
@@ -92,6 +96,11 @@ def load_checkpoint(
 
     raw = read_config(folder)
     known = family_of(raw, str(folder)).described(raw)
+    is_bare = embedding and known.get("output") != "embedding"
+    if is_bare:
+        known |= {"pooling": pooling_of(folder), "head_activation": "none", "output": "embedding"}
+        known |= {"id2label": None, "label2id": None, "num_labels": None}
+        known = {name: value for name, value in known.items() if value is not None}
     asked = {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms}
     known |= {name: value for name, value in asked.items() if value is not None} | {"task": task}
     try:
@@ -99,12 +108,17 @@ def load_checkpoint(
     except (TypeError, ValueError, StrictDataclassError) as error:  # what transformers raises of a field's type
         told = " ".join(str(error).split())
         raise UserInputError(f"{folder}/config.json: {told}", "restore the checkpoint") from None
-    if num_labels is not None:
-        config.num_labels = num_labels
+    if num_labels is not None or is_bare:
+        config.num_labels = config.hidden_size if is_bare else num_labels
     check_amount(folder, raw, ModelDescription.of(config))
     with _quiet():
         model = MPCFormerForSequenceClassification(config)
     state = read_weights(folder)
+    if is_bare:  # the embedding is the pooled row itself, until a student learns a map of it
+        state |= {
+            "classifier.weight": torch.eye(config.hidden_size),
+            "classifier.bias": torch.zeros(config.hidden_size),
+        }
     expected = model.state_dict()
     fits = {key: value for key, value in state.items() if key in expected and value.shape == expected[key].shape}
     missing = [key for key in expected if key not in fits and not key.endswith(LEARNT_FORM)]

@@ -7,7 +7,7 @@ is imported when somebody asks for it.
 from typing import TYPE_CHECKING
 
 from mpcformer.lazy import lazily
-from mpcformer.tasks.registry import EVAL, OWN_DATA, TASKS, OwnData, Task, get_task
+from mpcformer.tasks.registry import EMBEDDING, EVAL, OWN_DATA, TASKS, OwnData, Task, get_task
 
 if TYPE_CHECKING:
     from mpcformer.tasks.batching import Encoded, encode, length_batches, pad_batch, shuffled_length_batches
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         JobData,
         best_names,
         described,
+        embedding_task,
         file_classes,
         job_task,
         load_job,
@@ -58,6 +59,8 @@ MODULES = {
     "own": (
         "JobData",
         "best_names",
+        "embedding_task",
+        "embedding_task",
         "described",
         "file_classes",
         "job_task",
@@ -70,6 +73,7 @@ MODULES = {
 }
 
 __all__ = [
+    "EMBEDDING",
     "EVAL",
     "OWN_DATA",
     "TASKS",
@@ -86,6 +90,7 @@ __all__ = [
     "class_order",
     "compute_metrics",
     "described",
+    "embedding_task",
     "encode",
     "file_classes",
     "get_task",

@@ -19,7 +19,7 @@ from mpcformer.tasks.labels import (
     read_labels,
 )
 from mpcformer.tasks.load import Examples, check_limit, gathered, load_examples
-from mpcformer.tasks.registry import OWN_DATA, OwnData, Task, get_task
+from mpcformer.tasks.registry import EMBEDDING, OWN_DATA, OwnData, Task, get_task
 
 # The one group of examples of one's own. A file's name might tell what other parties are not to know.
 GROUP = "data"
@@ -60,6 +60,21 @@ def own_task(names: Sequence[str], metrics: Sequence[str] = ()) -> Task:
     usual = (CLASSIFICATION[:2] if len(names) == 2 else CLASSIFICATION[:1]) if names else REGRESSION
     task = Task(OWN_DATA, (), tuple(names), usual, hub_path="", label_column="", label_range=(-math.inf, math.inf))
     return with_metrics(task, metrics)
+
+
+def embedding_task(own: OwnData) -> Task:
+    """Return the task of giving the embeddings of a file's texts.
+
+    Raises:
+        UserInputError: see `open_own`; or a row has two texts, each of which has an embedding of its own.
+    """
+    columns = open_own(own)[0].columns
+    if len(columns) != 1:
+        raise UserInputError(
+            f"{own.path}: the columns {' and '.join(columns)} are a pair of texts", "name one with --text-column"
+        )
+    everything = -math.inf, math.inf
+    return Task(EMBEDDING, columns, (), ("cosine",), hub_path="", label_column="", label_range=everything)
 
 
 def with_metrics(task: Task, metrics: Sequence[str]) -> Task:

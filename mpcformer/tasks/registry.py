@@ -10,6 +10,8 @@ from mpcformer.errors import UserInputError
 EVAL = "eval"
 # The name of every task that is not in the registry: it follows from a model and a file, see `mpcformer.tasks.own`.
 OWN_DATA = "own-data"
+# The name of the task of giving sentence embeddings, for which no labels are needed.
+EMBEDDING = "sentence-embedding"
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,11 @@ class Task:
     def is_own(self) -> bool:
         """Whether this is a task of somebody's own data, and not one of the registry."""
         return self.name == OWN_DATA
+
+    @property
+    def is_embedding(self) -> bool:
+        """Whether a sentence's embedding is the answer."""
+        return self.name == EMBEDDING
 
     @property
     def is_regression(self) -> bool:
@@ -115,6 +122,10 @@ def get_task(name: str) -> Task:
     if name == OWN_DATA:
         raise UserInputError(
             f"--task: {name!r} stands for data of your own, which is not given", "give the file with --data"
+        )
+    if name == EMBEDDING:
+        raise UserInputError(
+            f"--task: {name!r} takes texts of your own and no labels", "give a file of texts with --train-data"
         )
     if name not in TASKS:
         raise UserInputError(f"--task: {name!r} is unknown", f"choose one of: {', '.join(TASKS)}")

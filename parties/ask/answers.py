@@ -23,6 +23,10 @@ CHUNK = 4096
 # How the file shows what is no character: as \udcff for the byte 0xff, for example.
 AS_ESCAPES = "backslashreplace"
 RESULT = {"label": pa.string(), "score": pa.float64(), "refused": pa.bool_(), "reason": pa.string()}
+# What some models answer in place of one label, as `Classifier` names it; CSV files have it as JSON.
+VECTOR = pa.list_(pa.float64())
+TOKENS = pa.list_(pa.struct({"label": pa.string(), "score": pa.float64()}))
+MORE = {"embedding": VECTOR, "tokens": TOKENS}
 
 
 class AnswerFile:
@@ -42,7 +46,7 @@ class AnswerFile:
 
     def __init__(self, out: Path, columns: Sequence[str], work: dict[str, Any], *, resume: bool = False) -> None:
         check_out(out, resume=resume)
-        if taken := [name for name in columns if name in RESULT]:
+        if taken := [name for name in columns if name in RESULT or name in MORE]:
             raise UserInputError(
                 f"--text-column: the answers have a column {taken[0]!r} of their own", "rename the column of text"
             )
@@ -93,6 +97,7 @@ class AnswerFile:
         refused = bool(answer.get("refused"))
         row: dict[str, Any] = dict(zip(self._columns, texts, strict=True))
         row |= {"label": answer["label"], "score": answer["score"], "refused": refused}
+        row |= {name: answer[name] for name in MORE if name in answer}
         self._handle.write(json.dumps(row | {"reason": answer.get("reason")}) + "\n")
         self.n_rows += 1
         self.n_refused += refused
@@ -126,23 +131,29 @@ class AnswerFile:
             for line in handle:
                 yield json.loads(line)
 
+    def _more(self) -> dict[str, Any]:
+        """Return the columns beside those of every answer that some answer has, with their types."""
+        found = {name for row in self._rows() for name in MORE if name in row}
+        return {name: kind for name, kind in MORE.items() if name in found}
+
     def _write_lines(self, path: Path) -> None:
         # A text that was refused because it is no Unicode is written all the same.
         with path.open("w", encoding="utf-8", errors=AS_ESCAPES, newline="") as handle:
             path.chmod(0o600)
-            table = csv.DictWriter(handle, [*self._columns, *RESULT])
+            more = self._more()
+            table = csv.DictWriter(handle, [*self._columns, *RESULT, *more])
             if self._out.suffix == ".csv":
                 table.writeheader()
             for row in self._rows():
                 if self._out.suffix == ".csv":
-                    table.writerow(row)
+                    table.writerow(row | {name: json.dumps(row.get(name)) for name in more})
                 else:
                     handle.write(json.dumps(row, ensure_ascii=False) + "\n")
             handle.flush()
             os.fsync(handle.fileno())
 
     def _write_parquet(self, path: Path) -> None:
-        schema = pa.schema({**{name: pa.string() for name in self._columns}, **RESULT})
+        schema = pa.schema({**{name: pa.string() for name in self._columns}, **RESULT, **self._more()})
         with pq.ParquetWriter(path, schema) as writer:
             path.chmod(0o600)
             rows: list[dict[str, Any]] = []

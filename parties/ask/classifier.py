@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
+import torch
+
 from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.modeling.tokenizer import Limits, TextTokenizer
@@ -251,7 +253,7 @@ class Classifier:
     def _answer(self, asked: Asked, row: int, seconds: float, details: bool) -> Answer:
         (out, told), report = asked.outcome.known(), asked.report
         refused = bool(out[row])
-        logits = [float(value) for value in told[row]]
+        logits = _listed(told[row])
         answer = _refused(OUT_OF_RANGE) if refused else self._scored(logits)
         if details:
             answer |= {
@@ -265,7 +267,17 @@ class Classifier:
             }
         return answer
 
-    def _scored(self, logits: list[float]) -> Answer:
+    def _scored(self, logits: list[Any]) -> Answer:
+        """Return the answer to a text from its logits, or from those of each of its tokens."""
+        config = self._public.config
+        if config.output == "embedding":
+            length = math.hypot(*logits) or 1.0
+            return {"label": None, "score": None, "embedding": [value / length for value in logits]}
+        if config.pooling == "each":
+            return {"label": None, "score": None, "tokens": [self._best(row) for row in logits]}
+        return self._best(logits)
+
+    def _best(self, logits: list[float]) -> Answer:
         if len(logits) == 1:
             return {"label": self.labels[0], "score": logits[0]}
         largest = max(logits)
@@ -299,6 +311,12 @@ class Classifier:
 def _forget(session: AskingSession) -> None:
     # What collects garbage may hold any lock, so it must not wait for one.
     threading.Thread(target=session.forget, name="forgotten", daemon=True).start()
+
+
+def _listed(logits: torch.Tensor) -> list[Any]:
+    """Return the logits of a text (C,), or those of each of its real tokens (L, C), as lists."""
+    found: list[Any] = (logits[~logits.isnan().all(1)] if logits.dim() == 2 else logits).tolist()
+    return found
 
 
 def _refused(reason: str) -> Answer:

@@ -200,8 +200,18 @@ def _print(classify: Any, source: Iterable[tuple[str, ...]], details: bool, on_r
 def _line(answer: dict[str, Any], text: str, details: bool) -> str:
     if answer.get("refused"):
         return f"refused\t-\t{text}\t({answer['reason']})"
-    line = f"{answer['label']}\t{answer['score']:.4f}\t{text}"
+    line = f"{_shown(answer)}\t{text}"
     return f"{line}\t{_cost(answer)}" if details else line
+
+
+def _shown(answer: dict[str, Any]) -> str:
+    """Return an answer in a few words."""
+    if "embedding" in answer:
+        first = ", ".join(f"{value:.4f}" for value in answer["embedding"][:3])
+        return f"embedding of {len(answer['embedding'])}\t{first}, ..."
+    if "tokens" in answer:
+        return f"{len(answer['tokens'])} tokens\t{' '.join(str(token['label']) for token in answer['tokens'])}"
+    return f"{answer['label']}\t{answer['score']:.4f}"
 
 
 def _cost(answer: dict[str, Any]) -> str:
@@ -233,7 +243,8 @@ def _prompt(classify: Any, details: bool) -> None:
             err_console.print(f"refused: {answer['reason']}")
             continue
         seconds = f"{answer['seconds']:.2f} s"
-        console.print(f"{printable(answer['label'])}  {answer['score']:.4f}  ({_cost(answer) if details else seconds})")
+        shown = printable(_shown(answer).replace("\t", "  "))
+        console.print(f"{shown}  ({_cost(answer) if details else seconds})")
 
 
 def _write(classify: Any, source: _Source, answers: Any, on_refusal: str, out: Path) -> int:
