@@ -128,9 +128,11 @@ def load_job(
         own: the file of own data, if the job is on it.
 
     Raises:
-        UserInputError: the model has another number of outputs than the task or other classes, or the data are wrong.
+        UserInputError: the model has another number of outputs than the task or other classes, gives no class, or the
+            data are wrong.
         DependencyError: there is nothing to load from.
     """
+    check_scored(config, where)
     if name == OWN_DATA and own is not None:
         task = own_task(best_names(own, model_names(config)))
         return JobData(task, load_own(own, task, limit=limit, labelled=False), None)
@@ -138,6 +140,19 @@ def load_job(
     check_outputs(config.num_labels, task, where)
     order = class_order(known_names(config), task, where)
     return JobData(task, load_examples(task, split, data_dir=data_dir, limit=limit, labelled=False), order)
+
+
+def check_scored(config: Any, where: str) -> None:
+    """Check that a model answers a text with one class or one number, so that a job can score it.
+
+    Raises:
+        UserInputError: it gives sentence embeddings, or labels of tokens.
+    """
+    given = "sentence embeddings" if config.output == "embedding" else "labels of tokens"
+    if config.output == "embedding" or config.pooling == "each":
+        raise UserInputError(
+            f"{where}: the model gives {given}, which no job scores", "ask it with mpcformer ask, or from Python"
+        )
 
 
 def check_outputs(n_outputs: int, task: Task, where: str) -> None:

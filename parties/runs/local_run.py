@@ -26,7 +26,7 @@ from mpcformer.tasks import (
     model_names,
     with_metrics,
 )
-from mpcformer.tasks.own import check_outputs
+from mpcformer.tasks.own import check_outputs, check_scored
 from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.roles.journal import Journal, check_free
 from parties.runs import report
@@ -65,6 +65,7 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     if options.teacher:
         require_teacher(options.teacher)
         models["--teacher"] = load_checkpoint(options.teacher)
+    check_scored(student.config, "--student")
     _check_classes(models, job_task(job.task, student.num_labels, model_names(student.config)))
     data = load_job(
         job.task,

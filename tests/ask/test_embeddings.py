@@ -10,10 +10,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.nn import functional as F
+from typer.testing import CliRunner
 
 import mpcformer
 from distill.recipe import DistillRecipe
 from distill.student import distill_student
+from mpcformer.cli import build_app
 from mpcformer.engines.plaintext import predict
 from mpcformer.engines.registry import ENGINES
 from mpcformer.errors import UserInputError
@@ -127,3 +129,11 @@ def test_a_registered_task_is_no_place_for_embeddings(tmp_path: Path) -> None:
     recipe = DistillRecipe(**TRAINING | {"task": EMBEDDING}, teacher=save_encoder(tmp_path / "teacher"))
     with pytest.raises(UserInputError, match="takes texts of your own and no labels"):
         distill_student(recipe, tmp_path / "student")
+
+
+def test_a_job_scores_classes_alone(tmp_path: Path, data_dir: Path) -> None:
+    student = save_family(tmp_path / "student", data_dir, "bert-tokens", gelu="quad", softmax="2quad")
+    arguments = ["infer", "--student", str(student), "--data-dir", str(data_dir), "--out", str(tmp_path / "run")]
+    with pytest.raises(UserInputError, match="gives labels of tokens, which no job scores"):
+        CliRunner().invoke(build_app(), arguments, catch_exceptions=False)
+    assert not (tmp_path / "run").exists()
