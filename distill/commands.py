@@ -227,8 +227,8 @@ def distill_general(
 
 def distill(
     *,
-    teacher: Annotated[Path, options.folder("--teacher", group=INPUT, about="Folder of a fine-tuned BERT.")],
-    task: Annotated[str | None, options.task("The teacher's task. One of {}.")] = None,
+    teacher: Annotated[Path, options.folder("--teacher", group=INPUT, about="Folder of a fine-tuned model.")],
+    task: Annotated[str | None, options.task("The teacher's task. One of {}.", [EMBEDDING])] = None,
     data_dir: DataDir = None,
     train_data: TrainData = None,
     eval_data: EvalData = None,

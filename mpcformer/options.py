@@ -4,7 +4,7 @@ The names come from the registries. They are read when a value is checked, compl
 because some registries import torch, for which no other command's help should wait.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +168,9 @@ def _engine(name: str) -> str:
     return resolve(name) if name in ALIASES else one_of("--engine", name, engine_names())
 
 
-def task(about: str) -> Any:
-    """Return the option --task."""
-    return choice("--task", _tasks, group=INPUT, about=about)
+def task(about: str, more: Sequence[str] = ()) -> Any:
+    """Return the option --task, which takes a task of the registry, or one of `more`."""
+    return choice("--task", lambda: [*_tasks(), *more], group=INPUT, about=about)
 
 
 def column(name: str, about: str) -> Any:

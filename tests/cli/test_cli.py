@@ -25,6 +25,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.options import INPUT, MACHINE, OUTPUT, PRIVACY, TRAINING
 from mpcformer.ring.gemm import DEVICES
 from mpcformer.tasks import TASKS
+from mpcformer.tasks.registry import EMBEDDING
 from tests.command_lines import parse
 
 COMMANDS = ["demo", "doctor", "teacher", "distill", "infer"]
@@ -98,7 +99,7 @@ def test_help_shows_all_of_each_text(command: str) -> None:
         ("teacher", "--precision", PRECISIONS),
         ("distill-general", "--task", TASKS),
         ("distill-general", "--gelu", GELU_FORMS),
-        ("distill", "--task", TASKS),
+        ("distill", "--task", [*TASKS, EMBEDDING]),
         ("distill", "--softmax", SOFTMAX_FORMS),
         ("distill", "--objective", CHOICES["objective"]),
         ("distill", "--recipe", RECIPES),
