@@ -8,15 +8,16 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
-from transformers import RobertaConfig, RobertaForSequenceClassification
 
 from mpcformer.channel import memory_pair
 from mpcformer.engines import registry
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.families import PLACES
 from mpcformer.ring.random import fresh_key
 from mpcformer.tasks import get_task
 from mpcformer.tasks.registry import TASKS
+from tests.modeling.test_families import SIZES, compared, saved
 from tests.pair import InlineDealer, in_two_threads
 from tests.tiny import save_student
 
@@ -98,24 +99,9 @@ def test_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
     assert get_task("topics").num_labels == 4
 
 
-def test_a_model_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.manual_seed(0)
-    config = RobertaConfig(
-        vocab_size=50,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=64,
-        max_position_embeddings=20,
-        type_vocab_size=1,
-        num_labels=3,
-        initializer_range=0.5,
-    )
-    roberta = RobertaForSequenceClassification(config).eval()
-    bert = example("roberta_as_bert.py", monkeypatch).roberta_as_bert(roberta)
-    ids, mask = torch.randint(3, 50, (2, 12)), torch.ones(2, 12, dtype=torch.long)
-    mask[1, 7:], ids[1, 7:] = 0, config.pad_token_id
-    with torch.no_grad():
-        wanted, got = (model(input_ids=ids, attention_mask=mask).logits for model in (roberta, bert))
-    assert torch.allclose(wanted, got, atol=1e-6)
-    assert wanted.abs().max() > 0.1
+def test_a_model_family(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    family = example("mpcformer/modeling/families/data2vec.py", monkeypatch)
+    monkeypatch.setitem(sys.modules, "mpcformer.modeling.families.data2vec", family)
+    monkeypatch.setitem(PLACES, "data2vec-text", "data2vec.DATA2VEC")
+    settings = SIZES | {"type_vocab_size": 1, "num_labels": 3}
+    compared(tmp_path, saved(tmp_path, "Data2VecText", settings))
