@@ -13,6 +13,8 @@ from mpcformer.ring.random import Stream, derive_key
 
 # Masks of such rings are kept as int32.
 SHORT = 32
+# The name of the keys of tags. They are a weight whose mask is the key itself, see `protocols.linear.tag`.
+TAGS = "tags"
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ import torch
 from mpcformer.ring.kernels import load
 from mpcformer.ring.random import BLOCK_WORDS, block_hash
 
-MAX_PAYLOAD = 2 * BLOCK_WORDS
+MAX_PAYLOAD = 3 * BLOCK_WORDS
+# The compiled functions make so many.
+MAX_COMPILED = 2 * BLOCK_WORDS
 # The lowest bits of a block's first word: the children's bits in a correction; a child's own bit, before it is cleared.
 BITS = 0b11
 
@@ -76,7 +78,7 @@ def expand(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Te
         int64 (C, R, 2^n).
     """
     kernels, _ = load()
-    if kernels is not None and kernels.has_aes:
+    if kernels is not None and kernels.has_aes and leaves.size(1) <= MAX_COMPILED:
         return kernels.expand(rank, root, levels, leaves)
     return expand_by_torch(rank, root, levels, leaves)
 

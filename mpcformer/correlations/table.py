@@ -30,9 +30,10 @@ import torch
 
 from mpcformer.correlations import point_function
 from mpcformer.correlations.base import Kind
+from mpcformer.correlations.linear import TAGS, weight_mask
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.packing import reduce
+from mpcformer.ring.packing import WORD, reduce
 from mpcformer.ring.random import Stream
 
 LOG_STEPS = 11
@@ -59,6 +60,7 @@ class TableSpec:
         scale: the fraction bits of the result, with its extra bits.
         epsilon: a number that is added to the argument.
         split: where the lower table takes over; 0 if there is none.
+        tags: where results are tagged, by how many keys: result i is also shared times key i mod `tags`. Else 0.
     """
 
     function: str
@@ -70,6 +72,7 @@ class TableSpec:
     scale: int
     epsilon: float = 0.0
     split: float = 0.0
+    tags: int = 0
 
     BITS = 24
 
@@ -89,8 +92,11 @@ class TableSpec:
 
     @property
     def n_shared(self) -> int:
-        """How many numbers the owners share at the mask's bin: 1, r_low and r_low^2, or for a guard the first alone."""
-        return 1 if self.function == GUARD else 3
+        """How many numbers the owners share at the mask's bin: 1, r_low and r_low^2, or for a guard the first alone.
+
+        Where results are tagged, they share the same numbers times the key besides.
+        """
+        return 1 if self.function == GUARD else 6 if self.tags else 3
 
     @property
     def has_lower(self) -> bool:
@@ -108,17 +114,20 @@ class TableSpec:
         Raises:
             ProtocolError: the request describes no table.
         """
-        if request.op not in FUNCTIONS or len(request.params) != 8 or not all(map(math.isfinite, request.params)):
+        if request.op not in FUNCTIONS or len(request.params) != 9 or not all(map(math.isfinite, request.params)):
             raise ProtocolError(f"table {request.op!r} with parameters {request.params} is not defined")
-        log_bins, base, unit, low, high, scale, epsilon, split = request.params
-        if any(number != int(number) or abs(number) > MAX_BASE for number in (log_bins, base, scale)):
+        log_bins, base, unit, low, high, scale, epsilon, split, tags = request.params
+        if any(number != int(number) or abs(number) > MAX_BASE for number in (log_bins, base, scale, tags)):
             raise ProtocolError(
-                f"table {request.op!r}: of parameters {request.params}, bins, base and scale are integers"
+                f"table {request.op!r}: of parameters {request.params}, bins, base, scale and tags are integers"
             )
-        spec = TableSpec(request.op, int(log_bins), int(base), unit, low, high, int(scale), epsilon, split)
+        spec = TableSpec(request.op, int(log_bins), int(base), unit, low, high, int(scale), epsilon, split, int(tags))
         positive = low > 0 or request.op in ("tanh", GUARD)
         if not (3 <= spec.log_bins <= MAX_LOG_BINS and unit > 0 and low < high and positive and 0 <= scale <= 48):
             raise ProtocolError(f"table {spec} cannot be fitted")
+        rows = math.prod(request.shapes[0])
+        if spec.tags and (spec.tags < 0 or rows % spec.tags or spec.has_lower or spec.function == GUARD):
+            raise ProtocolError(f"table {spec} cannot tag {rows} results")
         return spec
 
 
@@ -199,8 +208,9 @@ class Table(Kind):
 
     [r] (24 bits) and each owner's root of a point function of 2^n places (rows, 2); then the point function's
     corrections, blocks (rows, n, 2) and leaves (rows, 3), which both owners get; `prepared` makes of these the shares
-    of 1, r_low and r_low^2, (3, rows, bins). A guard has the first of the three alone.
-    Dealer bytes for each row: 16 n + 24; for a guard, 16 n + 8.
+    of 1, r_low and r_low^2, (3, rows, bins). A guard has the first of the three alone. Where results are tagged there
+    are three more: the same times the row's key, which rank 0 derives as it does the masks of its weights.
+    Dealer bytes for each row: 16 n + 24; for a guard, 16 n + 8; with tags, 16 n + 48.
     """
 
     def check(self, request: Request) -> None:
@@ -213,6 +223,11 @@ class Table(Kind):
     def is_shared(self, request: Request) -> bool:
         """Return that rank 1 needs the corrections too."""
         return True
+
+    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
+        """Derive the keys of the tags, if results are tagged."""
+        n_keys = TableSpec.of(request).tags
+        return [weight_mask(key, TAGS, (n_keys,), WORD)] if n_keys else []
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the layouts in the order that the class gives."""
@@ -228,6 +243,8 @@ class Table(Kind):
         spec, r = TableSpec.of(request), reduce(share_0[0] + share_1[0], TableSpec.BITS)
         low = spec.step_of(r)
         payload = torch.stack([torch.ones_like(low), low, low * low][: spec.n_shared], dim=1)
+        if spec.tags:
+            payload = torch.cat([payload, payload * share_0[2].repeat(low.numel() // spec.tags)[:, None]], dim=1)
         # The work on a row takes some hundred bytes more than its corrections.
         parts = zip(
             *(torch.split(x, ROWS_AT_ONCE) for x in (share_0[1], share_1[1], r >> spec.bin_bits, payload)), strict=True

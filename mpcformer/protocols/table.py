@@ -70,6 +70,8 @@ class Lookup:
     Cost of one table: 1 round; 3 m bytes each way; m (16 u + 24) dealer bytes; m (16 u + 24) passed-on bytes.
     Cost of one table with a guard: 1 round; 6 m bytes each way; m (16 u + 16 g + 32) dealer bytes;
         m (16 u + 16 g + 32) passed-on bytes.
+    Cost of one table with tags: 1 round; 3 m bytes each way; m (16 u + 48) dealer bytes;
+        m (16 u + 48) passed-on bytes.
     Cost of two tables: 2 rounds; 30 m bytes each way; m (16 u + 16 l + 64) dealer bytes;
         m (16 u + 16 l + 48) passed-on bytes.
     Cost of two tables with a guard: 2 rounds; 33 m bytes each way; m (16 u + 16 l + 16 g + 72) dealer bytes;
@@ -80,6 +82,8 @@ class Lookup:
 
     def __init__(self, function: TableFunction, tensors: list[list[torch.Tensor]], rank: int) -> None:
         self._function, self._tensors, self._rank = function, tensors, rank
+        # This owner's shares of the results times their keys (rows,), after `evaluate`, where results are tagged.
+        self.tags: torch.Tensor | None = None
 
     @staticmethod
     def requests(function: TableFunction, rows: int) -> list[Request]:
@@ -101,6 +105,7 @@ class Lookup:
         if self._function.guard is not None:
             mark = mark + _look_up(parts[1][0].spec, parts[1][1], parts[1][2])[0]
         if self._function.lower is None:
+            self.tags = below[0] if below else None
             return value, mark
         lower = torch.stack(_look_up(parts[-1][0].spec, parts[-1][1], parts[-1][2]))  # (2, rows)
         a, b, c = self._tensors[-1]
@@ -110,9 +115,12 @@ class Lookup:
 
 
 def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> list[torch.Tensor]:
-    """Compute [f], the share of the mark and, if there is a lower table, the share of "below"; the mark of a guard."""
+    """Compute [f], the share of the mark and, if there is a lower table, the share of "below"; the mark of a guard.
+
+    Where results are tagged, the last is [f] times the key.
+    """
     if c.device.type == "meta":  # planning, in which no public number may be computed either
-        return [c] if spec.function == GUARD else [c, c, c] if spec.has_lower else [c, c]
+        return [c] if spec.function == GUARD else [c, c, c] if spec.has_lower or spec.tags else [c, c]
     public = pieces(spec)
     n, first = spec.n_bins, (spec.n_bins - 1 - (c >> spec.bin_bits)) % spec.n_bins
     one, *powers = tensors[1]  # each (rows, bins), zero but at r_high
@@ -125,11 +133,13 @@ def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> l
     found = [(turned(mark) * one).sum(1) for mark in marks]
     if spec.function == GUARD:
         return found
-    low, low_squared = powers
     x = spec.step_of(c)
-    value = (turned(public.coefficients[0]) * one).sum(1)
-    k1, k2 = turned(public.coefficients[1]), turned(public.coefficients[2])
-    # k0 + k1 (x - low) + k2 (x - low)^2
-    value += x * (k1 * one).sum(1) - (k1 * low).sum(1)
-    value += x * x * (k2 * one).sum(1) - 2 * x * (k2 * low).sum(1) + (k2 * low_squared).sum(1)
-    return [value, *found]
+    k0, k1, k2 = (turned(coefficients) for coefficients in public.coefficients)
+
+    def quadratic(one: torch.Tensor, low: torch.Tensor, low_squared: torch.Tensor) -> torch.Tensor:
+        """Return k0 + k1 (x - low) + k2 (x - low)^2 times what the first vector holds."""
+        value = (k0 * one).sum(1) + x * (k1 * one).sum(1) - (k1 * low).sum(1)
+        return value + x * x * (k2 * one).sum(1) - 2 * x * (k2 * low).sum(1) + (k2 * low_squared).sum(1)
+
+    tagged = [quadratic(*powers[2:])] if spec.tags else []
+    return [quadratic(one, *powers[:2]), *found, *tagged]

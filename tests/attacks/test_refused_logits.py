@@ -10,7 +10,7 @@ import torch
 from mpcformer.engines.base import Outcome
 from mpcformer.engines.crypten import ops
 from mpcformer.engines.crypten.compat import current
-from mpcformer.engines.lift.reveal import LOGIT_WIRE_BITS
+from mpcformer.engines.lift.scales.head import LOGIT_WIRE_BITS
 from mpcformer.protocols import sealed
 from mpcformer.ring.packing import reduce
 from tests.engines.test_refused_sentences import batch, with_a_long_word

@@ -40,7 +40,7 @@ def views(
     at_model_owner, at_data_owner = seen[id(ends[0])], seen[id(ends[1])]
     if engine == "lift":
         # A tag, and the encrypted shares of the logits.
-        assert len(at_data_owner[-1]) == 16 + 3 * logits.numel()
+        assert len(at_data_owner[-1]) == 24 + 3 * logits.numel()
     return at_model_owner, at_data_owner
 
 

@@ -296,13 +296,13 @@ class Tracker:
 
     def _record(self, tensors: Sequence[torch.Tensor]) -> None:
         who = self._here.who
-        if getattr(self._here, "is_sealed", False):
-            self._here.is_sealed = False
-            self.n_sealed += 1
-            return
+        n_sealed = 2 if getattr(self._here, "is_sealed", False) else 0
         for tensor in tensors:
             shadow = self.of(tensor)
             pieces = shadow.pieces if isinstance(shadow, Packed) else ((0, shadow, WIDTHS[tensor.dtype]),)
+            if n_sealed:  # the last two pieces are the seals and what they are for
+                self._here.is_sealed, self.n_sealed = False, self.n_sealed + 1
+                pieces = pieces[:-n_sealed]
             for _, each, bits in pieces:
                 at = len(self.received[1 - who])
                 self.received[1 - who].append(Value(f"message {at}, {bits} bits", each, bits))

@@ -151,7 +151,7 @@ def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> No
         (Request("linear", ((), (3,)), op="a", bits=32), "not defined"),
         (Request("lifted", ((), (1,)), op="norm", bits=32), "do not scale"),
         (Request("lifted", ((),), op="length", bits=32), "op length takes rows"),
-        (Request("table", ((3,),), op="tanh", params=(5, 1e300, 1.0, -1.0, 1.0, 10, 0, 0)), "are integers"),
+        (Request("table", ((3,),), op="tanh", params=(5, 1e300, 1.0, -1.0, 1.0, 10, 0, 0, 0)), "are integers"),
         (Request("square_pair", ((1,) * 17,)), "17 dimensions, more than 16"),
     ],
 )

@@ -73,8 +73,8 @@ def test_a_key_looks_uniform_whatever_the_place_and_the_payload(place: int) -> N
 
 
 def test_a_payload_that_is_too_long_is_refused() -> None:
-    with pytest.raises(ValueError, match="at most 4 numbers, not 5"):
-        keys(1, torch.tensor([0]), torch.zeros((1, 5), dtype=torch.int64), 2)
+    with pytest.raises(ValueError, match="at most 6 numbers, not 7"):
+        keys(1, torch.tensor([0]), torch.zeros((1, 7), dtype=torch.int64), 2)
 
 
 def test_corrections_are_passed_on_once_and_before_they_are_prepared() -> None:

@@ -1,7 +1,7 @@
 """One case or more for each protocol, whose cost `test_costs.py` compares with what is counted."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -163,8 +163,9 @@ def factor() -> Case:
     return Case("lifted with its factor", online(run), cost, docs, {"k": 24, "T": 64, "n": 55, "m": 5})
 
 
-def looked_up(label: str, low: float, guarded: bool) -> Case:
+def looked_up(label: str, low: float, guarded: bool, n_keys: int = 0) -> Case:
     function = tables_of("reciprocal", low, 1.0, 2.0**-30, 12, 0.33, max_log_bins=7, guarded=guarded)
+    function = replace(function, upper=replace(function.upper, spec=replace(function.upper.spec, tags=n_keys)))
 
     def run(party: Party) -> None:
         tensors = [party.take(request) for request in Lookup.requests(function, 9)]
@@ -271,6 +272,7 @@ CASES = [
     factor(),
     looked_up("one table", 0.1, False),
     looked_up("one table with a guard", 0.1, True),
+    looked_up("one table with tags", 0.1, False, n_keys=3),
     looked_up("two tables", 0.003, False),
     looked_up("two tables with a guard", 0.003, True),
     pieces("relu", piecewise.relu(24)),

@@ -48,6 +48,7 @@ class PrivateBert:
         ahead: what was done before the text was there.
         embeddings: private_table or public_table; with public tables the data owner normalises the first rows itself.
         asked: bool (B,), which sentences are asked about; None for all.
+        tag_keys: at the model owner, the keys (H,) of the tags of what enters the last map; else None.
     """
 
     def __init__(
@@ -61,12 +62,16 @@ class PrivateBert:
         ahead: Ahead,
         embeddings: str = "private_table",
         asked: torch.Tensor | None = None,
+        tag_keys: torch.Tensor | None = None,
     ) -> None:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
         self._n_batch, self._n_positions = mask.shape
         self._n_heads = config.num_attention_heads
         self._embeddings, self._asked = embeddings, asked
+        # The keys at the model owner, and this owner's shares of the tags of what enters the last map, (B, H).
+        self._tag_keys = tag_keys
+        self._tags: torch.Tensor | None = None
         self._shapes = weight_shapes(config, embeddings)
         self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch(party.channel.counters)
@@ -168,8 +173,9 @@ class PrivateBert:
         pooled = self._pool()
         marks = self._check.totals()
         self.watch.lap("check")
-        classifier = Classifier(self._constants.head, self._shapes["classifier"], self._mask, self._owned, self._masked)
-        outcome = reveal(self._party, classifier, pooled, marks, self._asked)
+        head, shape = self._constants.head, self._shapes["classifier"]
+        classifier = Classifier(head, shape, self._mask, self._owned, self._masked, self._tag_keys)
+        outcome = reveal(self._party, classifier, pooled, marks, self._asked, self._tags)
         self.watch.lap("linear")
         return outcome
 
@@ -189,6 +195,7 @@ class PrivateBert:
             lookup = self._check.lookup(head.table, y.numel())
             arguments = party.open(lookup.halves(y.reshape(-1)))
             y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
+            self._tags = None if lookup.tags is None else lookup.tags.view(self._n_batch, -1)
         self.watch.lap("activation")
         return y.view(self._n_batch, -1)
 

@@ -12,6 +12,7 @@ from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
 from mpcformer.engines.lift.range_check import guard_bits
+from mpcformer.engines.lift.reveal import zero_test_half
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.scales.norms import Norm
@@ -186,5 +187,8 @@ class BatchCost:
         """Return the cost of the zero test and the classifier, which share messages."""
         n_batch = self._shape.batch_size
         rows = self._shape.seq_len if self._config.pooling == "each" else 1
-        tested = zero_test.cost(n_batch) | self._maps(["classifier"], n_batch * rows)
-        return tested + sealed.cost(n_batch, rows * self._config.num_labels, self._scales.head.wire_bits)
+        shape, head, sums = self._weights["classifier"], self._scales.head, zero_test_half(n_batch)
+        maps = [shape] if head.table is None else [shape, (shape[0], 1)]
+        asked = message(MODEL_OWNER, sums) | linear.cost(n_batch * rows, maps, [head.bits] * len(maps))
+        told = sealed.shapes(n_batch, rows * self._config.num_labels, head.wire_bits)
+        return asked + message(DATA_OWNER, sums, *told) + dealt(zero_test.request(n_batch))

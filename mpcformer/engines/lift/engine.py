@@ -10,7 +10,7 @@ import torch
 
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import CorrelationStore, Request
-from mpcformer.correlations.linear import SHORT, LinearSpec
+from mpcformer.correlations.linear import SHORT, TAGS, LinearSpec, weight_mask
 from mpcformer.correlations.row_lookup import LookupSpec, salt_of
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER, BatchInputs, BatchShape, Outcome, PublicModel
 from mpcformer.engines.cost import Cost
@@ -29,7 +29,7 @@ from mpcformer.engines.lift.weights import (
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
-from mpcformer.ring.packing import pack, packed_bytes, unpack, unpack_int32
+from mpcformer.ring.packing import WORD, pack, packed_bytes, unpack, unpack_int32
 
 # How many shapes of batches keep their plan.
 MAX_PLANS = 32
@@ -58,6 +58,7 @@ class LiftEngine:
         self._masked: dict[str, torch.Tensor] | None = None
         self._salt = salt_of(session_id)
         self._table_mask: torch.Tensor | None = None
+        self._tag_keys: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
@@ -83,6 +84,7 @@ class LiftEngine:
         shapes = weight_shapes(self._config, self._public.embeddings)
         if self._owned is not None:
             key = store.weight_mask_key()
+            self._tag_keys = weight_mask(key, TAGS, (self._config.hidden_size,), WORD)
             for name in shapes:
                 bits = self._constants.weight_bits(name)
                 masked = masked_weight(self._owned.weights[name], key, name, bits)
@@ -151,6 +153,7 @@ class LiftEngine:
                 ahead,
                 self._public.embeddings,
                 asked=inputs.asked,
+                tag_keys=self._tag_keys,
             )
 
         return LiftBatch(party, ahead, starts, begin, self._first)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcformer.correlations import Request
+from mpcformer.correlations.linear import TAGS
 from mpcformer.engines.base import Outcome
 from mpcformer.engines.lift.scales.head import HeadScales
 from mpcformer.engines.lift.weights import OwnedWeights
@@ -23,6 +25,7 @@ class Classifier:
         shape: (H, C) of the weight.
         mask: public int64 (B, L), 1 at real tokens.
         owned, masked: the weights at the model owner, the masked weights at the data owner.
+        tag_keys: at the model owner, the keys (H,) of the tags of what the map takes.
     """
 
     head: HeadScales
@@ -30,6 +33,23 @@ class Classifier:
     mask: torch.Tensor
     owned: OwnedWeights | None
     masked: Mapping[str, torch.Tensor] | None
+    tag_keys: torch.Tensor | None = None
+
+    def request(self, n_rows: int, is_tagged: bool) -> Request:
+        """Return the request for the map of so many rows, with a product of their masks and the keys of tags."""
+        shapes, names = {"classifier": self.shape, TAGS: (self.shape[0], 1)}, ["classifier", TAGS][: 1 + is_tagged]
+        return linear.request(names, n_rows, shapes, [self.head.bits] * len(names))
+
+    def expected_tags(
+        self, rows: torch.Tensor, masked_input: torch.Tensor, tags: torch.Tensor, own: torch.Tensor
+    ) -> torch.Tensor:
+        """Return what the data owner's tags (B,) are if its input is what the tables gave it, at the model owner.
+
+        Args:
+            rows, masked_input, tags, own: as `linear.expected_tag` takes them.
+        """
+        keys = rows if self.tag_keys is None else self.tag_keys  # planning
+        return linear.expected_tag(rows, masked_input, keys, tags, own)
 
     def weight_and_bias(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both at the model owner: the weight (H, C), and the bias (B, C), as each sentence's rows take it."""
@@ -79,12 +99,16 @@ def reveal(
     rows: torch.Tensor,
     marks: torch.Tensor,
     asked: torch.Tensor | None = None,
+    tags: torch.Tensor | None = None,
 ) -> Outcome:
     """Compute the classifier's map, and tell the data owner the logits of each sentence whose marks add up to zero.
 
     The model owner rounds its share of the logits to LOGIT_SCALE at random, because the digits below are equations in
     its weights. It encrypts what is left under a key that the data owner has only if the sentence's marks add up to
     zero. It receives nothing afterwards, so it cannot know whether they do.
+
+    Where rows are tagged, what the model owner expects of the data owner's tags, minus these, is added to the marks on
+    shares. An input that is not what the tables gave has marks, and no logit of it is told.
 
     Args:
         party: this owner.
@@ -93,23 +117,31 @@ def reveal(
         marks: this owner's shares of the sums of all marks of each sentence, (B,).
         asked: bool (B,), which sentences are asked about; None for all. Of the others neither owner learns anything:
             the sums of their marks are made zero, and zeros are sent in place of their logits.
+        tags: where the head's tables tag what they give, this owner's shares of the tags, (B, H).
     """
     n_batch, bits, low_bits = marks.size(0), classifier.head.bits, classifier.head.low_bits
     sums = zero_test_half(n_batch)
-    request = linear.request(["classifier"], rows.size(0), {"classifier": classifier.shape}, [bits])
-    test, tensors = party.take(zero_test.request(n_batch)), party.take(request)
-    half = (marks if asked is None else marks * asked) + test[0]
+    test = party.take(zero_test.request(n_batch))
+    tensors = party.take(classifier.request(rows.size(0), tags is not None))
     if party.rank == DATA_OWNER:
+        if tags is not None:
+            marks = marks - linear.tag(tags, tensors[2])
+        half = (marks if asked is None else marks * asked) + test[0]
         return _receive_logits(party, classifier, rows, half, test, tensors, asked)
-    party.send([(half, zero_test.WORD)])
     theirs, masked_input = _receive(party, sums, (tuple(rows.shape), bits))
+    if tags is not None:
+        marks = marks + classifier.expected_tags(rows, masked_input, tags, tensors[1])
+    half = (marks if asked is None else marks * asked) + test[0]
     block = zero_test.verdict(test, theirs + half)
     weight, bias = classifier.weight_and_bias()
-    share = linear.model_owner_share(rows, masked_input, [weight], tensors, [bits])[0] + classifier.by_row(bias, rows)
+    share = linear.model_owner_share(rows, masked_input, [weight], tensors[:1], [bits])[0] + classifier.by_row(
+        bias, rows
+    )
     if share.device.type != "meta":
         share += Stream(fresh_key()).bits(share.shape, low_bits)
     share = share.masked_fill(classifier.untold(asked, rows)[:, None], 0)
-    party.send(sealed.seal(block, (share >> low_bits).view(n_batch, -1), classifier.head.wire_bits))
+    told = sealed.seal(block, (share >> low_bits).view(n_batch, -1), classifier.head.wire_bits)
+    party.send([(half, zero_test.WORD), *told])
     return Outcome()
 
 
@@ -126,11 +158,11 @@ def _receive_logits(
         raise ProtocolError("the masked weights have not arrived")
     n_batch, head = half.size(0), classifier.head
     party.send([(half, zero_test.WORD), (rows - tensors[0], head.bits)])
-    c = _receive(party, zero_test_half(n_batch))[0] + half
-    own = linear.data_owner_share([classifier.masked["classifier"]], tensors, [head.bits])[0]
-    block = zero_test.verdict(test, c)
-    tags, told = _receive(party, *sealed.shapes(n_batch, own.numel() // n_batch, head.wire_bits))
-    is_open, rounded = sealed.unseal(block, tags, told)
+    own = linear.data_owner_share([classifier.masked["classifier"]], tensors[:2], [head.bits])[0]
+    shapes = sealed.shapes(n_batch, own.numel() // n_batch, head.wire_bits)
+    theirs, seals, told = _receive(party, zero_test_half(n_batch), *shapes)
+    block = zero_test.verdict(test, theirs + half)
+    is_open, rounded = sealed.unseal(block, seals, told)
     refused = ~is_open
     logits = classifier.logits(rounded.view(own.shape), own)
     withheld = classifier.by_row(refused, rows) | classifier.untold(asked, rows)

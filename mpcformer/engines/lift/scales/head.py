@@ -1,7 +1,7 @@
 """The public numbers of a model's head: from the last layer's rows to the logits."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpcformer.approximations import gelu_form
 from mpcformer.approximations.forms import LIFT, LiftPieces
@@ -90,6 +90,9 @@ def head_scales(config: ModelDescription, rings: Rings) -> HeadScales:
         reach, unit = round(fp.TANH_REACH * 2**fp.TANH_SCALE), 2.0**-fp.TANH_SCALE
         ends = -fp.TANH_TABLE_REACH, fp.TANH_TABLE_REACH
         tanh = table("tanh", *ends, unit, fp.POOLED_SCALE, TANH_WIDTH, max_log_bins=MAX_LOG_BINS)
+        # What the data owner sends into the last map is tagged.
+        spec = replace(tanh.upper.spec, tags=config.hidden_size)
+        tanh = replace(tanh, upper=replace(tanh.upper, spec=spec))
         clamp = piecewise.clamp(fp.TANH_BITS, reach)
         return HeadScales(*_classifier(fp.TABLE_SCALE), fp.TANH_SCALE, function=clamp, table=tanh)
     form = gelu_form(config.head_activation)

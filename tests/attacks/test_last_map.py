@@ -1,0 +1,95 @@
+"""A data owner that changes what it sends into the last map is told no logit of that sentence.
+
+In the attack it adds a large number to one entry of its masked input. The logits then grow by this number times a row
+of the classifier, so one batch of H sentences told the whole classifier, and nobody noticed.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from mpcformer.engines.base import BatchInputs, Outcome
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.modeling import load_student
+from mpcformer.protocols import linear
+from mpcformer.protocols.party import DATA_OWNER, Half, Party
+from mpcformer.ring.random import Stream, fresh_key
+from tests.pair import run_outcomes
+from tests.tiny import save_student
+
+N_UNITS = 4
+IDS = torch.tensor([[2, 7, 14, 9, 3]]).repeat(N_UNITS + 1, 1)
+
+
+def ask(folder: Path, patch: pytest.MonkeyPatch, change: Callable[[torch.Tensor], torch.Tensor]) -> Outcome:
+    """Return what is told of one text, asked N_UNITS + 1 times, with a change of what enters the last map."""
+    send, hidden = Party.send, load_student(folder).config.hidden_size
+
+    def changed(party: Party, halves: list[Half]) -> torch.Tensor:
+        # The last message has the half of the zero test, and then the input of the last map.
+        is_last = party.rank == DATA_OWNER and len(halves) > 1 and halves[1][0].shape == (N_UNITS + 1, hidden)
+        return send(party, [halves[0], (change(halves[1][0]), halves[1][1]), *halves[2:]] if is_last else halves)
+
+    with patch.context() as inner:
+        inner.setattr(Party, "send", changed)
+        inputs = BatchInputs(torch.ones_like(IDS), IDS, torch.zeros_like(IDS))
+        _, outcome, *_ = run_outcomes(folder, inputs, engine="lift")
+    return outcome
+
+
+def test_an_honest_input_passes(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refused, logits = ask(student, monkeypatch, lambda x: x).known()
+    assert not refused.any()
+    assert (logits - logits[0]).abs().max() < 0.01
+
+
+def test_the_classifier_is_not_told_row_by_row(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before, the differences of the logits were the first rows of the classifier."""
+    size = 8.0
+
+    def unit_vectors(x: torch.Tensor) -> torch.Tensor:
+        changed = x.clone()
+        changed[torch.arange(1, N_UNITS + 1), torch.arange(N_UNITS)] += int(size * 2**fp.TABLE_SCALE)
+        return changed
+
+    refused, logits = ask(student, monkeypatch, unit_vectors).known()
+    assert refused.tolist() == [False, *[True] * N_UNITS]
+    assert logits[1:].isnan().all()
+
+
+@pytest.mark.parametrize("at", [0, 1 << 40])
+def test_a_single_changed_number_is_enough(student: Path, monkeypatch: pytest.MonkeyPatch, at: int) -> None:
+    def one(x: torch.Tensor) -> torch.Tensor:
+        changed = x.clone()
+        changed[2, 5] += 1 + 2 * at
+        return changed
+
+    assert ask(student, monkeypatch, one).known()[0].tolist() == [i == 2 for i in range(N_UNITS + 1)]
+
+
+@pytest.mark.parametrize("log_power", [63, 61, 59])
+def test_only_the_top_bits_pass_and_as_often_as_is_stated(log_power: int) -> None:
+    """An error of 2^v times a number passes with a probability of 2^(v - 64): it tells no more than the low bits."""
+    rows, columns = 4096, 3
+    stream = Stream(fresh_key())
+    shapes = (2, rows, columns), (rows, columns), (rows, columns), (rows, columns), (rows, 1)
+    x, keys, mask, tags, own = (stream.int64(shape) for shape in shapes)  # each row has keys of its own
+    theirs = (x[0] + x[1]) * keys - tags
+    correction = (mask * keys).sum(1, keepdim=True) - own
+    told = linear.tag(tags, own)
+
+    def passes(error: torch.Tensor) -> torch.Tensor:
+        return told == linear.expected_tag(x[0], x[1] - mask + error, keys, theirs, correction)
+
+    assert passes(torch.zeros(columns, dtype=torch.int64)).all()
+    error = torch.tensor([0, 3 << log_power if log_power < 62 else -1 << 63, 0])
+    expected = rows * 2.0 ** (log_power - 64)
+    assert abs(float(passes(error).sum()) - expected) < 6 * expected**0.5
+    assert not passes(torch.tensor([1, 0, 0])).any()
+
+
+def test_compact_students_have_tags_too(tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = save_student(tmp_path / "student", data_dir, precision="compact", weight_bits=8)
+    assert ask(folder, monkeypatch, lambda x: x + 1).known()[0].all()
