@@ -11,7 +11,7 @@ import typer
 
 from mpcformer import __version__
 from mpcformer.console import err_console, show_error
-from mpcformer.errors import MPCFormerError, UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError, os_remedy
 from mpcformer.machine import spin_briefly
 from mpcformer.options import Command
 
@@ -75,6 +75,9 @@ def main() -> None:
     except MPCFormerError as error:
         show_error(error.what, error.remedy)
         sys.exit(error.exit_code)
+    except OSError as error:
+        show_error(f"{error.filename or PROGRAM}: {error.strerror or error}", os_remedy(error))
+        sys.exit(UserInputError.exit_code)
     except USAGE_ERROR as error:
         show_usage_error(error)
         sys.exit(UserInputError.exit_code)

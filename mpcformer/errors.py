@@ -9,6 +9,8 @@ from pathlib import Path
 UNEXPECTED = 70
 # The exit status of a command that answered some texts and refused others.
 SOME_REFUSED = 7
+# The most characters of a sentence in an error.
+LONGEST = 1500
 # What a remedy's line begins with, on the terminal and in a party's log.
 FIX = "fix: "
 
@@ -54,9 +56,9 @@ class MPCFormerError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, remedy: str = "", *, told: str = "") -> None:
-        self.what = what
-        self.remedy = remedy
-        self.told = told or what
+        self.what = what = shortened(what)
+        self.remedy = remedy = shortened(remedy)
+        self.told = shortened(told) or what
         super().__init__(f"{what}\n{FIX}{remedy}" if remedy else what)
 
 
@@ -92,6 +94,11 @@ class DependencyError(MPCFormerError):
     """An error because something that must be installed or downloaded is missing."""
 
     exit_code = 6
+
+
+def shortened(text: str) -> str:
+    """Return a text that fits into an error: some quote what a file holds, which may be of any length."""
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def unexpected(error: BaseException) -> str:

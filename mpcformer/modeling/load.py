@@ -16,6 +16,7 @@ from mpcformer.modeling.families import family_of
 from mpcformer.modeling.families.sentence import pooling_of
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
 from mpcformer.modeling.shapes import check_amount, check_student
+from mpcformer.modeling.tokenizer import tokenizer_errors
 from mpcformer.modeling.weights_file import read_weights
 
 if TYPE_CHECKING:
@@ -162,8 +163,8 @@ def load_student(
                 f"--{option} {asked}: {folder} was trained with {option} {raw.get(option)!r}",
                 f"leave --{option} out, or distil a student with it",
             )
-    check_student(folder, raw)
-    model = load_checkpoint(folder, gelu=raw["gelu"], softmax=raw["softmax"], task=raw.get("task"))
+    student = check_student(folder, raw)
+    model = load_checkpoint(folder, gelu=student.gelu, softmax=student.softmax, task=student.task)
     absent = set(model.state_dict()) - set(read_weights(folder))
     if absent:
         raise UserInputError(f"{folder}/{WEIGHTS} lacks {min(absent)}", "distil the student again")
@@ -181,14 +182,10 @@ def load_tokenizer(folder: Path) -> Any:
     # This import takes a second, which a model owner need not spend.
     from transformers import AutoTokenizer, BertConfig
 
-    try:
-        with _quiet():
-            # With a configuration, transformers need not know the model type.
-            tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
-    except Exception as error:  # the library raises whatever a damaged file leads to
-        raise UserInputError(
-            f"{folder}: the tokenizer cannot be read ({type(error).__name__})", "restore the checkpoint"
-        ) from None
+    with _quiet(), tokenizer_errors(folder):
+        # With a configuration, transformers need not know the model type.
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+        tokenizer("a", return_token_type_ids=True)
     if tokenizer.pad_token is None:  # the mask hides padding, so any token serves
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
     return tokenizer

@@ -56,8 +56,8 @@ def expected(config: ModelDescription, *, quantised: bool) -> dict[str, tuple[se
     return found
 
 
-def check_student(folder: Path, config: Mapping[str, Any]) -> None:
-    """Check that a student's ranges and weights are those of its config.json; no weight is read.
+def check_student(folder: Path, config: Mapping[str, Any]) -> ModelDescription:
+    """Check that a student's ranges and weights are those of its config.json, and describe it; no weight is read.
 
     Raises:
         UserInputError: the ranges are missing, or a file does not fit the configuration.
@@ -65,6 +65,7 @@ def check_student(folder: Path, config: Mapping[str, Any]) -> None:
     ranges, description = load_ranges(folder), described(config)
     check_ranges(folder, ranges.bounds, description)
     check_shapes(folder, description)
+    return description
 
 
 def check_shapes(folder: Path, config: ModelDescription) -> None:

@@ -1,12 +1,14 @@
 """A checkpoint's tokenizer for one text at a time, without transformers, which takes seconds to import."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Tokenizer
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.modeling.limits import read_object
 
 FILE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
@@ -52,6 +54,18 @@ class Limits:
         return ids, types
 
 
+@contextmanager
+def tokenizer_errors(folder: Path) -> Iterator[None]:
+    """Turn whatever the libraries raise of a damaged tokenizer into an error; one of them even panics."""
+    try:
+        yield
+    except (MPCFormerError, KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        what = f"{folder}: the tokenizer cannot be read ({type(error).__name__})"
+        raise UserInputError(what, "restore the checkpoint") from None
+
+
 class TextTokenizer:
     """Tokenizes as the checkpoint's Hugging Face tokenizer does.
 
@@ -68,10 +82,10 @@ class TextTokenizer:
         self._limits = limits
         if not (folder / FILE).is_file():
             raise UserInputError(f"{folder} has no {FILE}", "restore the checkpoint")
-        try:
+        self._folder = folder
+        with tokenizer_errors(folder):
             self._tokenizer = Tokenizer.from_file(str(folder / FILE))
-        except Exception as error:  # the library raises nothing more specific
-            raise UserInputError(f"{folder / FILE} cannot be read: {error}", "restore the checkpoint") from None
+            self._tokenizer.encode("a")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         if max_length is not None:
@@ -87,7 +101,8 @@ class TextTokenizer:
         Raises:
             UserInputError: the tokenizer has more words than the model.
         """
-        encoded = self._tokenizer.encode(text, pair or None)  # as transformers takes an empty second text
+        with tokenizer_errors(self._folder):
+            encoded = self._tokenizer.encode(text, pair or None)  # as transformers takes an empty second text
         if self._limits is None:
             return encoded.ids, encoded.type_ids
         return self._limits.checked(encoded.ids, encoded.type_ids)

@@ -11,6 +11,7 @@ from mpcformer.modeling.tokenizer import Limits
 from mpcformer.tasks.load import Examples
 
 BUCKET_BATCHES = 50
+LONGEST_TEXT = 200_000
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ def encode(tokenizer: Any, examples: Examples, *, limits: Limits, max_length: in
             f"--max-length: {max_length} is outside 8..{positions}", f"give at most {positions}, the model's positions"
         )
     columns = [list(column) for column in zip(*examples.texts, strict=True)]
+    for column in columns:
+        for index, text in enumerate(column):
+            # To tokenise ten million characters takes a minute, and no model has so many positions.
+            if len(text) > LONGEST_TEXT and max_length is None:
+                raise UserInputError(
+                    f"example {examples.ids[index]} has {len(text)} characters; at most {LONGEST_TEXT} are tokenised",
+                    f"cut long texts with --max-length {positions}",
+                )
+            column[index] = text[:LONGEST_TEXT]
     options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     rows = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, **options)
     ids, types = rows["input_ids"], rows["token_type_ids"]

@@ -16,6 +16,7 @@ from mpcformer.engines.base import BatchShape, PublicModel, load_public_model
 from mpcformer.errors import PartyError, UserInputError
 from mpcformer.modeling.tokenizer import Limits, TextTokenizer
 from mpcformer.tasks import Encoded
+from mpcformer.tasks.batching import LONGEST_TEXT
 from mpcformer.tasks.files import is_unicode
 from mpcformer.tasks.labels import known_names
 from parties.ask import shapes
@@ -161,7 +162,10 @@ class Classifier:
             if not all(map(is_unicode, text)):
                 found[i] = _refused(NO_CHARACTERS)
                 continue
-            encoded[i] = self._encode(text)
+            if self._options.max_length is None and (longest := max(map(len, text))) > LONGEST_TEXT:
+                found[i] = _refused(f"it has {longest} characters; at most {LONGEST_TEXT} are tokenised")
+                continue
+            encoded[i] = self._encode(tuple(part[:LONGEST_TEXT] for part in text))
             if (n := len(encoded[i].input_ids)) > self._positions:
                 what = f"{n} tokens are more than the model's {self._positions} positions"
                 found[i] = _refused(f"{what}; to cut long texts, set max_length")

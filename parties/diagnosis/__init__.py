@@ -17,7 +17,11 @@ def diagnose(path: Path) -> list[Finding]:
         config = load_any(path)
     except UserInputError as error:
         return [wrong("configuration", error.what, error.remedy)]
-    rows = [Finding("configuration", f"{role_of(config)} {config.id!r}"), *own.certificates(config)]
+    rows = [
+        Finding("configuration", f"{role_of(config)} {config.id!r}"),
+        *own.certificates(config),
+        *own.device(config),
+    ]
     if _usable(config):
         rows += [*own.listening(config), *_holdings(config), *peers.all_of(config, role_of(config))]
     else:

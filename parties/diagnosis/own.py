@@ -9,9 +9,11 @@ from cryptography import x509
 
 from mpcformer.doctor import Finding
 from mpcformer.errors import UserInputError
+from mpcformer.ring import gemm
 from parties.diagnosis.findings import warning, wrong
 from parties.diagnosis.probe import UnreachedError, probe, split
-from parties.settings.config import AnyConfig, DataOwnerConfig, PeerAddress, TlsFiles
+from parties.settings.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, PeerAddress, TlsFiles
+from parties.settings.config_file import by_keys
 from parties.wire import identity
 
 SOON = timedelta(days=3)
@@ -126,6 +128,13 @@ def _in_use(config: AnyConfig, check: str, host: str, port: int) -> Finding:
             PeerAddress(id=config.id, address=f"{_bracketed(ANY.get(host, host))}:{port}"), config.credentials
         )
     except UnreachedError as error:
+        if "certificate" in error.step and not error.found.startswith("it names"):
+            # It speaks TLS as a party does; it may well be this party, with a certificate that nobody takes.
+            return wrong(
+                check,
+                f"in use, perhaps by {config.id} itself: its certificate, or ours, is not taken ({error.found})",
+                f"mend the certificate and start {config.id} again; if it is something else, choose another port",
+            )
         return wrong(
             check,
             f"in use, and not by {config.id}: {error.found}",
@@ -140,6 +149,18 @@ def _in_use(config: AnyConfig, check: str, host: str, port: int) -> Finding:
             "look in its log for why it does not use the new one, or start it again",
         )
     return Finding(check, f"in use by {config.id} itself: it is running")
+
+
+def device(config: AnyConfig) -> list[Finding]:
+    """Check that this machine has the device on which the party multiplies."""
+    if isinstance(config, CoordinatorConfig):
+        return []
+    try:
+        gemm.check_device(config.device)
+    except UserInputError as error:
+        named = by_keys(error)
+        return [wrong("device", named.what, named.remedy)]
+    return [Finding("device", config.device)]
 
 
 def _bracketed(host: str) -> str:

@@ -25,6 +25,7 @@ from mpcformer.tasks import (
     pad_batch,
     predictions_of,
 )
+from mpcformer.tasks.own import open_own
 from parties.roles.results import LEFT_RANGE, merged
 from parties.session.data_side import DataSide
 from parties.session.membership import Membership
@@ -33,6 +34,21 @@ from parties.settings.job import JobDescription
 from parties.settings.public_files import recorded_student
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
+
+
+def check(config: DataOwnerConfig) -> None:
+    """Check that what the configuration names is there: the public files, and the data.
+
+    Raises:
+        UserInputError: something is missing or damaged.
+    """
+    load_public_model(config.public_model)
+    recorded_student(config.public_model)
+    load_tokenizer(config.public_model)
+    if config.data_dir is not None and not config.data_dir.is_dir():
+        raise UserInputError(f"data_dir: {config.data_dir} is not a folder", "create it, or correct data_dir")
+    if config.data is not None:
+        open_own(config.data)
 
 
 def run(config: DataOwnerConfig, membership: Membership) -> None:

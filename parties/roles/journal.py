@@ -48,13 +48,15 @@ class Journal:
         self._append(head)
 
     def _read(self, head: dict[str, Any]) -> None:
-        text = self._path.read_text()
-        whole, _, torn = text.rpartition("\n")
-        lines = whole.splitlines()
         try:
+            text = self._path.read_text(encoding="utf-8")
+            whole, _, torn = text.rpartition("\n")
+            lines = whole.splitlines()
             found, *entries = (json.loads(line) for line in lines) if lines else [None]
             self.batches = [_entry(entry, index) for index, entry in enumerate(entries)]
-        except (json.JSONDecodeError, json_format.ParseError, KeyError, TypeError, ValueError) as error:
+            if lines and not (isinstance(found, dict) and isinstance(found.get("job"), dict)):
+                raise ValueError("its first line names no job")
+        except (json_format.ParseError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise UserInputError(f"--resume: {self._path} is damaged: {error}", "start without --resume") from None
         if found != head:
             different = [key for key in head["job"] if not found or found["job"].get(key) != head["job"][key]]

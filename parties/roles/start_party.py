@@ -18,7 +18,8 @@ from parties.session.failure import attended, report_failure_of
 from parties.session.membership import join
 from parties.settings import insecure, logs, metrics
 from parties.settings.config import DataOwnerConfig, Service
-from parties.settings.config_file import load_party
+from parties.settings.config_file import by_keys, load_party
+from parties.wire.identity import check_own
 
 log = logging.getLogger("parties")
 # gRPC does not always notice the end of a call whose request it could not read.
@@ -42,6 +43,8 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
     try:
         config = load_party(path)
         logs.set_up(config.id, config.log)
+        if config.tls is not None:
+            check_own(config.tls, config.id)
         if insecure.text(config.insecure):
             log.warning("%s", insecure.text(config.insecure))
         seed = insecure.fixed_seed(config.insecure)
@@ -56,13 +59,15 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
             return _take_part(config)
         return _serve(config, once, address_file, with_parent)
     except MPCFormerError as error:
-        log.error("%s", error)
+        log.error("%s", by_keys(error))
         return error.exit_code
 
 
 def _take_part(config: DataOwnerConfig) -> int:
     from parties.roles import data_owner
 
+    # Before the coordinator, and everybody else, waits for what is not there.
+    data_owner.check(config)
     membership = join(config)
     log.info("%s joined its coordinator", config.id)
     # Reading and tokenising may take minutes, and a disk may hang.

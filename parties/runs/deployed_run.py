@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from mpcformer.console import console
+from mpcformer.console import console, err_console
 from mpcformer.errors import MPCFormerError, UserInputError, os_remedy
 from mpcformer.machine import open_many_files
 from mpcformer.ring.random import fixed_keys
@@ -14,8 +14,10 @@ from parties.roles.journal import FILE_NAME, Journal
 from parties.runs import report
 from parties.runs.live import Live
 from parties.settings.config import CoordinatorConfig
+from parties.settings.config_file import by_keys
 from parties.settings.insecure import fixed_seed, warn
 from parties.settings.insecure import text as insecure_text
+from parties.wire.identity import check_own
 
 
 def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[str, Any]:
@@ -38,7 +40,12 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
     folder.check_new()
     warn(config.insecure)
     open_many_files()
-    job_task(config.job.task, 2)  # raises if it is unknown
+    try:
+        if config.tls is not None:
+            check_own(config.tls, config.id)
+        job_task(config.job.task, 2)  # raises if it is unknown
+    except MPCFormerError as error:
+        raise by_keys(error) from None
     if not resume:
         folder.check_not_interrupted()
     facts = config.job.to_json() | {"insecure": insecure_text(config.insecure)}
@@ -55,11 +62,11 @@ def run(config: CoordinatorConfig, out: Path, *, resume: bool = False) -> dict[s
         network = {"profile": "as deployed", "transport": report.transport(config.insecure)}
         values = report.measured(config.job, results, config.insecure) | {"network": network}
         report.write(folder.partial, facts, values, results, {})
+        folder.publish()
     except (MPCFormerError, OSError, KeyboardInterrupt) as error:
         raise _with_way_on(error, journal, folder) from None
     finally:
         journal.close()
-    folder.publish()
     return values
 
 
@@ -70,7 +77,9 @@ def _with_way_on(error: BaseException, journal: Journal, folder: RunFolder) -> B
         return error
     way = f"--resume goes on from batch {len(journal.batches)}"
     if isinstance(error, OSError):
-        return UserInputError(f"{folder.partial}: {error.strerror}", f"{os_remedy(error)}; {way}")
+        return UserInputError(f"{error.filename or folder.partial}: {error.strerror}", f"{os_remedy(error)}; {way}")
+    if isinstance(error, KeyboardInterrupt):
+        err_console.print(f"{folder.partial} is kept: {way}")
     if isinstance(error, MPCFormerError):
         error.remedy = f"{error.remedy}; {way}".removeprefix("; ")
     return error

@@ -9,6 +9,7 @@ from typing import TypeVar
 
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from parties.session.membership import Membership
+from parties.settings.config_file import by_keys
 from parties.wire import causes
 
 log = logging.getLogger("parties")
@@ -25,7 +26,7 @@ def report_failure_of(work: Callable[[], None], membership: Membership) -> int:
     try:
         work()
     except MPCFormerError as error:
-        cause = membership.fail(error)
+        cause = membership.fail(by_keys(error))
         log.error("%s", cause)
         return cause.exit_code
     except Exception as error:

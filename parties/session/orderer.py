@@ -12,6 +12,7 @@ from itertools import chain
 
 import grpc
 
+from mpcformer import __version__
 from mpcformer.errors import UNEXPECTED, MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties.session.evidence import Evidence, Weight
@@ -119,6 +120,7 @@ class Orderer:
             **order.job.message_fields(),
             first_batch=first_batch,
             batch_plan=batch_plan,
+            release=__version__,
         )
 
     def attach(self, party_id: str, events: Iterator[pb.PartyEvent]) -> None:

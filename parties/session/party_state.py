@@ -4,6 +4,7 @@ import queue
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from mpcformer import __version__
 from mpcformer.errors import PartyError
 from parties.session.membership import HEARTBEAT_S
 from parties.settings.config import PROTOCOL_VERSION, Role
@@ -60,6 +61,9 @@ def greeting_error(party_id: str, role: Role, hello: pb.Hello, insecure: str) ->
     if hello.protocol_version != PROTOCOL_VERSION or hello.role != role:
         said = f"it speaks version {hello.protocol_version} as {hello.role} (release {hello.release})"
         return PartyError(party_id, f"{said}, expected {PROTOCOL_VERSION} as {role}")
+    if hello.release != __version__:
+        what = f"it runs release {hello.release[:20]}, this party {__version__}"
+        return PartyError(party_id, what, "give all parties the same release")
     if hello.insecure != insecure:
         # Otherwise results under keys that somebody knows would look like any others.
         what = f"its file says: {hello.insecure or 'nothing insecure'}"

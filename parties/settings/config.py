@@ -45,6 +45,13 @@ def _distinct(ids: list[str]) -> list[str]:
     return ids
 
 
+# Strict models would take no text for a path.
+File = Annotated[Path, Field(strict=False)]
+# A certificate can name these.
+Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,253}$")]
+# Longer than a year is a mistake, and beyond what timers can count.
+LONGEST_S = 366 * 86_400.0
+Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
 Address = Annotated[str, AfterValidator(_address)]
 LoopbackAddress = Annotated[str, AfterValidator(_loopback)]
 # The default holds the corrections of one sentence of 128 tokens for a student of the size of bert-base.
@@ -56,21 +63,22 @@ AuditRate = Annotated[float, Field(ge=0, le=0.9)]
 Limit = Annotated[int, Field(ge=1)] | Literal["unlimited"]
 # For local runs, in which one user holds text and weights.
 UNLIMITED: dict[str, Any] = {"max_sentences_per_day": "unlimited", "max_sentences": "unlimited"}
-Ids = Annotated[list[str], Field(min_length=1), AfterValidator(_distinct)]
+Ids = Annotated[list[Id], Field(min_length=1), AfterValidator(_distinct)]
+SomeIds = Annotated[list[Id], AfterValidator(_distinct)]
 
 
 class Strict(BaseModel):
-    """A model that treats unknown keys as errors."""
+    """A model that treats unknown keys as errors, and takes no text or truth value for a number."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class TlsFiles(Strict):
     """The PEM files of a party: the authority that both sides trust, and the party's own certificate and key."""
 
-    authority: Path
-    certificate: Path
-    key: Path
+    authority: File
+    certificate: File
+    key: File
 
 
 class Plaintext(Strict):
@@ -80,7 +88,7 @@ class Plaintext(Strict):
         id: the id that this party claims.
     """
 
-    id: str
+    id: Id
 
 
 Credentials = TlsFiles | Plaintext
@@ -95,13 +103,13 @@ class Insecure(Strict):
     """
 
     plaintext: bool = False
-    fixed_seed: int | None = Field(default=None, ge=0)
+    fixed_seed: int | None = Field(default=None, ge=0, lt=1 << 63)
 
 
 class PeerAddress(Strict):
     """A party that is called: the id in its certificate, and its address HOST:PORT."""
 
-    id: str
+    id: Id
     address: Address
 
 
@@ -115,10 +123,10 @@ class Common(Strict):
         join_timeout_s: how long the party waits for the others at the start.
     """
 
-    id: str
+    id: Id
     tls: TlsFiles | None = None
     insecure: Insecure | None = None
-    join_timeout_s: float = Field(default=15.0, gt=0)
+    join_timeout_s: Seconds = 15.0
 
     @property
     def credentials(self) -> Credentials:
@@ -156,9 +164,9 @@ class PartyCommon(Common):
         metrics: HOST:PORT on the loopback interface where Prometheus reads metrics; without it there are none.
     """
 
-    threads: int = Field(default=1, ge=1)
+    threads: int = Field(default=1, ge=1, le=1024)
     device: Device = "cpu"
-    deadline_s: float = Field(default=300.0, gt=0)
+    deadline_s: Seconds = 300.0
     log: Literal["text", "json"] = "text"
     metrics: LoopbackAddress | None = None
 
@@ -178,18 +186,21 @@ class ServiceConfig(PartyCommon):
     """
 
     listen: Address = "127.0.0.1:0"
-    coordinators: list[str] = []
-    may_order: list[str] = []
+    coordinators: SomeIds = []
+    may_order: SomeIds = []
     data_owners: Ids
     max_sessions: int = Field(default=4, ge=1, le=64)
     max_sessions_per_peer: int = Field(default=2, ge=1, le=64)
-    max_session_s: float = Field(default=86_400.0, gt=0)
-    grace_s: float = Field(default=30.0, ge=0)
+    max_session_s: Seconds = 86_400.0
+    grace_s: float = Field(default=30.0, ge=0, le=LONGEST_S)
 
     @model_validator(mode="after")
     def _somebody_may_order(self) -> Self:
         if not self.coordinators and not self.may_order:
             raise ValueError("coordinators: somebody must be allowed to order sessions, here or in may_order")
+        _check_one_role_each(self.id, self.coordinators, self.data_owners)
+        if self.metrics is not None and self.metrics.rpartition(":")[2] == self.listen.rpartition(":")[2] != "0":
+            raise ValueError(f"metrics: {self.metrics} has the port of listen, {self.listen}")
         strangers = sorted(set(self.may_order) - set(self.data_owners))
         if strangers:
             raise ValueError(f"may_order: {', '.join(strangers)} is not in data_owners")
@@ -205,6 +216,12 @@ class DealerConfig(ServiceConfig):
 
     role: Literal["dealer"]
     model_owners: Ids
+
+    @model_validator(mode="after")
+    def _owners_are_two(self) -> Self:
+        _check_one_role_each(self.id, self.model_owners, self.data_owners)
+        _check_one_role_each(self.id, self.model_owners, self.coordinators)
+        return self
 
 
 class ModelOwnerConfig(ServiceConfig):
@@ -226,16 +243,16 @@ class ModelOwnerConfig(ServiceConfig):
     """
 
     role: Literal["model-owner"]
-    student: Path
+    student: File
     public_embeddings: bool = False
-    max_batch_tokens: int = Field(default=1 << 16, ge=1)
+    max_batch_tokens: int = Field(default=1 << 16, ge=1, le=1 << 31)
     dealers: Ids
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     audit_rate: AuditRate = 0.0
     max_sentences_per_day: Limit = 1000
     max_sentences: Limit = 20_000
-    budget_file: Path = Path("budget.json")
-    max_idle_s: float = Field(default=3600.0, gt=0)
+    budget_file: File = Path("budget.json")
+    max_idle_s: Seconds = 3600.0
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
@@ -271,16 +288,16 @@ class DataOwnerConfig(PartyCommon):
     coordinator: PeerAddress | None = None
     dealer: PeerAddress | None = None
     model_owner: PeerAddress | None = None
-    model_owners: list[str] = []
-    dealers: list[str] = []
-    public_model: Path
-    data_dir: Path | None = None
+    model_owners: SomeIds = []
+    dealers: SomeIds = []
+    public_model: File
+    data_dir: File | None = None
     data: OwnData | None = None
-    digest_key: Path | None = None
+    digest_key: File | None = None
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     audit_rate: AuditRate = 0.0
     engine: str = DEFAULT_ENGINE
-    out: Path | None = None
+    out: File | None = None
     tell: Literal["all", "scores"] = "all"
 
     @model_validator(mode="after")
@@ -308,13 +325,13 @@ class CoordinatorConfig(Common):
         job: what the parties shall compute.
     """
 
-    id: str = "coordinator"
+    id: Id = "coordinator"
     listen: Address
     dealer: PeerAddress
     model_owner: PeerAddress
-    data_owner: str
+    data_owner: Id
     job: JobDescription
-    join_timeout_s: float = Field(default=600.0, gt=0)
+    join_timeout_s: Seconds = 600.0
 
     @model_validator(mode="after")
     def _four_parties(self) -> Self:
@@ -322,6 +339,14 @@ class CoordinatorConfig(Common):
         if len(set(ids)) != len(ids):
             raise ValueError(f"the four ids {ids} are not distinct: one party in two roles would collude with itself")
         return self
+
+
+def _check_one_role_each(own_id: str, *roles: list[str]) -> None:
+    """Refuse an id in two roles: that party would collude with itself."""
+    seen = [own_id, *(each for ids in roles for each in ids)]
+    twice = sorted({each for each in seen if seen.count(each) > 1})
+    if twice:
+        raise ValueError(f"{', '.join(twice)} has two roles: one party in two roles would collude with itself")
 
 
 Service = DealerConfig | ModelOwnerConfig

@@ -1,5 +1,6 @@
 """Read configurations from TOML files, with all wrong keys in one error, and write them."""
 
+import re
 import tomllib
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, get_args
 import tomli_w
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from mpcformer.errors import UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.tasks import OwnData
 from parties.settings.config import (
     AnyConfig,
@@ -18,6 +19,12 @@ from parties.settings.config import (
     ModelOwnerConfig,
     PartyConfig,
     Role,
+)
+
+MAX_BYTES = 1 << 20
+# Options of `infer` that files have as keys; a remedy must not name an option that the command has not.
+OPTIONS = re.compile(
+    r"--(task|split|limit|batch-size|max-length|engine|embeddings|data-dir|device|threads|deadline-s|on-refusal)\b"
 )
 
 
@@ -50,8 +57,12 @@ def load_any(path: Path) -> AnyConfig:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        if path.stat().st_size > MAX_BYTES:
+            raise UserInputError(f"--config: {path} is larger than {MAX_BYTES >> 20} MiB", "check the path")
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise UserInputError(f"--config: {path} is nested too deeply", "check the syntax") from None
+    except (OSError, ValueError) as error:  # not TOML, no UTF-8, or a number of too many digits
         raise UserInputError(f"--config: {path}: {error}", "check the path and the syntax") from None
 
 
@@ -90,6 +101,17 @@ def _anchor(config: BaseModel, folder: Path) -> None:
             setattr(config, name, folder / value)
         elif isinstance(value, OwnData):
             setattr(config, name, replace(value, path=folder / value.path))
+
+
+def by_keys(error: MPCFormerError) -> MPCFormerError:
+    """Return an error with the keys of files in place of the options that another command has for them."""
+
+    def named(text: str) -> str:
+        return OPTIONS.sub(lambda found: found[1].replace("-", "_"), text)
+
+    error.what, error.remedy, error.told = named(error.what), named(error.remedy), named(error.told)
+    error.args = tuple(named(each) if isinstance(each, str) else each for each in error.args)
+    return error
 
 
 def to_toml(config: BaseModel) -> str:

@@ -32,6 +32,10 @@ def _known_way(name: str) -> str:
     return name
 
 
+# What the message `Job` can carry, in 32 bits without a sign.
+MOST = (1 << 32) - 1
+
+
 @dataclass(frozen=True)
 class JobDescription:
     """The computation that a coordinator asks the parties for: the table `[job]` of its configuration file.
@@ -57,12 +61,12 @@ class JobDescription:
 
     task: str
     split: str = EVAL
-    limit: Annotated[int | None, Field(ge=1)] = None
-    batch_size: Annotated[int, Field(ge=1)] = 16
-    max_length: Annotated[int | None, Field(ge=8)] = None
+    limit: Annotated[int | None, Field(ge=1, le=MOST, strict=True)] = None
+    batch_size: Annotated[int, Field(ge=1, le=MOST, strict=True)] = 16
+    max_length: Annotated[int | None, Field(ge=8, le=MOST, strict=True)] = None
     engine: Annotated[str, AfterValidator(_known_engine)] = DEFAULT_ENGINE
     embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
-    overlap: bool = True
+    overlap: Annotated[bool, Field(strict=True)] = True
     on_refusal: Annotated[str, AfterValidator(_known_way)] = "skip"
 
     def to_json(self) -> dict[str, Any]:

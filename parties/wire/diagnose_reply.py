@@ -22,8 +22,9 @@ def answer_diagnose(
         listed: role -> the ids that the server's configuration lists in that role.
     """
     callers = set(caller_names(context))
-    if not callers:
-        refuse(context, grpc.StatusCode.PERMISSION_DENIED, "the caller's certificate names nobody")
+    if len(callers) != 1:
+        what = f"the caller's certificate names {len(callers)} parties, expected one"
+        refuse(context, grpc.StatusCode.PERMISSION_DENIED, what)
     return pb.DiagnoseReply(
         protocol_version=PROTOCOL_VERSION,
         release=__version__,

@@ -107,6 +107,9 @@ class Guard(grpc.ServerInterceptor):  # type: ignore[misc]
                 require_caller(context, *rule.callers)
             try:
                 yield
+            except NotImplementedError:
+                # A service declares methods that this project does not have.
+                refuse(context, grpc.StatusCode.UNIMPLEMENTED, f"there is no {name} here")
             except Exception as error:
                 # gRPC ends a call on purpose, and a stream that broke, by an Exception of no other type.
                 if type(error) is Exception or isinstance(error, grpc.RpcError):

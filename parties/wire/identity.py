@@ -5,6 +5,7 @@ then the certificate. A reader that finds a key without its certificate looks fo
 name. At every moment, even after a crash, a reader therefore finds either the old pair or the new one.
 """
 
+import datetime
 import logging
 import os
 import threading
@@ -99,6 +100,30 @@ def read(files: TlsFiles) -> Identity:
         return _read(files)
     except UserInputError:
         return _read(files)  # The files may have been renamed between two reads.
+
+
+def check_own(files: TlsFiles, party_id: str) -> None:
+    """Check that a party's certificate is its own, from the authority that it trusts, and valid now.
+
+    Raises:
+        UserInputError: it is not; everybody would turn the party away.
+    """
+    identity = read(files)
+    certificate = x509.load_pem_x509_certificate(identity.certificate)
+    authority = x509.load_pem_x509_certificate(identity.authority)
+    if not issued_by(certificate, authority):
+        raise UserInputError(f"{files.authority} did not sign {files.certificate}", MEND)
+    if names(certificate) != [party_id]:
+        named = ", ".join(map(repr, names(certificate))) or "nobody"
+        raise UserInputError(f"{files.certificate} names {named}, expected {party_id!r} alone", MEND)
+    now = datetime.datetime.now(datetime.UTC)
+    for path, each in ((files.certificate, certificate), (files.authority, authority)):
+        if not each.not_valid_before_utc <= now <= each.not_valid_after_utc:
+            raise UserInputError(
+                f"{path} is valid from {each.not_valid_before_utc:%Y-%m-%d %H:%M} to"
+                f" {each.not_valid_after_utc:%Y-%m-%d %H:%M} UTC, and this machine's clock says {now:%Y-%m-%d %H:%M}",
+                "renew it: mpcformer certs renew; if the clock is wrong, set it",
+            )
 
 
 class Served:
@@ -218,8 +243,12 @@ def _bytes(path: Path) -> bytes:
 
 def _certificate(path: Path, data: bytes) -> x509.Certificate:
     try:
-        return x509.load_pem_x509_certificate(data)
-    except ValueError:
+        certificate = x509.load_pem_x509_certificate(data)
+        # These are read when they are asked for.
+        certificate.public_key()
+        names(certificate)
+        return certificate
+    except Exception:  # whatever a damaged one leads to
         raise UserInputError(f"{path} is not a certificate in PEM format", MEND) from None
 
 

@@ -92,7 +92,7 @@ def test_silent_health_checks_keep_nobody_out(service: Service) -> None:
     service.begin(session(2), coordinator="other-coordinator", data_owner="other-data-owner")
     plan = [to_wire(Request("square_pair", ((4, 4),)))]
     with open_channel(service.address, "dealer", service.files["model-owner"]) as channel:
-        request = pb.DealRequest(session_id=session(1), first_operation=0, plan=plan)
+        request = pb.DealRequest(session_id=session(1), first_operation=0, plan=plan, drawn_id=bytes(16))
         assert len(list(rpc.DealerStub(channel).Deal(iter([request]), timeout=5))) == len(plan)
     assert len(set(seeds)) == 2
     flood.end()
