@@ -182,7 +182,7 @@ def load_tokenizer(folder: Path) -> Any:
     # This import takes a second, which a model owner need not spend.
     from transformers import AutoTokenizer, BertConfig
 
-    with _quiet(), tokenizer_errors(folder):
+    with _quiet(), tokenizer_errors(f"{folder}: the tokenizer"):
         # With a configuration, transformers need not know the model type.
         tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
         tokenizer("a", return_token_type_ids=True)

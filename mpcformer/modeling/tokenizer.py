@@ -55,15 +55,14 @@ class Limits:
 
 
 @contextmanager
-def tokenizer_errors(folder: Path) -> Iterator[None]:
-    """Turn whatever the libraries raise of a damaged tokenizer into an error; one of them even panics."""
+def tokenizer_errors(what: str) -> Iterator[None]:
+    """Turn whatever the libraries raise of a damaged tokenizer, `what`, into an error; one of them even panics."""
     try:
         yield
     except (MPCFormerError, KeyboardInterrupt, SystemExit):
         raise
     except BaseException as error:
-        what = f"{folder}: the tokenizer cannot be read ({type(error).__name__})"
-        raise UserInputError(what, "restore the checkpoint") from None
+        raise UserInputError(f"{what} cannot be read ({type(error).__name__})", "restore the checkpoint") from None
 
 
 class TextTokenizer:
@@ -82,9 +81,9 @@ class TextTokenizer:
         self._limits = limits
         if not (folder / FILE).is_file():
             raise UserInputError(f"{folder} has no {FILE}", "restore the checkpoint")
-        self._folder = folder
-        with tokenizer_errors(folder):
-            self._tokenizer = Tokenizer.from_file(str(folder / FILE))
+        self._file = str(folder / FILE)
+        with tokenizer_errors(self._file):
+            self._tokenizer = Tokenizer.from_file(self._file)
             self._tokenizer.encode("a")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -101,7 +100,7 @@ class TextTokenizer:
         Raises:
             UserInputError: the tokenizer has more words than the model.
         """
-        with tokenizer_errors(self._folder):
+        with tokenizer_errors(self._file):
             encoded = self._tokenizer.encode(text, pair or None)  # as transformers takes an empty second text
         if self._limits is None:
             return encoded.ids, encoded.type_ids

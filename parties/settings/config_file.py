@@ -107,7 +107,9 @@ def by_keys(error: MPCFormerError) -> MPCFormerError:
     """Return an error with the keys of files in place of the options that another command has for them."""
 
     def named(text: str) -> str:
-        return OPTIONS.sub(lambda found: found[1].replace("-", "_"), text)
+        # A whole command in a remedy keeps its options.
+        said, command, rest = text.partition("mpcformer ")
+        return OPTIONS.sub(lambda found: found[1].replace("-", "_"), said) + command + rest
 
     error.what, error.remedy, error.told = named(error.what), named(error.remedy), named(error.told)
     error.args = tuple(named(each) if isinstance(each, str) else each for each in error.args)

@@ -239,6 +239,8 @@ def test_remedies_name_keys_where_there_are_no_options() -> None:
         "give data_dir, or mpcformer ask --resume",
     )
     assert str(error) == f"{error.what}\nfix: {error.remedy}"
+    whole = "distil it first: mpcformer distill --task TASK --out DIR"
+    assert by_keys(UserInputError("no student", whole)).remedy == whole
 
 
 @pytest.mark.parametrize("place", ["below a file", "too long", "read-only"])
