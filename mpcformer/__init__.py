@@ -10,8 +10,9 @@ Ask a model as you ask a Hugging Face pipeline:
     with mpcformer.connect("data-owner.toml") as classify:       # the parties of a deployment
         classify(["One text.", "Another."], batch_size=16)
 
-`local` and `connect` return a `Classifier`. Every error is an `MPCFormerError` that says what is wrong and what to do.
-The command line (`mpcformer --help`) makes students, starts parties and measures.
+`local` and `connect` return a `Classifier`. `program` makes a function on CrypTen's tensors one that `mpcformer run`
+runs between the parties (mpcformer/programs). Every error is an `MPCFormerError` that says what is wrong and what to
+do. The command line (`mpcformer --help`) makes students, starts parties and measures.
 """
 
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -26,13 +27,19 @@ except PackageNotFoundError:  # running from a source tree that was never instal
 
 # These are in packages that are built on this one, so they are found as entry points, when they are first used.
 _API = ("local", "connect", "Classifier", "BudgetError")
-__all__ = ["BudgetError", "Classifier", "MPCFormerError", "__version__", "connect", "local"]
+# These load torch, so that they wait until they are asked for, too.
+_PROGRAMS = ("owner", "program")
+__all__ = ["BudgetError", "Classifier", "MPCFormerError", "__version__", "connect", "local", "owner", "program"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _API:
         for point in entry_points(group="mpcformer.api", name=name):
             return point.load()
+    if name in _PROGRAMS:
+        from mpcformer.programs import declaration
+
+        return getattr(declaration, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

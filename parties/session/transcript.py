@@ -103,8 +103,16 @@ def terms(agreed: dict[str, str]) -> bytes:
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
 
 
-def compare(channel: Channel, mine: dict[str, str]) -> bytes:
+REMEDY = "give both the same release, and the data owner the public files of this very student (mpcformer export)"
+
+
+def compare(channel: Channel, mine: dict[str, str], remedy: str = REMEDY) -> bytes:
     """Compare the digests of all fields with the other owner; return the digest of the transcript, 32 bytes.
+
+    Args:
+        channel: the channel to the other owner.
+        mine: the fields, as this owner knows them.
+        remedy: what to do if they differ.
 
     Raises:
         ProtocolError: some fields differ; the error names them.
@@ -114,10 +122,7 @@ def compare(channel: Channel, mine: dict[str, str]) -> bytes:
     theirs = channel.receive([Spec.of(digests)])[0]
     different = [name for name, a, b in zip(mine, digests, theirs, strict=True) if not torch.equal(a, b)]
     if different:
-        raise ProtocolError(
-            causes.disagreement(*different),
-            "give both the same release, and the data owner the public files of this very student (mpcformer export)",
-        )
+        raise ProtocolError(causes.disagreement(*different), remedy)
     return hashlib.sha256(digests.numpy().tobytes()).digest()
 
 

@@ -3,6 +3,7 @@
 CrypTen's flag is the process's, so that one thread's party would switch another's. Its masks come from MT19937.
 """
 
+import logging
 import threading
 from typing import Any
 
@@ -26,6 +27,8 @@ def _dropped(ctx: Any, x: Any, p: float, training: bool, inplace: bool, size: An
     """Zero what a public mask of `size` says, which both parties draw alike, and scale the rest up by 1 / (1 - p)."""
     if not training:
         return x if inplace else x.clone()
+    if inplace:
+        logging.warning("CrypTen dropout does not support inplace computation during training.")
     mask = (public_uniform(size, x.device) > p).double()
     mask = mask.reshape(*size, *(1,) * (x.dim() - len(size))).expand(x.size())
     result = x.mul_(mask / (1.0 - p)) if inplace else x.mul(mask / (1.0 - p))

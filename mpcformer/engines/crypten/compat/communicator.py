@@ -113,9 +113,9 @@ class ChannelCommunicator:
         self._send([tensor])
 
     def recv(self, tensor: torch.Tensor, src: int | None = None) -> torch.Tensor:
-        """Receive a tensor into one of the same type and shape."""
+        """Receive a tensor of the same type and shape as `tensor`."""
         self._begin("recv", 1 - self.rank if src is None else src)
-        return self._into([tensor])[0]
+        return self._into([torch.empty_like(tensor)])[0]
 
     def broadcast(self, value: Any, src: int, group: Any = None, batched: bool = False) -> Any:
         """Copy party `src`'s tensors into the other party's."""
@@ -262,9 +262,10 @@ def _require(condition: bool, operation: str, what: str) -> None:
 
 
 def _bytes_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor as the channel carries it: int64 as it is, all else as its bytes."""
-    data = tensor.detach().contiguous()
-    return data if data.dtype == torch.int64 else data.reshape(-1).view(torch.uint8)
+    """Return a copy of a tensor, which may change while it is sent, as the channel carries it: int64, or bytes."""
+    if tensor.dtype == torch.int64:
+        return tensor.detach().clone()
+    return torch.frombuffer(bytearray(tensor.detach().numpy().tobytes()), dtype=torch.uint8)
 
 
 def _packed(obj: Any) -> tuple[bytes, list[torch.Tensor]]:

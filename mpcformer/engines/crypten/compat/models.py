@@ -6,12 +6,17 @@ an `Identity` between parameters that are equal, which CrypTen does not know.
 
 import io
 import logging
+import threading
 import warnings
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from mpcformer.engines.crypten.compat.library import crypten
+
+# torch's exporter keeps its state in the process.
+_exporting = threading.Lock()
 
 
 class Identity(crypten.nn.Module):  # type: ignore[misc]
@@ -34,7 +39,8 @@ def _export(f: Any, model: Any, dummy_input: Any) -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        # A mode that watches operations would stand between the tracer and the model.
+        with _exporting, warnings.catch_warnings(), _disable_current_modes():
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 model,

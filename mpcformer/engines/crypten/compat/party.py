@@ -63,7 +63,7 @@ class PartyState:
         """Exchange shares and combine them, in one round for all tensors.
 
         Args:
-            mine: this party's shares; tensors without elements take no message.
+            mine: this party's shares, which must not change afterwards; tensors without elements take no message.
             xor: combine by XOR instead of by sum.
             dst: the one party that learns the values; the other one gets a list of None.
         """

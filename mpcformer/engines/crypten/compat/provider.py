@@ -67,6 +67,8 @@ class DealerProvider:
 
 def triple_spec(op: str, left: Any, right: Any, **options: Any) -> TripleSpec:
     """Return the triple for CrypTen's product `op` of these sizes, with torch's keywords of a convolution."""
+    if options.pop("bias", None) is not None:
+        raise ProtocolError(f"{op} takes no bias: add it to the result")
     convolution = Convolution.of(op, **options) if op in CONVOLUTIONS else None
     return TripleSpec(op, tuple(left), tuple(right), convolution)
 

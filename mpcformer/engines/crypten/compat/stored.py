@@ -5,6 +5,7 @@ encoded.
 """
 
 import json
+from collections import OrderedDict
 from typing import Any
 
 import torch
@@ -43,7 +44,12 @@ def save_shares(obj: Any, f: Any) -> None:
         ProtocolError: something in it is no tensor.
     """
     parts = {name: _describe(value) for name, value in (obj if isinstance(obj, dict) else {ALONE: obj}).items()}
-    about = {"alone": not isinstance(obj, dict), "tensors": {name: kind for name, (_, kind) in parts.items()}}
+    about = {
+        "alone": not isinstance(obj, dict),
+        "tensors": {name: kind for name, (_, kind) in parts.items()},
+        # The version numbers that torch keeps beside a state_dict.
+        "modules": getattr(obj, "_metadata", None),
+    }
     raw = save_bytes({name: tensor.clone() for name, (tensor, _) in parts.items()}, {KEY: json.dumps(about)})
     if hasattr(f, "write"):
         f.write(raw)
@@ -67,7 +73,9 @@ def load_shares(f: Any) -> Any:
         tensors = load_bytes(raw)
         length = int.from_bytes(raw[:8], "little")
         about = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"][KEY])
-        found = {name: _restored(tensors[name], kind) for name, kind in about["tensors"].items()}
+        found = OrderedDict((name, _restored(tensors[name], kind)) for name, kind in about["tensors"].items())
+        if about["modules"] is not None:
+            found._metadata = OrderedDict(about["modules"])  # type: ignore[attr-defined]
         return found[ALONE] if about["alone"] else found
     except (SafetensorError, KeyError, ValueError, TypeError):
         raise UserInputError(

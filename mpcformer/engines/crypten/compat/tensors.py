@@ -220,21 +220,21 @@ def _squared(self: Any) -> Any:
 def _reveal(self: Any, dst: int | None = None) -> Any:
     """Open a tensor to both parties, or to party `dst`, without its scale. The party's `watch` hears of it first."""
     current().watch("reveal")
-    return current().open([self.share], xor=isinstance(self, Binary), dst=dst)[0]
+    return current().open([self.share.clone()], xor=isinstance(self, Binary), dst=dst)[0]
 
 
 def _reveal_batch(tensors: Any, dst: int | None = None) -> Any:
     if not isinstance(tensors, list):
         return tensors.reveal(dst=dst)
     current().watch("reveal_batch")
-    opened = current().open([tensor.share for tensor in tensors], xor=isinstance(tensors[0], Binary), dst=dst)
+    opened = current().open([tensor.share.clone() for tensor in tensors], xor=isinstance(tensors[0], Binary), dst=dst)
     return None if dst not in (None, current().rank) else opened
 
 
 def _get_plain_text(self: Any, dst: int | None = None) -> Any:
     """Open a tensor as numbers. The party that does not learn them gets None."""
     current().watch("get_plain_text")
-    value = current().open([self.share], xor=isinstance(self, Binary), dst=dst)[0]
+    value = current().open([self.share.clone()], xor=isinstance(self, Binary), dst=dst)[0]
     return self.encoder.decode(value)
 
 

@@ -1,0 +1,1 @@
+"""Programs between the parties: `mpcformer run`."""

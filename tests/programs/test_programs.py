@@ -1,0 +1,209 @@
+"""Programs between two owners in threads: their numbers, and that they use exactly what was planned."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from mpcformer.channel import memory_pair
+from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
+from mpcformer.engines.crypten.compat import PartyState
+from mpcformer.errors import UserInputError
+from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, owner, program, run_program, shared_network
+from mpcformer.ring.random import fresh_key
+from tests.pair import in_two_threads
+
+FILES = Path(__file__).parent / "files"
+
+
+def line_of(text: str) -> int:
+    """Return the line of wrong.py with this text."""
+    lines = (FILES / "wrong.py").read_text().splitlines()
+    return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+def values(loaded: LoadedProgram, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return inputs of the declared shapes, in [-2, 2)."""
+    generator = torch.Generator().manual_seed(seed)
+    inputs = loaded.program.inputs.items()
+    return {name: torch.rand(found.shape, generator=generator) * 4 - 2 for name, found in inputs}
+
+
+def play(
+    loaded: LoadedProgram, inputs: dict[str, torch.Tensor]
+) -> tuple[list[dict[str, torch.Tensor]], Plan, list[Any]]:
+    """Deal a program's plan ahead and run it; return both owners' results, the plan, and their states."""
+    plan = dry_run(loaded)
+    seeds, session, zero_key = [fresh_key(), fresh_key()], fresh_key(), fresh_key()
+    ends, states = memory_pair(30), []
+    for rank in (0, 1):
+        store = CorrelationStore(rank=rank, seed=seeds[rank], session_id=session)
+        states.append(PartyState(rank=rank, channel=ends[rank], store=store, zero_key=zero_key))
+    for operation, request in enumerate(plan.requests):
+        keys = [session_key(seed, session, operation, request) for seed in seeds]
+        states[0].store.put(operation, request, deal(request, *keys, weight_mask_key(seeds[0], session)))
+
+    def run(rank: int) -> dict[str, torch.Tensor]:
+        mine = {name: inputs[name] for name, found in loaded.program.inputs.items() if found.rank == rank}
+        return run_program(loaded, states[rank], mine)
+
+    return in_two_threads(run), plan, states
+
+
+def network(x: torch.Tensor, kernel: torch.Tensor, kernel_bias: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+    return F.linear(F.max_pool2d(torch.relu(F.conv2d(x, kernel, kernel_bias)), 2).flatten(1), *rest)
+
+
+def step(x: torch.Tensor, y: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return w - 0.1 * 2 / len(x) * x.t() @ (x @ w - y)
+
+
+def label(x: torch.Tensor, known: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return labels[torch.cdist(x, known).argmin(1)]
+
+
+# the program, who learns what, and in plaintext
+CASES: list[tuple[str, dict[str, tuple[int, Callable[..., torch.Tensor]]]]] = [
+    ("regression.py:linear", {"y": (1, lambda x, w, b: x @ w + b)}),
+    ("regression.py:logistic", {"y": (1, lambda x, w, b: torch.sigmoid(x @ w + b))}),
+    ("selection.py:compare", {"z": (0, lambda x, y: (x > y).long())}),
+    ("selection.py:argmax", {"y": (1, lambda x: x.argmax(1))}),
+    ("selection.py:softmax", {"y": (1, lambda x: x.softmax(1))}),
+    ("selection.py:moments", {"mean": (0, lambda x: x.mean()), "variance": (0, lambda x: x.var())}),
+    ("selection.py:nearest", {"label": (1, label)}),
+    ("selection.py:scaled", {"x": (0, lambda x, y: x * torch.tensor([0.3, 3.0])), "y": (1, lambda x, y: y / 7)}),
+    ("networks.py:by_hand", {"logits": (1, network)}),
+    ("networks.py:by_torch", {"logits": (1, network)}),
+    ("networks.py:training_step", {"w": (0, step)}),
+]
+
+
+@pytest.mark.parametrize(("name", "right"), CASES, ids=[case[0] for case in CASES])
+def test_a_program_gives_the_right_numbers_for_what_was_planned(
+    name: str, right: dict[str, tuple[int, Callable[..., torch.Tensor]]]
+) -> None:
+    loaded = load_program(FILES / name)
+    inputs = values(loaded)
+    results, plan, states = play(loaded, inputs)
+    for key, (rank, plain) in right.items():
+        assert float((results[rank][key].double() - plain(*inputs.values())).abs().max()) <= 0.003
+        assert loaded.program.reveal[key] == "both" or key not in results[1 - rank]
+    assert [state.store.next_operation for state in states] == [len(plan.requests)] * 2
+    assert max(state.channel.counters.rounds for state in states) == plan.rounds
+    assert tuple(state.channel.counters.bytes_sent for state in states) == plan.bytes_sent
+
+
+@pytest.mark.parametrize(("name", "how"), [("regression.py:logistic", "shapes"), ("selection.py:scaled", "zeros")])
+def test_shapes_suffice_but_where_a_program_looks_at_values(name: str, how: str) -> None:
+    loaded = load_program(FILES / name)
+    plan = dry_run(loaded, on_shapes=True)
+    assert plan.how == how
+    assert plan.digest == dry_run(loaded, on_shapes=False).digest
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "text"),
+    [
+        ("opens", "get_plain_text at {} opens", "total = x.sum()"),
+        ("reveals", "reveal at {} opens", "x * x.reveal()"),
+        ("decrypts", "get_plain_text at {} opens", "mode=False"),
+        ("sends", "communicator.broadcast at {} opens", "broadcast(x.share"),
+        ("branches", "RuntimeError at {}: Cannot evaluate", "x if x.sum() > 0"),
+        ("draws", "aten::rand at {} draws from torch's generator", "torch.rand(3)"),
+        ("draws_by_numpy", "draws from numpy.random's generator", ""),
+        ("draws_by_python", "draws from random's generator", ""),
+        ("returns_plaintext", "y of returns_plaintext is a Tensor, no shared tensor", ""),
+        ("returns_another", "returns z, declared is y", ""),
+        ("fails", "RuntimeError at {}: shape", "x.view(2, 2)"),
+        ("differs", "the two owners would ask for different correlations", ""),
+    ],
+)
+def test_what_a_program_may_not_do_ends_its_dry_run(name: str, message: str, text: str) -> None:
+    with pytest.raises(UserInputError, match=message.format(f"wrong.py:{line_of(text)}")):
+        dry_run(load_program(FILES / f"wrong.py:{name}"))
+
+
+def test_a_program_that_waits_for_ever_is_named() -> None:
+    with pytest.raises(UserInputError, match=f"still at wrong.py:{line_of('time.sleep')} after 1 s"):
+        dry_run(load_program(FILES / "wrong.py:waits"), limit_s=1.0)
+
+
+def test_an_opening_is_refused_at_run_time_too() -> None:
+    """The dry run looks at zeros: a program that only opens other values passes it."""
+    loaded = load_program(FILES / "wrong.py:opens")
+    state = PartyState(rank=0, channel=memory_pair(1)[0], store=None, zero_key=bytes(16))
+    with pytest.raises(UserInputError, match=f"wrong.py:{line_of('total = x.sum()')} opens"):
+        run_program(loaded, state, {})
+
+
+def test_values_that_no_party_knows_are_drawn_by_crypten() -> None:
+    loaded = load_program(FILES / "wrong.py:private_draws")
+    x = values(loaded)
+    first, second = (play(loaded, x)[0][1]["y"] - x["x"] for _ in range(2))
+    assert not torch.equal(first, second)
+    assert 0 <= float(first.min()) <= float(first.max()) < 1.001
+
+
+def test_a_run_says_no_value_in_its_errors() -> None:
+    loaded = load_program(FILES / "wrong.py:fails")
+    state = PartyState(rank=1, channel=memory_pair(1)[0], store=None, zero_key=bytes(16))
+    with pytest.raises(UserInputError) as caught:
+        run_program(loaded, state, {"x": torch.tensor([1.5, 2.5, 3.5])})
+    assert caught.value.what == f"program: RuntimeError at wrong.py:{line_of('x.view(2, 2)')}"
+
+
+def test_declarations_that_do_not_fit_are_refused() -> None:
+    x = {"x": owner("data", (2,))}
+    for inputs, reveal, message in [
+        ({}, {"y": "data"}, "its declaration has nothing"),
+        (x | {"w": owner("model")}, {"y": "data"}, "its declaration has x, w"),
+        (x, {"y": "dealer"}, "revealed to 'dealer'"),
+        (x, {"not a name": "data"}, "'not a name'"),
+        (x, {}, "reveals nothing"),
+        ({"x": (2,)}, {"y": "data"}, "declared as"),
+    ]:
+        with pytest.raises(UserInputError, match=message):
+            program(inputs=inputs, reveal=reveal)(lambda x: {"y": x})
+    for name, shape in [("dealer", (2,)), ("data", (-1,)), ("data", (1 << 40,)), ("data", (1.5,)), ("data", "ab")]:
+        with pytest.raises(UserInputError, match="owner"):
+            owner(name, shape)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("x = 1", "has no program"),
+        ("raise ValueError('why')", "cannot be imported: ValueError: why"),
+        ("def", "cannot be imported: SyntaxError"),
+    ],
+)
+def test_files_without_a_program_are_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "p.py").write_text(text)
+    with pytest.raises(UserInputError, match=message):
+        load_program(tmp_path / "p.py")
+    with pytest.raises(UserInputError, match="there is no file"):
+        load_program(tmp_path / "q.py")
+    with pytest.raises(UserInputError, match="has linear, logistic"):
+        load_program(FILES / "regression.py")
+
+
+def test_a_digest_is_of_the_file_and_of_what_it_imports_beside_it(tmp_path: Path) -> None:
+    text = "import mpcformer\nfrom helper_of_program import f\nx = {'x': mpcformer.owner('data')}\n"
+    text += "@mpcformer.program(inputs=x, reveal={'y': 'data'})\ndef p(x):\n    return {'y': f(x)}\n"
+    digests = []
+    for body in ("return x", "return x + 1"):
+        folder = tmp_path / str(len(digests))
+        folder.mkdir()
+        (folder / "p.py").write_text(text)
+        (folder / "helper_of_program.py").write_text(f"def f(x):\n    {body}\n")
+        digests.append(load_program(folder / "p.py").digest)
+        __import__("sys").modules.pop("helper_of_program")
+    assert digests[0] != digests[1]
+
+
+def test_a_network_takes_all_its_parameters_and_no_others() -> None:
+    with pytest.raises(UserInputError, match="bias has the shape None"):
+        shared_network(torch.nn.Linear(2, 1), torch.zeros(1, 2), {"weight": torch.zeros(1, 2)})
