@@ -56,7 +56,7 @@ def shift_logits(patch: pytest.MonkeyPatch) -> None:
 
     def lie(request: Request, *keys: bytes) -> list[torch.Tensor]:
         correction = deal(request, *keys)
-        if request.op == "classifier":
+        if request.op.startswith("classifier"):
             correction[0] = correction[0] + (1 << 50)
         return correction
 
