@@ -15,6 +15,7 @@ import torch
 from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import KEY_BYTES, fresh_key, scoped_keys
+from parties.session import attestation
 from parties.session.failure import as_known
 from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
@@ -65,10 +66,11 @@ class Session:
     Args:
         session_id: 16 bytes, the name of the session.
         model_owner, data_owner: party ids.
+        evidence: what the owners are shown of the dealer's environment.
     """
 
-    def __init__(self, session_id: bytes, model_owner: str, data_owner: str) -> None:
-        self.model_owner, self.data_owner = model_owner, data_owner
+    def __init__(self, session_id: bytes, model_owner: str, data_owner: str, evidence: bytes = b"") -> None:
+        self.model_owner, self.data_owner, self.evidence = model_owner, data_owner, evidence
         self._name = session_id
         # What the owners have drawn, as the model owner says with its first plan.
         self._id = b""
@@ -191,6 +193,7 @@ class DealerService(rpc.DealerServicer):
         model_owner: str,
         data_owner: str,
         on_bug: Callable[[Exception], None] = lambda error: None,
+        evidence: bytes = b"",
     ) -> Iterator[None]:
         """Serve these two owners in this session; its seeds are forgotten afterwards.
 
@@ -198,8 +201,9 @@ class DealerService(rpc.DealerServicer):
             session_id: 16 bytes.
             model_owner, data_owner: party ids.
             on_bug: called with an error in a call of the session that nobody foresaw.
+            evidence: what the owners are shown of the dealer's environment.
         """
-        session = self._sessions[session_id] = Session(session_id, model_owner, data_owner)
+        session = self._sessions[session_id] = Session(session_id, model_owner, data_owner, evidence)
         session.on_bug = on_bug
         try:
             yield
@@ -222,7 +226,7 @@ class DealerService(rpc.DealerServicer):
         request = first_message(request_iterator, context)
         session, caller = self._find(request.session_id, context)
         try:
-            return pb.OpenSessionReply(seed=session.seed_of(caller))
+            return pb.OpenSessionReply(seed=session.seed_of(caller), evidence=session.evidence)
         except RefusedError as error:
             refuse(context, error.code, error.why)
 
@@ -255,6 +259,7 @@ class Dealer:
 
     def __init__(self, config: DealerConfig) -> None:
         self._config = config
+        attestation.read(config.evidence)  # a wrong file is told at the start, and not to the first session
         self._owners = [*config.model_owners, *config.data_owners]
         self._service = DealerService(config.id, self._owners)
 
@@ -279,7 +284,8 @@ class Dealer:
         def failed(error: Exception) -> None:
             membership.abort(as_known(error, self._config.id))
 
-        with self._service.session(job.session_id, job.model_owner, job.data_owner, failed):
+        evidence = attestation.read(self._config.evidence)
+        with self._service.session(job.session_id, job.model_owner, job.data_owner, failed, evidence):
             # The dealer has no result of its own to report: its part is done when the owners' is.
             membership.part_done()
             membership.send(ready=pb.Ready())

@@ -20,7 +20,7 @@ from mpcformer.correlations import (
 )
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
-from parties.session import transcript
+from parties.session import attestation, transcript
 from parties.session.audit import Audit
 from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
@@ -116,6 +116,7 @@ class OwnerSession:
                 timeout_s = self.config.join_timeout_s
                 raise causes.unreachable(self.job.dealer, self.job.dealer_address, timeout_s) from None
             raise causes.of_call(self.job.dealer, error) from None
+        attestation.check(self.config.check_dealer, self.job.dealer, bytes(reply.evidence))
         return bytes(reply.seed)
 
     def setup(self, engine: Engine, public: PublicModel, student: str, started: float) -> None:

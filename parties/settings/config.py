@@ -211,11 +211,14 @@ class DealerConfig(ServiceConfig):
     """The configuration of the dealer.
 
     Args:
+        evidence: a file that is sent to both owners with their seeds, such as an attestation of its machine. It is read
+            anew for each session.
         model_owners: the ids that may take part in a session as model owner.
     """
 
     role: Literal["dealer"]
     model_owners: Ids
+    evidence: Path | None = None
 
     @model_validator(mode="after")
     def _owners_are_two(self) -> Self:
@@ -234,7 +237,7 @@ class ModelOwnerConfig(ServiceConfig):
         dealers: the ids of the dealers that it trusts for randomness.
         pool_mib: how much each session keeps of correlations that were dealt ahead, MiB; the smaller of both owners'
             numbers counts. A batch that does not fit is dealt in parts.
-        audit_rate: as for the data owner.
+        audit_rate, check_dealer: as for the data owner.
         max_sentences_per_day: how many sentences each data owner may ask in a day (UTC), or "unlimited".
         max_sentences: how many it may ask in all, or "unlimited".
         budget_file: where these are counted, across restarts; by default beside the configuration's file.
@@ -249,6 +252,7 @@ class ModelOwnerConfig(ServiceConfig):
     dealers: Ids
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     audit_rate: AuditRate = 0.0
+    check_dealer: Annotated[list[str], Field(min_length=1)] | None = None
     max_sentences_per_day: Limit = 1000
     max_sentences: Limit = 20_000
     budget_file: File = Path("budget.json")
@@ -279,6 +283,8 @@ class DataOwnerConfig(PartyCommon):
         pool_mib: as for the model owner.
         audit_rate: how many of the batches that are dealt ahead are dealt again, compared and dropped; the same number
             at both owners.
+        check_dealer: a command that reads a dealer's evidence on its standard input, and ends with status 0 if the
+            dealer may be used. Without it no evidence is asked for.
         engine: the engine of its own sessions.
         out: the folder to which it writes its answers to a coordinator's job, as a parquet file for each session.
         tell: what a coordinator learns of its jobs: all, that is, logits, labels and ids; or the scores alone.
@@ -296,6 +302,7 @@ class DataOwnerConfig(PartyCommon):
     digest_key: File | None = None
     pool_mib: PoolMib = DEFAULT_POOL_MIB
     audit_rate: AuditRate = 0.0
+    check_dealer: Annotated[list[str], Field(min_length=1)] | None = None
     engine: str = DEFAULT_ENGINE
     out: File | None = None
     tell: Literal["all", "scores"] = "all"

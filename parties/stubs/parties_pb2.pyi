@@ -49,10 +49,12 @@ class OpenSessionRequest(_message.Message):
     def __init__(self, session_id: _Optional[bytes] = ...) -> None: ...
 
 class OpenSessionReply(_message.Message):
-    __slots__ = ("seed",)
+    __slots__ = ("seed", "evidence")
     SEED_FIELD_NUMBER: _ClassVar[int]
+    EVIDENCE_FIELD_NUMBER: _ClassVar[int]
     seed: bytes
-    def __init__(self, seed: _Optional[bytes] = ...) -> None: ...
+    evidence: bytes
+    def __init__(self, seed: _Optional[bytes] = ..., evidence: _Optional[bytes] = ...) -> None: ...
 
 class CorrelationShape(_message.Message):
     __slots__ = ("sizes",)
