@@ -19,7 +19,7 @@ from mpcformer.ring.kernels import load
 from mpcformer.ring.random import BLOCK_WORDS, block_hash
 
 MAX_PAYLOAD = 3 * BLOCK_WORDS
-# The compiled functions make so many.
+# The compiled functions make so many at a time.
 MAX_COMPILED = 2 * BLOCK_WORDS
 # The lowest bits of a block's first word: the children's bits in a correction; a child's own bit, before it is cleared.
 BITS = 0b11
@@ -78,8 +78,10 @@ def expand(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Te
         int64 (C, R, 2^n).
     """
     kernels, _ = load()
-    if kernels is not None and kernels.has_aes and leaves.size(1) <= MAX_COMPILED:
-        return kernels.expand(rank, root, levels, leaves)
+    if kernels is not None and kernels.has_aes:
+        starts = range(0, leaves.size(1), MAX_COMPILED)
+        parts = [kernels.expand(rank, root, levels, leaves[:, at : at + MAX_COMPILED], at) for at in starts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts)
     return expand_by_torch(rank, root, levels, leaves)
 
 

@@ -159,8 +159,15 @@ class Kernels:
             raise ValueError(f"kernels.c has no {use}")
         return out
 
-    def expand(self, rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
-        """Do as `point_function.expand` does, on a processor that has AES instructions; see `has_aes`."""
+    def expand(
+        self, rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor, skipped: int = 0
+    ) -> torch.Tensor:
+        """Do as `point_function.expand` does, on a processor that has AES instructions; see `has_aes`.
+
+        Args:
+            rank, root, levels, leaves: as there, for at most four numbers of the payload.
+            skipped: how many numbers of the payload come before them, an even number.
+        """
         root, levels, leaves = (x.contiguous() for x in (root, levels, leaves))
         (rows, n), n_numbers = levels.shape[:2], leaves.size(1)
         shapes = (rows, BLOCK_WORDS), (rows, n, BLOCK_WORDS), (rows, n_numbers)
@@ -170,7 +177,9 @@ class Kernels:
         bits = torch.zeros((1 << n) + LANES, dtype=torch.uint8)
         out = torch.empty((n_numbers, rows, 1 << n), dtype=torch.int64)
         pointers = (x.data_ptr() for x in (root, levels, leaves, nodes, bits, out))
-        self._expand(b"".join(map(hash_key, range(N_HASHES))), rows, n, n_numbers, rank, *pointers)
+        # Two hashes make the tree, the others two numbers each.
+        hashes = [0, 1, *(which + skipped // BLOCK_WORDS for which in range(2, N_HASHES))]
+        self._expand(b"".join(map(hash_key, hashes)), rows, n, n_numbers, rank, *pointers)
         return out
 
     def _hashes_right(self) -> bool:

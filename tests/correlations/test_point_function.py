@@ -25,7 +25,7 @@ def keys(seed: int, places: torch.Tensor, payload: torch.Tensor, n: int) -> tupl
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**40), st.integers(1, 8), st.integers(1, 4), st.data())
+@given(st.integers(0, 2**40), st.integers(1, 8), st.integers(1, 6), st.data())
 def test_the_expansions_add_up_to_the_payload(seed: int, n: int, width: int, data: st.DataObject) -> None:
     places = torch.tensor(data.draw(st.lists(st.integers(0, 2**n - 1), min_size=1, max_size=9)))
     payload = Stream(derive_key(bytes(16), seed + 1)).int64((len(places), width))
@@ -38,13 +38,12 @@ def test_the_expansions_add_up_to_the_payload(seed: int, n: int, width: int, dat
 
 @needs_kernels
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 4), st.integers(1, 5))
+@given(st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 6), st.integers(1, 5))
 def test_the_compiled_expansion_is_the_same(seed: int, n: int, width: int, rows: int) -> None:
     stream = Stream(derive_key(bytes(16), seed))
     key = stream.int64((rows, 2)), stream.int64((rows, n, 2)), stream.int64((rows, width))
-    assert FOUND is not None
     for rank in (0, 1):
-        assert torch.equal(FOUND.expand(rank, *key), point_function.expand_by_torch(rank, *key))
+        assert torch.equal(point_function.expand(rank, *key), point_function.expand_by_torch(rank, *key))
 
 
 def test_other_roots_give_other_keys_and_the_same_ones_the_same() -> None:
