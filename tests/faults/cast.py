@@ -46,6 +46,17 @@ POINTS: dict[str, tuple[str, int]] = {
     # The weights are encoded for the default engine at the start, and for another one in the session.
     "encoding": ("parties.roles.model_owner.encode_weights", 2),
     "setting up": ("mpcformer.engines.lift.engine.LiftEngine.setup", 1),
+    # The beginnings and the ends of stages, in a run of six batches and two layers.
+    "offline first": ("mpcformer.engines.lift.ahead.Ahead.offline", 1),
+    "offline last": ("mpcformer.engines.lift.ahead.Ahead.offline", 12),
+    "softmax first": ("mpcformer.engines.lift.attention.PrivateAttention.attend", 1),
+    "softmax last": ("mpcformer.engines.lift.attention.PrivateAttention.attend", 12),
+    "reveal first": ("mpcformer.engines.lift.bert.reveal", 1),
+    "reveal last": ("mpcformer.engines.lift.bert.reveal", 6),
+    "writing first": ("parties.roles.journal.Journal.add", 1),
+    "writing last": ("parties.roles.journal.Journal.add", 6),
+    "dealing first": ("parties.roles.dealer.deal", 1),
+    "dealing last": ("parties.roles.dealer.deal", 300),
     "dealing": ("parties.roles.dealer.deal", 60),
     "hello dealer": ("parties.roles.service.SessionHost.add_to", 1),
     "hello model-owner": ("parties.roles.service.SessionHost.add_to", 1),

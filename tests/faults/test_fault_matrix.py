@@ -1,6 +1,6 @@
 """When any party is struck at any stage in any way, all others end in time, name it, and leave no result.
 
-There are 72 cases, of which several run at a time, because most of their time is waiting:
+There are 112 cases, of which several run at a time, because most of their time is waiting:
 pytest -m slow tests/faults/test_fault_matrix.py
 """
 
@@ -21,8 +21,10 @@ from parties.wire.tls import make_certificates
 from tests.faults import canaries
 from tests.faults.cast import PARTIES, Cast, Gate
 
+ENDS = ("first", "last")
 STAGES = ("hello", "offline", "linear", "softmax", "reveal", "writing")
 WAYS = ("kill", "stop", "cut")
+MOMENTS = [f"{stage} {moment}" for stage in ("offline", "softmax", "reveal", "writing", "dealing") for moment in ENDS]
 AT_ONCE = 4
 JOIN_TIMEOUT_S = 15.0
 LIMIT_S = 20.0
@@ -30,8 +32,8 @@ LIMIT_S = 20.0
 FEW = {("dealer", "offline", "kill"), ("model-owner", "softmax", "cut"), ("data-owner", "reveal", "stop")}
 FEW |= {("coordinator", "writing", "kill"), ("model-owner", "hello", "kill"), ("data-owner", "linear", "cut")}
 CASES = [
-    pytest.param(*case, id="-".join(case), marks=[] if case in FEW else pytest.mark.slow)
-    for case in product(PARTIES, STAGES, WAYS)
+    pytest.param(*case, id="-".join(case).replace(" ", "-"), marks=[] if case in FEW else pytest.mark.slow)
+    for case in (*product(PARTIES, STAGES, WAYS), *product(PARTIES, MOMENTS, ("kill",)))
 ]
 
 
@@ -48,7 +50,7 @@ class Matrix:
 
     def run(self, victim: str, stage: str, way: str) -> float:
         """Run one case; return the seconds from the strike until all others had ended."""
-        folder = self.folder / f"{victim}-{stage}-{way}"
+        folder = self.folder / f"{victim}-{stage}-{way}".replace(" ", "-")
         folder.mkdir()
         # The coordinator waits for a party that never joins, and so notices it; the others wait for the coordinator.
         early = stage == "hello"
@@ -65,7 +67,8 @@ class Matrix:
             job=JobDescription(task="sst2", batch_size=1, limit=6),
             join_timeout_s=waits,
         )
-        halted = victim if early else "coordinator" if stage == "writing" else "data-owner"
+        halted = {"writing": "coordinator", "dealing": "dealer"}.get(stage.split()[0], "data-owner")
+        halted = victim if early else halted
         point = f"hello {victim}" if early else stage
         if stage == "offline" and victim == "dealer":
             halted, point = "dealer", "dealing"
