@@ -10,7 +10,7 @@ from mpcformer.errors import UserInputError
 from parties.roles.start_party import run_party
 from tests.tiny import save_bert
 
-PLAIN = "{bert} holds a plain BERT, not a distilled student"
+PLAIN = "{bert} holds a plain bert model, not a distilled student"
 STUDENT = "{student} holds a distilled student, not a teacher"
 
 
