@@ -23,12 +23,12 @@ def _set_flag(cls: Any, mode: bool) -> None:
     _local.enabled = bool(mode)
 
 
-def _dropped(ctx: Any, x: Any, p: float, training: bool, inplace: bool, size: Any) -> Any:
+def _dropped(name: str, ctx: Any, x: Any, p: float, training: bool, inplace: bool, size: Any) -> Any:
     """Zero what a public mask of `size` says, which both parties draw alike, and scale the rest up by 1 / (1 - p)."""
     if not training:
         return x if inplace else x.clone()
     if inplace:
-        logging.warning("CrypTen dropout does not support inplace computation during training.")
+        logging.warning("CrypTen %s does not support inplace computation during training.", name)
     mask = (public_uniform(size, x.device) > p).double()
     mask = mask.reshape(*size, *(1,) * (x.dim() - len(size))).expand(x.size())
     result = x.mul_(mask / (1.0 - p)) if inplace else x.mul(mask / (1.0 - p))
@@ -37,11 +37,11 @@ def _dropped(ctx: Any, x: Any, p: float, training: bool, inplace: bool, size: An
 
 
 def _dropout(ctx: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    return _dropped(ctx, input, p, training, inplace, torch.Size(input.size()))
+    return _dropped("dropout", ctx, input, p, training, inplace, torch.Size(input.size()))
 
 
 def _feature_dropout(ctx: Any, input: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
-    return _dropped(ctx, input, p, training, inplace, torch.Size(input.size()[:2]))
+    return _dropped("_feature_dropout", ctx, input, p, training, inplace, torch.Size(input.size()[:2]))
 
 
 def patch() -> None:
