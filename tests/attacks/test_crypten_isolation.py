@@ -1,6 +1,8 @@
 """A private inference never uses CrypTen's own generators and providers, or torch.distributed."""
 
+import pickle
 import random
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -31,7 +33,23 @@ def everything(party: int) -> torch.Tensor:
     return result
 
 
-def test_no_other_source_of_randomness_and_no_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+def a_program(party: int) -> torch.Tensor:
+    """Run what programs use besides: comparisons, division, gradients, dropout and values that nobody knows."""
+    crypten = compat.crypten
+    with crypten.enable_grad():
+        x = crypten.cryptensor(X, src=1, requires_grad=True)
+        w = crypten.cryptensor(X.t().contiguous(), src=0, requires_grad=True)
+        y = (x.matmul(w) / 7).sigmoid().dropout(0.5)
+        y.sum().backward()
+    noise = crypten.rand(4, 6) * 0.1
+    result: torch.Tensor = (x.grad + noise).softmax(dim=1).argmax(dim=1).get_plain_text()
+    return result
+
+
+@pytest.mark.parametrize("computation", [everything, a_program])
+def test_no_other_source_of_randomness_and_no_torch_distributed(
+    monkeypatch: pytest.MonkeyPatch, computation: Callable[[int], torch.Tensor]
+) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a forbidden source was reached")
 
@@ -64,10 +82,13 @@ def test_no_other_source_of_randomness_and_no_torch_distributed(monkeypatch: pyt
     monkeypatch.setattr(random, "random", refuse)
     monkeypatch.setattr(np.random, "random", refuse)
     states = torch.get_rng_state()
-    (left, right), _, requests = run_pair(everything)
+    for name in ("load", "loads", "dump", "dumps"):
+        monkeypatch.setattr(pickle, name, refuse)
+    (left, right), _, requests = run_pair(computation)
     assert torch.equal(left, right)
     assert torch.equal(states, torch.get_rng_state()), "torch's global generator was used"
-    assert {r.kind for r in requests} == {"additive_triple", "square_pair", "truncation", "binary_triple", "bit_pair"}
+    kinds = {"additive_triple", "square_pair", "truncation", "binary_triple", "bit_pair"}
+    assert {r.kind for r in requests} == kinds
 
 
 def test_insecure_parts_refuse_to_start() -> None:
