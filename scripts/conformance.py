@@ -290,7 +290,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="files, classes or tests, such as mpc,nn:TestTFP:test_linear")
     parser.add_argument("--control", action="store_true", help="unpatched CrypTen instead")
     parser.add_argument("--write", action="store_true", help="renew the list from this run")
-    parser.add_argument("--timeout", type=float, default=300.0, help="seconds for a test")
+    parser.add_argument("--timeout", type=float, default=1200.0, help="seconds for a test")
     parser.add_argument("--out", type=Path, help="append each outcome to this file, as a line of JSON")
     args = parser.parse_args()
     folder = args.checkout / "test"
