@@ -21,7 +21,7 @@ from parties.roles.coordinator import Coordinator
 from parties.roles.journal import Journal
 from parties.roles.start_party import _take_part
 from parties.session.evidence import Weight
-from parties.settings.config import CoordinatorConfig, DataOwnerConfig, PeerAddress, TlsFiles
+from parties.settings.config import UNLIMITED, CoordinatorConfig, DataOwnerConfig, PeerAddress, TlsFiles
 from parties.settings.config_file import to_toml
 from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
@@ -203,7 +203,10 @@ def soak(student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Soak]:
         data_dir=data_dir,
         tls=files,
         job=JobDescription("sst2", batch_size=1, limit=N_EXAMPLES),
-        changes={name: {"max_sessions": 8, "max_sessions_per_peer": 8} for name in SERVICES},
+        changes={
+            "dealer": {"max_sessions": 8, "max_sessions_per_peer": 8},
+            "model-owner": {"max_sessions": 8, "max_sessions_per_peer": 8} | UNLIMITED,
+        },
     )
     yield Soak(cast, files, seed=0)
     cast.end()
