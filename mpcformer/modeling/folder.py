@@ -10,6 +10,8 @@ from mpcformer.modeling.families import family_of
 from mpcformer.modeling.limits import check_fields, read_object
 
 WEIGHTS = "model.safetensors"
+# What a folder with a PEFT adapter holds in place of a config.json.
+ADAPTER = "adapter_config.json"
 # Names the files of a checkpoint whose weights are spread over several.
 INDEX = "model.safetensors.index.json"
 # A student's calibrated ranges.
@@ -35,6 +37,12 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise UserInputError(f"{folder} is not a folder", "give the folder of a checkpoint")
     has_weights = any((folder / name).is_file() for name in (WEIGHTS, INDEX))
     missing = [name for name in ("config.json",) if not (folder / name).is_file()] + [WEIGHTS] * (not has_weights)
+    if missing and (folder / ADAPTER).is_file():
+        raise UserInputError(
+            f"{folder} holds a PEFT adapter ({ADAPTER}), which is no model by itself",
+            "merge it into its model with peft: AutoPeftModelForSequenceClassification.from_pretrained(FOLDER)"
+            ".merge_and_unload().save_pretrained(DIR), save the tokenizer there too, and give DIR",
+        )
     if missing:
         raise UserInputError(
             f"{folder} is not a checkpoint: {' and '.join(missing)} missing",

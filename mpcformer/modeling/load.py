@@ -10,9 +10,10 @@ from torch import nn
 from transformers.utils import logging as hf_logging
 
 from mpcformer.errors import DependencyError, UserInputError
+from mpcformer.files import read_json
 from mpcformer.modeling.configuration import MPCFormerConfig
 from mpcformer.modeling.description import ModelDescription
-from mpcformer.modeling.families import family_of
+from mpcformer.modeling.families import PLACES, family_of
 from mpcformer.modeling.families.sentence import pooling_of
 from mpcformer.modeling.folder import WEIGHTS, read_config, require_student
 from mpcformer.modeling.shapes import check_amount, check_student
@@ -22,6 +23,8 @@ from mpcformer.modeling.weights_file import read_weights
 if TYPE_CHECKING:
     from mpcformer.modeling.model import MPCFormerForSequenceClassification
 
+# The files of tokenizers, of which a checkpoint has at least one.
+TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model")
 HEAD = ("classifier.", "bert.pooler.")
 # No BERT has these tensors before it becomes a student: they start from the values that the form states.
 LEARNT_FORM = (".log_divisor", ".log_deviation")
@@ -177,14 +180,17 @@ def load_tokenizer(folder: Path) -> Any:
     Raises:
         UserInputError: the folder has none.
     """
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt")):
+    if not any((folder / name).is_file() for name in TOKENIZERS):
         raise UserInputError(f"{folder} has no tokenizer (tokenizer.json or vocab.txt)", "restore the checkpoint")
     # This import takes a second, which a model owner need not spend.
-    from transformers import AutoTokenizer, BertConfig
+    from transformers import AutoConfig, AutoTokenizer
 
+    # Some checkpoints name no class of tokenizer: their family decides. transformers does not know that of students.
+    named = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    kind = named.get("model_type") if isinstance(named, dict) else None
+    family = AutoConfig.for_model(kind if kind in PLACES and kind != "mpcformer" else "bert")
     with _quiet(), tokenizer_errors(f"{folder}: the tokenizer"):
-        # With a configuration, transformers need not know the model type.
-        tokenizer = AutoTokenizer.from_pretrained(folder, config=BertConfig(), local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=family, local_files_only=True)
         tokenizer("a", return_token_type_ids=True)
     if tokenizer.pad_token is None:  # the mask hides padding, so any token serves
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)

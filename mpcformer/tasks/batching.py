@@ -57,6 +57,12 @@ def encode(tokenizer: Any, examples: Examples, *, limits: Limits, max_length: in
     options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
     rows = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, **options)
     ids, types = rows["input_ids"], rows["token_type_ids"]
+    for i, texts in enumerate(examples.texts):
+        if (
+            len(texts) == 2 and not texts[1]
+        ):  # in a list transformers takes it for a text; alone, as asking does, for none
+            row = tokenizer(texts[0], return_token_type_ids=True, return_attention_mask=False, **options)
+            ids[i], types[i] = row["input_ids"], row["token_type_ids"]
     encoded = [Encoded(*limits.checked(*row)) for row in zip(ids, types, strict=True)]
     for example, row in zip(examples.ids, encoded, strict=True):
         if len(row.input_ids) > positions:

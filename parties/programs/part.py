@@ -109,7 +109,9 @@ def _run(
     channel.send([torch.frombuffer(bytearray(own), dtype=torch.uint8)])
     theirs = bytes(channel.receive([Spec(torch.uint8, (len(own),))])[0].tolist())
     halves = (own, theirs) if task.rank == 0 else (theirs, own)
-    store = ProgramStore(task, seed, plan.requests, dealer)
+    # Nobody chooses what keys are bound to, as in a session of a model.
+    drawn_id = transcript.draw_together(channel, task.rank, task.session_id)
+    store = ProgramStore(task, seed, drawn_id, plan.requests, dealer)
     before, start = channel.counters.copy(), time.perf_counter()
     state = PartyState(
         rank=task.rank, channel=channel, store=store, zero_key=derive_key(halves[0], "zero sharing", halves[1])
@@ -140,18 +142,20 @@ class ProgramStore:
     Args:
         task: the party's.
         seed: from the dealer.
+        drawn_id: what both owners have drawn for this run, 16 bytes.
         plan: the requests.
         dealer: where the corrections come from.
     """
 
-    def __init__(self, task: Task, seed: bytes, plan: list[Request], dealer: rpc.DealerStub) -> None:
+    def __init__(self, task: Task, seed: bytes, drawn_id: bytes, plan: list[Request], dealer: rpc.DealerStub) -> None:
         self.bytes_from_dealer = 0
         self._task, self._plan = task, plan
-        self._store = CorrelationStore(rank=task.rank, seed=seed, session_id=task.session_id)
+        self._store = CorrelationStore(rank=task.rank, seed=seed, session_id=drawn_id)
         self._n_here = 0
         self._frames: Iterator[pb.Frame] = iter(())
         if task.rank == 0 and plan:
-            request = pb.DealRequest(session_id=task.session_id, plan=[to_wire(request) for request in plan])
+            wanted = [to_wire(request) for request in plan]
+            request = pb.DealRequest(session_id=task.session_id, drawn_id=drawn_id, plan=wanted)
             self._frames = dealer.Deal(iter([request]))
             room = task.pool_bytes
             while self._n_here < len(plan) and room > 0:

@@ -45,7 +45,8 @@ class Budget:
         in_all: int | None = None,
         now: Callable[[], datetime.datetime] = _now,
     ) -> None:
-        self._path = None if per_day is None and in_all is None else path
+        # Two names of one file are one budget: the lock lies beside the file itself.
+        self._path = None if path is None or (per_day is None and in_all is None) else path.resolve()
         self._per_day, self._in_all, self._now = per_day, in_all, now
         self._lock = threading.Lock()
         if self._path is not None:

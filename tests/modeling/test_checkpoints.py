@@ -108,6 +108,14 @@ def test_a_bare_model_or_one_with_another_head_starts_a_teacher_but_is_none(tmp_
         assert torch.equal(start.bert.embeddings.word_embeddings.weight, word)
 
 
+def test_an_adapter_is_refused_with_what_merges_it(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "roberta-base"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(UserInputError, match="holds a PEFT adapter") as caught:
+        load_checkpoint(tmp_path)
+    assert "merge_and_unload" in caught.value.remedy
+
+
 def test_a_config_that_is_no_object_is_refused(tmp_path: Path) -> None:
     folder = save_bert(tmp_path / "bert")
     (folder / "config.json").write_text("[]")

@@ -16,11 +16,14 @@ from mpcformer.engines.base import load_public_model
 from mpcformer.errors import MPCFormerError, RangeError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling.tokenizer import Limits
+from mpcformer.tasks import get_task
+from parties.roles.data_owner import made_up_scores, own_scores
 from parties.runs import local_run, report, simulation
 from parties.runs.simulation import LocalRunOptions
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
+from parties.stubs import parties_pb2 as pb
 from tests.engines.test_refused_sentences import with_a_long_word
 from tests.tiny import GOOD, save_parquet, save_student
 
@@ -300,3 +303,25 @@ def test_a_data_owner_may_withhold_its_answers(
     report.write(tmp_path, {}, values, found, {})
     assert not (tmp_path / "predictions.parquet").exists()
     assert "2 of 6 examples" in "".join(report.refused_text(values))
+
+
+@pytest.mark.parametrize("task", ["sst2", "mrpc", "stsb", "cola"])
+def test_scores_are_computed_whoever_was_refused(task: str) -> None:
+    """The time of the scores is in the session's end, which the model owner and the dealer see."""
+    chosen = get_task(task)
+    made_up = made_up_scores(chosen)
+    assert set(made_up) == set(chosen.metrics)
+    for refused in ([True, True], [False, False]):
+        logits = np.zeros((2, chosen.num_labels), dtype=np.float32)
+        found = pb.Predictions(
+            ids=[0, 1],
+            rows=[0, 1],
+            n_outputs=chosen.num_labels,
+            logits=logits.reshape(-1).tolist(),
+            refused=refused,
+            labels=[0, 1],
+            groups=["", ""],
+        )
+        scores = own_scores(chosen, found)
+        assert scores.refused == sum(refused)
+        assert bool(scores.metrics) is not refused[0]

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from mpcformer import __version__
 from mpcformer.errors import UserInputError
 from parties.roles.coordinator import Coordinator
 from parties.roles.journal import FILE_NAME, Journal
@@ -45,7 +46,7 @@ def test_a_party_whose_file_differs_is_refused(
     coordinator: Coordinator, config: CoordinatorConfig, insecure: Insecure | None
 ) -> None:
     said = text(insecure)
-    hello = pb.Hello(protocol_version=PROTOCOL_VERSION, role="dealer", release="0", insecure=said)
+    hello = pb.Hello(protocol_version=PROTOCOL_VERSION, role="dealer", release=__version__, insecure=said)
     coordinator._handle("dealer", pb.PartyEvent(hello=hello))
     assert bool(coordinator._evidence) == (insecure != config.insecure)
     if coordinator._evidence:

@@ -17,11 +17,13 @@ def distance_buckets(n_positions: int, n_buckets: int) -> torch.Tensor:
     ones grow with the logarithm of the distance, up to MAX_DISTANCE.
     Source: Raffel et al., T5, JMLR 2020, section 2.1, as in MPNet.
     """
-    position = torch.arange(n_positions)
-    ahead = position[None, :] - position[:, None]
-    half, exact = n_buckets // 2, n_buckets // 4
-    distance = ahead.abs()
-    # Groups are the same as in transformers only if the logarithm is taken in float32.
-    growth = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
-    far = (exact + growth.clamp(min=0).long()).clamp(max=half - 1)
-    return torch.where(distance < exact, distance, far) + (ahead > 0).long() * half
+    # What is kept may be made while somebody predicts, and used while somebody trains.
+    with torch.inference_mode(False):
+        position = torch.arange(n_positions)
+        ahead = position[None, :] - position[:, None]
+        half, exact = n_buckets // 2, n_buckets // 4
+        distance = ahead.abs()
+        # Groups are the same as in transformers only if the logarithm is taken in float32.
+        growth = torch.log(distance.float() / exact) / math.log(MAX_DISTANCE / exact) * (half - exact)
+        far = (exact + growth.clamp(min=0).long()).clamp(max=half - 1)
+        return torch.where(distance < exact, distance, far) + (ahead > 0).long() * half
