@@ -16,7 +16,7 @@ from distill.training.workspace import Workspace
 from mpcformer.console import console
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_tokenizer
-from mpcformer.modeling.description import described
+from mpcformer.modeling.description import SIZES, described
 from mpcformer.modeling.folder import read_config, require_teacher
 from mpcformer.tasks import Task, class_order, model_names
 
@@ -27,15 +27,8 @@ SIZE_OPTIONS = {"num_hidden_layers": "--layers", "intermediate_size": "--interme
 # The weights that depend on the task; a student never takes them from a general student.
 TASK_WEIGHTS = ("bert.pooler.", "classifier.")
 FORMS = ("gelu", "softmax")
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "max_position_embeddings",
-    "type_vocab_size",
-)
+# What a general student must have as the student that takes its weights has it.
+BODY = (*FORMS, *SIZES, "embedding_size", "projection", "score_buckets")
 
 
 def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
@@ -120,7 +113,7 @@ def _take_body(student: Model, general: Path, teacher: Path) -> None:
     """
     ours = student.config
     theirs = described(read_config(general), str(general))
-    for name in (*FORMS, *SIZES):
+    for name in BODY:
         if (found := getattr(theirs, name)) != (wanted := getattr(ours, name)):
             raise UserInputError(
                 f"--from: the general student {general} has {name} {found}, this student {wanted}",

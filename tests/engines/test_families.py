@@ -10,8 +10,12 @@ import torch
 
 from distill.training.calibrate import calibrate
 from mpcformer.engines.base import BatchInputs, BatchShape, load_public_model
+from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.head import head_scales
 from mpcformer.engines.registry import ENGINES, estimate_batch
+from mpcformer.errors import RangeError
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
+from mpcformer.modeling.description import ModelDescription
 from mpcformer.modeling.precision import COMPACT, WIDE
 from mpcformer.modeling.save import round_weights, save_student
 from mpcformer.modeling.tokenizer import Limits
@@ -116,3 +120,11 @@ def test_a_bias_on_the_scores_costs_nothing(tmp_path: Path, data_dir: Path) -> N
         cost = estimate_batch("lift", load_public_model(folder), BatchShape(2, 16))
         costs.append((cost.rounds, cost.bytes_to_data_owner, cost.bytes_to_model_owner))
     assert costs[0] == costs[1]
+
+
+def test_the_mean_of_very_many_rows_needs_wide_rings() -> None:
+    settings = {"pooling": "mean", "head_activation": "none", "max_position_embeddings": 1 << 13}
+    config = ModelDescription(**settings)  # type: ignore[arg-type]
+    assert head_scales(config, fp.WIDE).weight_scale >= 10
+    with pytest.raises(RangeError, match="max_position_embeddings"):
+        head_scales(config, fp.compact(1.0, 1.0))

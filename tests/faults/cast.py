@@ -8,7 +8,8 @@ that process only.
 import importlib
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -26,6 +27,8 @@ from parties.settings.config import (
 )
 from parties.settings.config_file import to_toml
 from parties.settings.job import JobDescription
+from parties.settings.public_files import export_public
+from parties.wire.tls import make_certificates
 from tests.forked import context, leave, redirect
 from tests.ports import free_port
 
@@ -285,3 +288,29 @@ def _routed(routes: dict[str, str], path: Path, out: Path, resume: bool) -> int:
 
     coordinator.Coordinator.new_job = job  # type: ignore[method-assign]
     return _coordinate(path, out, resume)
+
+
+@contextmanager
+def cast_of(
+    folder: Path,
+    student: Path,
+    data_dir: Path,
+    job: JobDescription,
+    *,
+    tls: dict[str, TlsFiles] | None = None,
+    **more: Any,
+) -> Iterator[Cast]:
+    """Yield a cast for a student, with public files and, if none are given, certificates of its own; end it then."""
+    made = Cast(
+        folder,
+        student=student,
+        public=export_public(student, folder / "public"),
+        data_dir=data_dir,
+        tls=tls or make_certificates(folder / "tls", list(PARTIES)),
+        job=job,
+        **more,
+    )
+    try:
+        yield made
+    finally:
+        made.end()

@@ -11,9 +11,7 @@ import pytest
 
 from parties.session.evidence import CONFESSED_REASON
 from parties.settings.job import JobDescription
-from parties.settings.public_files import export_public
-from parties.wire.tls import make_certificates
-from tests.faults.cast import PARTIES, Cast, Gate
+from tests.faults.cast import PARTIES, Cast, Gate, cast_of
 
 LIMIT_S = 60.0
 
@@ -51,16 +49,8 @@ class NoFiles(Gate):
 
 @pytest.fixture
 def cast(student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
-    made = Cast(
-        tmp_path,
-        student=student,
-        public=export_public(student, tmp_path / "public"),
-        data_dir=data_dir,
-        tls=make_certificates(tmp_path / "tls", list(PARTIES)),
-        job=JobDescription("sst2", batch_size=1, limit=6),
-    )
-    yield made
-    made.end()
+    with cast_of(tmp_path, student, data_dir, JobDescription("sst2", batch_size=1, limit=6)) as made:
+        yield made
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,12 @@ from parties.session.membership import Membership
 from parties.session.owner_session import OwnerSession
 from parties.settings.config import ModelOwnerConfig, TlsFiles
 from parties.settings.job import JobDescription
-from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.frames import open_channel, start_server
 from parties.wire.peer_channel import PeerChannel
 from parties.wire.tls import make_certificates
-from tests.faults.cast import PARTIES, Cast
+from tests.faults.cast import PARTIES, Cast, cast_of
 from tests.forked import context, leave, redirect
 from tests.parties.test_service import wait_for
 
@@ -92,16 +91,8 @@ def test_an_abort_before_the_stub_kills_no_owner(
 
 @pytest.fixture
 def cast(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
-    made = Cast(
-        tmp_path,
-        student=student,
-        public=export_public(student, tmp_path / "public"),
-        data_dir=data_dir,
-        tls=files,
-        job=JobDescription("sst2", batch_size=1),
-    )
-    yield made
-    made.end()
+    with cast_of(tmp_path, student, data_dir, JobDescription("sst2", batch_size=1), tls=files) as made:
+        yield made
 
 
 @pytest.mark.parametrize("times", TIMES)

@@ -22,13 +22,12 @@ from parties.roles.coordinator import Coordinator
 from parties.roles.journal import Journal
 from parties.settings.config import CoordinatorConfig, TlsFiles
 from parties.settings.job import JobDescription
-from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.wire.callers import SESSION_HEADER, STREAM_HEADER
 from parties.wire.frames import SafeChannel, open_channel
 from parties.wire.tls import make_certificates
 from tests import fuzz
-from tests.faults.cast import PARTIES, Cast
+from tests.faults.cast import PARTIES, Cast, cast_of
 from tests.parties.test_service import Sessions
 
 # Calls at each service.
@@ -81,17 +80,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
 
 @pytest.fixture
 def cast(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
-    made = Cast(
+    with cast_of(
         tmp_path,
-        student=student,
-        public=export_public(student, tmp_path / "public"),
-        data_dir=data_dir,
+        student,
+        data_dir,
+        JobDescription("sst2", batch_size=4, limit=4),
         tls=files,
-        job=JobDescription("sst2", batch_size=4, limit=4),
         changes={name: {"join_timeout_s": 2.0} for name in ("dealer", "model-owner")},
-    )
-    yield made
-    made.end()
+    ) as made:
+        yield made
 
 
 def make(channels: dict[str, SafeChannel], call: Call) -> Any:

@@ -16,10 +16,8 @@ from parties.session.evidence import Weight
 from parties.settings.config import CoordinatorConfig, DataOwnerConfig, PeerAddress
 from parties.settings.config_file import to_toml
 from parties.settings.job import JobDescription
-from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
-from parties.wire.tls import make_certificates
-from tests.faults.cast import PARTIES, Cast, _child, _party
+from tests.faults.cast import Cast, _child, _party, cast_of
 from tests.forked import context
 from tests.ports import free_port
 
@@ -28,17 +26,9 @@ N_EXAMPLES, SERVICES = 10, ("dealer", "model-owner")
 
 @pytest.fixture
 def cast(student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
-    made = Cast(
-        tmp_path,
-        student=student,
-        public=export_public(student, tmp_path / "public"),
-        data_dir=data_dir,
-        tls=make_certificates(tmp_path / "tls", list(PARTIES)),
-        job=JobDescription("sst2", batch_size=1, limit=N_EXAMPLES),
-    )
-    made.start(*SERVICES, once=False)
-    yield made
-    made.end()
+    with cast_of(tmp_path, student, data_dir, JobDescription("sst2", batch_size=1, limit=N_EXAMPLES)) as made:
+        made.start(*SERVICES, once=False)
+        yield made
 
 
 class Session:

@@ -36,13 +36,12 @@ from parties.settings.config import (
 )
 from parties.settings.config_file import by_keys, load_any, load_coordinator, load_party, to_toml
 from parties.settings.job import JobDescription
-from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import tls
 from parties.wire.frames import open_channel, start_server
 from parties.wire.tls import make_certificates
-from tests.faults.cast import PARTIES, Cast
+from tests.faults.cast import PARTIES, Cast, cast_of
 from tests.parties.test_handshakes import Authority
 from tests.parties.test_service import Service, ask_for_seed, session
 
@@ -56,17 +55,15 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
 
 @pytest.fixture
 def cast(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
-    made = Cast(
+    with cast_of(
         tmp_path,
-        student=student,
-        public=export_public(student, tmp_path / "public"),
-        data_dir=data_dir,
+        student,
+        data_dir,
+        JobDescription("sst2", batch_size=2, limit=4),
         tls=files,
-        job=JobDescription("sst2", batch_size=2, limit=4),
         join_timeout_s={"coordinator": 10.0, "data-owner": 10.0},
-    )
-    yield made
-    made.end()
+    ) as made:
+        yield made
 
 
 def written(config: Any, folder: Path, **changes: Any) -> Path:

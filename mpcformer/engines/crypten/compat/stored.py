@@ -99,14 +99,14 @@ def _save(obj: Any, f: Any, save_closure: Any = save_shares, **options: Any) -> 
 def _load(f: Any, load_closure: Any = load_shares, **options: Any) -> Any:
     """Load this party's shares."""
     if "src" in options:
-        raise SyntaxError("crypten.load() should not be used with `src` argument. Use load_from_party() instead.")
+        raise SyntaxError("src: crypten.load reads this party's own shares; crypten.load_from_party takes a party")
     return _reader(load_closure)(f, **options)
 
 
 def _save_from_party(obj: Any, f: Any, src: int = 0, save_closure: Any = save_shares, **options: Any) -> None:
     """Save a plaintext tensor at party `src`."""
     if crypten.is_encrypted_tensor(obj):
-        raise NotImplementedError("Saving encrypted tensors is not yet supported")
+        raise NotImplementedError("a shared tensor is no one party's to save: crypten.save writes each party's shares")
     assert src in (0, 1), "Save failed: src must be an integer in [0, world_size)"
     if current().rank == src:
         _writer(save_closure)(obj, f, **options)
@@ -124,7 +124,7 @@ def _load_from_party(
 ) -> Any:
     """Share the tensor that party `src` has in a file or in memory. The other party learns its shape."""
     if encrypted:
-        raise NotImplementedError("Loading encrypted tensors is not yet supported")
+        raise NotImplementedError("encrypted: crypten.load reads the shares that crypten.save wrote")
     assert src in (0, 1), "Load failed: src must be in [0, world_size)"
     comm = current().communicator
     found: Any = None
@@ -134,7 +134,7 @@ def _load_from_party(
     size = comm.broadcast_obj(found.size() if isinstance(found, torch.Tensor) else torch.Size([]), src)
     is_tensor = comm.broadcast_obj(torch.Size([int(isinstance(found, torch.Tensor))]), src) == (1,)
     if not is_tensor:
-        raise TypeError("Unrecognized load type: tensors are shared, not models; share a model's parameters")
+        raise TypeError("a file for load_from_party holds one tensor: share a model by its parameters")
     result = crypten.cryptensor(found if found is not None else torch.zeros(size), src=src)
     result.src = src
     return result

@@ -9,6 +9,7 @@ from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales.fixed_point import Rings
 from mpcformer.engines.lift.scales.tables import table
+from mpcformer.errors import RangeError
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
@@ -19,7 +20,7 @@ TANH_WIDTH = 0.12
 # Logits are told to 2^-10: finer digits would tell how shares were rounded, and with it something of the weights. They
 # are told in so many bits; the mean of rows needs more bits before the classifier, and leaves fewer for the logits.
 LOGIT_SCALE, LOGIT_WIRE_BITS, MEAN_WIRE_BITS = 10, 24, 20
-MAX_WEIGHT_SCALE = 18
+MIN_WEIGHT_SCALE, MAX_WEIGHT_SCALE = 10, 18
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ def head_scales(config: ModelDescription, rings: Rings) -> HeadScales:
 
     Raises:
         UserInputError: the engine does not compute the head's activation.
+        RangeError: the head takes the mean of so many rows that its weights would be too coarse.
     """
     if not config.has_dense:
         log_positions = math.ceil(math.log2(config.max_position_embeddings)) if config.pooling == "mean" else 0
@@ -107,9 +109,16 @@ def head_scales(config: ModelDescription, rings: Rings) -> HeadScales:
 
 
 def _classifier(row_scale: int, most_bits: int = WORD, wire_bits: int = LOGIT_WIRE_BITS) -> tuple[int, int, int]:
-    """Return bits, row_scale and weight_scale of a classifier whose rows have `row_scale` over Z_2^most_bits."""
-    for weight_scale in range(MAX_WEIGHT_SCALE, 0, -1):
+    """Return bits, row_scale and weight_scale of a classifier whose rows have `row_scale` over Z_2^most_bits.
+
+    Raises:
+        RangeError: the weights would be too coarse.
+    """
+    for weight_scale in range(MAX_WEIGHT_SCALE, MIN_WEIGHT_SCALE - 1, -1):
         bits = row_scale + weight_scale - LOGIT_SCALE + wire_bits
         if bits <= most_bits and bits == packing_width(bits):
             return bits, row_scale, weight_scale
-    raise ValueError(f"rows at the scale {row_scale} over {most_bits} bits leave no room for logits")
+    raise RangeError(
+        f"max_position_embeddings: the mean of so many rows leaves {most_bits} bits too little room for the last map",
+        "distil the student again with --weight-bits all, or give a checkpoint with fewer positions",
+    )
