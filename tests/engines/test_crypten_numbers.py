@@ -1,5 +1,6 @@
 """Numbers that CrypTen, or an earlier release, computed wrongly without a word: each is an instance of a kind."""
 
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -179,3 +180,40 @@ def test_a_threads_gradients_are_its_own() -> None:
 
     run_pair(run)
     assert flags == {0: [False, True], 1: [False, False]}
+
+
+def test_a_threads_settings_are_its_own() -> None:
+    cfg, step = crypten.cfg, threading.Barrier(2, timeout=20)
+    shipped = (cfg.functions.reciprocal_all_pos, cfg.encoder.precision_bits)
+
+    def seen() -> tuple[Any, Any]:
+        return cfg.functions.reciprocal_all_pos, cfg.encoder.precision_bits
+
+    def run(rank: int) -> tuple[Any, Any]:
+        # Party 1 begins its override while party 0's is in place, and ends it afterwards. With the process's own
+        # settings it would put party 0's override back for good.
+        override = cfg.temp_override({"functions.reciprocal_all_pos": True})
+        if rank == 0:
+            cfg.encoder.precision_bits = 20
+            with override:
+                step.wait()
+            step.wait()
+        else:
+            step.wait()
+            before = seen()
+            with override:
+                step.wait()
+            assert before == shipped
+        return seen()
+
+    assert run_pair(run)[0] == [(shipped[0], 20), shipped]
+    assert seen() == shipped
+
+
+def test_a_party_begins_with_the_settings_of_this_release() -> None:
+    def run(rank: int) -> int:
+        bits: int = crypten.cfg.encoder.precision_bits
+        crypten.cfg.encoder.precision_bits = 20
+        return bits
+
+    assert run_pair(run)[0] == run_pair(run)[0] == [compat.FRAC_BITS, compat.FRAC_BITS]

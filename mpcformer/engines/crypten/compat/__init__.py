@@ -6,6 +6,7 @@
 - truncation, encoding, public factors (`fixed_point`): CrypTen's numbers are wrong now and then, and say nothing.
 - products (`products`) and tensors (`tensors`): only masked values are opened unless a program opens one by name.
 - gradients (`autograd`): a flag for each thread, and masks of dropout from the CSPRNG.
+- settings (`settings`): each thread has its own, since CrypTen overrides them in the middle of its functions.
 - files (`stored`): safetensors in place of pickles.
 - models (`models`): `from_pytorch` with the pinned torch.
 
@@ -15,7 +16,7 @@
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from mpcformer.engines.crypten.compat import autograd, models, products, stored, tensors
+from mpcformer.engines.crypten.compat import autograd, models, products, settings, stored, tensors
 from mpcformer.engines.crypten.compat.communicator import ChannelCommunicator
 from mpcformer.engines.crypten.compat.fixed_point import FRAC_BITS, MAX_ENCODED, truncate
 from mpcformer.engines.crypten.compat.library import crypten
@@ -75,7 +76,7 @@ def _patch() -> None:
         owner.__init__ = _refuse(f"CrypTen's {name} provider")
     crypten.init = _refuse("crypten.init (torch.distributed, MT19937)")
     crypten.manual_seed = _refuse("crypten.manual_seed (MT19937)")
-    for part in (autograd, products, tensors, stored, models):
+    for part in (settings, autograd, products, tensors, stored, models):
         part.patch()
 
 

@@ -12,6 +12,7 @@ import torch
 
 from mpcformer.channel import Channel, Spec
 from mpcformer.engines.crypten.compat.library import crypten
+from mpcformer.engines.crypten.compat.settings import fresh_settings
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import Stream, derive_key, fresh_key
 
@@ -103,7 +104,7 @@ def has_party() -> bool:
 
 @contextmanager
 def active(state: PartyState, *, gradients: bool = False) -> Iterator[None]:
-    """Make `state` this thread's party.
+    """Make `state` this thread's party, with CrypTen's settings as this release has them.
 
     Args:
         state: the party.
@@ -112,7 +113,7 @@ def active(state: PartyState, *, gradients: bool = False) -> Iterator[None]:
     before = getattr(_local, "state", None)
     _local.state = state
     try:
-        with crypten.enable_grad() if gradients else crypten.no_grad():
+        with fresh_settings(), crypten.enable_grad() if gradients else crypten.no_grad():
             yield
     finally:
         _local.state = before
