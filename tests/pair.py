@@ -17,6 +17,7 @@ from mpcformer.correlations import (
     deal,
     expand,
     is_shared,
+    mask_keys,
     session_key,
     unpacked,
     weight_mask_key,
@@ -50,7 +51,7 @@ class InlineDealer:
         keys = [session_key(seed, self.session_id, len(self.requests), request) for seed in self.seeds]
         self.requests.append(request)
         has_correction = self.rank == 0 or is_shared(request)
-        correction = deal(request, *keys, self.weight_mask_key()) if has_correction else []
+        correction = deal(request, *keys, mask_keys(self.seeds[0], self.session_id, 0)) if has_correction else []
         self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
         return expand(request, keys[self.rank], self.rank, unpacked(request, correction) if correction else [])
 
@@ -63,6 +64,9 @@ class InlineDealer:
 
     def weight_mask_key(self) -> bytes:
         return weight_mask_key(self.seeds[0], self.session_id)
+
+    def batch_key(self) -> bytes:
+        return mask_keys(self.seeds[0], self.session_id, 0).batch
 
 
 def in_two_threads(function: Callable[[int], Any]) -> list[Any]:
@@ -193,19 +197,20 @@ def run_outcomes(
     stores = [CorrelationStore(rank=rank, seed=seeds[rank], session_id=session_id) for rank in (0, 1)]
     plan = engines[1].plan(inputs.shape)
     requests = [request for segment in plan for request in segment]
-    weight_key = weight_mask_key(seeds[0], session_id)
+    parts = [[store.reserve(len(requests)) for store in stores] for _ in range(n_batches)]
     for operation, request in enumerate(requests * n_batches):
         keys = [session_key(seed, session_id, operation, request) for seed in seeds]
-        correction = deal(request, *keys, weight_key)
-        for store in stores[: 1 + is_shared(request)]:
-            store.put(operation, request, correction)
+        number = operation // len(requests)
+        correction = deal(request, *keys, mask_keys(seeds[0], session_id, number * len(requests)))
+        for part in parts[number][: 1 + is_shared(request)]:
+            part.put(operation, request, correction)
     online = [Counters(), Counters()]
 
     def owner(rank: int) -> Outcome:
         engines[rank].setup(stores[rank])
         mine = inputs if rank == 1 else BatchInputs(inputs.attention_mask, n_told=inputs.n_told)
-        for _ in range(n_batches):
-            batch = engines[rank].batch(inputs.shape, stores[rank], ends[rank])
+        for part in parts:
+            batch = engines[rank].batch(inputs.shape, part[rank], ends[rank])
             for segment in range(len(plan)):
                 batch.offline(segment)
             before = ends[rank].counters.copy()

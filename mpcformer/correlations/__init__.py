@@ -15,12 +15,20 @@ from mpcformer.correlations.kinds import (
     unpacked,
     validate,
 )
-from mpcformer.correlations.requests import Request, correlation_plan_digest, session_key, weight_mask_key
+from mpcformer.correlations.requests import (
+    MaskKeys,
+    Request,
+    correlation_plan_digest,
+    mask_keys,
+    session_key,
+    weight_mask_key,
+)
 from mpcformer.correlations.store import CorrelationStore
 
 __all__ = [
     "CorrelationStore",
     "Dealt",
+    "MaskKeys",
     "Request",
     "correction_specs",
     "correlation_plan_digest",
@@ -28,6 +36,7 @@ __all__ = [
     "expand",
     "is_shared",
     "kept_bytes",
+    "mask_keys",
     "session_key",
     "sketch",
     "unpacked",

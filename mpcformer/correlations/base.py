@@ -14,7 +14,7 @@ from abc import ABC, abstractmethod
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import WIDTHS, packed_bytes
 from mpcformer.ring.random import Stream
@@ -54,8 +54,8 @@ class Kind(ABC):
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the shape, and the width of the ring in bits, of each of rank 0's corrections."""
 
-    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
-        """Derive the session's masks of the model owner's weights. The dealer appends them to `share_0`."""
+    def weight_masks(self, request: Request, keys: MaskKeys) -> list[torch.Tensor]:
+        """Derive masks of the model owner that other operations use too. The dealer appends them to `share_0`."""
         return []
 
     def is_shared(self, request: Request) -> bool:

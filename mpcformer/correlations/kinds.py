@@ -13,7 +13,7 @@ from mpcformer.correlations.lifted import Lifted
 from mpcformer.correlations.linear import Linear
 from mpcformer.correlations.matmul import MatmulMasks
 from mpcformer.correlations.piecewise import Piecewise
-from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.correlations.row_lookup import RowLookup
 from mpcformer.correlations.table import Table
 from mpcformer.correlations.zero_test import ZeroTest
@@ -97,20 +97,20 @@ class Dealt:
         return f"Dealt({self.request.kind}, <shares hidden>)"
 
 
-def deal(request: Request, key_0: bytes, key_1: bytes, weight_key: bytes) -> list[torch.Tensor]:
+def deal(request: Request, key_0: bytes, key_1: bytes, masks: MaskKeys) -> list[torch.Tensor]:
     """Compute the correction for rank 0 from both owners' keys. This is the dealer's work for one request.
 
     Args:
         request: what is asked for.
         key_0, key_1: the owners' keys of this operation.
-        weight_key: the model owner's key of this session for the masks of its weights.
+        masks: the model owner's keys for what serves more than one operation.
 
     Raises:
         ProtocolError: the request is malformed.
     """
     validate(request)
     kind = KINDS[request.kind]
-    share_0 = kind.draw(request, Stream(key_0), 0) + kind.weight_masks(request, weight_key)
+    share_0 = kind.draw(request, Stream(key_0), 0) + kind.weight_masks(request, masks)
     share_1 = kind.draw(request, Stream(key_1), 1)
     corrections = kind.correct(request, share_0, share_1)
     layout = kind.layout(request)

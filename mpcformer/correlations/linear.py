@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcformer.correlations.base import Kind, check_width
-from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
 from mpcformer.ring.packing import WIDTHS
@@ -13,7 +13,8 @@ from mpcformer.ring.random import Stream, derive_key
 
 # Masks of such rings are kept as int32.
 SHORT = 32
-# The name of the keys of tags. They are a weight whose mask is the key itself, see `protocols.linear.tag`.
+# The name of the keys of tags. They are a weight whose mask is the key itself, see `protocols.linear.tag`. No other
+# weight's mask is a batch's own.
 TAGS = "tags"
 
 
@@ -64,7 +65,7 @@ class LinearSpec:
 
 
 def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
-    """Derive the mask of one of the model owner's weights, which serves a whole session.
+    """Derive the mask of one of the model owner's weights.
 
     Returns:
         Uniform numbers of `shape`: int32 if the ring has 32 bits or fewer, else int64.
@@ -98,11 +99,13 @@ class Linear(Kind):
         spec = LinearSpec.of(request)
         return [((spec.n_rows, weight[-1]), bits) for weight, bits in zip(spec.weights, spec.widths, strict=True)]
 
-    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
+    def weight_masks(self, request: Request, keys: MaskKeys) -> list[torch.Tensor]:
         """Derive B_i."""
         spec = LinearSpec.of(request)
         named = zip(spec.names, spec.weights, spec.widths, strict=True)
-        return [weight_mask(key, name, shape, bits) for name, shape, bits in named]
+        return [
+            weight_mask(keys.batch if name == TAGS else keys.weights, name, shape, bits) for name, shape, bits in named
+        ]
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw A and c_i at rank 1; rank 0 draws nothing."""

@@ -48,9 +48,27 @@ def session_key(seed: bytes, session_id: bytes, operation: int, request: Request
     return derive_key(seed, "correlation", session_id, operation, request.digest())
 
 
+@dataclass(frozen=True, repr=False)
+class MaskKeys:
+    """The model owner's keys for what serves more than one operation, 16 bytes each; the dealer derives the same.
+
+    Args:
+        weights: for the masks of its weights, which serve the whole session.
+        batch: for the keys of tags, which serve one batch: whether a tag was right tells something of its key.
+    """
+
+    weights: bytes
+    batch: bytes
+
+
 def weight_mask_key(seed: bytes, session_id: bytes) -> bytes:
     """Derive the model owner's 16-byte key for the masks of its weights. It serves the whole session."""
     return derive_key(seed, "weight masks", session_id)
+
+
+def mask_keys(seed: bytes, session_id: bytes, first_operation: int) -> MaskKeys:
+    """Derive the model owner's keys for the batch whose first operation has this index."""
+    return MaskKeys(weight_mask_key(seed, session_id), derive_key(seed, "batch", session_id, first_operation))
 
 
 def correlation_plan_digest(plan: Sequence[Request]) -> bytes:

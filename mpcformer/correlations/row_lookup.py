@@ -19,7 +19,7 @@ from scipy.sparse import csc_array
 
 from mpcformer.correlations.base import MAX_ELEMENTS, Kind
 from mpcformer.correlations.linear import weight_mask
-from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
 from mpcformer.ring.random import KEY_BYTES, Stream, derive_key
@@ -277,10 +277,10 @@ class RowLookup(Kind):
         spec = LookupSpec.of(request)
         return [(spec.answers, BITS), (spec.result, BITS)]
 
-    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
+    def weight_masks(self, request: Request, keys: MaskKeys) -> list[torch.Tensor]:
         """Derive B."""
         spec = LookupSpec.of(request)
-        return [weight_mask(key, spec.table, spec.table_shape, BITS)]
+        return [weight_mask(keys.weights, spec.table, spec.table_shape, BITS)]
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw s at rank 0; draw A, D and the shares of both products at rank 1."""

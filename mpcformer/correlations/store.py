@@ -6,7 +6,7 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations.kinds import KINDS, Dealt, correction_specs, expand, is_shared, unpacked
-from mpcformer.correlations.requests import Request, session_key, weight_mask_key
+from mpcformer.correlations.requests import MaskKeys, Request, mask_keys, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import WORD, pack
 
@@ -104,14 +104,14 @@ class CorrelationStore:
         self._prepared[operation] = expand(request, self._key(operation, request), self.rank, correction)
         self._corrections[operation] = request, []
 
-    def give_up(self, requests: Sequence[Request]) -> tuple[list[bytes], bytes]:
+    def give_up(self, requests: Sequence[Request]) -> tuple[list[bytes], MaskKeys]:
         """Use up all operations of a reserved part, for an audit of the dealer.
 
         Args:
             requests: what the part's operations are for.
 
         Returns:
-            This owner's keys of them, and its key for the masks of its weights, which means something at rank 0 alone.
+            This owner's keys of them, and its keys for masks, which mean something at rank 0 alone.
 
         Raises:
             ProtocolError: this is no reserved part, or one of its operations was taken.
@@ -124,7 +124,7 @@ class CorrelationStore:
         self._prepared.clear()
         self._previewed.clear()
         keys = [self._key(first + n, request) for n, request in enumerate(requests)]
-        return keys, weight_mask_key(self._seed, self._session_id)
+        return keys, mask_keys(self._seed, self._session_id, first)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Return rank 1's part of a later operation, for what can be computed before the input is known.
@@ -163,6 +163,10 @@ class CorrelationStore:
             raise ProtocolError("the masks of a session's weights are used once", "open a session for each model")
         self._masked_weights = True
         return weight_mask_key(self._seed, self._session_id)
+
+    def batch_key(self) -> bytes:
+        """Return rank 0's key for the keys of tags of the batch whose operations this store holds."""
+        return mask_keys(self._seed, self._session_id, self._first).batch
 
     def take(self, request: Request) -> Dealt:
         """Return this owner's part of the next operation's correlation.

@@ -31,7 +31,7 @@ import torch
 from mpcformer.correlations import point_function
 from mpcformer.correlations.base import Kind
 from mpcformer.correlations.linear import TAGS, weight_mask
-from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import WORD, reduce
 from mpcformer.ring.random import Stream
@@ -224,10 +224,10 @@ class Table(Kind):
         """Return that rank 1 needs the corrections too."""
         return True
 
-    def weight_masks(self, request: Request, key: bytes) -> list[torch.Tensor]:
+    def weight_masks(self, request: Request, keys: MaskKeys) -> list[torch.Tensor]:
         """Derive the keys of the tags, if results are tagged."""
         n_keys = TableSpec.of(request).tags
-        return [weight_mask(key, TAGS, (n_keys,), WORD)] if n_keys else []
+        return [weight_mask(keys.batch, TAGS, (n_keys,), WORD)] if n_keys else []
 
     def layout(self, request: Request) -> list[tuple[Shape, int]]:
         """Return the layouts in the order that the class gives."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import grpc
 import torch
 
-from mpcformer.correlations import Request, deal, session_key, validate, weight_mask_key
+from mpcformer.correlations import Request, deal, mask_keys, session_key, validate
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import KEY_BYTES, fresh_key, scoped_keys
 from parties.session import attestation
@@ -151,13 +151,13 @@ class Session:
             RefusedError: the session has ended meanwhile.
         """
         seeds = [self._seeds[self.model_owner], self._seeds[self.data_owner]]
-        weight_key = weight_mask_key(seeds[0], self._id)
+        masks = mask_keys(seeds[0], self._id, dealing.first_operation)
         for operation, request in enumerate(dealing.plan, start=dealing.first_operation):
             if self._ended:
                 raise RefusedError(grpc.StatusCode.ABORTED, "the session has ended")
             keys = [session_key(seed, self._id, operation, request) for seed in seeds]
             with scoped_keys("dealing", self._name, operation):
-                correction = deal(request, keys[0], keys[1], weight_key)
+                correction = deal(request, keys[0], keys[1], masks)
             metrics.dealt_operations.inc()
             yield operation, correction
 

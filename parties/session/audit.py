@@ -65,7 +65,7 @@ class Audit:
         if not self._is_chosen():
             self._arrived.clear()
             return True
-        keys, weight_key = part.give_up(requests)
+        keys, masks = part.give_up(requests)
         if self._rank == DATA_OWNER:
             self._channel.send([torch.frombuffer(bytearray(b"".join(keys)), dtype=torch.uint8)])
             self._channel.receive([Spec.of(PASSED)])
@@ -73,7 +73,7 @@ class Audit:
         revealed = self._channel.receive([Spec(torch.uint8, (KEY_BYTES * len(keys),))])[0].numpy().tobytes()
         for n, (request, key) in enumerate(zip(requests, keys, strict=True)):
             theirs = revealed[KEY_BYTES * n : KEY_BYTES * (n + 1)]
-            if _digest(deal(request, key, theirs, weight_key)) != self._arrived.pop(first + n):
+            if _digest(deal(request, key, theirs, masks)) != self._arrived.pop(first + n):
                 raise PartyError(
                     self._dealer,
                     f"an audit found operation {first + n} ({request.kind}) dealt wrongly",

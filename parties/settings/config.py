@@ -10,7 +10,7 @@ from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.tasks import OwnData
 from parties.settings.job import JobDescription
 
-PROTOCOL_VERSION = 7
+PROTOCOL_VERSION = 8
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
 # RFC 2544 reserves these addresses for tests of networks; routers of the internet do not forward them.

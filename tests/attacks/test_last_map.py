@@ -69,6 +69,27 @@ def test_a_single_changed_number_is_enough(student: Path, monkeypatch: pytest.Mo
     assert ask(student, monkeypatch, one).known()[0].tolist() == [i == 2 for i in range(N_UNITS + 1)]
 
 
+def test_each_batch_has_keys_of_its_own(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the session's keys, whether an error of 2^63 passed told a bit of a key, and of 2^62 then the next one.
+
+    Twelve sentences told a key's low bits, and with them errors that pass: a row of the classifier.
+    """
+    expected_tag, seen = linear.expected_tag, []
+
+    def spy(x: torch.Tensor, masked: torch.Tensor, keys: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        if keys.device.type != "meta":
+            seen.append(keys.clone())
+        return expected_tag(x, masked, keys, *rest)
+
+    monkeypatch.setattr(linear, "expected_tag", spy)
+    inputs = BatchInputs(torch.ones_like(IDS), IDS, torch.zeros_like(IDS))
+    _, outcome, *_ = run_outcomes(student, inputs, engine="lift", n_batches=3)
+    assert not outcome.known()[0].any()
+    assert [keys.shape for keys in seen] == [(load_student(student).config.hidden_size,)] * 3
+    for a, b in ((0, 1), (0, 2), (1, 2)):
+        assert not (seen[a] == seen[b]).any()
+
+
 @pytest.mark.parametrize("log_power", [63, 61, 59])
 def test_only_the_top_bits_pass_and_as_often_as_is_stated(log_power: int) -> None:
     """An error of 2^v times a number passes with a probability of 2^(v - 64): it tells no more than the low bits."""

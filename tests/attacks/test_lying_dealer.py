@@ -12,7 +12,15 @@ import pytest
 import torch
 
 from mpcformer.channel import memory_pair
-from mpcformer.correlations import CorrelationStore, Request, correction_specs, deal, session_key, weight_mask_key
+from mpcformer.correlations import (
+    CorrelationStore,
+    MaskKeys,
+    Request,
+    correction_specs,
+    deal,
+    mask_keys,
+    session_key,
+)
 from mpcformer.errors import PartyError, ProtocolError
 from mpcformer.ring.random import fresh_key
 from parties.roles import dealer
@@ -54,7 +62,7 @@ class Coins:
 def shift_logits(patch: pytest.MonkeyPatch) -> None:
     """Let the dealer lie about every classifier's map."""
 
-    def lie(request: Request, *keys: bytes) -> list[torch.Tensor]:
+    def lie(request: Request, *keys: Any) -> list[torch.Tensor]:
         correction = deal(request, *keys)
         if request.op.startswith("classifier"):
             correction[0] = correction[0] + (1 << 50)
@@ -117,7 +125,7 @@ def run_audits(rate: float, n: int) -> list[Any]:
             if rank == 0:
                 for i, request in enumerate(PLAN):
                     keys = [session_key(seed, drawn, first + i, request) for seed in seeds]
-                    correction = deal(request, *keys, weight_mask_key(seeds[0], drawn))
+                    correction = deal(request, *keys, mask_keys(seeds[0], drawn, first))
                     mine.note(first + i, correction)
             found.append(mine.passes(part, first, PLAN))
         return found
@@ -134,7 +142,7 @@ def test_both_owners_choose_the_same_batches_and_as_many_as_the_rate_says() -> N
 
 @pytest.mark.parametrize("request_", HONEST, ids=[f"{r.kind}-{r.op}" for r in HONEST])
 def test_all_that_is_dealt_follows_from_the_keys(request_: Request) -> None:
-    keys = fresh_key(), fresh_key(), fresh_key()
+    keys = fresh_key(), fresh_key(), MaskKeys(fresh_key(), fresh_key())
     first, second = deal(request_, *keys), deal(request_, *keys)
     assert [(t.dtype, tuple(t.shape)) for t in first] == [(s.dtype, s.shape) for s in correction_specs(request_)]
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

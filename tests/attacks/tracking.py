@@ -320,7 +320,7 @@ class Tracker:
         return run
 
     def _deal(self, deal: Callable[..., list[torch.Tensor]]) -> Callable[..., list[torch.Tensor]]:
-        def run(request: Request, *keys: bytes) -> list[torch.Tensor]:
+        def run(request: Request, *keys: Any) -> list[torch.Tensor]:
             corrections = deal(request, *keys)
             for i, tensor in enumerate(corrections):
                 shadow = self.of(tensor)

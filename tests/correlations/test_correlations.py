@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from mpcformer.correlations import (
     CorrelationStore,
+    MaskKeys,
     Request,
     correction_specs,
     correlation_plan_digest,
@@ -24,7 +25,7 @@ BITS = Request("bit_pair", ((64,),))
 
 
 def both(request: Request) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    correction = deal(request, KEY_0, KEY_1, fresh_key())
+    correction = deal(request, KEY_0, KEY_1, MaskKeys(fresh_key(), fresh_key()))
     assert [spec.shape for spec in correction_specs(request)] == [tuple(c.shape) for c in correction]
     return expand(request, KEY_0, 0, unpacked(request, correction)).shares, expand(request, KEY_1, 1, []).shares
 
@@ -157,7 +158,7 @@ def test_a_correction_of_another_shape_or_for_another_request_is_refused() -> No
 )
 def test_malformed_requests(request_: Request, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
-        deal(request_, KEY_0, KEY_1, fresh_key())
+        deal(request_, KEY_0, KEY_1, MaskKeys(fresh_key(), fresh_key()))
 
 
 def test_plan_digest_sees_every_field_and_the_order() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcformer.correlations import CorrelationStore, Request, deal, point_function, session_key
+from mpcformer.correlations import CorrelationStore, MaskKeys, Request, deal, point_function, session_key
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import kernels
@@ -83,7 +83,7 @@ def test_corrections_are_passed_on_once_and_before_they_are_prepared() -> None:
         bytes(16),
     )
     square = Request("square_pair", ((3,),))
-    made = deal(request, *(session_key(seed, session, 0, request) for seed in seeds), bytes(16))
+    made = deal(request, *(session_key(seed, session, 0, request) for seed in seeds), MaskKeys(bytes(16), bytes(16)))
     owners = [CorrelationStore(rank=rank, seed=seeds[rank], session_id=session) for rank in (0, 1)]
     owners[0].put(0, request, made)
     owners[0].put(1, square, [torch.zeros(3, dtype=torch.int64)])

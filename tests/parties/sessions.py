@@ -9,7 +9,7 @@ import grpc
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations import Request, correction_specs, deal, session_key
+from mpcformer.correlations import MaskKeys, Request, correction_specs, deal, session_key
 from mpcformer.errors import MPCFormerError, PartyError
 from mpcformer.ring.random import fresh_key
 from parties.roles.dealer import DealerService
@@ -180,7 +180,7 @@ def dealer_session(files: dict[str, TlsFiles], fault: Fault | None) -> Outcome:
             labels = {"session_id": session, "sender": "dealer", "operation": operation}
             received, _ = from_frames(frames, correction_specs(item), **labels)
             keys = [session_key(seeds[name], session, operation, item) for name in ("model-owner", "data-owner")]
-            expected = deal(item, *keys, fresh_key())
+            expected = deal(item, *keys, MaskKeys(fresh_key(), fresh_key()))
             if not all(torch.equal(a, b) for a, b in zip(received, expected, strict=True)):
                 outcome.wrong.append(me)
     except grpc.RpcError as error:

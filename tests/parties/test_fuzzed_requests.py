@@ -11,7 +11,7 @@ import pytest
 import torch
 from google.protobuf.message import DecodeError
 
-from mpcformer.correlations import Request, correction_specs, deal, validate
+from mpcformer.correlations import MaskKeys, Request, correction_specs, deal, validate
 from mpcformer.correlations.kinds import KINDS
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
@@ -137,7 +137,7 @@ def test_fuzzed_requests_are_refused_or_dealt_as_specified() -> None:
         n_valid += 1
         if is_small(request):
             n_dealt += 1
-            dealt = deal(request, b"a" * 16, b"b" * 16, b"c" * 16)
+            dealt = deal(request, b"a" * 16, b"b" * 16, MaskKeys(b"c" * 16, b"d" * 16))
             specs = [(spec.dtype, spec.shape) for spec in correction_specs(request)]
             assert [(tensor.dtype, tuple(tensor.shape)) for tensor in dealt] == specs, request
     assert N_REQUESTS / 20 < n_dealt <= n_valid < N_REQUESTS / 2

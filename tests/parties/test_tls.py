@@ -8,7 +8,7 @@ from pathlib import Path
 import grpc
 import pytest
 
-from mpcformer.correlations import Request, correction_specs, deal, expand, session_key
+from mpcformer.correlations import MaskKeys, Request, correction_specs, deal, expand, session_key
 from mpcformer.errors import ProtocolError, UserInputError
 from mpcformer.ring.random import fresh_key
 from parties.roles.dealer import DealerService
@@ -143,7 +143,9 @@ def test_what_is_dealt_is_what_the_seeds_give(
             frames, correction_specs(item), session_id=session, sender="dealer", operation=operation
         )
         keys = [session_key(seed, session, operation, item) for seed in seeds]
-        assert [t.tolist() for t in correction] == [t.tolist() for t in deal(item, *keys, fresh_key())]
+        assert [t.tolist() for t in correction] == [
+            t.tolist() for t in deal(item, *keys, MaskKeys(fresh_key(), fresh_key()))
+        ]
         a_0, a_1 = (expand(item, keys[p], p, correction if p == 0 else []).shares for p in (0, 1))
         if item.op == "matmul":
             a, b, c = (x + y for x, y in zip(a_0, a_1, strict=True))

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from mpcformer.channel import memory_pair
-from mpcformer.correlations import CorrelationStore, deal, session_key, weight_mask_key
+from mpcformer.correlations import CorrelationStore, deal, mask_keys, session_key
 from mpcformer.engines.crypten.compat import PartyState
 from mpcformer.errors import UserInputError
 from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, owner, program, run_program, shared_network
@@ -44,7 +44,7 @@ def play(
         states.append(PartyState(rank=rank, channel=ends[rank], store=store, zero_key=zero_key))
     for operation, request in enumerate(plan.requests):
         keys = [session_key(seed, session, operation, request) for seed in seeds]
-        states[0].store.put(operation, request, deal(request, *keys, weight_mask_key(seeds[0], session)))
+        states[0].store.put(operation, request, deal(request, *keys, mask_keys(seeds[0], session, 0)))
 
     def run(rank: int) -> dict[str, torch.Tensor]:
         mine = {name: inputs[name] for name, found in loaded.program.inputs.items() if found.rank == rank}

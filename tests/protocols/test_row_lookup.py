@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcformer.channel import Counters
-from mpcformer.correlations import Request, deal
+from mpcformer.correlations import MaskKeys, Request, deal
 from mpcformer.correlations import row_lookup as correlation
 from mpcformer.correlations.kinds import validate
 from mpcformer.correlations.row_lookup import (
@@ -279,4 +279,4 @@ def test_what_cannot_be_dealt_is_refused(request_: Request, error: str) -> None:
     with pytest.raises(ProtocolError, match=error):
         validate(request_)
     with pytest.raises(ProtocolError, match=error):
-        deal(request_, fresh_key(), fresh_key(), fresh_key())
+        deal(request_, fresh_key(), fresh_key(), MaskKeys(fresh_key(), fresh_key()))

@@ -58,7 +58,6 @@ class LiftEngine:
         self._masked: dict[str, torch.Tensor] | None = None
         self._salt = salt_of(session_id)
         self._table_mask: torch.Tensor | None = None
-        self._tag_keys: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
@@ -84,7 +83,6 @@ class LiftEngine:
         shapes = weight_shapes(self._config, self._public.embeddings)
         if self._owned is not None:
             key = store.weight_mask_key()
-            self._tag_keys = weight_mask(key, TAGS, (self._config.hidden_size,), WORD)
             for name in shapes:
                 bits = self._constants.weight_bits(name)
                 masked = masked_weight(self._owned.weights[name], key, name, bits)
@@ -130,6 +128,8 @@ class LiftEngine:
         """Begin a batch of this shape."""
         starts = {name: at + store.next_operation for name, at in self._planned(shape)[1].items()}
         party = Party(self._rank, channel, store)
+        is_owner, n_keys = self._owned is not None, self._config.hidden_size
+        tag_keys = weight_mask(store.batch_key(), TAGS, (n_keys,), WORD) if is_owner else None
         ahead = Ahead(
             party,
             self._config,
@@ -153,7 +153,7 @@ class LiftEngine:
                 ahead,
                 self._public.embeddings,
                 asked=inputs.asked,
-                tag_keys=self._tag_keys,
+                tag_keys=tag_keys,
             )
 
         return LiftBatch(party, ahead, starts, begin, self._first)
