@@ -12,7 +12,8 @@ import torch
 
 from distill.start.spans import Spans
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.model import Context, StudentOutput
+from mpcformer.modeling.encoder import Context
+from mpcformer.modeling.model import StudentOutput
 
 # The probability of a replacement when the stage begins.
 FIRST = 0.3

@@ -25,7 +25,7 @@ from distill.training.loop import Stage
 from distill.training.prepare import Prepared
 from mpcformer.approximations import softmax_form
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.model import SelfAttention
+from mpcformer.modeling.encoder import SelfAttention
 from mpcformer.tasks import Task
 
 Model = MPCFormerForSequenceClassification

@@ -29,7 +29,7 @@ from distill.start.ridge import refit
 from distill.start.spans import layer_spans
 from distill.training.data import Batch
 from mpcformer.modeling import MPCFormerForSequenceClassification
-from mpcformer.modeling.model import Bert, Context, Layer, Norm
+from mpcformer.modeling.encoder import Bert, Context, Layer, Norm
 
 Report = list[dict[str, float]]
 

@@ -9,7 +9,7 @@ import torch
 
 from distill.start.layer_trace import LayerParts, Text
 from distill.start.moments import Moments
-from mpcformer.modeling.model import Context, Layer, SelfAttention
+from mpcformer.modeling.encoder import Context, Layer, SelfAttention
 
 # A row's mean of (s + 5)^2 should lie in this interval: the tables of a private reciprocal grow with the ratio of its
 # bounds. The fit chooses scales by it, and training adds a loss outside it.

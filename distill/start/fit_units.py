@@ -6,7 +6,7 @@ from torch import nn
 from distill.start.layer_trace import LayerParts, Text, trace
 from distill.start.moments import Moments
 from mpcformer.approximations.forms import ShiftedSquare
-from mpcformer.modeling.model import Layer
+from mpcformer.modeling.encoder import Layer
 
 # The bounds of a unit's curvature. A nearly linear unit would need a huge shift, which fixed point cannot represent.
 CURVATURE = (0.02, 0.5)

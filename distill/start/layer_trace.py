@@ -6,7 +6,7 @@ from typing import cast
 import torch
 from torch import nn
 
-from mpcformer.modeling.model import Context, Layer, ResidualOutput, SelfAttention
+from mpcformer.modeling.encoder import Context, Layer, ResidualOutput, SelfAttention
 
 
 @dataclass

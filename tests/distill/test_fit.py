@@ -20,7 +20,7 @@ from distill.start.spans import layer_spans
 from distill.student import distill_student
 from distill.teacher import train_teacher
 from mpcformer.modeling import MPCFormerConfig, MPCFormerForSequenceClassification, load_checkpoint, load_student
-from mpcformer.modeling.model import Context
+from mpcformer.modeling.encoder import Context
 from mpcformer.tasks import Encoded
 from tests.tiny import TRAINING, WORDS, save_bert
 

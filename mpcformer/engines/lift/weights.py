@@ -16,6 +16,7 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.engines.lift.overflow import check_overflow, check_rounded_overflow, value_shift
+from mpcformer.engines.lift.rounding import check_rounding
 from mpcformer.engines.lift.scales.fixed_point import Rings
 from mpcformer.engines.lift.scales.model import Activation, LiftScales
 from mpcformer.engines.lift.scales.norms import Norm
@@ -167,7 +168,8 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
     """Return the integers of a BERT state dict.
 
     Raises:
-        RangeError: a value that fixed point cannot carry, or one that might overflow its ring for some text.
+        RangeError: a value that fixed point cannot carry, one that might overflow its ring for some text, or a head
+            that makes too much of rounding.
         UserInputError: a tensor is missing or has another shape than the configuration says.
     """
     weights = bert_weights(state, config)
@@ -189,6 +191,7 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
         owned.put_map("pooler", gain.folded(weights.pooler.double()), rings.pooler_weight_scale, pooled)
     owned.put_map("classifier", classifier, head.weight_scale, head.total_scale)
     check_rounded_overflow(config, scales, owned.weights, owned.biases)
+    check_rounding(config, scales, state)
     return owned
 
 

@@ -1,0 +1,73 @@
+"""Models of which rounding would move the logits are refused, and the bound of it holds.
+
+In the attack models at the edge of acceptance, with constant LayerNorms and large weights in the head, were accepted.
+Nothing overflowed, and their private logits were up to 4% off.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from mpcformer.engines.base import load_public_model
+from mpcformer.engines.lift import rounding, weights
+from mpcformer.engines.lift.engine import engine_constants
+from mpcformer.errors import RangeError
+from mpcformer.modeling import load_student
+from tests.pair import batch_of, run_outcomes
+from tests.tiny import save_student
+
+
+def edge_model(folder: Path, data: Path, *, head: float, seed: int, norms: tuple[str, ...] = ("all",)) -> Path:
+    """Save a student whose pooler and classifier are `head` times as large as those of a fresh BERT."""
+    save_student(folder, data, softmax="2quad-const", constant_norms=norms, seed=seed)
+    state = load_file(folder / "model.safetensors")
+    for name in ("bert.pooler.dense.weight", "classifier.weight"):
+        state[name] *= head
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def error_of(folder: Path, data: Path, patch: pytest.MonkeyPatch) -> float:
+    """Return by how much private logits are off when nobody checks."""
+    inputs, expected = batch_of(folder, data)
+    with patch.context() as inner:
+        inner.setattr(weights, "check_rounding", lambda *_: None)
+        refused, logits = run_outcomes(folder, inputs, engine="lift")[1].known()
+    assert not refused.any()
+    return float(np.abs(logits.numpy() - expected).max())
+
+
+def found_of(folder: Path) -> float:
+    public = load_public_model(folder)
+    return rounding.rounding_error(public.config, engine_constants(public), load_student(folder).state_dict())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_head_that_makes_too_much_of_rounding_is_refused(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    folder = edge_model(tmp_path / "student", data_dir, head=40.0, seed=seed)
+    assert error_of(folder, data_dir, monkeypatch) > rounding.WIDE_LIMIT
+    with pytest.raises(RangeError, match=r"logits: rounding may move them by .*, more than 0\.01, because the head"):
+        run_outcomes(folder, batch_of(folder, data_dir)[0], engine="lift")
+
+
+@pytest.mark.parametrize(("head", "norms"), [(1.0, ("all",)), (6.0, ("output",)), (12.0, ("all",)), (30.0, ())])
+def test_the_bound_holds_and_is_no_larger_than_it_must_be(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, head: float, norms: tuple[str, ...]
+) -> None:
+    folder = edge_model(tmp_path / "student", data_dir, head=head, seed=3, norms=norms)
+    # Telling logits to 2^-10 moves them too.
+    error, bound = error_of(folder, data_dir, monkeypatch), rounding.SLACK * found_of(folder) + 2.0**-9
+    assert bound / 15 < error < bound
+
+
+def test_equal_models_are_accepted_always_or_never(tmp_path: Path, data_dir: Path) -> None:
+    folder = edge_model(tmp_path / "student", data_dir, head=2.0, seed=0)
+    torch.manual_seed(1)
+    first = found_of(folder)
+    torch.manual_seed(2)
+    assert 0 < first == found_of(folder)
