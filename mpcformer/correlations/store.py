@@ -18,6 +18,10 @@ class CorrelationStore:
         rank: 0 for the model owner, who receives corrections; 1 for the data owner, who gets everything from its seed.
         seed: 16 bytes that only this owner and the dealer know.
         session_id: 16 public bytes.
+
+    Attributes:
+        next_operation: the index of the operation that is taken next.
+        first_operation: the index of the first operation that is this store's, if it is a part of another; else 0.
     """
 
     def __init__(self, *, rank: int, seed: bytes, session_id: bytes) -> None:
@@ -29,8 +33,8 @@ class CorrelationStore:
         self._prepared: dict[int, Dealt] = {}
         self._previewed: dict[int, Request] = {}
         self._masked_weights = False
-        # The first operation that is this store's, and the first that is not, if it is a part of another.
-        self._first = 0
+        # The first operation that is not this store's, if it is a part of another.
+        self.first_operation = 0
         self._end: int | None = None
 
     def reserve(self, n_operations: int) -> "CorrelationStore":
@@ -44,7 +48,7 @@ class CorrelationStore:
         """
         part = CorrelationStore(rank=self.rank, seed=self._seed, session_id=self._session_id)
         part.next_operation, part._end, part._masked_weights = self.next_operation, self._checked(n_operations), True
-        part._first = part.next_operation
+        part.first_operation = part.next_operation
         self.next_operation = part._end
         return part
 
@@ -117,7 +121,7 @@ class CorrelationStore:
             ProtocolError: this is no reserved part, or one of its operations was taken.
         """
         first, end = self.next_operation, self.next_operation + len(requests)
-        if self._end != end or self._first != first:
+        if self._end != end or self.first_operation != first:
             raise ProtocolError("keys are revealed of whole batches alone, of which nothing was used")
         self.next_operation = end
         self._corrections.clear()
@@ -166,7 +170,7 @@ class CorrelationStore:
 
     def batch_key(self) -> bytes:
         """Return rank 0's key for the keys of tags of the batch whose operations this store holds."""
-        return mask_keys(self._seed, self._session_id, self._first).batch
+        return mask_keys(self._seed, self._session_id, self.first_operation).batch
 
     def take(self, request: Request) -> Dealt:
         """Return this owner's part of the next operation's correlation.

@@ -31,6 +31,19 @@ TEXTS = (
     "hidden_act",
     "position_embedding_type",
 )
+# Numbers from 0 to 1, by the names of all families.
+FRACTIONS = (
+    "layer_norm_eps",
+    "layer_norm_epsilon",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "classifier_dropout_prob",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+    "initializer_range",
+)
 MEND = "correct config.json"
 
 
@@ -74,9 +87,13 @@ def check_fields(config: Mapping[str, Any]) -> None:
     buckets = config.get("score_buckets")
     if buckets is not None and not (type(buckets) is int and 0 <= buckets <= MOST_BUCKETS):
         raise UserInputError(f"score_buckets: {_shown(buckets)} is outside 0..{MOST_BUCKETS}", MEND)
-    eps = config.get("layer_norm_eps")
-    if eps is not None and not (type(eps) in (int, float) and 0 <= eps <= 1):
-        raise UserInputError(f"layer_norm_eps: {_shown(eps)} is no number from 0 to 1", MEND)
+    for name in FRACTIONS:
+        value = config.get(name)
+        if value is not None and not (type(value) in (int, float) and 0 <= value <= 1):
+            raise UserInputError(f"{name}: {_shown(value)} is no number from 0 to 1", MEND)
+    n_words, pad = config.get("vocab_size"), config.get("pad_token_id")
+    if pad is not None and not (type(pad) is int and 0 <= pad < (n_words or MOST["vocab_size"])):
+        raise UserInputError(f"pad_token_id: {_shown(pad)} is none of the {_shown(n_words)} words", MEND)
     _check_classes(config.get("id2label"), config.get("num_labels"))
 
 

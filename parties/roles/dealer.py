@@ -52,11 +52,13 @@ class Dealing:
     Args:
         plan: the requests, validated.
         first_operation: the operation index of the first request.
+        batch_operation: that of the first request of the batch, of which the plan may be a later part.
         cancel: ends the call to which the corrections are streamed.
     """
 
     plan: list[Request]
     first_operation: int
+    batch_operation: int
     cancel: Callable[[], object]
 
 
@@ -103,6 +105,7 @@ class Session:
         plan: Sequence[pb.CorrelationRequest],
         cancel: Callable[[], object],
         drawn_id: bytes,
+        batch_operation: int,
     ) -> Dealing:
         """Check a plan and reserve its operations, so that each is dealt once.
 
@@ -112,6 +115,7 @@ class Session:
             plan: the requests as they arrived.
             cancel: ends the call.
             drawn_id: the id that the owners have drawn for this session, 16 bytes; the same in all calls.
+            batch_operation: the operation index of the first request of the batch that the plan is a part of.
 
         Raises:
             RefusedError: the caller may not ask for this plan, or not now, or the plan is invalid.
@@ -131,6 +135,9 @@ class Session:
             raise RefusedError(codes.INVALID_ARGUMENT, str(error)) from None
         if len(drawn_id) != KEY_BYTES:
             raise RefusedError(codes.INVALID_ARGUMENT, f"a drawn id of {len(drawn_id)} bytes, expected {KEY_BYTES}")
+        if batch_operation > first_operation:
+            what = f"a batch that begins with operation {batch_operation}, after its part from {first_operation} on"
+            raise RefusedError(codes.INVALID_ARGUMENT, what)
         with self._lock:
             self._id = self._id or drawn_id
             if drawn_id != self._id:
@@ -141,7 +148,7 @@ class Session:
                 what = f"operation {first_operation} is not next ({self._next_operation}): each is dealt once"
                 raise RefusedError(codes.ALREADY_EXISTS, what)
             self._next_operation += len(requests)
-            self._dealing = dealing = Dealing(requests, first_operation, cancel)
+            self._dealing = dealing = Dealing(requests, first_operation, batch_operation, cancel)
         return dealing
 
     def corrections(self, dealing: Dealing) -> Iterator[tuple[int, list[torch.Tensor]]]:
@@ -151,7 +158,7 @@ class Session:
             RefusedError: the session has ended meanwhile.
         """
         seeds = [self._seeds[self.model_owner], self._seeds[self.data_owner]]
-        masks = mask_keys(seeds[0], self._id, dealing.first_operation)
+        masks = mask_keys(seeds[0], self._id, dealing.batch_operation)
         for operation, request in enumerate(dealing.plan, start=dealing.first_operation):
             if self._ended:
                 raise RefusedError(grpc.StatusCode.ABORTED, "the session has ended")
@@ -236,7 +243,14 @@ class DealerService(rpc.DealerServicer):
         request = first_message(request_iterator, context)
         session, caller = self._find(request.session_id, context)
         try:
-            dealing = session.begin(caller, request.first_operation, request.plan, context.cancel, request.drawn_id)
+            dealing = session.begin(
+                caller,
+                request.first_operation,
+                request.plan,
+                context.cancel,
+                request.drawn_id,
+                request.batch_operation,
+            )
             at_end(context, lambda: session.finish(dealing))
             with session_log(request.session_id):
                 log.info("dealing %d operations from %d", len(dealing.plan), dealing.first_operation)

@@ -325,6 +325,7 @@ class OwnerSession:
             session_id=self.job.session_id,
             drawn_id=self.drawn_id,
             first_operation=first,
+            batch_operation=self._part.first_operation,
             plan=[to_wire(item) for item in plan],
         )
         with self._blaming_dealer():

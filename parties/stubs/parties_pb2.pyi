@@ -77,16 +77,18 @@ class CorrelationRequest(_message.Message):
     def __init__(self, kind: _Optional[str] = ..., shapes: _Optional[_Iterable[_Union[CorrelationShape, _Mapping]]] = ..., op: _Optional[str] = ..., bits: _Optional[int] = ..., params: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DealRequest(_message.Message):
-    __slots__ = ("session_id", "first_operation", "plan", "drawn_id")
+    __slots__ = ("session_id", "first_operation", "plan", "drawn_id", "batch_operation")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     FIRST_OPERATION_FIELD_NUMBER: _ClassVar[int]
     PLAN_FIELD_NUMBER: _ClassVar[int]
     DRAWN_ID_FIELD_NUMBER: _ClassVar[int]
+    BATCH_OPERATION_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     first_operation: int
     plan: _containers.RepeatedCompositeFieldContainer[CorrelationRequest]
     drawn_id: bytes
-    def __init__(self, session_id: _Optional[bytes] = ..., first_operation: _Optional[int] = ..., plan: _Optional[_Iterable[_Union[CorrelationRequest, _Mapping]]] = ..., drawn_id: _Optional[bytes] = ...) -> None: ...
+    batch_operation: int
+    def __init__(self, session_id: _Optional[bytes] = ..., first_operation: _Optional[int] = ..., plan: _Optional[_Iterable[_Union[CorrelationRequest, _Mapping]]] = ..., drawn_id: _Optional[bytes] = ..., batch_operation: _Optional[int] = ...) -> None: ...
 
 class PartyEvent(_message.Message):
     __slots__ = ("hello", "ready", "progress", "heartbeat", "report", "batch", "failure")

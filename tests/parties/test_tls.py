@@ -171,6 +171,19 @@ def test_an_operation_is_dealt_once(dealer: str, files: dict[str, TlsFiles], ord
         assert status(caught) == grpc.StatusCode.ALREADY_EXISTS
 
 
+def test_a_batch_begins_no_later_than_its_parts(
+    dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None]
+) -> None:
+    session = fresh_key()
+    order(session)
+    open_session(dealer, files, session)
+    plan = [to_wire(Request("square_pair", ((2,),)))]
+    message = pb.DealRequest(session_id=session, drawn_id=session, batch_operation=1, plan=plan)
+    with pytest.raises(grpc.RpcError, match="a batch that begins with operation 1, after its part from 0 on") as caught:
+        list(deal_over_wire(dealer, files["model-owner"], message))
+    assert status(caught) == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_the_dealer_deals_to_the_model_owner_only_and_after_both_opened(
     dealer: str, files: dict[str, TlsFiles], order: Callable[[bytes], None]
 ) -> None:
