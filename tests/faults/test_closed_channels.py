@@ -10,7 +10,7 @@ import pytest
 from mpcformer.errors import PartyError
 from parties.session.membership import Membership
 from parties.session.owner_session import OwnerSession
-from parties.settings.config import ModelOwnerConfig, TlsFiles
+from parties.settings.config import DataOwnerConfig, ModelOwnerConfig, TlsFiles
 from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -32,6 +32,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, TlsFiles]:
     return make_certificates(tmp_path_factory.mktemp("tls"), list(PARTIES))
 
 
+@pytest.fixture
+def cast(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
+    with cast_of(tmp_path, student, data_dir, JobDescription("sst2", batch_size=1), tls=files) as made:
+        yield made
+
+
 def ended_by(way: str, membership: Membership) -> None:
     """End a session as a coordinator does that dismisses, aborts or vanishes."""
     commands: dict[str, list[pb.Command]] = {
@@ -42,19 +48,22 @@ def ended_by(way: str, membership: Membership) -> None:
     membership.listen(iter(commands[way]))
 
 
-def try_often(log: Path, config: ModelOwnerConfig, way: str, times: int, *, before: bool) -> None:
+def try_often(log: Path, config: DataOwnerConfig | ModelOwnerConfig, way: str, times: int, *, before: bool) -> None:
     """Begin the part of an owner in sessions that end before, or just while, its connection to the dealer is made."""
     redirect(log)
+    rank, peer = (0, "data-owner") if isinstance(config, ModelOwnerConfig) else (1, "model-owner")
     for _ in range(times):
-        membership = Membership(config, role="model-owner", coordinator_id="coordinator")
+        membership = Membership(config, role=config.role, coordinator_id="coordinator")
         ended = threading.Event()
         membership.on_abort(lambda error, ended=ended: ended.set())  # type: ignore[misc]
         ended_by(way, membership)
         if before:
             assert ended.wait(10)
-        channels = [PeerChannel(party_id="model-owner", peer_id="data-owner", session_id=SESSION) for _ in range(2)]
+        channels = [PeerChannel(party_id=config.id, peer_id=peer, session_id=SESSION) for _ in range(2)]
         try:
-            OwnerSession(rank=0, config=config, job=JOB, asking=channels[0], dealing=channels[1], membership=membership)
+            OwnerSession(
+                rank=rank, config=config, job=JOB, asking=channels[0], dealing=channels[1], membership=membership
+            )
         except PartyError:
             continue
         finally:
@@ -67,19 +76,11 @@ def try_often(log: Path, config: ModelOwnerConfig, way: str, times: int, *, befo
 @pytest.mark.parametrize("times", TIMES)
 @pytest.mark.parametrize("before", [True, False], ids=["before", "meanwhile"])
 @pytest.mark.parametrize("way", ["finish", "abort", "end"])
+@pytest.mark.parametrize("owner", ["model-owner", "data-owner"])
 def test_an_abort_before_the_stub_kills_no_owner(
-    files: dict[str, TlsFiles], student: Path, tmp_path: Path, way: str, before: bool, times: int
+    cast: Cast, tmp_path: Path, owner: str, way: str, before: bool, times: int
 ) -> None:
-    config = ModelOwnerConfig(
-        role="model-owner",
-        id="model-owner",
-        tls=files["model-owner"],
-        student=student,
-        coordinators=["coordinator"],
-        data_owners=["data-owner"],
-        dealers=["dealer"],
-        join_timeout_s=5,
-    )
+    config = cast.configs[owner].model_copy(update={"join_timeout_s": 5})
     log = tmp_path / "log"
     process = context.Process(target=try_often, args=(log, config, way, times), kwargs={"before": before})
     process.start()
@@ -87,12 +88,6 @@ def test_an_abort_before_the_stub_kills_no_owner(
     process.kill()
     assert process.exitcode == 0, f"it ended with {process.exitcode}: {log.read_text()}"
     assert "all tried" in log.read_text()
-
-
-@pytest.fixture
-def cast(files: dict[str, TlsFiles], student: Path, data_dir: Path, tmp_path: Path) -> Iterator[Cast]:
-    with cast_of(tmp_path, student, data_dir, JobDescription("sst2", batch_size=1), tls=files) as made:
-        yield made
 
 
 @pytest.mark.parametrize("times", TIMES)
