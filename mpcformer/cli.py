@@ -24,7 +24,7 @@ USAGE_ERROR: Any = typer.BadParameter.__base__
 COMMANDS = {
     "First steps": ["demo", "doctor"],
     "Make a model": ["teacher", "distill-general", "distill"],
-    "Run privately": ["ask", "run", "infer", "export", "certs", "party", "coordinate"],
+    "Run privately": ["ask", "gateway", "run", "infer", "export", "certs", "party", "coordinate"],
     "Measure": ["bench", "estimate", "replay"],
 }
 OTHER = "Other commands"

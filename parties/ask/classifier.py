@@ -6,7 +6,7 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -85,6 +85,25 @@ class Classifier:
         config = self._public.config
         return list(known_names(config)) or [str(config.id2label[0])]
 
+    @property
+    def task(self) -> str:
+        """Its task, as Hugging Face names it: text-classification, feature-extraction or token-classification."""
+        config = self._public.config
+        if config.output == "embedding":
+            return "feature-extraction"
+        return "token-classification" if config.pooling == "each" else "text-classification"
+
+    @property
+    def positions(self) -> int:
+        """How many tokens the model can read, with special tokens."""
+        return self._positions
+
+    @property
+    def parties(self) -> dict[str, str]:
+        """The ids of the parties that compute with this one, by role."""
+        peers = {"dealer": self._config.dealer, "model-owner": self._config.model_owner}
+        return {role: peer.id for role, peer in peers.items() if peer is not None}
+
     def open(self) -> "Classifier":
         """Open the session now, and begin to deal; otherwise the first call does it.
 
@@ -139,9 +158,16 @@ class Classifier:
         return await asyncio.to_thread(call)
 
     def answers(
-        self, inputs: Iterable[Text], *, batch_size: int | None = None, details: bool = False
-    ) -> Iterator[Answer]:
-        """Yield an answer for each text, in order, as soon as it and all before it are known; see `__call__`."""
+        self, inputs: Iterable[Text], *, batch_size: int | None = None, details: bool = False, seen: bool = False
+    ) -> Generator[Answer, None, None]:
+        """Yield an answer for each text, in order, as soon as it and all before it are known; see `__call__`.
+
+        Args:
+            inputs, batch_size, details: as for a call.
+            seen: whether each answer also has "seen", a `parties.session.seen.Seen`: the first bytes that left for the
+                model owner, and what the dealer was asked for. A text that was not asked, because it is too long or no
+                Unicode, has none.
+        """
         largest = self._options.largest if batch_size is None else batch_size
         if not 1 <= largest <= self._options.largest:
             raise UserInputError(
@@ -153,9 +179,9 @@ class Classifier:
             raise UserInputError("answers: one text was given", "give a list of texts, or call the classifier itself")
         numbered = enumerate(inputs)
         while chunk := list(itertools.islice(numbered, CHUNK)):
-            yield from self._chunk([_as_pair(index, text) for index, text in chunk], largest, details)
+            yield from self._chunk([as_pair(index, text) for index, text in chunk], largest, details, seen)
 
-    def _chunk(self, texts: list[tuple[str, ...]], largest: int, details: bool) -> Iterator[Answer]:
+    def _chunk(self, texts: list[tuple[str, ...]], largest: int, details: bool, seen: bool) -> Iterator[Answer]:
         encoded: dict[int, Encoded] = {}
         found: dict[int, Answer] = {}
         for i, text in enumerate(texts):
@@ -188,7 +214,7 @@ class Classifier:
             while at not in found:
                 shape, members = next(following)
                 chosen = [short[i] for i in members]
-                answers = self._batch([encoded[i] for i in chosen], shape, details)
+                answers = self._batch([encoded[i] for i in chosen], shape, details, seen)
                 found |= dict(zip(chosen, answers, strict=True))
             yield found.pop(at)
             at += 1
@@ -196,18 +222,18 @@ class Classifier:
             if self._session is not None and not self._session.has_ended:
                 self._restock(wanted)
 
-    def _batch(self, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Answer]:
+    def _batch(self, texts: Sequence[Encoded], shape: BatchShape, details: bool, seen: bool) -> list[Answer]:
         inputs = shapes.filled(texts, shape, self._tokenizer.pad_token_id)
         with self._lock:
             before, start = self._session, time.perf_counter()
             session = self._opened()
             try:
-                asked = session.ask(inputs)
+                asked = session.ask(inputs, seen=seen)
             except PartyError as error:
                 # A session that was idle for too long may end just when it is asked again.
                 if session is not before or not causes.is_kept_waiting(error, self._config.id):
                     raise
-                asked = self._opened().ask(inputs)
+                asked = self._opened().ask(inputs, seen=seen)
             seconds = time.perf_counter() - start
         return [self._answer(asked, row, seconds, details) for row in range(len(texts))]
 
@@ -269,7 +295,7 @@ class Classifier:
                 "batch": [report.batch_size, report.seq_len],
                 "dealt_ahead": asked.was_ready,
             }
-        return answer
+        return answer if asked.seen is None else answer | {"seen": asked.seen}
 
     def _scored(self, logits: list[Any]) -> Answer:
         """Return the answer to a text from its logits, or from those of each of its tokens."""
@@ -331,7 +357,7 @@ def _is_pair(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(part, str) for part in value)
 
 
-def _as_pair(index: int, text: object) -> tuple[str, ...]:
+def as_pair(index: int, text: object) -> tuple[str, ...]:
     """Return a text as a tuple of one or two.
 
     Raises:

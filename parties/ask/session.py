@@ -121,8 +121,12 @@ class AskingSession:
         self._side.pool.deal_and_seal(shapes)
         self._guarded(self._orderer.let_dealer_leave)
 
-    def ask(self, inputs: BatchInputs) -> Asked:
+    def ask(self, inputs: BatchInputs, *, seen: bool = False) -> Asked:
         """Compute one batch.
+
+        Args:
+            inputs: the batch.
+            seen: whether to note what the other parties see of it.
 
         Raises:
             BudgetError: the model owner answers no more today; the session goes on.
@@ -132,7 +136,7 @@ class AskingSession:
         n_told = inputs.n_told or inputs.shape.batch_size
         if not self._side.pool.can_serve(inputs.shape):
             raise self._side.pool.used_up(inputs.shape)
-        return self._guarded(lambda: self._side.ask(inputs, n_told))
+        return self._guarded(lambda: self._side.ask(inputs, n_told, seen=seen))
 
     def close(self) -> None:
         """End the session; nothing happens if it has ended."""

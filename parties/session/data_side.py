@@ -1,8 +1,8 @@
 """The data owner in a session: joins the model owner's two streams, fills the pool, and asks."""
 
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 
 import grpc
@@ -17,6 +17,7 @@ from parties.session.instructions import GRANTED, Verb, receive_answer, tell
 from parties.session.membership import Membership
 from parties.session.owner_session import Dealt, OwnerSession
 from parties.session.pool import Pool
+from parties.session.seen import Seen, Tap
 from parties.settings.config import DataOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -61,6 +62,7 @@ class Asked:
         report: what the batch took.
         was_ready: whether its correlations were waiting.
         bytes_sent, bytes_received: the frames of the online part, at the data owner.
+        seen: what the other parties saw, if somebody wanted to know.
     """
 
     outcome: Outcome
@@ -68,6 +70,7 @@ class Asked:
     was_ready: bool
     bytes_sent: int
     bytes_received: int
+    seen: Seen | None = None
 
     def __repr__(self) -> str:
         return f"Asked({self.outcome})"
@@ -145,13 +148,16 @@ class DataSide:
         tell(self.session.dealing, Verb.DEAL, shape.batch_size, shape.seq_len)
         return self.session.deal(shape, pause)
 
-    def ask(self, inputs: BatchInputs, n_told: int, tell_progress: Tell = lambda done, of: None) -> Asked:
+    def ask(
+        self, inputs: BatchInputs, n_told: int, tell_progress: Tell = lambda done, of: None, *, seen: bool = False
+    ) -> Asked:
         """Compute one batch.
 
         Args:
             inputs: the batch.
             n_told: how many of its first sentences are asked about; the others only fill the batch.
             tell_progress: called after each segment, with how many are done and how many there are.
+            seen: whether to note what the other parties see.
 
         Raises:
             BudgetError: the model owner answers no more today; nothing was computed, and the session goes on.
@@ -159,7 +165,7 @@ class DataSide:
         """
         inputs = replace(inputs, n_told=n_told)
         if not self.pool.fits(inputs.shape):
-            return self._compute_in_parts(inputs, n_told, tell_progress)
+            return self._compute_in_parts(inputs, n_told, tell_progress, seen)
         channel = self.session.asking
         # From here on nothing is dealt for the stock, so that the batch is not computed beside it.
         with self.pool.asking():
@@ -171,20 +177,35 @@ class DataSide:
             except BudgetError:
                 self.pool.put_back(number, dealt)
                 raise
-            report, outcome = self.session.compute(dealt, inputs, tell_progress)
+            with self._tapped(channel, seen) as tap:
+                report, outcome = self.session.compute(dealt, inputs, tell_progress)
             done = channel.counters.minus(before)
-        return Asked(outcome, report, was_ready, done.bytes_sent, done.bytes_received)
+        return Asked(outcome, report, was_ready, done.bytes_sent, done.bytes_received, self._seen(tap, inputs.shape))
 
-    def _compute_in_parts(self, inputs: BatchInputs, n_told: int, tell_progress: Tell) -> Asked:
+    @contextmanager
+    def _tapped(self, channel: PeerChannel, wanted: bool) -> Iterator[Tap | None]:
+        """Note what is sent, if that is wanted, from the next message on: the mask of the batch is public."""
+        channel.tap = tap = Tap(channel.counters.messages_sent) if wanted else None
+        try:
+            yield tap
+        finally:
+            channel.tap = None
+
+    def _seen(self, tap: Tap | None, shape: BatchShape) -> Seen | None:
+        return None if tap is None else tap.seen(self.session.engine.plan(shape))
+
+    def _compute_in_parts(self, inputs: BatchInputs, n_told: int, tell_progress: Tell, seen: bool) -> Asked:
         channel, found = self.session.dealing, []
 
         def work() -> None:
             before = channel.counters.copy()
             tell(channel, Verb.COMPUTE, inputs.shape.batch_size, inputs.shape.seq_len, n_told)
             self._hand_over(channel, inputs)
-            report, outcome = self.session.deal_and_compute(inputs, self.pool_bytes, tell_progress)
+            with self._tapped(channel, seen) as tap:
+                report, outcome = self.session.deal_and_compute(inputs, self.pool_bytes, tell_progress)
             done = channel.counters.minus(before)
-            found.append(Asked(outcome, report, False, done.bytes_sent, done.bytes_received))
+            shown = self._seen(tap, inputs.shape)
+            found.append(Asked(outcome, report, False, done.bytes_sent, done.bytes_received, shown))
 
         self.pool.alone(work)
         return found[0]

@@ -38,6 +38,8 @@ class PeerChannel:
 
     def __init__(self, *, party_id: str, peer_id: str, session_id: bytes, stream: str = "") -> None:
         self.counters = Counters()
+        # Looks at each frame that is sent, for whoever wants to see what crosses the wire.
+        self.tap: Callable[[pb.Frame], None] | None = None
         self._party_id, self._peer_id = party_id, peer_id
         self._session_id = derive_key(session_id, "stream", stream) if stream else session_id
         self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
@@ -68,6 +70,8 @@ class PeerChannel:
                 for frame in frames:
                     frame.round = rounds
                     self.counters.bytes_sent += frame.ByteSize()
+                    if (tap := self.tap) is not None:
+                        tap(frame)
                     yield frame
         finally:
             self._sent_all.set()

@@ -192,7 +192,7 @@ def test_each_batch_brings_an_answer_that_is_kept(picky: Path, monkeypatch: pyte
     texts = ["cold " * 20, *["warm"] * 8]
     batches: list[int] = []
 
-    def one_batch(self: Classifier, texts: Sequence[Encoded], shape: BatchShape, details: bool) -> list[Any]:
+    def one_batch(self: Classifier, texts: Sequence[Encoded], shape: BatchShape, *flags: bool) -> list[Any]:
         batches.append(shape.seq_len)
         if len(batches) > 1:
             raise mpcformer.BudgetError("model-owner", 60)

@@ -1,0 +1,242 @@
+"""The gateway's routes: what is asked under which address. `openapi.json` describes them to others."""
+
+import contextlib
+import json
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from anyio import to_thread
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from starlette.types import ASGIApp
+
+from mpcformer.errors import MPCFormerError, UserInputError, os_remedy, unexpected
+from mpcformer.files import remove
+from parties.ask.classifier import Answer
+from parties.gateway import questions, replies
+from parties.gateway.gate import Gate
+from parties.gateway.questions import Question
+from parties.gateway.replies import RequestError
+from parties.gateway.served import ServedModel, in_threads
+from parties.gateway.token_file import Token
+from parties.gateway.upload import State, Upload, checked_name
+from parties.gateway.uploads import Uploads
+
+log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).parent / "page"
+TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
+MOST_QUESTION_BYTES = 16 << 20
+LINES = "application/x-ndjson"
+
+
+class Gateway:
+    """The endpoints.
+
+    Args:
+        models: what is served.
+        uploads: the uploaded files.
+        most_upload_bytes: how large one of them may be.
+    """
+
+    def __init__(self, models: Iterable[ServedModel], uploads: Uploads, most_upload_bytes: int) -> None:
+        self._models = {model.name: model for model in models}
+        self._uploads, self._most_upload_bytes = uploads, most_upload_bytes
+        self._page = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
+        self._openapi = (PAGE.parent / "openapi.json").read_bytes()
+
+    def routes(self) -> list[Route]:
+        """Return all routes."""
+        return [
+            Route("/", self.page, methods=["GET"]),
+            Route("/", self.ask, methods=["POST"]),
+            Route("/page/{name}", self.page, methods=["GET"]),
+            Route("/health", self.health, methods=["GET"]),
+            Route("/openapi.json", self.openapi, methods=["GET"]),
+            Route("/models", self.models, methods=["GET"]),
+            Route("/models/{model}", self.model, methods=["GET"]),
+            Route("/models/{model}", self.ask, methods=["POST"]),
+            Route("/uploads", self.list_uploads, methods=["GET"]),
+            Route("/uploads", self.upload, methods=["POST"]),
+            Route("/uploads/{upload}", self.show_upload, methods=["GET"]),
+            Route("/uploads/{upload}", self.remove_upload, methods=["DELETE"]),
+            Route("/uploads/{upload}/stop", self.stop_upload, methods=["POST"]),
+            Route("/uploads/{upload}/go-on", self.go_on, methods=["POST"]),
+            Route("/uploads/{upload}/answers", self.download, methods=["GET"]),
+        ]
+
+    async def page(self, request: Request) -> Response:
+        """Give a file of the page. None of them holds anything secret."""
+        name = request.path_params.get("name", "index.html")
+        if name not in self._page:
+            raise RequestError(replies.NOTHING_THERE, "the page has no such file", "reload the page")
+        return Response(self._page[name], media_type=TYPES[Path(name).suffix])
+
+    async def health(self, request: Request) -> Response:
+        """Say that the gateway runs."""
+        return JSONResponse({"status": "ok"})
+
+    async def openapi(self, request: Request) -> Response:
+        """Describe the routes."""
+        return Response(self._openapi, media_type="application/json")
+
+    async def models(self, request: Request) -> Response:
+        """List what is public of each model."""
+        return JSONResponse([model.facts() for model in self._models.values()])
+
+    async def model(self, request: Request) -> Response:
+        """Tell what is public of a model."""
+        return JSONResponse(self._asked(request.path_params["model"]).facts())
+
+    def _asked(self, name: str | None) -> ServedModel:
+        """Return the model of this name, or the only one.
+
+        Raises:
+            RequestError: there is no such model, or there are several and none is named.
+        """
+        if name is None and len(self._models) == 1:
+            return next(iter(self._models.values()))
+        if name not in self._models:
+            what = "no model is named" if name is None else "there is no model of this name"
+            raise RequestError(replies.NOTHING_THERE, what, f"ask one of: {', '.join(self._models)}")
+        return self._models[name]
+
+    async def ask(self, request: Request) -> Response:
+        """Answer texts."""
+        model = self._asked(request.path_params.get("model"))
+        question = questions.parsed(await replies.read_body(request, MOST_QUESTION_BYTES, "the body"))
+        with contextlib.ExitStack() as held:
+            held.enter_context(model.asking())
+            answers = in_threads(model.answers(question))
+            if LINES in request.headers.get("accept", ""):
+                # An error before the first answer still has a status of its own.
+                first = await anext(answers, None)
+                return StreamingResponse(_lines(model, question, first, answers, held.pop_all()), media_type=LINES)
+            try:
+                found = []
+                async for answer in answers:
+                    found.append(answer)
+                    # Nobody reads the rest: it need not be computed.
+                    if await request.is_disconnected():
+                        return Response(status_code=replies.CALLER_LEFT)
+            finally:
+                await answers.aclose()
+        entries = [_entry(model, question, answer) for answer in found]
+        if not question.details:
+            return JSONResponse(entries)
+        return JSONResponse({"answers": entries, "details": [questions.detail(answer) for answer in found]})
+
+    async def list_uploads(self, request: Request) -> Response:
+        """List the uploads, the latest first."""
+        return JSONResponse([upload.facts() for upload in self._uploads.listed()])
+
+    async def upload(self, request: Request) -> Response:
+        """Take a file of texts, and begin to answer it."""
+        query = request.query_params
+        if unknown := sorted(set(query) - {"name", "text_column", "model"}):
+            raise UserInputError(f"the parameter {unknown[0][:40]!r} is unknown", "give name, text_column and model")
+        name, model = checked_name(query.get("name", "")), self._asked(query.get("model"))
+        replies.check_length(request, self._most_upload_bytes, "the file")
+        folder = self._uploads.place()
+        try:
+            await self._receive(request, folder / name)
+            columns = query.getlist("text_column")
+            upload = await to_thread.run_sync(self._uploads.add, folder, name, model.name, columns)
+        finally:
+            # After `add`, the folder has another name.
+            remove(folder)
+        return JSONResponse(upload.facts(), 201, {"Location": f"/uploads/{upload.id}"})
+
+    async def _receive(self, request: Request, path: Path) -> None:
+        n_bytes = 0
+        try:
+            with path.open("xb") as handle:
+                path.chmod(0o600)
+                async for chunk in request.stream():
+                    n_bytes += len(chunk)
+                    if n_bytes > self._most_upload_bytes:
+                        raise replies.too_large("the file", self._most_upload_bytes)
+                    handle.write(chunk)
+        except OSError as error:
+            raise RequestError(507, f"the file cannot be kept: {error.strerror}", os_remedy(error)) from None
+
+    def _upload(self, request: Request) -> Upload:
+        return self._uploads.get(request.path_params["upload"])
+
+    async def show_upload(self, request: Request) -> Response:
+        """Tell how far an upload is."""
+        return JSONResponse(self._upload(request).facts())
+
+    async def stop_upload(self, request: Request) -> Response:
+        """Stop an upload after the batch that is being computed."""
+        upload = self._upload(request)
+        self._uploads.stop(upload)
+        return JSONResponse(upload.facts())
+
+    async def go_on(self, request: Request) -> Response:
+        """Go on with an upload that stopped or failed."""
+        upload = self._upload(request)
+        self._uploads.go_on(upload)
+        return JSONResponse(upload.facts())
+
+    async def remove_upload(self, request: Request) -> Response:
+        """Remove an upload with its answers."""
+        await to_thread.run_sync(self._uploads.remove, self._upload(request))
+        return Response(status_code=204)
+
+    async def download(self, request: Request) -> Response:
+        """Give the file of answers."""
+        upload = self._upload(request)
+        if upload.state != State.DONE:
+            raise RequestError(
+                replies.CONFLICT, f"the upload is {upload.state}: its answers are not whole", "wait, or let it go on"
+            )
+        disposition = f"attachment; filename*=UTF-8''{quote(upload.download_name)}"
+        return FileResponse(upload.out, headers={"Content-Disposition": disposition})
+
+
+def _entry(model: ServedModel, question: Question, answer: Answer) -> Any:
+    return questions.entry(answer, model.classify.labels, model.classify.task, question)
+
+
+async def _lines(
+    model: ServedModel,
+    question: Question,
+    first: Answer | None,
+    others: AsyncGenerator[Answer, None],
+    held: contextlib.ExitStack,
+) -> AsyncIterator[bytes]:
+    """Yield a line of JSON for each answer; the last one may be an error, after which nothing more is answered."""
+    with held:
+        try:
+            if first is not None:
+                yield _line(model, question, first)
+                async for answer in others:
+                    yield _line(model, question, answer)
+        except MPCFormerError as error:
+            yield _as_line(replies.told(error))
+        except Exception as error:
+            log.error("%s", unexpected(error))
+            yield _as_line({"error": unexpected(error), "fix": "please report it"})
+        finally:
+            await others.aclose()
+
+
+def _line(model: ServedModel, question: Question, answer: Answer) -> bytes:
+    entry = _entry(model, question, answer)
+    return _as_line({"answer": entry, "details": questions.detail(answer)} if question.details else entry)
+
+
+def _as_line(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode() + b"\n"
+
+
+def build(models: Iterable[ServedModel], uploads: Uploads, token: Token, most_upload_bytes: int) -> ASGIApp:
+    """Return the gateway as an ASGI application."""
+    gateway = Gateway(models, uploads, most_upload_bytes)
+    return Gate(Starlette(routes=gateway.routes(), exception_handlers=replies.HANDLERS), token)

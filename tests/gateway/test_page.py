@@ -1,0 +1,229 @@
+"""The page in a real Chromium, and the command as a user starts, interrupts and starts it again."""
+
+import csv
+import json
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from huggingface_hub import InferenceClient
+
+from mpcformer.errors import UserInputError
+from parties.gateway.server import place
+from tests.devtools import Page, browser
+from tests.gateway.running import Running, running
+
+CANARY = "canary-of-the-gateway"
+WIDTHS = (390, 1280)
+# What a reader would have to scroll sideways for.
+TOO_WIDE = """[...document.querySelectorAll("body *")].filter((each) => {
+  const box = each.getBoundingClientRect();
+  return box.width && (box.left < -0.5 || box.right > innerWidth + 0.5) && !each.closest("svg");
+}).map((each) => each.tagName + "." + each.className)"""
+
+
+@pytest.fixture(scope="module")
+def gateway(picky: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    folder = tmp_path_factory.mktemp("running") / "gateway"
+    with running(picky, folder) as found:
+        yield found
+        # Whatever the tests asked: neither a text nor the token is ever logged.
+        found.ask(f"/{CANARY}")
+        found.ask("/", json.dumps({"inputs": [CANARY, 3]}).encode())
+        assert found.stop() == 0
+        for secret in (CANARY, found.token, "the day was fine", "grim stone"):
+            assert secret not in found.said
+
+
+def opened(page: Page, gateway: Running, width: int = 1280) -> None:
+    """Open the page as the printed address does."""
+    page.look(width)
+    page.open(f"{gateway.address}#token={gateway.token}")
+    page.until("!document.getElementById('open').hidden")
+
+
+def test_a_reader_types_uploads_reads_and_sees_the_refused(gateway: Running, tmp_path: Path) -> None:
+    rows = ["warm and lovely day", "zinc", "a grim stone"] * 10
+    path = tmp_path / "reviews.csv"
+    path.write_text("text\n" + "\n".join(rows) + "\n")
+    with browser(tmp_path) as page:
+        opened(page, gateway)
+        assert page.run("location.href") == gateway.address, "the token stays neither in the address nor in the history"
+        # By keyboard alone: the text has the focus.
+        page.type("the day was fine")
+        page.press("Enter", ctrl=True)
+        page.until("document.querySelectorAll('#bars dt').length === 2")
+        page.until("document.getElementById('status').innerText.startsWith('Answer: ')")
+        best = page.shown("#bars .best dt")
+        assert page.shown("#status").startswith(f"Answer: {best}, ")
+        assert page.run("document.querySelector('#bars .fill').style.width") > "50%"
+        assert page.shown("#figures").split()[0] == "time"
+        assert page.shown("#you-text") == "the day was fine"
+        assert page.shown("#you-hex").startswith("74 68 65 20 64 61 79")
+        assert page.run("document.querySelectorAll('#owner-chart rect').length") == 256
+        assert "Chi-squared" in page.shown("#owner-caption")
+        assert "linear" in page.shown("#dealer-shapes")
+
+        # A refused text has no answer, and what to do.
+        page.run("document.getElementById('text').value = ''")
+        page.type("zinc")
+        page.press("Tab")  # to the second text's heading
+        page.press("Tab")
+        assert page.run("document.activeElement.id") == "send"
+        page.press("Enter")
+        page.until("!document.getElementById('problem').hidden")
+        assert "left the range" in page.shown("#problem")
+        assert "What to do: say it in other words" in page.shown("#problem")
+        assert page.shown("#bars") == ""
+        assert "no answer" in page.shown("#status")
+
+        # A file comes back answered, and its refused rows are marked.
+        page.choose("#file", path)
+        page.until("document.querySelector('.upload-state')?.innerText === 'answered'")
+        assert page.run("document.querySelector('.upload progress').value") == len(rows)
+        assert "10 of them refused" in page.shown(".upload-counts")
+        page.run("document.querySelector('.upload-refused summary').click()")
+        assert "row 1: an activation of this text left the range" in page.shown(".upload-refused ul")
+        page.run("document.querySelector('.do-download').click()")
+        out = tmp_path / "reviews-answered.csv"
+        deadline = time.monotonic() + 20
+        while not out.is_file():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        answers = list(csv.DictReader(out.open(newline="")))
+        assert [row["text"] for row in answers] == rows
+        assert [row["refused"] for row in answers] == ["False", "True", "False"] * 10
+
+        # Whatever is open, nothing has to be scrolled sideways.
+        for width in WIDTHS:
+            page.look(width, dark=width < 600)
+            assert page.run(TOO_WIDE) == []
+            page.picture(tmp_path / f"page-{width}.png")
+            assert (tmp_path / f"page-{width}.png").stat().st_size > 20_000
+        assert page.errors == []
+
+
+def test_a_reader_stops_and_goes_on(gateway: Running, tmp_path: Path) -> None:
+    path = tmp_path / "long.csv"
+    path.write_text("first,second\n" + "a grim stone,warm\n" * 300)
+    with browser(tmp_path) as page:
+        opened(page, gateway, width=390)
+        page.choose("#file", path)
+        # Which column it is cannot be guessed.
+        page.until("!document.getElementById('columns').hidden")
+        assert page.run("document.activeElement.id") == "column"
+        page.run("document.getElementById('column').value = 'second'")
+        page.press("Tab")
+        page.press("Enter")
+        row = "[...document.querySelectorAll('.upload')].find((each) => each.innerText.includes('long.csv'))"
+        page.until(f"{row}?.querySelector('progress').value > 0")
+        page.run(f"{row}.querySelector('.do-stop').click()")
+        page.until(f"{row}.querySelector('.upload-state').innerText === 'stopped'")
+        n_done = page.run(f"{row}.querySelector('progress').value")
+        assert 0 < n_done < 300
+        page.run(f"{row}.querySelector('.do-go-on').click()")
+        page.until(f"{row}.querySelector('.upload-state').innerText === 'answered'")
+        page.run(f"{row}.querySelector('.do-remove').click()")
+        page.until(f"!{row}")
+        assert [error for error in page.errors if "400" not in error] == []
+
+
+def test_without_the_token_the_page_asks_for_it(gateway: Running, tmp_path: Path) -> None:
+    with browser(tmp_path) as page:
+        page.look(390)
+        page.open(gateway.address)
+        page.until("!document.getElementById('locked').hidden")
+        assert page.run("document.activeElement.id") == "token"
+        page.type("a-wrong-token")
+        page.press("Enter")
+        page.until("document.getElementById('locked-title').innerText === 'The token is wrong'")
+        page.type(gateway.token)
+        page.press("Enter")
+        page.until("!document.getElementById('open').hidden")
+        assert page.run("document.getElementById('locked').hidden")
+        # Another page of this machine gets nothing, whatever it sends.
+        page.open("data:text/html,<title>another page</title>")
+        script = f"fetch('{gateway.address}models').then((reply) => reply.status, () => 'refused')"
+        assert page.run(script) == "refused"
+
+
+def test_everything_on_the_page_has_a_name(gateway: Running, tmp_path: Path) -> None:
+    with browser(tmp_path) as page:
+        opened(page, gateway)
+        nodes = page.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "textbox", "img", "progressbar", "link", "combobox", "heading", "DisclosureTriangle"}
+    named = [
+        (node["role"]["value"], node.get("name", {}).get("value"))
+        for node in nodes
+        if not node["ignored"] and node["role"]["value"] in roles
+    ]
+    assert {role for role, _ in named} >= {"button", "textbox", "heading", "link"}
+    assert [role for role, name in named if not name] == []
+    live = [node for node in nodes if any(each["name"] == "live" for each in node.get("properties", []))]
+    assert len(live) >= 2
+
+
+def test_hugging_faces_own_client(gateway: Running) -> None:
+    client = InferenceClient(model=f"{gateway.address}models/student", token=gateway.token)
+    found = client.text_classification("the day was fine")
+    assert {each.label for each in found} == {"negative", "positive"}
+    assert found[0].score > 0.5
+    assert len(client.text_classification("the day was fine", top_k=1)) == 1
+
+
+@pytest.mark.slow
+def test_interrupted_and_on_again_and_no_text_is_logged(picky: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "gateway"
+    content = ("text\n" + f"warm {CANARY}\n" + "a grim stone\n" * 300).encode()
+    with running(picky, folder) as gateway:
+        token = gateway.token
+        assert gateway.ask("/", json.dumps({"inputs": [CANARY, 3]}).encode())[0] == 400
+        assert gateway.ask(f"/{CANARY}")[0] == 404
+        key = gateway.ask("/uploads?name=reviews.csv", content)[1]["id"]
+        while not gateway.ask(f"/uploads/{key}")[1]["answered"]:
+            time.sleep(0.02)
+        assert gateway.stop() == 0
+        assert "1 upload is not finished" in gateway.said
+        said = gateway.said
+    with running(picky, folder) as gateway:
+        assert gateway.token == token
+        status, left = gateway.ask(f"/uploads/{key}")
+        assert (status, left["state"]) == (200, "stopped")
+        assert 0 < left["answered"] < 301
+        assert gateway.ask(f"/uploads/{key}/go-on", b"")[0] == 200
+        while (done := gateway.ask(f"/uploads/{key}")[1])["state"] != "done":
+            assert "error" not in done
+            time.sleep(0.05)
+        assert done["answered"] == 301
+        with pytest.raises(UserInputError, match="another gateway uses"), place(0, folder, None):
+            pass
+        assert gateway.stop() == 0
+        said += gateway.said
+    assert CANARY not in said
+    assert token not in said
+    rows = list(csv.DictReader((folder / "uploads" / key / "answers.csv").open(newline="")))
+    assert len(rows) == 301
+    assert CANARY in rows[0]["text"]
+
+
+def test_a_port_or_folder_that_cannot_be_used(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(UserInputError, match=f"--port: {port} is in use"), place(port, tmp_path / "a", None):
+            pass
+    others = tmp_path / "others"
+    others.mkdir()
+    others.chmod(0o777)
+    with pytest.raises(UserInputError, match=r"--folder: .* is no folder that this user alone"), place(0, others, None):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserInputError, match="--folder"), place(0, tmp_path / "file", None):
+        pass
+    with place(0, tmp_path / "mine", None) as site:
+        assert site.folder.stat().st_mode & 0o777 == 0o700
+        assert site.token_file == tmp_path / "mine" / "token"
+        assert site.address.startswith("http://127.0.0.1:")
