@@ -32,6 +32,7 @@ CHUNK = 256
 # How many shapes stay in stock while nobody asks: those that were asked for last.
 RECENT = 2
 OUT_OF_RANGE = "an activation of this text left the range that the model was calibrated for"
+TO_CUT = "; to cut long texts, set max_length"
 NO_CHARACTERS = "some of this text is no Unicode character: it was not read as UTF-8"
 Text = str | tuple[str, str] | Mapping[str, str]
 Answer = dict[str, Any]
@@ -194,7 +195,7 @@ class Classifier:
             encoded[i] = self._encode(tuple(part[:LONGEST_TEXT] for part in text))
             if (n := len(encoded[i].input_ids)) > self._positions:
                 what = f"{n} tokens are more than the model's {self._positions} positions"
-                found[i] = _refused(f"{what}; to cut long texts, set max_length")
+                found[i] = _refused(what + TO_CUT)
         short = [i for i in range(len(texts)) if i not in found]
         lengths = [len(encoded[i].input_ids) for i in short]
         sizes = [size for size in self._options.sizes if size <= largest] or list(self._options.sizes)

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from mpcformer import options
 from mpcformer.engines.registry import DEFAULT_ENGINE
 from mpcformer.errors import UserInputError
-from mpcformer.machine import keep_freed_memory
+from mpcformer.machine import keep_freed_memory, open_many_files
 from mpcformer.options import INPUT, MACHINE, OUTPUT, option
 
 PORT = 8765
@@ -52,6 +52,7 @@ def gateway(
     if not 0 <= port <= 65535:
         raise UserInputError(f"--port: {port} is outside 0..65535", "give a free port, or 0 for any")
     keep_freed_memory()
+    open_many_files()
     from mpcformer.console import console, err_console
     from parties.ask.local import connect, local
     from parties.gateway.served import ServedModel, check_name

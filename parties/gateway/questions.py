@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mpcformer.errors import UserInputError
-from parties.ask.classifier import NO_CHARACTERS, OUT_OF_RANGE, Answer, Text, as_pair
+from parties.ask.classifier import NO_CHARACTERS, OUT_OF_RANGE, TO_CUT, Answer, Text, as_pair
 from parties.gateway.replies import TOO_LARGE, RequestError
 from parties.session.seen import Seen
 
@@ -156,7 +156,12 @@ def entry(answer: Answer, labels: list[str], task: str, question: Question) -> A
 
 def refusal(answer: Answer) -> dict[str, Any]:
     """Return why a text was refused, and what its owner can do."""
-    return {"refused": True, "reason": answer["reason"], "fix": what_to_do(answer["reason"])}
+    return {"refused": True, **because(answer["reason"])}
+
+
+def because(reason: str) -> dict[str, str]:
+    """Return why a text was refused, without what a Python program would do, and what its owner can do here."""
+    return {"reason": reason.removesuffix(TO_CUT), "fix": what_to_do(reason)}
 
 
 def what_to_do(reason: str) -> str:

@@ -22,7 +22,7 @@ from mpcformer.tasks.tables import open_table
 from parties.ask.answers import AnswerFile, partial_of
 from parties.ask.classifier import Classifier, Text
 from parties.gateway import replies
-from parties.gateway.questions import what_to_do
+from parties.gateway.questions import because
 from parties.gateway.replies import RequestError
 
 # The format of the answers, by that of the texts. A .json file would have to be read at once, whatever its size.
@@ -105,7 +105,7 @@ class Upload:
 
     def facts(self) -> dict[str, Any]:
         """Return what a caller is told, as JSON values. Nothing of it quotes a text."""
-        refused = [{"row": row, "reason": reason, "fix": what_to_do(reason)} for row, reason in self.refused]
+        refused = [{"row": row, **because(reason)} for row, reason in self.refused]
         return {
             "id": self.id,
             "name": self.name,

@@ -6,11 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
 from typer.testing import CliRunner
 
 import mpcformer
 from mpcformer.cli import build_app
 from mpcformer.errors import PartyError, UserInputError
+from parties.gateway.app import build
+from parties.gateway.served import ServedModel
+from parties.gateway.token_file import Token
+from parties.gateway.uploads import Uploads
 from parties.settings.config import DataOwnerConfig, PeerAddress
 from parties.settings.config_file import to_toml
 from parties.settings.job import JobDescription
@@ -69,6 +74,27 @@ def test_a_data_owner_asks_without_a_coordinator(deployed: Any, tmp_path: Path) 
     logs = cast.said("dealer") + cast.said("model-owner")
     assert "session of data-owner begins" in logs
     assert not [word for word in ("fine", "zinc", "positive", "negative") if word in logs]
+
+
+def test_the_gateway_asks_a_deployment_within_its_budget(deployed: Any, tmp_path: Path) -> None:
+    cast, path = deployed(model_owner=ASKING | {"max_sentences_per_day": 2})
+    with mpcformer.connect(path, ahead=0) as classify:
+        model = ServedModel("picky", classify, is_local=False)
+        uploads = Uploads(tmp_path / "uploads", {"picky": (classify, None)})
+        headers = {"Authorization": "Bearer 0123456789abcdef"}
+        app = build([model], uploads, Token("0123456789abcdef"), 1 << 20)
+        with TestClient(app, base_url="http://127.0.0.1", headers=headers) as client:
+            assert client.get("/models").json()[0]["parties"] == {"dealer": "dealer", "model-owner": "model-owner"}
+            assert client.post("/", json={"inputs": ["warm", "cold"]}).status_code == 200
+            used_up = client.post("/", json={"inputs": "warm"})
+            assert used_up.status_code == 429
+            assert 0 < int(used_up.headers["retry-after"]) <= 86_400
+            assert "model-owner: the budget of sentences for today is used up" in used_up.json()["error"]
+            cast.processes["model-owner"].kill()
+            lost = client.post("/", json={"inputs": "warm"})
+            assert (lost.status_code, lost.headers["retry-after"]) == (503, "1")
+            assert lost.json()["error"].startswith("model-owner: ")
+        uploads.close()
 
 
 def test_who_may_not_order_is_refused_by_name(deployed: Any) -> None:

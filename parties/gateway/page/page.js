@@ -82,7 +82,9 @@ async function unlock() {
   show("local", model.local);
   const cut = model.max_length ? `cut to ${model.max_length} tokens` : `of up to ${model.positions} tokens`;
   const what = model.task === "text-classification" ? `tells ${model.labels.join(" or ")}` : model.task;
-  $("model").textContent = `${model.name}: ${what}, texts ${cut}; weights ${model.sha256.slice(0, 12)}…`;
+  const { dealer, "model-owner": owner } = model.parties;
+  const others = model.local ? "" : `; model owner ${owner}, dealer ${dealer}`;
+  $("model").textContent = `${model.name}: ${what}, texts ${cut}; weights ${model.sha256.slice(0, 12)}…${others}`;
   show("model", true);
   $("text").focus();
   await refresh();
@@ -151,7 +153,7 @@ function showAnswer(answer, detail) {
   const refused = Array.isArray(answer) ? answer[0] && answer[0].refused && answer[0] : answer.refused && answer;
   $("bars").replaceChildren();
   show("vector", false);
-  show("answer", true);
+  show("answer", !refused || detail.seconds !== undefined);
   show("answer-title", !refused);
   if (refused) {
     tell("problem", { message: `This text is refused: ${refused.reason}.`, told: refused });
@@ -197,7 +199,7 @@ function figures(detail) {
     const beside = detail.dealt_ahead ? "dealt ahead" : `with ${seconds(dealing)} for dealing`;
     shown.push(["time", seconds(detail.seconds), beside]);
     shown.push(["rounds", number.format(detail.rounds), "messages one after the other"]);
-    shown.push(["traffic", bytes(detail.bytes), "online, both ways"]);
+    shown.push(["bytes", bytes(detail.bytes), "online, both ways"]);
     shown.push(["batch", detail.batch.join(" × "), "texts × tokens, padded"]);
   }
   $("figures").replaceChildren(...shown.map(([name, value, beside]) => {
@@ -244,7 +246,8 @@ function showSeen(text, detail) {
   const least = Math.min(...histogram), most = Math.max(...histogram);
   chart("owner", histogram, `The first ${bytes(counted)}: each of the 256 values comes ${number.format(least)} to `
     + `${number.format(most)} times, as in noise. ${evenness(histogram, counted)}`);
-  $("dealer-count").textContent = `${number.format(correlations)} operations were asked for`;
+  const when = detail.dealt_ahead ? "before the text was there" : "while you waited";
+  $("dealer-count").textContent = `it dealt for ${number.format(correlations)} operations, ${when}`;
   const some = listed.slice(0, 14);
   const items = some.map(({ kind, shapes, count }) => {
     const sizes = shapes.map((shape) => shape.join("×")).join(", ");
@@ -378,7 +381,8 @@ function fill(row, upload) {
   if (refused && row.refused !== refused) {
     row.refused = refused;
     const reasons = [...new Set(upload.first_refused.map((each) => each.fix))];
-    put(".upload-refused summary", `${number.format(refused)} refused: no answer was made up for them`);
+    const them = refused > 1 ? "them" : "it";
+    put(".upload-refused summary", `${number.format(refused)} refused: no answer was made up for ${them}`);
     put(".upload-fix", `What to do: ${reasons.join("; or ")}.`);
     const items = upload.first_refused.map((each) => element("li", `row ${each.row}: ${each.reason}`));
     if (refused > items.length) items.push(element("li", `and ${number.format(refused - items.length)} more, marked in the file`));
