@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 
 import torch
@@ -38,6 +38,7 @@ class Plan:
         bytes_sent: of all tensors, by each owner for whom it was planned.
         n_messages: the messages that each of them sends.
         seconds: of computing, at one party, as far as the dry run computed.
+        results: the shape of each result.
     """
 
     requests: list[Request]
@@ -46,6 +47,7 @@ class Plan:
     bytes_sent: tuple[int, ...]
     n_messages: int
     seconds: float
+    results: dict[str, tuple[int, ...]]
 
     @property
     def dealer_bytes(self) -> int:
@@ -56,10 +58,6 @@ class Plan:
     def digest(self) -> bytes:
         """32 bytes that differ whenever two plans do."""
         return correlation_plan_digest(self.requests)
-
-    def network_seconds(self, rtt_s: float, bytes_s: float) -> float:
-        """Return the time on the wire: half a round trip for each round, plus the bytes at the link's rate."""
-        return self.rounds * rtt_s / 2 + sum(self.bytes_sent) / bytes_s
 
 
 class _ZeroStore:
@@ -115,8 +113,7 @@ def dry_run(
             "let both owners run the same operations, whatever crypten.communicator says of their rank",
         )
     sent = tuple(plan.bytes_sent[0] for plan in plans)
-    most = plans[0]
-    return Plan(most.requests, most.how, max(plan.rounds for plan in plans), sent, most.n_messages, most.seconds)
+    return replace(plans[0], rounds=max(plan.rounds for plan in plans), bytes_sent=sent)
 
 
 def _rehearse(loaded: LoadedProgram, rank: int, how: str) -> Plan:
@@ -125,10 +122,10 @@ def _rehearse(loaded: LoadedProgram, rank: int, how: str) -> Plan:
     channel = SilentChannel() if how == SHAPES else _ZeroChannel()
     state = PartyState(rank=rank, channel=channel, store=store, zero_key=bytes(KEY_BYTES))
     values = {name: torch.zeros(declared.shape, device=device) for name, declared in loaded.program.inputs.items()}
-    start = time.perf_counter()
-    run_program(loaded, state, values, device=device, rehearsal=True)
+    start, sizes = time.perf_counter(), dict[str, tuple[int, ...]]()
+    run_program(loaded, state, values, device=device, rehearsal=True, sizes=sizes)
     counted, seconds = channel.counters, time.perf_counter() - start
-    return Plan(store.plan, how, counted.rounds, (counted.bytes_sent,), counted.messages_sent, seconds)
+    return Plan(store.plan, how, counted.rounds, (counted.bytes_sent,), counted.messages_sent, seconds, sizes)
 
 
 def _is_final(error: Exception) -> bool:

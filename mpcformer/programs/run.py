@@ -23,6 +23,7 @@ def run_program(
     *,
     device: str = "cpu",
     rehearsal: bool = False,
+    sizes: dict[str, tuple[int, ...]] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Run a program as one party, and return the results that this party learns.
 
@@ -32,6 +33,7 @@ def run_program(
         values: this party's inputs, by their names. Of the other party's inputs the shape alone is needed.
         device: "meta" when planning on shapes alone.
         rehearsal: whether there is no secret in it, so that an error may quote what the program says.
+        sizes: is given the shape of each result, also of those that this party does not learn.
 
     Raises:
         UserInputError: the program opens what it did not declare, draws from torch's generator, fails by itself, or
@@ -52,10 +54,13 @@ def run_program(
             raise
         except Exception as error:
             # What an error says may show a value of this party; its kind and its line do not.
-            what = f"program: {type(error).__name__} at {watch.line_of(error)}"
-            what += f": {(str(error).splitlines() or [''])[0][:MAX_QUOTED]}" if rehearsal else ""
-            raise UserInputError(what, "correct the program at both owners") from (error if rehearsal else None)
+            told = f"program: {type(error).__name__} at {watch.line_of(error)}"
+            what = f"{told}: {(str(error).splitlines() or [''])[0][:MAX_QUOTED]}" if rehearsal else told
+            cause = error if rehearsal else None
+            raise UserInputError(what, "correct the program at both owners", told=told) from cause
         _check(loaded, results)
+        if sizes is not None:
+            sizes.update({name: tuple(value.size()) for name, value in results.items()})
         return _open(program, results, state)
 
 

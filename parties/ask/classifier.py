@@ -54,9 +54,10 @@ class Classifier:
         self, config: DataOwnerConfig, options: AskOptions, on_close: Callable[[], None] = lambda: None
     ) -> None:
         self._config, self._options = config, options
-        self._public: PublicModel = load_public_model(config.public_model)
-        self._student = recorded_student(config.public_model)
-        self._tokenizer = TextTokenizer(config.public_model, options.max_length, Limits.of(self._public.config))
+        folder = config.folder_of_model()
+        self._public: PublicModel = load_public_model(folder)
+        self._student = recorded_student(folder)
+        self._tokenizer = TextTokenizer(folder, options.max_length, Limits.of(self._public.config))
         # What runs for this classifier alone also ends when it is forgotten, or with the interpreter.
         self._on_close = weakref.finalize(self, on_close)
         self._lock = threading.RLock()

@@ -1,18 +1,16 @@
 """A session that the data owner orders itself, from dealer and model owner, and in which it asks batch after batch."""
 
 import contextlib
-import threading
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
 
 from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
+from mpcformer.errors import MPCFormerError, PartyError
 from parties.session.data_side import Asked, BudgetError, DataSide
 from parties.session.failure import as_known
-from parties.session.membership import Membership
-from parties.session.orderer import Order, Orderer
+from parties.session.own_session import OwnSession
 from parties.settings.config import DataOwnerConfig
 from parties.settings.job import JobDescription
 
@@ -35,38 +33,16 @@ class AskingSession:
     """
 
     def __init__(self, config: DataOwnerConfig, public: PublicModel, student: str, *, largest: int) -> None:
-        if config.dealer is None or config.model_owner is None:
-            raise ProtocolError("a data owner that asks names dealer and model_owner in its file")
         job = JobDescription(
             task=TASK, split="", batch_size=largest, engine=config.engine, embeddings=public.embeddings
         )
-        order = Order.of(config, config.dealer, config.model_owner, data_owner=config.id, job=job)
         self._config, self._threads = config, config.threads
-        self._orderer = Orderer(order)
-        self._membership = Membership(config, role=config.role, coordinator_id=config.id)
-        self._membership.listen(self._orderer.members[config.id].outgoing())
-        self._orderer.attach(config.id, self._membership.events())
-        self._verdict: MPCFormerError | None = None
-        self._watcher = threading.Thread(target=self._watch, name="orderer", daemon=True)
-        self._watcher.start()
+        self._own = OwnSession(config, job)
+        self._membership, self._orderer = self._own.membership, self._own.orderer
         self._side = self._guarded(lambda: self._open(public, student))
 
-    def _watch(self) -> None:
-        job, orderer = self._orderer.new_job(), self._orderer
-
-        def done() -> bool:
-            return all(orderer.by_role[role].report is not None for role in ("model-owner", "data-owner"))
-
-        try:
-            orderer.run(job, done)
-        except Exception as error:
-            self._verdict = as_known(error, self._config.id)
-
     def _open(self, public: PublicModel, student: str) -> DataSide:
-        job = self._membership.job()
-        if job is None:
-            raise ProtocolError("the session ended before it began")
-        return DataSide(self._config, job, self._membership, public, student)
+        return DataSide(self._config, self._own.job(), self._membership, public, student)
 
     def _guarded(self, work: Callable[[], Value]) -> Value:
         """Do some work of the session; if it fails, end the session and raise the first cause.
@@ -81,24 +57,18 @@ class AskingSession:
         except BudgetError:
             raise
         except Exception as error:
-            raise self._failed(as_known(error, self._config.id)) from None
+            raise self._own.failed(as_known(error, self._config.id)) from None
         except BaseException:
-            self._failed(PartyError(self._config.id, "it was interrupted"))
+            self._own.failed(PartyError(self._config.id, "it was interrupted"))
             raise
         finally:
             torch.set_num_threads(before)
-
-    def _failed(self, error: MPCFormerError) -> MPCFormerError:
-        cause = self._membership.fail(error)
-        self._watcher.join()
-        self._orderer.stop()
-        return self._verdict or cause
 
     @property
     def has_ended(self) -> bool:
         """Whether nothing can be asked any more."""
         failed = self._membership.error is not None or self._side.pool.error is not None
-        return failed or not self._watcher.is_alive()
+        return failed or not self._own.is_alive
 
     def coming(self, shapes: Sequence[BatchShape]) -> None:
         """Say what will be asked next, so that it is dealt ahead."""
@@ -145,15 +115,14 @@ class AskingSession:
             with contextlib.suppress(MPCFormerError):
                 self._guarded(self._end)
         elif error is not None and self._membership.error is None:
-            self._failed(as_known(error, self._config.id))
+            self._own.failed(as_known(error, self._config.id))
         self._side.close()
-        self._watcher.join(timeout=5.0)
-        self._orderer.stop()
+        self._own.close()
 
     def forget(self) -> None:
         """End the session at once, because nobody can ask in it any more."""
         self._membership.abort(PartyError(self._config.id, "it left the session"))
-        self._watcher.join()
+        self._own.wait()
         self.close()
 
     def _end(self) -> None:

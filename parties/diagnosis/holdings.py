@@ -21,10 +21,14 @@ EXPORT = "ask the model owner for the folder that mpcformer export wrote"
 def student(config: ModelOwnerConfig) -> Finding:
     """Check that the model owner's student loads, and state which student it is."""
 
+    folder = config.student
+    if folder is None:
+        return Finding("student", "none: it serves programs alone")
+
     def look() -> str:
-        load_student(config.student)
-        load_tokenizer(config.student)
-        return f"{_described(load_public_model(config.student))}; sha256 {sha256_file(config.student / WEIGHTS)}"
+        load_student(folder)
+        load_tokenizer(folder)
+        return f"{_described(load_public_model(folder))}; sha256 {sha256_file(folder / WEIGHTS)}"
 
     return _finding("student", look)
 
@@ -32,10 +36,14 @@ def student(config: ModelOwnerConfig) -> Finding:
 def public_model(config: DataOwnerConfig) -> Finding:
     """Check that the data owner has all public files, and state which student they belong to."""
 
+    folder = config.public_model
+    if folder is None:
+        return Finding("public_model", "none: it runs programs alone")
+
     def look() -> str:
-        load_tokenizer(config.public_model)
+        load_tokenizer(folder)
         claimed = claim(config).student
-        return f"{_described(load_public_model(config.public_model))}; of the student with sha256 {claimed}"
+        return f"{_described(load_public_model(folder))}; of the student with sha256 {claimed}"
 
     return _finding("public_model", look, EXPORT)
 
@@ -46,7 +54,7 @@ def claim(config: DataOwnerConfig) -> pb.ModelClaim:
     Raises:
         UserInputError: the files do not say which.
     """
-    folder = config.public_model
+    folder = config.folder_of_model()
     return pb.ModelClaim(student=recorded_student(folder), facts=facts_digest(load_public_model(folder)))
 
 
@@ -68,6 +76,21 @@ def data(config: DataOwnerConfig) -> Finding:
         )
     places = sorted({path.parent.name if path.parent != folder else "." for path in files})
     return Finding("data_dir", f"{len(files)} parquet files in {', '.join(places)}")
+
+
+def programs(config: ModelOwnerConfig | DataOwnerConfig) -> list[Finding]:
+    """Check that the files that an owner's programs name are there."""
+    found = []
+    for entry in config.programs:
+        file = entry.file.with_name(entry.file.name.partition(":")[0])
+        missing = [path for path in (file, *entry.inputs.values()) if not path.is_file()]
+        check = f"program {entry.name}"
+        if missing:
+            found.append(wrong(check, f"there is no file {missing[0]}", "create it, or correct [[programs]]"))
+        else:
+            inputs = ", ".join(entry.inputs) or "none"
+            found.append(Finding(check, f"{file.name} with sha256 {sha256_file(file)[:16]}...; own inputs: {inputs}"))
+    return found
 
 
 def job(config: CoordinatorConfig) -> Finding:

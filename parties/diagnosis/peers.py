@@ -167,7 +167,7 @@ def _health(visit: Visit, channel: grpc.Channel, reply: pb.DiagnoseReply) -> Fin
 def _student(visit: Visit, claimed: pb.ModelClaim) -> Finding:
     """State which student is served; for a data owner, check that its public files belong to that student."""
     check, config = visit.row("student"), visit.config
-    if not isinstance(config, DataOwnerConfig):
+    if not isinstance(config, DataOwnerConfig) or config.public_model is None:
         return Finding(check, f"sha256 {claimed.student}; public facts {claimed.facts.hex()[:16]}")
     remedy = f"get the public files of {visit.peer.id}'s student (mpcformer export)"
     try:

@@ -14,49 +14,73 @@ FRAME_BYTES = 49
 
 
 def run(
-    program: Annotated[str, typer.Argument(help="A Python file with one program, or FILE:NAME.", metavar="PROGRAM")],
+    program: Annotated[
+        str,
+        typer.Argument(help="A Python file, or FILE:NAME; with --config, a name in it.", metavar="PROGRAM"),
+    ],
     inputs: Annotated[
         list[str] | None,
         option("--input", group=INPUT, about="NAME=FILE for each input: npy, npz, safetensors, csv, parquet."),
     ] = None,
+    config: Annotated[
+        Path | None, options.file("--config", group=INPUT, about="A data owner's TOML file; the others are deployed.")
+    ] = None,
     out: Annotated[Path | None, option(group=OUTPUT, about="Folder for the results, NAME.npy each.")] = None,
     plan: Annotated[bool, flag("--plan", group=OUTPUT, about="Only tell what it costs; nothing is run.")] = False,
-    threads: Annotated[int, options.at_least("--threads", 1, group=MACHINE, about="CPU threads of each party.")] = 1,
+    threads: Annotated[
+        int | None, options.at_least("--threads", 1, group=MACHINE, about="CPU threads of each party; default: 1.")
+    ] = None,
     pool: Annotated[
-        int, options.at_least("--pool", 1, group=MACHINE, about="MiB of correlations dealt before they are used.")
-    ] = 768,
+        int | None,
+        options.at_least(
+            "--pool", 1, group=MACHINE, about="MiB of correlations dealt before they are used; default: 768."
+        ),
+    ] = None,
     patience: Annotated[
-        float, options.at_least("--patience", 1, group=MACHINE, about="Seconds that one owner waits for the other.")
-    ] = 60.0,
+        float | None,
+        options.at_least(
+            "--patience", 1, group=MACHINE, about="Seconds that one owner waits for the other; default: 60."
+        ),
+    ] = None,
     limit: Annotated[
-        float, options.at_least("--limit", 1, group=MACHINE, about="Seconds after which a run is given up.")
-    ] = 3600.0,
+        float | None,
+        options.at_least("--limit", 1, group=MACHINE, about="Seconds after which a run is given up; default: 3600."),
+    ] = None,
 ) -> None:
     """Run a CrypTen program privately: each party is a process, and only what is declared is opened.
 
     Example: mpcformer run score.py --input x=x.npy --input w=w.npy --out results
     """
     from mpcformer.console import console
-    from parties.programs.local import planned, run_here
+    from parties.programs import deployed, local
 
+    def tell(told: dict[str, Any]) -> None:
+        _show_plan(console, program, told)
+
+    machine = {"threads": threads, "pool_mib": pool, "patience_s": patience, "limit_s": limit}
+    given = {name: value for name, value in machine.items() if value is not None}
     files = _files(inputs or [])
-    if not plan and out is None:
+    if config is not None:
+        if files or out is not None or given:
+            raise UserInputError(
+                "--config: inputs, results, threads and limits stand in the file",
+                "leave out --input, --out, --threads, --pool, --patience and --limit",
+            )
+        done = deployed.run_deployed(config, program, tell, plan_only=plan)
+    elif plan:
+        local.plan(program, files, tell)
+        done = None
+    elif out is None:
         raise UserInputError("--out: there is none", "give a folder for the results, or --plan to learn the cost alone")
-    prepared = planned(program, files)
-    if not plan and not files and prepared[0].program.inputs:
-        raise UserInputError("--input: there is none", "give NAME=FILE for each input of the program")
-    _show_plan(console, program, prepared[1])
-    if plan or out is None:
+    else:
+        done = local.run_here(program, files, out, tell, **given)  # type: ignore[arg-type]
+    if done is None:
         return
-    done = run_here(
-        program, files, out, pool_mib=pool, patience_s=patience, limit_s=limit, threads=threads, prepared=prepared
-    )
-    online = max(report["seconds"] for report in done.reports.values())
-    rounds = max(report["rounds"] for report in done.reports.values())
-    n_bytes = sum(report["bytes_received"] for report in done.reports.values())
-    console.print(f"ran in {online:.2f} s: {rounds} rounds, {n_bytes / 2**20:.3f} MiB between the owners")
+    report = done.report
+    n_bytes = report["bytes_received"] + report["bytes_sent"]
+    console.print(f"ran in {report['seconds']:.2f} s: {report['rounds']} rounds, {n_bytes / 2**20:.3f} MiB")
     for path in done.files:
-        console.print(f"{path}: for {done.learners[path.stem]}", soft_wrap=True)
+        console.print(f"{path}: for {done.told['reveal'][path.stem]}", soft_wrap=True)
 
 
 def _files(given: list[str]) -> dict[str, Path]:
@@ -76,18 +100,23 @@ def _files(given: list[str]) -> dict[str, Path]:
     return files
 
 
-def _show_plan(console: Any, program: str, plan: Any) -> None:
+def told_bytes(told: dict[str, Any]) -> int:
+    """Return the bytes between the owners that a plan tells, both ways, with frames."""
+    owners: list[int] = told["bytes_sent"]
+    return sum(owners) + FRAME_BYTES * int(told["n_messages"]) * len(owners)
+
+
+def _show_plan(console: Any, program: str, told: dict[str, Any]) -> None:
     from mpcformer.console import PlainTable
     from parties.runs.network import PROFILES
 
-    how = "planned from shapes alone" if plan.how == "shapes" else "planned by a run on zeros"
+    how = "planned from shapes alone" if told["how"] == "shapes" else "planned by a run on zeros"
     grid = PlainTable(f"{program}: {how}", "quantity", "value")
-    grid.add_row("correlations", str(len(plan.requests)))
-    grid.add_row("dealer's corrections [MiB]", f"{plan.dealer_bytes / 2**20:.3f}")
-    grid.add_row("rounds", str(plan.rounds))
-    told = sum(plan.bytes_sent) + FRAME_BYTES * plan.n_messages * len(plan.bytes_sent)
-    grid.add_row("between the owners [MiB]", f"{told / 2**20:.3f}")
+    grid.add_row("correlations", str(told["n_requests"]))
+    grid.add_row("dealer's corrections [MiB]", f"{told['dealer_bytes'] / 2**20:.3f}")
+    grid.add_row("rounds", str(told["rounds"]))
+    grid.add_row("between the owners [MiB]", f"{told_bytes(told) / 2**20:.3f}")
     for name, network in PROFILES.items():
-        seconds = plan.network_seconds(network.rtt_s, network.bytes_s)
+        seconds = told["rounds"] * network.rtt_s / 2 + sum(told["bytes_sent"]) / network.bytes_s
         grid.add_row(f"on the wire, {name} [s]", f"{seconds:.2f}")
     console.print(grid)

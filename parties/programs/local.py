@@ -1,79 +1,56 @@
-"""A program's run on this machine: dealer and both owners are processes of their own, and no process has all inputs."""
+"""A run of a program on this machine: all parties of a deployment, as processes with certificates of their own."""
 
-import json
 import shutil
 import tempfile
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, RangeError, UserInputError
-from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, read_input
-from mpcformer.ring.random import fresh_key
-from parties.programs.task import DATA_OWNER, DEALER, MODEL_OWNER, OWNERS, Task
-from parties.runs.processes import Processes, describe_exit
-from parties.settings.config import DEFAULT_POOL_MIB
+from mpcformer.engines.base import DATA_OWNER as DATA_RANK
+from mpcformer.errors import UserInputError
+from parties.program_process.process import Part, task_of
+from parties.programs.deployed import ProgramRun, Tell, play
+from parties.runs.processes import Processes
+from parties.settings.config import (
+    DEFAULT_POOL_MIB,
+    UNLIMITED,
+    DataOwnerConfig,
+    DealerConfig,
+    ModelOwnerConfig,
+    PeerAddress,
+    ProgramEntry,
+)
+from parties.settings.config_file import to_toml
 from parties.wire.tls import make_certificates
 
+DEALER, MODEL_OWNER, DATA_OWNER = "dealer", "model-owner", "data-owner"
 PATIENCE_S = 60.0
-GRACE_S = 1.0
-ERRORS = {error.exit_code: error for error in (UserInputError, ProtocolError, RangeError)}
+LIMIT_S = 3600.0
+# The name of the one program in the files of the parties.
+NAME = "program"
 
 
-@dataclass(frozen=True)
-class ProgramRun:
-    """What a run of a program gave.
-
-    Args:
-        plan: what was told before.
-        reports: what each owner measured, by its role.
-        files: the results' files.
-        learners: for each result, who learns it.
-    """
-
-    plan: Plan
-    reports: dict[str, dict[str, Any]]
-    files: list[Path]
-    learners: dict[str, str]
-
-
-def planned(program: str, inputs: Mapping[str, Path]) -> tuple[LoadedProgram, Plan]:
-    """Load a program, check its inputs' files, and plan it.
-
-    Args:
-        program: FILE, or FILE:NAME.
-        inputs: the file of each input; none at all if it is only planned.
+def plan(program: str, inputs: Mapping[str, Path], tell: Tell) -> None:
+    """Tell what a program costs, and look at those inputs that are given.
 
     Raises:
-        UserInputError: the program or an input is not as declared; nothing was started.
+        UserInputError: the program or an input is not as declared.
     """
-    loaded = load_program(program)
-    declared = loaded.program.inputs
-    for name in inputs:
-        if name not in declared:
-            raise UserInputError(
-                f"--input {name}: {loaded.program.name} has no such input", f"it has {_names(declared)}"
-            )
-    missing = [name for name in declared if name not in inputs]
-    if inputs and missing:
-        raise UserInputError(f"--input: {_names(missing)} is missing", "give NAME=FILE for each input")
-    for name, path in inputs.items():
-        read_input(name, declared[name], path)
-    return loaded, dry_run(loaded)
+    entry = ProgramEntry(name=NAME, file=_absolute(program), inputs=_resolved(inputs))
+    with Part(task_of(entry, rank=DATA_RANK, threads=1, all_inputs=True, plan_only=True), DATA_OWNER) as part:
+        tell(part.next())
 
 
 def run_here(
     program: str,
     inputs: Mapping[str, Path],
     out: Path,
+    tell: Tell = lambda told: None,
     *,
     pool_mib: int = DEFAULT_POOL_MIB,
     patience_s: float = PATIENCE_S,
-    limit_s: float = 3600.0,
+    limit_s: float = LIMIT_S,
     threads: int = 1,
-    prepared: tuple[LoadedProgram, Plan] | None = None,
 ) -> ProgramRun:
     """Run a program between processes of this machine, and leave its results in `out`.
 
@@ -81,121 +58,109 @@ def run_here(
         program: FILE, or FILE:NAME.
         inputs: the file of each input.
         out: the folder of the results, NAME.npy each. No file in it is replaced.
+        tell: called with what the run will cost, before anything else is started.
         pool_mib: the MiB of corrections that wait at the model owner.
         patience_s: how long an owner waits for the other one's next message.
         limit_s: how long the run may take.
         threads: torch's threads of each party.
-        prepared: what `planned` gave, if it was called before.
 
     Raises:
         MPCFormerError: the program, an input or a party is at fault. Nothing is left in `out`.
     """
-    loaded, plan = prepared or planned(program, inputs)
-    wanted = [out / f"{name}.npy" for name in loaded.program.reveal]
-    for path in wanted:
-        if path.exists():
-            raise UserInputError(f"--out: {path} exists", "give another folder, or move the file away")
-    folder = Path(tempfile.mkdtemp(prefix="mpcformer-"))
-    processes = Processes(folder)
-    try:
-        tasks = _tasks(loaded, program, inputs, folder, pool_mib, patience_s, threads)
-        for task in tasks:
-            path = folder / f"{task.role}.task"
-            task.save(path)
-            processes.start(task.role, "parties.programs.part", str(path), with_parent=True)
-        reports = {task.role: _ended(task, tasks, processes, limit_s) for task in tasks if task.role != DEALER}
-        out.mkdir(parents=True, exist_ok=True)
+    entry = ProgramEntry(name=NAME, file=_absolute(program), inputs=_resolved(inputs), limit_s=limit_s)
+    task = task_of(entry, rank=DATA_RANK, threads=threads, all_inputs=True)
+    with Part(task, DATA_OWNER) as part:
+        told = part.next()
+        wanted = [out / f"{name}.npy" for name in told["reveal"]]
         for path in wanted:
-            ranks = loaded.program.learners(path.stem)
-            shutil.move(tasks[1 + ranks[0]].results / path.name, path)
-    finally:
-        processes.kill()
-        shutil.rmtree(folder, ignore_errors=True)
-    return ProgramRun(plan, reports, wanted, loaded.program.reveal)
+            if path.exists():
+                raise UserInputError(f"--out: {path} exists", "give another folder, or move the file away")
+        tell(told)
+        site = _Site(entry, told["owners"], pool_mib=pool_mib, patience_s=patience_s, threads=threads)
+        try:
+            done = play(site.data_owner(), site.entries[DATA_OWNER], part, told)
+            out.mkdir(parents=True, exist_ok=True)
+            for path in wanted:
+                shutil.move(site.result(path.name), path)
+        finally:
+            site.close()
+    return ProgramRun(told, done.report, wanted)
 
 
-def _tasks(
-    loaded: LoadedProgram,
-    program: str,
-    inputs: Mapping[str, Path],
-    folder: Path,
-    pool_mib: int,
-    patience_s: float,
-    threads: int,
-) -> list[Task]:
-    """Return the tasks of the dealer and of both owners, each with what it may know alone."""
-    tls = make_certificates(folder / "tls", [DEALER, *OWNERS])
-    session_id, declared = fresh_key(), loaded.program.inputs
+def _absolute(program: str) -> Path:
     file, colon, name = program.partition(":")
-
-    def task(role: str) -> Task:
-        owns = (
-            {}
-            if role == DEALER
-            else {key: inputs[key].resolve() for key in inputs if declared[key].rank == OWNERS.index(role)}
-        )
-        return Task(
-            role=role,
-            session_id=session_id,
-            tls=tls[role],
-            folder=folder,
-            program="" if role == DEALER else f"{Path(file).resolve()}{colon}{name}",
-            digest="" if role == DEALER else loaded.digest,
-            inputs=owns,
-            pool_bytes=pool_mib << 20,
-            patience_s=patience_s,
-            threads=threads,
-        )
-
-    return [task(role) for role in (DEALER, MODEL_OWNER, DATA_OWNER)]
+    return Path(f"{Path(file).resolve()}{colon}{name}")
 
 
-def _ended(task: Task, tasks: list[Task], processes: Processes, limit_s: float) -> dict[str, Any]:
-    """Wait for an owner's report.
+def _resolved(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    return {name: path.resolve() for name, path in inputs.items()}
 
-    Raises:
-        MPCFormerError: some party failed; the error is that of the party at fault.
+
+class _Site:
+    """Dealer and model owner as services of this machine.
+
+    Args:
+        entry: the program, with the inputs of both owners.
+        owners: who puts in each input, "model" or "data".
+        pool_mib, patience_s, threads: as for `run_here`.
     """
-    deadline = time.monotonic() + limit_s
-    while True:
-        failed = [other for other in tasks if _failed(other, processes)]
-        if failed:
-            raise _error_of(failed, tasks, processes)
-        if task.report.is_file() and processes.running[task.role].poll() is not None:
-            found: dict[str, Any] = json.loads(task.report.read_text())
-            return found
-        if time.monotonic() > deadline:
-            raise PartyError(task.role, f"is not done after {limit_s:.0f} s", "give --limit, or a smaller program")
-        time.sleep(0.02)
 
+    def __init__(
+        self, entry: ProgramEntry, owners: Mapping[str, str], *, pool_mib: int, patience_s: float, threads: int
+    ) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="mpcformer-"))
+        self._common: dict[str, Any] = {"pool_mib": pool_mib, "deadline_s": patience_s, "threads": threads}
+        self.entries = {
+            party: entry.model_copy(
+                update={
+                    "inputs": {name: path for name, path in entry.inputs.items() if owners[name] == word},
+                    "out": self._folder / party,
+                }
+            )
+            for party, word in ((MODEL_OWNER, "model"), (DATA_OWNER, "data"))
+        }
+        self._processes = Processes(self._folder)
+        try:
+            self._tls = make_certificates(self._folder / "tls", [DEALER, MODEL_OWNER, DATA_OWNER])
+            for config in (self._dealer(), self._model_owner()):
+                path = self._folder / f"{config.id}.toml"
+                path.write_text(to_toml(config))
+                arguments = "--config", str(path), "--address-file", str(self._address_file(config.id))
+                self._processes.start(config.id, "parties", *arguments, "--with-parent", with_parent=True)
+        except BaseException:
+            self.close()
+            raise
 
-def _failed(task: Task, processes: Processes) -> bool:
-    status = processes.running[task.role].poll()
-    return status is not None and (status != 0 or task.role == DEALER)
+    def _service(self, name: str) -> dict[str, Any]:
+        own = {"id": name, "role": name, "tls": self._tls[name], "grace_s": 0.0}
+        return own | {"data_owners": [DATA_OWNER], "may_order": [DATA_OWNER]}
 
+    def _dealer(self) -> DealerConfig:
+        return DealerConfig(**self._service(DEALER), model_owners=[MODEL_OWNER])
 
-def _error_of(failed: list[Task], tasks: list[Task], processes: Processes) -> MPCFormerError:
-    """Return the error of who is at fault: a party that fails by itself comes before those that lost it."""
-    deadline = time.monotonic() + GRACE_S
-    while time.monotonic() < deadline and not any(_own_fault(task) for task in failed):
-        time.sleep(0.05)
-        failed = [task for task in tasks if _failed(task, processes)]
-    task = next((task for task in failed if _own_fault(task)), failed[0])
-    if not task.report.is_file():
-        status = processes.running[task.role].wait()
-        return PartyError(task.role, describe_exit(status, processes.last_line(task.role)))
-    found = json.loads(task.report.read_text())
-    kind = ERRORS.get(found["exit_code"])
-    if kind is not None:
-        return kind(found["what"], found["remedy"])
-    return PartyError(found["culprit"], found["what"].removeprefix(f"{found['culprit']}: "), found["remedy"])
+    def _model_owner(self) -> ModelOwnerConfig:
+        own = self._service(MODEL_OWNER) | self._common | UNLIMITED
+        return ModelOwnerConfig(**own, dealers=[DEALER], programs=[self.entries[MODEL_OWNER]])
 
+    def _address_file(self, name: str) -> Path:
+        return self._folder / f"{name}.address"
 
-def _own_fault(task: Task) -> bool:
-    if not task.report.is_file():
-        return True
-    return bool(json.loads(task.report.read_text()).get("culprit") == task.role)
+    def data_owner(self) -> DataOwnerConfig:
+        """Return the data owner's configuration, once dealer and model owner listen."""
+        peers = {}
+        for name in (DEALER, MODEL_OWNER):
+            address = self._processes.address_of(name, self._address_file(name))
+            peers[name] = PeerAddress(id=name, address=address)
+        own: dict[str, Any] = {"id": DATA_OWNER, "role": DATA_OWNER, "tls": self._tls[DATA_OWNER]} | self._common
+        return DataOwnerConfig(
+            **own, dealer=peers[DEALER], model_owner=peers[MODEL_OWNER], programs=[self.entries[DATA_OWNER]]
+        )
 
+    def result(self, name: str) -> Path:
+        """Return the file of a result, at one of the owners that learn it."""
+        return next(self._folder.glob(f"*-owner/*/{name}"))
 
-def _names(names: Any) -> str:
-    return ", ".join(names)
+    def close(self) -> None:
+        """End the processes and remove their files."""
+        self._processes.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)

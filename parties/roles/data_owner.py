@@ -43,9 +43,10 @@ def check(config: DataOwnerConfig) -> None:
     Raises:
         UserInputError: something is missing or damaged.
     """
-    load_public_model(config.public_model)
-    recorded_student(config.public_model)
-    load_tokenizer(config.public_model)
+    folder = config.folder_of_model()
+    load_public_model(folder)
+    recorded_student(folder)
+    load_tokenizer(folder)
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise UserInputError(f"data_dir: {config.data_dir} is not a folder", "create it, or correct data_dir")
     if config.data is not None:
@@ -54,12 +55,18 @@ def check(config: DataOwnerConfig) -> None:
 
 def run(config: DataOwnerConfig, membership: Membership) -> None:
     """Run the examples of one job through the model owner's student."""
-    public = load_public_model(config.public_model)
-    student = recorded_student(config.public_model)
-    tokenizer = load_tokenizer(config.public_model)
+    folder = config.folder_of_model()
+    public = load_public_model(folder)
+    student = recorded_student(folder)
+    tokenizer = load_tokenizer(folder)
     job = membership.job()
     if job is None:
         return
+    if job.program:
+        raise UserInputError(
+            f"the job names the program {job.program[:80]!r}",
+            "run it in a session of the data owner's own: mpcformer run NAME --config FILE",
+        )
     for name, named, trusted in (
         ("dealer", job.dealer, config.dealers),
         ("model owner", job.model_owner, config.model_owners),
@@ -73,7 +80,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
         asked.task,
         asked.split,
         public.config,
-        str(config.public_model),
+        str(folder),
         data_dir=config.data_dir,
         own=config.data,
         limit=asked.limit,

@@ -4,11 +4,11 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -18,6 +18,8 @@ from mpcformer.errors import PartyError, RangeError, UserInputError
 from mpcformer.files import sha256_file
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.modeling.weights_file import load_weights
+from parties.program_process.link import FrameLink
+from parties.roles.hosted_program import run_hosted
 from parties.session.budget import Budget
 from parties.session.failure import as_known, attended
 from parties.session.membership import Membership
@@ -35,6 +37,19 @@ log = logging.getLogger(__name__)
 LOCK_POLL_S = 0.5
 
 
+class OwnersStream(Protocol):
+    """What takes over a stream to the data owner, such as a `PeerChannel`."""
+
+    def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
+        """Join the stream, whose `incoming` frames come from the data owner; `cancel` ends it at once."""
+
+    def outgoing(self) -> Iterator[pb.Frame]:
+        """Yield the frames to send."""
+
+    def close(self) -> None:
+        """Send nothing more."""
+
+
 @dataclass
 class Expected:
     """A session whose data owner may connect, once to each of its streams.
@@ -44,11 +59,11 @@ class Expected:
         data_owner: the party id of the data owner.
     """
 
-    channels: dict[str, PeerChannel]
+    channels: dict[str, OwnersStream]
     data_owner: str
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def take(self, stream: str) -> PeerChannel | None:
+    def take(self, stream: str) -> OwnersStream | None:
         """Return the channel of a stream, once."""
         with self.lock:
             return self.channels.pop(stream, None)
@@ -66,7 +81,7 @@ class PeerService(rpc.PeerServicer):
         self._expected: dict[bytes, Expected] = {}
 
     @contextmanager
-    def expect(self, session_id: bytes, data_owner: str, channels: dict[str, PeerChannel]) -> Iterator[None]:
+    def expect(self, session_id: bytes, data_owner: str, channels: Mapping[str, OwnersStream]) -> Iterator[None]:
         """Let the data owner of a session connect while the block runs."""
         self._expected[session_id] = Expected(dict(channels), data_owner)
         try:
@@ -141,6 +156,19 @@ class SharedWeights:
         return f"SharedWeights({self.sha256[:12]})"
 
 
+class Served:
+    """The student that a model owner serves.
+
+    Raises:
+        UserInputError: the folder contains no student.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.public = load_public_model(folder)
+        self.weights = SharedWeights(folder, self.public)
+        self.digest = self.weights.sha256
+
+
 class ModelOwner:
     """The model owner as a service.
 
@@ -152,9 +180,8 @@ class ModelOwner:
         self._config = config
         self._peers = PeerService(config.data_owners)
         self._budget = Budget(config.budget_file, *config.limits)
-        self._public = load_public_model(config.student)
-        self._weights = SharedWeights(config.student, self._public)
-        self._digest = self._weights.sha256
+        # A model owner that runs programs alone has no student.
+        self._served = None if config.student is None else Served(config.student)
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -166,24 +193,41 @@ class ModelOwner:
         """Register the Peer service."""
         rpc.add_PeerServicer_to_server(self._peers, server)
 
-    def claim(self) -> pb.ModelClaim:
-        """Return which student this model owner serves."""
-        return pb.ModelClaim(student=self._digest, facts=facts_digest(self._public))
+    def claim(self) -> pb.ModelClaim | None:
+        """Return which student this model owner serves, if it serves one."""
+        served = self._served
+        return None if served is None else pb.ModelClaim(student=served.digest, facts=facts_digest(served.public))
 
     def run_session(self, job: pb.Job, membership: Membership) -> None:
-        """Run one session, from the data owner's announcement of its batches to the last batch."""
-        config, started = self._config, time.perf_counter()
+        """Run one session: a program, or a student from the data owner's announcement of its batches to the last."""
+        config = self._config
         if job.dealer not in config.dealers:
             raise UserInputError(
                 f"the job names dealer {job.dealer!r}",
                 f"add it to dealers in {config.id}'s configuration if its randomness is trusted",
             )
+        if job.program:
+
+            def expect(streams: dict[str, FrameLink]) -> AbstractContextManager[None]:
+                return self._peers.expect(job.session_id, job.data_owner, streams)
+
+            run_hosted(config, job, membership, expect, lambda n: self._budget.charge(job.data_owner, n))
+            return
+        if self._served is None:
+            raise UserInputError(
+                f"{config.id} serves no student, but programs",
+                "name one of its programs: mpcformer run NAME --config FILE",
+            )
+        self._run_student(job, membership, self._served)
+
+    def _run_student(self, job: pb.Job, membership: Membership, served: "Served") -> None:
+        config, started = self._config, time.perf_counter()
         if job.embeddings == "public_table" and not config.public_embeddings:
             raise UserInputError(
                 "the job asks for public_table, which discloses the embedding tables to the data owner",
                 "set public_embeddings = true in the model owner's configuration, or use private_table",
             )
-        public = replace(self._public, embeddings=job.embeddings)
+        public = replace(served.public, embeddings=job.embeddings)
         channels = {
             name: PeerChannel(party_id=config.id, peer_id=job.data_owner, session_id=job.session_id, stream=name)
             for name in (ASKING, DEALING)
@@ -195,7 +239,7 @@ class ModelOwner:
             job.data_owner, lambda: min(channel.idle_s() for channel in channels.values()), config.max_idle_s
         )
         with ExitStack() as left, self._peers.expect(job.session_id, job.data_owner, channels):
-            membership.send(ready=pb.Ready(student=self._digest))
+            membership.send(ready=pb.Ready(student=served.digest))
             try:
                 session = OwnerSession(
                     rank=MODEL_OWNER,
@@ -211,11 +255,11 @@ class ModelOwner:
                     rank=MODEL_OWNER,
                     public=public,
                     channel=channels[ASKING],
-                    encoded=attended(lambda: self._weights.encoded(job.engine, membership.check), membership),
+                    encoded=attended(lambda: served.weights.encoded(job.engine, membership.check), membership),
                     session_id=session.drawn_id,
                 )
-                session.setup(engine, public, self._digest, started)
-                self._side(session, job, membership).serve()
+                session.setup(engine, public, served.digest, started)
+                self._side(session, job, membership, served).serve()
                 session.report()
                 membership.dismissed()
             except Exception as error:
@@ -227,16 +271,16 @@ class ModelOwner:
             for channel in channels.values():
                 channel.finish()
 
-    def _side(self, session: OwnerSession, job: pb.Job, membership: Membership) -> ModelSide:
+    def _side(self, session: OwnerSession, job: pb.Job, membership: Membership, served: "Served") -> ModelSide:
         config, numbers = self._config, itertools.count(job.first_batch)
 
         def done(report: pb.BatchReport) -> None:
-            batch = pb.Batch(batch=next(numbers), report=report, student=self._digest, terms=session.terms)
+            batch = pb.Batch(batch=next(numbers), report=report, student=served.digest, terms=session.terms)
             membership.send(batch=batch)
 
         return ModelSide(
             session,
-            positions=self._public.config.max_position_embeddings,
+            positions=served.public.config.max_position_embeddings,
             max_sentences=job.batch_size,
             max_tokens=config.max_batch_tokens,
             pool_bytes=config.pool_mib << 20,

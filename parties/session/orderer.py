@@ -20,7 +20,7 @@ from parties.session.membership import SILENCE_S
 from parties.session.party_state import PartyState, greeting_error
 from parties.settings.config import Common, Credentials, Insecure, PeerAddress
 from parties.settings.insecure import text as insecure_text
-from parties.settings.job import JobDescription
+from parties.settings.job import JobDescription, ProgramJob
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
@@ -46,6 +46,7 @@ class Order:
         insecure: the insecure settings in its configuration.
         join_timeout_s: how long to wait for the parties.
         job: what the parties compute.
+        ready_timeout_s: how long the services may take to get ready for the job; None stands for `join_timeout_s`.
     """
 
     id: str
@@ -55,7 +56,8 @@ class Order:
     credentials: Credentials
     insecure: Insecure | None
     join_timeout_s: float
-    job: JobDescription
+    job: JobDescription | ProgramJob
+    ready_timeout_s: float | None = None
 
     @classmethod
     def of(
@@ -65,7 +67,8 @@ class Order:
         model_owner: PeerAddress,
         *,
         data_owner: str,
-        job: JobDescription,
+        job: JobDescription | ProgramJob,
+        ready_timeout_s: float | None = None,
     ) -> "Order":
         """Return the order of the party with this configuration."""
         return cls(
@@ -77,6 +80,7 @@ class Order:
             insecure=config.insecure,
             join_timeout_s=config.join_timeout_s,
             job=job,
+            ready_timeout_s=ready_timeout_s,
         )
 
 
@@ -223,6 +227,7 @@ class Orderer:
             lambda: member.ready is not None,
             "did not get ready",
             lambda other: other is not member or member.ready is not None,
+            self.asked.ready_timeout_s,
         )
 
     def stop(self) -> None:
@@ -268,15 +273,23 @@ class Orderer:
         self.members[party_id].joined, self.members[party_id].last_seen = True, time.monotonic()
         self.changed.notify_all()
 
-    def _wait(self, done: Callable[[], bool], what: str = "", has: Callable[[PartyState], bool] | None = None) -> None:
+    def _wait(
+        self,
+        done: Callable[[], bool],
+        what: str = "",
+        has: Callable[[PartyState], bool] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
         """Wait for `done`; raise on evidence of a failure, and if a party is silent or late.
 
         Args:
             done: returns whether the wait is over.
             what: what a late party did not do.
             has: returns whether a party has done that; without it no party can be late.
+            timeout_s: when a party is late; None stands for the configured time.
         """
-        deadline = time.monotonic() + self.asked.join_timeout_s
+        timeout_s = self.asked.join_timeout_s if timeout_s is None else timeout_s
+        deadline = time.monotonic() + timeout_s
         with self.changed:
             while not done() or self._evidence:
                 if self._evidence:
@@ -290,9 +303,9 @@ class Orderer:
                     if present and silent and now - member.last_seen > SILENCE_S:
                         self.blame(Weight.VANISHED, causes.silent(party_id, SILENCE_S))
                     if has is not None and not has(member) and now > deadline:
-                        self.blame(Weight.VANISHED, self._late(party_id, what))
+                        self.blame(Weight.VANISHED, self._late(party_id, what, timeout_s))
 
-    def _late(self, party_id: str, what: str) -> PartyError:
+    def _late(self, party_id: str, what: str, timeout_s: float) -> PartyError:
         """Return the error for a party that did not do its part in time."""
         config = self.asked
         addresses = {config.dealer.id: config.dealer.address, config.model_owner.id: config.model_owner.address}
@@ -300,7 +313,7 @@ class Orderer:
             return causes.unreachable(party_id, addresses[party_id], config.join_timeout_s)
         return PartyError(
             party_id,
-            f"{what} within {config.join_timeout_s:.0f} s",
+            f"{what} within {timeout_s:.0f} s",
             "start it; if it runs, mpcformer doctor --config on both machines tells what is between them",
         )
 

@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from mpcformer.engines.registry import DEFAULT_ENGINE
+from mpcformer.errors import UserInputError
 from mpcformer.tasks import OwnData
 from parties.settings.job import JobDescription
 
-PROTOCOL_VERSION = 8
+PROTOCOL_VERSION = 9
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
 # RFC 2544 reserves these addresses for tests of networks; routers of the internet do not forward them.
@@ -111,6 +112,37 @@ class PeerAddress(Strict):
 
     id: Id
     address: Address
+
+
+class ProgramEntry(Strict):
+    """A program that the owners may run together: one table `[[programs]]` of an owner's file.
+
+    Args:
+        name: what both owners call it.
+        file: its file on this owner's disk; if that has several programs, FILE:NAME.
+        inputs: by their names, the files of this owner's own inputs.
+        out: a folder, in which each run whose results this owner learns gets a folder of its own.
+        limit_s: how long a run may take from the moment at which both owners are ready.
+        counts_as: at the model owner, how many sentences of the data owner's budget a run counts as; the default is
+            how many numbers the data owner learns from it, and at least one.
+    """
+
+    name: Id
+    file: File
+    inputs: dict[str, File] = {}
+    out: File | None = None
+    limit_s: Seconds = 3600.0
+    counts_as: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
+
+
+def _distinct_names(programs: list[ProgramEntry]) -> list[ProgramEntry]:
+    names = [entry.name for entry in programs]
+    if len(set(names)) != len(names):
+        raise ValueError("a name is listed twice")
+    return programs
+
+
+Programs = Annotated[list[ProgramEntry], AfterValidator(_distinct_names)]
 
 
 class Common(Strict):
@@ -231,7 +263,8 @@ class ModelOwnerConfig(ServiceConfig):
     """The configuration of the model owner.
 
     Args:
-        student: the folder of the distilled student.
+        student: the folder of the distilled student; a model owner that only runs programs has none.
+        programs: the programs that it runs with a data owner, see `ProgramEntry`.
         public_embeddings: whether a job may disclose the embedding tables to the data owner.
         max_batch_tokens: the limit for the number of sentences times the padded length of a batch.
         dealers: the ids of the dealers that it trusts for randomness.
@@ -246,7 +279,8 @@ class ModelOwnerConfig(ServiceConfig):
     """
 
     role: Literal["model-owner"]
-    student: File
+    student: File | None = None
+    programs: Programs = []
     public_embeddings: bool = False
     max_batch_tokens: int = Field(default=1 << 16, ge=1, le=1 << 31)
     dealers: Ids
@@ -257,6 +291,12 @@ class ModelOwnerConfig(ServiceConfig):
     max_sentences: Limit = 20_000
     budget_file: File = Path("budget.json")
     max_idle_s: Seconds = 3600.0
+
+    @model_validator(mode="after")
+    def _has_something_to_serve(self) -> Self:
+        if self.student is None and not self.programs:
+            raise ValueError("student: give the folder of a student, or programs, or both")
+        return self
 
     @property
     def limits(self) -> tuple[int | None, int | None]:
@@ -275,7 +315,9 @@ class DataOwnerConfig(PartyCommon):
         dealer, model_owner: the services from which it orders sessions of its own.
         model_owners: the ids of the model owners that it works with in a coordinator's jobs.
         dealers: the ids of the dealers that it trusts for randomness in a coordinator's jobs.
-        public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights.
+        public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights; a data
+            owner that only runs programs has none.
+        programs: the programs that it runs with the model owner in sessions of its own, see `ProgramEntry`.
         data_dir: the folder of a task's data, as in `load_examples`.
         data: the file for a job on the data owner's own data (task own-data).
         digest_key: a secret file with which it keys the digest that the coordinator keeps for --resume. The default is
@@ -296,7 +338,8 @@ class DataOwnerConfig(PartyCommon):
     model_owner: PeerAddress | None = None
     model_owners: SomeIds = []
     dealers: SomeIds = []
-    public_model: File
+    public_model: File | None = None
+    programs: Programs = []
     data_dir: File | None = None
     data: OwnData | None = None
     digest_key: File | None = None
@@ -307,12 +350,27 @@ class DataOwnerConfig(PartyCommon):
     out: File | None = None
     tell: Literal["all", "scores"] = "all"
 
+    def folder_of_model(self) -> Path:
+        """Return the folder of the student's public files.
+
+        Raises:
+            UserInputError: this data owner only runs programs.
+        """
+        if self.public_model is None:
+            raise UserInputError(
+                f"public_model: {self.id}'s file names none, so there is no student to ask",
+                "add the folder of its public files, or run a program: mpcformer run NAME --config FILE",
+            )
+        return self.public_model
+
     @model_validator(mode="after")
     def _has_a_way_to_a_session(self) -> Self:
         if (self.dealer is None) != (self.model_owner is None):
             raise ValueError("dealer, model_owner: give both, or, for a coordinator's jobs alone, neither")
         if self.coordinator is None and self.dealer is None:
             raise ValueError("give coordinator, or dealer and model_owner")
+        if self.public_model is None and not self.programs:
+            raise ValueError("public_model: give the folder of a student's public files, or programs, or both")
         if self.coordinator is not None and not (self.model_owners and self.dealers):
             raise ValueError("model_owners, dealers: list whom it works with in the coordinator's jobs")
         if self.dealer is not None and self.model_owner is not None:
@@ -358,6 +416,7 @@ def _check_one_role_each(own_id: str, *roles: list[str]) -> None:
 
 Service = DealerConfig | ModelOwnerConfig
 PartyConfig = Annotated[DealerConfig | ModelOwnerConfig | DataOwnerConfig, Field(discriminator="role")]
+OwnerConfig = Annotated[ModelOwnerConfig | DataOwnerConfig, Field(discriminator="role")]
 AnyConfig = DealerConfig | ModelOwnerConfig | DataOwnerConfig | CoordinatorConfig
 
 

@@ -97,6 +97,12 @@ def _anchor(config: BaseModel, folder: Path) -> None:
         value = getattr(config, name)
         if isinstance(value, BaseModel):
             _anchor(value, folder)
+        elif isinstance(value, list):
+            for item in value:
+                if isinstance(item, BaseModel):
+                    _anchor(item, folder)
+        elif isinstance(value, dict):
+            setattr(config, name, {key: folder / item for key, item in value.items()})
         elif isinstance(value, Path):
             setattr(config, name, folder / value)
         elif isinstance(value, OwnData):

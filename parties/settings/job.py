@@ -82,3 +82,14 @@ class JobDescription:
         """Return the description that a message `Job` contains."""
         values = {each.name: getattr(message, each.name) for each in fields(cls)}
         return cls(**values | {"limit": message.limit or None, "max_length": message.max_length or None})
+
+
+@dataclass(frozen=True)
+class ProgramJob:
+    """What a data owner asks for that runs a program: its name, which both owners' files have."""
+
+    program: str
+
+    def message_fields(self) -> dict[str, Any]:
+        """Return the description as fields of the message `Job`."""
+        return asdict(self)

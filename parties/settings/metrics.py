@@ -15,6 +15,7 @@ session_seconds = Histogram(
     "mpcformer_session_seconds", "Duration of sessions in seconds.", buckets=_SECONDS, registry=REGISTRY
 )
 batches = Counter("mpcformer_batches", "Batches computed.", registry=REGISTRY)
+programs = Counter("mpcformer_programs", "Programs run.", registry=REGISTRY)
 sentences = Counter("mpcformer_sentences", "Sentences computed.", registry=REGISTRY)
 rounds = Counter("mpcformer_rounds", "Communication rounds.", registry=REGISTRY)
 phase_seconds = Counter("mpcformer_phase_seconds", "Seconds of work by phase.", ["phase"], registry=REGISTRY)

@@ -128,16 +128,16 @@ def test_a_data_owner_orders_for_itself_alone(deployed: Any) -> None:
         dealer=ASKING | {"data_owners": ["data-owner", "other"]},
         model_owner=ASKING | {"data_owners": ["data-owner", "other"]},
     )
-    from parties.ask import session as asking
+    from parties.session import own_session
 
-    class ForAnother(asking.Orderer):
+    class ForAnother(own_session.Orderer):
         def new_job(self, **more: Any) -> Any:
             job = super().new_job(**more)
             job.data_owner = "other"
             return job
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(asking, "Orderer", ForAnother)
+        patch.setattr(own_session, "Orderer", ForAnother)
         with pytest.raises(PartyError, match="data-owner may order sessions for itself alone, not for 'other'"):
             mpcformer.connect(path).open()
 

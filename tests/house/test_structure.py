@@ -23,7 +23,8 @@ ROOMS = {
     " modeling tasks engines programs options doctor cli __main__",
     "mpcformer/engines": "calibrated cost base registry dry_run stopwatch plaintext lift crypten",
     "distill": "recipe versions training start objectives model_card ready cover teacher grid student general commands",
-    "parties": "stubs settings wire session roles runs programs ask gateway diagnosis __main__ commands",
+    "parties": "stubs settings wire session program_process roles runs programs ask gateway diagnosis __main__"
+    " commands",
     "experiments": "spec render measuring records kinds bench_command estimate products transport demo replay commands",
 }
 
