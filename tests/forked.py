@@ -10,6 +10,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,40 @@ def run(log: Path, arguments: tuple[str, ...]) -> None:
     except SystemExit as end:
         status = end.code if isinstance(end.code, int) else 0
     leave(status)
+
+
+class ForkedPart:
+    """A replacement for `Popen` that forks the process of a program, with its pipes and descriptors."""
+
+    def __init__(
+        self, command: list[str], *, stdin: int, stdout: int, pass_fds: tuple[int, ...], env: dict[str, str]
+    ) -> None:
+        ours, theirs = zip(*(os.pipe()[::step] for step in (-1, 1)), strict=True)
+        ends = [Connection(theirs[0], writable=False), Connection(theirs[1], readable=False)]
+        ends += [Connection(os.dup(number)) for number in pass_fds]
+        process = context.Process(target=run_part, args=(ends,))
+        process.start()
+        for end in ends:
+            end.close()
+        self._process = Forked(process)
+        self.stdin, self.stdout = os.fdopen(ours[0], "wb"), os.fdopen(ours[1], "rb")
+
+    def wait(self) -> int:
+        return self._process.wait()
+
+    def kill(self) -> None:
+        self._process.kill()
+
+
+def run_part(ends: list[Connection]) -> None:
+    """Play a part of a program in the forked process."""
+    from parties.program_process import part
+
+    for number in (0, 1):
+        os.dup2(ends[number].fileno(), number)
+        ends[number].close()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    part.main(*(end.fileno() for end in ends[2:]))
 
 
 def redirect(log: Path) -> None:

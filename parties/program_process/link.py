@@ -23,12 +23,10 @@ class FrameLink:
 
     Attributes:
         theirs: the end for the process, until it is handed over.
-        number: the number of its descriptor in that process.
     """
 
     def __init__(self) -> None:
         self._own, self.theirs = socket.socketpair()
-        self.number = self.theirs.fileno()
         self._cancel: Callable[[], object] = lambda: None
 
     def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:

@@ -65,8 +65,9 @@ class Control:
         threading.Thread(target=self._read, name="control", daemon=True).start()
 
     def _read(self) -> None:
-        for line in sys.stdin:
-            self._lines.put(line)
+        with os.fdopen(os.dup(0)) as lines:
+            for line in lines:
+                self._lines.put(line)
         os._exit(1)
 
     def line(self) -> str:
@@ -105,14 +106,15 @@ def prepare(task: Task) -> Prepared:
     """
     loaded = load_program(task.program)
     declared, own = loaded.program.inputs, {}
-    expected = {name for name, found in declared.items() if task.all_inputs or found.rank == task.rank}
+    expected = [name for name, found in declared.items() if task.all_inputs or found.rank == task.rank]
+    called = loaded.program.name if task.all_inputs else task.name
     for name in task.inputs:
         if name not in expected:
-            known = ", ".join(sorted(expected)) or "none"
-            raise UserInputError(f"input {name}: {task.name} has no such input of this owner", f"it has {known}")
-    missing = sorted(expected - task.inputs.keys())
+            known = ", ".join(expected) or "none"
+            raise UserInputError(f"input {name}: {called} has no such input of this owner", f"it has {known}")
+    missing = [name for name in expected if name not in task.inputs]
     if missing and not task.plan_only:
-        what = f"input: {', '.join(missing)} of {task.name} is missing"
+        what = f"input: {', '.join(missing)} of {called} is missing"
         raise UserInputError(what, "name a file for each input of this owner")
     for name, path in task.inputs.items():
         try:
@@ -142,8 +144,8 @@ def described(task: Task, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def play(control: Control) -> None:
-    """Do what the lines of standard input say."""
+def play(control: Control, descriptor: int) -> None:
+    """Do what the lines of standard input say; see `main`."""
     task = Task.of(control.line())
     torch.set_num_threads(task.threads)
     prepared = prepare(task)
@@ -155,7 +157,7 @@ def play(control: Control) -> None:
     if seed is not None:
         fix_keys(seed, config.id)
     with scoped_keys("program", job.session_id):
-        _Run(control, task, prepared, start, config, job).run()
+        _Run(control, task, prepared, start, config, job, descriptor).run()
 
 
 class _Run:
@@ -169,7 +171,9 @@ class _Run:
         start: Start,
         config: ModelOwnerConfig | DataOwnerConfig,
         job: pb.Job,
+        descriptor: int,
     ) -> None:
+        self._descriptor = descriptor
         self._control, self._task, self._prepared, self._start = control, task, prepared, start
         self._config, self._job, self._rank = config, job, task.rank
         self._peer = job.data_owner if task.rank == MODEL_OWNER else job.model_owner
@@ -191,7 +195,7 @@ class _Run:
 
     def _join(self, left: ExitStack) -> None:
         if self._rank == MODEL_OWNER:
-            link.join(self._start.link, self._channel)
+            link.join(self._descriptor, self._channel)
             return
         job, config = self._job, self._config
         owner = left.enter_context(open_channel(job.model_owner_address, job.model_owner, config.credentials))
@@ -357,14 +361,18 @@ def failure(error: BaseException) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Play a part, and end the process."""
+def main(descriptor: int = -1) -> None:
+    """Play a part, and end the process.
+
+    Args:
+        descriptor: at the model owner, where the data owner's frames come from.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     control, status = Control(), 0
     try:
-        play(control)
+        play(control, descriptor)
     except Exception as error:
         control.say("failed", **failure(error))
         status = error.exit_code if isinstance(error, MPCFormerError) else 1
@@ -374,4 +382,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(int, sys.argv[1:]))

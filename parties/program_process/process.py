@@ -4,13 +4,13 @@ import json
 import os
 import queue
 import shutil
-import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any, Self
 
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, RangeError, UserInputError, os_remedy
@@ -34,13 +34,14 @@ class Part:
     """
 
     def __init__(self, task: Task, party_id: str, link: FrameLink | None = None) -> None:
-        self._party_id, self._link = party_id, link
+        self._party_id = party_id
+        given = () if link is None else (link.theirs.fileno(),)
         self._said: queue.SimpleQueue[dict[str, Any] | None] = queue.SimpleQueue()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "parties.program_process.part"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            pass_fds=() if link is None else (link.theirs.fileno(),),
+        self._process = Popen(
+            [sys.executable, "-m", "parties.program_process.part", *map(str, given)],
+            stdin=PIPE,
+            stdout=PIPE,
+            pass_fds=given,
             env=os.environ | {"GRPC_VERBOSITY": "NONE"},
         )
         if link is not None:
@@ -69,9 +70,8 @@ class Part:
             job: the session.
             results: the folder for its results, if it learns any.
         """
-        number = -1 if self._link is None else self._link.number
         written = "" if results is None else str(results)
-        self._tell(Start(config.model_dump_json(), job.SerializeToString().hex(), written, number).line())
+        self._tell(Start(config.model_dump_json(), job.SerializeToString().hex(), written).line())
 
     def tell_word(self, word: int) -> None:
         """Tell the model owner's part what the budget allows."""

@@ -59,10 +59,8 @@ class Start(_Line):
         config: the owner's configuration as JSON.
         job: the message `Job` in hex digits.
         results: the folder for the results that this owner learns; empty if it learns none.
-        link: at the model owner, the number of the descriptor on which the data owner's frames come; else -1.
     """
 
     config: str
     job: str
     results: str
-    link: int = -1

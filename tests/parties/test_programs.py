@@ -8,7 +8,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, UserInputError
+from mpcformer.errors import MPCFormerError, UserInputError
 from parties.programs import command, local
 
 FILES = Path(__file__).parents[1] / "programs" / "files"
@@ -49,58 +49,46 @@ def test_a_run_leaves_the_declared_results_and_costs_what_was_told(inputs: dict[
     x, w, b = (np.load(inputs[key]) for key in "xwb")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["y.npy"]
     assert np.abs(np.load(tmp_path / "out" / "y.npy") - 1 / (1 + np.exp(-x @ w - b))).max() <= 0.003
-    data, model = done.reports["data-owner"], done.reports["model-owner"]
-    assert data["rounds"] == done.plan.rounds
-    assert data["correlations"] == model["correlations"] == len(done.plan.requests)
-    measured = data["bytes_received"] + model["bytes_received"]
-    told = sum(done.plan.bytes_sent) + command.FRAME_BYTES * 2 * done.plan.n_messages
-    assert measured == pytest.approx(told, rel=0.1)
-    assert model["bytes_from_dealer"] == pytest.approx(done.plan.dealer_bytes, rel=0.1)
+    # Which owner's message is the first one makes a difference of a round.
+    assert abs(done.report["rounds"] - done.told["rounds"]) <= 1
+    assert done.report["correlations"] == done.told["n_requests"]
+    measured = done.report["bytes_received"] + done.report["bytes_sent"]
+    assert measured == pytest.approx(command.told_bytes(done.told), rel=0.1)
     with pytest.raises(UserInputError, match="exists"):
         local.run_here(name, inputs, tmp_path / "out")
 
 
 @pytest.mark.slow
 def test_a_plan_that_exceeds_the_pool_is_dealt_while_it_runs(tmp_path: Path) -> None:
-    done = run_small(tmp_path, 'return {"y": (x * w).square()}', pool_mib=0)
+    body = "wide = x.view(3, 1).expand(3, 40000)\nfor _ in range(3):\n    wide = wide * w.view(3, 1)\n"
+    done = run_small(tmp_path, body + 'return {"y": wide.sum(dim=1) / 40000}', pool_mib=1)
+    assert done.told["dealer_bytes"] > 4 << 20
     assert np.load(tmp_path / "out" / "y.npy") == pytest.approx([1, 16, 81], abs=0.01)
-    assert done.reports["model-owner"]["correlations"] == 4
+    assert done.report["correlations"] == done.told["n_requests"]
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("body", "error", "message"),
+    ("body", "status", "message"),
     [
-        # What the dry run cannot see: only the model owner, and only in a run, gets here.
+        # What the dry run cannot see; tests/parties/test_deployed_programs.py has more of it.
         (
             'me = crypten.communicator.get()\nif me.rank == 0 and real():\n    time.sleep(600)\nreturn {"y": x * w}',
-            PartyError,
+            3,
             "model-owner: .*3 s",
         ),
-        (
-            'if real():\n    x.get_plain_text()\nreturn {"y": x * w}',
-            UserInputError,
-            "opens a value",
-        ),
-        (
-            'y = x * w if not real() else x.square()\nreturn {"y": y}',
-            ProtocolError,
-            "was planned as",
-        ),
-        (
-            'if real():\n    raise ValueError(x)\nreturn {"y": x * w}',
-            UserInputError,
-            "ValueError at",
-        ),
+        ('if real():\n    x.get_plain_text()\nreturn {"y": x * w}', 2, "opens a value"),
+        ('y = x * w if not real() else x.square()\nreturn {"y": y}', 4, "was planned as"),
     ],
-    ids=["waits for ever", "opens", "asks for another correlation", "fails"],
+    ids=["waits for ever", "opens", "asks for another correlation"],
 )
 def test_what_shows_in_a_run_alone_is_refused_by_name_and_leaves_nothing(
-    tmp_path: Path, body: str, error: type[MPCFormerError], message: str
+    tmp_path: Path, body: str, status: int, message: str
 ) -> None:
     start = time.monotonic()
-    with pytest.raises(error, match=message):
+    with pytest.raises(MPCFormerError, match=message) as caught:
         run_small(tmp_path, body, patience_s=3.0)
+    assert caught.value.exit_code == status
     assert not (tmp_path / "out").exists()
     assert time.monotonic() - start < 120
 
@@ -114,7 +102,7 @@ def test_inputs_that_are_not_as_declared_are_refused_before_anything_starts(
     for changed, message in [
         (inputs | {"x": tmp_path / "short.npy"}, r"shape \(99, 20\), declared is \(100, 20\)"),
         (inputs | {"v": inputs["x"]}, "has no such input"),
-        ({"x": inputs["x"]}, "w, b is missing"),
+        ({"x": inputs["x"]}, "w, b of linear is missing"),
         (inputs | {"x": tmp_path / "none.npy"}, "there is no file"),
     ]:
         with pytest.raises(UserInputError, match=message):
@@ -131,32 +119,11 @@ def test_the_command_tells_the_cost_alone(inputs: dict[str, Path]) -> None:
     assert "rounds" in told.output
     for arguments, message in [
         ([], "--out: there is none"),
-        (["--out", "o"], "--input: there is none"),
+        (["--out", "o"], "input: x, w, b of logistic is missing"),
+        (["--config", str(FILES / "regression.py"), "--out", "o"], "--config: inputs, results, threads and limits"),
         (["--input", "x"], "is not NAME=FILE"),
         (["--input", "x=a", "--input", "x=b"], "is given twice"),
     ]:
         failed = CliRunner().invoke(app, [str(FILES / "regression.py:logistic"), *arguments])
         assert isinstance(failed.exception, UserInputError)
         assert message in failed.exception.what
-
-
-@pytest.mark.slow
-def test_owners_with_different_files_do_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The data owner's copy of the file differs in a line that changes no shape and no correlation."""
-    tasks = local._tasks
-
-    def changed(*args: object) -> list[local.Task]:
-        from dataclasses import replace
-
-        from mpcformer.programs import load_program
-
-        dealer, model, data = tasks(*args)  # type: ignore[arg-type]
-        other = tmp_path / "other"
-        other.mkdir()
-        path = program(other, 'return {"y": w * x}')
-        return [dealer, model, replace(data, program=str(path), digest=load_program(path).digest)]
-
-    monkeypatch.setattr(local, "_tasks", changed)
-    with pytest.raises(ProtocolError, match="the program's file"):
-        run_small(tmp_path, 'return {"y": x * w}')
-    assert not (tmp_path / "out").exists()

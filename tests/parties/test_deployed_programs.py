@@ -1,0 +1,243 @@
+"""Programs between deployed parties: what is refused, by whom, and what is left afterwards."""
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, UserInputError
+from parties.programs.deployed import run_deployed
+from parties.session.data_side import BudgetError
+from tests.parties.program_site import DATA_OWNER, MODEL_OWNER, Site, program_site
+
+HEAD = """
+import time
+import crypten
+import mpcformer
+import torch
+from mpcformer import owner
+
+INPUTS = {"x": owner("data", (3,)), "w": owner("model", (3,))}
+
+
+def real():
+    return type(crypten.communicator.get()._state.channel).__name__ == "PeerChannel"
+
+
+@mpcformer.program(inputs=INPUTS, reveal={"y": "data", "z": "model"})
+def p(x, w):
+"""
+SLOW = pytest.mark.slow
+X, W = np.array([1.0, 2.0, 3.0]), np.array([0.5, -1.0, 2.0])
+GOOD = 'return {"y": x * w, "z": x + w}'
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Any]:
+    """Start a deployment of one program `score`, whose two copies may differ."""
+    np.save(tmp_path / "x.npy", X)
+    np.save(tmp_path / "w.npy", W)
+    with ExitStack() as running:
+
+        def start(
+            model: str = GOOD, data: str | None = None, entries: dict[str, Any] | None = None, **changes: Any
+        ) -> Site:
+            files = []
+            for owner, body in ((MODEL_OWNER, model), (DATA_OWNER, model if data is None else data)):
+                path = tmp_path / f"{owner}.py"
+                path.write_text(HEAD + "".join(f"    {line}\n" for line in body.splitlines()))
+                files.append(path)
+            mine = {"name": "score", "file": files[0], "inputs": {"w": tmp_path / "w.npy"}, "limit_s": 30.0}
+            theirs = {"name": "score", "file": files[1], "inputs": {"x": tmp_path / "x.npy"}, "limit_s": 30.0}
+            more = entries or {}
+            programs = [mine | more.get(MODEL_OWNER, {})], [theirs | more.get(DATA_OWNER, {})]
+            return running.enter_context(program_site(tmp_path, *programs, **changes))
+
+        yield start
+
+
+def test_results_are_written_where_they_belong_and_nowhere_else(site: Any) -> None:
+    running, told = site(), []
+    done = run_deployed(running.config, "score", told.append)
+    assert done is not None
+    (y,), (z,) = running.results(DATA_OWNER), running.results(MODEL_OWNER)
+    assert done.files == [y]
+    assert (y.name, z.name) == ("y.npy", "z.npy")
+    assert y.parent.name == z.parent.name
+    assert np.load(y) == pytest.approx(X * W, abs=0.003)
+    assert np.load(z) == pytest.approx(X + W, abs=0.003)
+    assert done.report["correlations"] == told[0]["n_requests"]
+    # A second run has folders of its own.
+    run_deployed(running.config, str(Path(running.folder) / "data-owner.py"))
+    assert len(running.results(DATA_OWNER)) == len(running.results(MODEL_OWNER)) == 2
+    assert running.is_clean()
+
+
+@pytest.mark.parametrize(
+    ("model", "data", "message"),
+    [
+        (GOOD, GOOD.replace("x * w", "w * x"), "the owners disagree on: the program's file\n"),
+        pytest.param(
+            GOOD, GOOD.replace("x * w", "x.square()"), "disagree on: the program's file, the program's plan", marks=SLOW
+        ),
+        ('x.get_plain_text()\nreturn {"y": x, "z": w}', GOOD, "model-owner: program: get_plain_text at .* opens"),
+        (GOOD, 'x.get_plain_text()\nreturn {"y": x, "z": w}', "^program: get_plain_text at data-owner.py:17 opens"),
+        pytest.param(
+            'return {"y": x + torch.rand(3), "z": w}',
+            GOOD,
+            "model-owner: program: aten::rand at .* draws from torch's",
+            marks=SLOW,
+        ),
+        (GOOD, 'return {"y": x + torch.rand(3), "z": w}', "^program: aten::rand at .* draws from torch's generator"),
+    ],
+    ids=["another file", "another plan", "opens there", "opens here", "draws there", "draws here"],
+)
+def test_owners_that_do_not_agree_share_nothing(site: Any, model: str, data: str, message: str) -> None:
+    running = site(model, data)
+    with pytest.raises(MPCFormerError, match=message):
+        run_deployed(running.config, "score")
+    assert not running.results(DATA_OWNER) + running.results(MODEL_OWNER)
+    assert not (running.folder / DATA_OWNER).exists()
+    until_clean(running)
+
+
+def until_clean(running: Site) -> None:
+    """Wait until the model owner's session has ended too, and see that nothing is left of it."""
+    deadline = time.monotonic() + 10
+    while not running.is_clean() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert running.is_clean()
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({MODEL_OWNER: {"name": "other"}}, "model-owner: program 'score' is not in model-owner's configuration"),
+        ({DATA_OWNER: {"name": "other"}}, "^program 'score' is not in data-owner's configuration"),
+        ({MODEL_OWNER: {"inputs": {}}}, "model-owner: input: w of score is missing"),
+        ({DATA_OWNER: {"inputs": {}}}, "^input: x of score is missing"),
+        pytest.param(
+            {MODEL_OWNER: {"inputs": {"w": Path("none.npy")}}},
+            "model-owner: input w: the file that its owner names is",
+            marks=SLOW,
+        ),
+        ({DATA_OWNER: {"inputs": {"x": Path("none.npy")}}}, "^--input x: there is no file .*none.npy"),
+        pytest.param(
+            {MODEL_OWNER: {"inputs": {"x": Path("x.npy")}}},
+            "model-owner: input x: score has no such input of this own",
+            marks=SLOW,
+        ),
+        pytest.param(
+            {MODEL_OWNER: {"file": Path("none.py")}}, "model-owner: program: there is no file none.py", marks=SLOW
+        ),
+        ({MODEL_OWNER: {"out": None}}, "model-owner: programs: this owner learns z of score, and no folder"),
+        pytest.param({DATA_OWNER: {"out": None}}, "^programs: this owner learns y of score, and no folder", marks=SLOW),
+    ],
+    ids=lambda value: "" if isinstance(value, str) else json.dumps(value, default=str),
+)
+def test_a_file_that_does_not_fit_is_named(site: Any, entries: dict[str, Any], message: str) -> None:
+    running = site(entries=entries)
+    with pytest.raises(MPCFormerError, match=message):
+        run_deployed(running.config, "score")
+    assert not running.results(DATA_OWNER) + running.results(MODEL_OWNER)
+    until_clean(running)
+
+
+def test_inputs_of_another_shape_are_refused_and_their_shape_is_not_told(site: Any, tmp_path: Path) -> None:
+    running = site()
+    np.save(tmp_path / "w.npy", np.zeros(7))
+    with pytest.raises(PartyError, match="input w: the file that its owner names") as caught:
+        run_deployed(running.config, "score")
+    assert "7" not in str(caught.value)
+    assert str(tmp_path) not in str(caught.value)
+    np.save(tmp_path / "w.npy", W)
+    np.save(tmp_path / "x.npy", np.zeros((3, 1)))
+    with pytest.raises(UserInputError, match=r"has the shape \(3, 1\), declared is \(3,\)"):
+        run_deployed(running.config, "score")
+    np.save(tmp_path / "x.npy", X)
+    run_deployed(running.config, "score")  # the services are well
+    assert np.load(running.results(DATA_OWNER)[0]) == pytest.approx(X * W, abs=0.003)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("me = crypten.communicator.get().rank\nif me == 0 and real():\n    time.sleep(600)\n", "model-owner: .* 3 s"),
+        pytest.param(
+            "me = crypten.communicator.get().rank\nif me == 1 and real():\n    time.sleep(600)\n",
+            "data-owner: .* 3 s",
+            marks=SLOW,
+        ),
+        pytest.param(
+            "if real():\n    time.sleep(600)\n",
+            "-owner: its program score is not done in time|the program score is not",
+            marks=SLOW,
+        ),
+        ("if real():\n    x.get_plain_text()\n", "program: get_plain_text at .* opens a value"),
+        ("x = x.square() if real() else x * w\n", "was planned as additive_triple, now square_pair"),
+        ("if real():\n    raise ValueError(x)\n", "program: ValueError at .*:18"),
+        (
+            "import os\nif real() and crypten.communicator.get().rank == 0:\n    os._exit(9)\n",
+            "model-owner: .* status 9",
+        ),
+    ],
+    ids=["model owner waits", "data owner waits", "both wait", "opens", "another correlation", "fails", "dies"],
+)
+def test_what_shows_in_a_run_alone_is_refused_by_name_and_leaves_nothing(site: Any, body: str, message: str) -> None:
+    waiting = {"deadline_s": 3.0}
+    entries = {party: {"limit_s": 8.0} for party in (MODEL_OWNER, DATA_OWNER)}
+    running = site(body + GOOD, entries=entries, model_owner=waiting, data_owner=waiting)
+    start = time.monotonic()
+    with pytest.raises(MPCFormerError, match=message):
+        run_deployed(running.config, "score")
+    assert time.monotonic() - start < 40
+    assert not running.results(DATA_OWNER) + running.results(MODEL_OWNER)
+    until_clean(running)
+
+
+def test_a_run_counts_against_the_budget_of_the_data_owners_certificate(site: Any) -> None:
+    running = site(model_owner={"max_sentences_per_day": 7, "max_sentences": "unlimited"})
+    for _ in range(2):  # three numbers each
+        run_deployed(running.config, "score")
+    with pytest.raises(BudgetError, match="model-owner: the budget of sentences for today is used up") as caught:
+        run_deployed(running.config, "score")
+    assert caught.value.exit_code == 8
+    counts = json.loads((running.folder / "budget.json").read_text())
+    assert counts["sentences"] == {DATA_OWNER: 6}
+    assert len(running.results(DATA_OWNER)) == 2
+    until_clean(running)
+
+
+def test_a_model_owner_can_say_what_a_run_counts_as(site: Any) -> None:
+    running = site(entries={MODEL_OWNER: {"counts_as": 5}}, model_owner={"max_sentences_per_day": 9})
+    run_deployed(running.config, "score")
+    with pytest.raises(BudgetError):
+        run_deployed(running.config, "score")
+    assert json.loads((running.folder / "budget.json").read_text())["sentences"] == {DATA_OWNER: 5}
+
+
+def test_audits_hold_for_programs(site: Any) -> None:
+    """With a rate of 0.9 hardly a plan is used that was not dealt again before."""
+    auditing = {"audit_rate": 0.9}
+    running = site(model_owner=auditing, data_owner=auditing)
+    done = run_deployed(running.config, "score")
+    assert done is not None
+    assert np.load(done.files[0]) == pytest.approx(X * W, abs=0.003)
+    n_audited = done.report["audited"]
+    assert n_audited >= 0
+    with pytest.raises(ProtocolError, match="disagree on: audit_rate"):
+        run_deployed(changed(running, audit_rate=0.5), "score")
+
+
+def changed(running: Site, **keys: Any) -> Path:
+    """Write the data owner's file with other keys."""
+    text = "".join(f"{name} = {value}\n" for name, value in keys.items())
+    lines = [line for line in running.config.read_text().splitlines(True) if line.split(" =")[0] not in keys]
+    path = running.config.with_name("changed.toml")
+    path.write_text(text + "".join(lines))
+    return path
