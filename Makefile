@@ -5,7 +5,7 @@ JOBS   ?= 2
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml mpcformer/ring/kernels.c | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-all check conformance records docs proto lock clean
+.PHONY: help setup demo test test-all check conformance programs records docs proto lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -44,6 +44,9 @@ check: setup  ## ruff, mypy --strict, freshness of generated code and tables, th
 conformance: setup  ## CrypTen's own tests between two of our parties: make conformance CRYPTEN=DIR
 	@test -n "$(CRYPTEN)" || { echo "error: CRYPTEN is not set"; echo "fix: give a checkout of facebookresearch/CrypTen"; exit 2; }
 	$(VENV)/bin/python scripts/conformance.py $(CRYPTEN)
+
+programs: setup  ## CrypTen programs on this machine and between services: errors, rounds, bytes, seconds
+	$(VENV)/bin/python -m experiments.programs
 
 records: setup  ## put the tables and figures of experiments/results into docs/
 	$(VENV)/bin/python scripts/records.py

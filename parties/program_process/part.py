@@ -232,9 +232,10 @@ class _Run:
         )
         began = time.perf_counter()
         store.deal()
-        dealt_s = time.perf_counter() - began
+        # The data owner expands its seed, and hears with the budget's word that the model owner has its part.
         if not self._is_granted(plan):
             return
+        dealt_s = time.perf_counter() - began
         before, began = channel.counters.copy(), time.perf_counter()
         state = PartyState(rank=self._rank, channel=channel, store=store, zero_key=key)
         results = run_program(loaded, state, self._prepared.values)

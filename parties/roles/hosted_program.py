@@ -56,7 +56,8 @@ def run_hosted(
             if done["event"] == "done":
                 results.publish()
                 _count(done)
-                log.info("program %s: %d correlations as planned", entry.name, done["correlations"])
+                numbers = done["correlations"], done["bytes_from_dealer"]
+                log.info("program %s: %d correlations as planned, %d bytes from the dealer", entry.name, *numbers)
             else:
                 log.info("program %s: the budget of %s does not allow it", entry.name, job.data_owner)
             membership.part_done()

@@ -25,7 +25,8 @@ ROOMS = {
     "distill": "recipe versions training start objectives model_card ready cover teacher grid student general commands",
     "parties": "stubs settings wire session program_process roles runs programs ask gateway diagnosis __main__"
     " commands",
-    "experiments": "spec render measuring records kinds bench_command estimate products transport demo replay commands",
+    "experiments": "spec render measuring records kinds programs bench_command estimate products transport demo replay"
+    " commands",
 }
 
 

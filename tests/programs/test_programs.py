@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from experiments.programs import cases
 from mpcformer.channel import memory_pair
 from mpcformer.correlations import CorrelationStore, deal, mask_keys, session_key
 from mpcformer.engines.crypten.compat import PartyState
@@ -17,12 +18,18 @@ from mpcformer.ring.random import fresh_key
 from tests.pair import in_two_threads
 
 FILES = Path(__file__).parent / "files"
+MEASURED = Path(cases.__file__).parent
 
 
 def line_of(text: str) -> int:
     """Return the line of wrong.py with this text."""
     lines = (FILES / "wrong.py").read_text().splitlines()
     return next(number for number, line in enumerate(lines, 1) if text in line)
+
+
+def file_of(name: str) -> Path:
+    """Return the file of a program, among the measured ones or those of this folder."""
+    return MEASURED / name if (MEASURED / name.partition(":")[0]).is_file() else FILES / name
 
 
 def values(loaded: LoadedProgram, seed: int = 0) -> dict[str, torch.Tensor]:
@@ -73,11 +80,11 @@ CASES: list[tuple[str, dict[str, tuple[int, Callable[..., torch.Tensor]]]]] = [
     ("selection.py:argmax", {"y": (1, lambda x: x.argmax(1))}),
     ("selection.py:softmax", {"y": (1, lambda x: x.softmax(1))}),
     ("selection.py:moments", {"mean": (0, lambda x: x.mean()), "variance": (0, lambda x: x.var())}),
-    ("selection.py:nearest", {"label": (1, label)}),
-    ("selection.py:scaled", {"x": (0, lambda x, y: x * torch.tensor([0.3, 3.0])), "y": (1, lambda x, y: y / 7)}),
+    ("small.py:nearest", {"label": (1, label)}),
+    ("small.py:scaled", {"x": (0, lambda x, y: x * torch.tensor([0.3, 3.0])), "y": (1, lambda x, y: y / 7)}),
     ("networks.py:by_hand", {"logits": (1, network)}),
     ("networks.py:by_torch", {"logits": (1, network)}),
-    ("networks.py:training_step", {"w": (0, step)}),
+    ("regression.py:training_step", {"w": (0, step)}),
 ]
 
 
@@ -85,7 +92,7 @@ CASES: list[tuple[str, dict[str, tuple[int, Callable[..., torch.Tensor]]]]] = [
 def test_a_program_gives_the_right_numbers_for_what_was_planned(
     name: str, right: dict[str, tuple[int, Callable[..., torch.Tensor]]]
 ) -> None:
-    loaded = load_program(FILES / name)
+    loaded = load_program(file_of(name))
     inputs = values(loaded)
     results, plan, states = play(loaded, inputs)
     for key, (rank, plain) in right.items():
@@ -96,9 +103,9 @@ def test_a_program_gives_the_right_numbers_for_what_was_planned(
     assert tuple(state.channel.counters.bytes_sent for state in states) == plan.bytes_sent
 
 
-@pytest.mark.parametrize(("name", "how"), [("regression.py:logistic", "shapes"), ("selection.py:scaled", "zeros")])
+@pytest.mark.parametrize(("name", "how"), [("regression.py:logistic", "shapes"), ("small.py:scaled", "zeros")])
 def test_shapes_suffice_but_where_a_program_looks_at_values(name: str, how: str) -> None:
-    loaded = load_program(FILES / name)
+    loaded = load_program(file_of(name))
     plan = dry_run(loaded, on_shapes=True)
     assert plan.how == how
     assert plan.digest == dry_run(loaded, on_shapes=False).digest
@@ -187,7 +194,7 @@ def test_files_without_a_program_are_refused(tmp_path: Path, text: str, message:
     with pytest.raises(UserInputError, match="there is no file"):
         load_program(tmp_path / "q.py")
     with pytest.raises(UserInputError, match="has linear, logistic"):
-        load_program(FILES / "regression.py")
+        load_program(MEASURED / "regression.py")
 
 
 def test_a_digest_is_of_the_file_and_of_what_it_imports_beside_it(tmp_path: Path) -> None:

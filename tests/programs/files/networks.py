@@ -1,4 +1,4 @@
-"""A convolutional network by hand and by `from_pytorch`, and a training step."""
+"""A convolutional network by hand and by `from_pytorch`."""
 
 import torch
 
@@ -29,14 +29,3 @@ def by_torch(x, kernel, kernel_bias, weight, bias):
     parameters = {"0.weight": kernel, "0.bias": kernel_bias, "4.weight": weight, "4.bias": bias}
     model = shared_network(NETWORK, torch.zeros(2, 1, 8, 8), parameters)
     return {"logits": model.eval()(x)}
-
-
-@mpcformer.program(
-    inputs={"x": owner("data", (50, 5)), "y": owner("data", (50, 1)), "w": owner("model", (5, 1))},
-    reveal={"w": "model"},
-)
-def training_step(x, y, w):
-    w.requires_grad = True
-    loss = (x @ w - y).square().mean()
-    loss.backward()
-    return {"w": w - w.grad * 0.1}
