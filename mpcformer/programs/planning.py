@@ -35,7 +35,8 @@ class Plan:
         requests: its correlations, in order.
         how: "shapes" if shapes sufficed, "zeros" if it was run on zeros.
         rounds: messages on the critical path, as `Counters.rounds`.
-        bytes_sent: of all tensors, by each owner for whom it was planned.
+        owner_rounds: the same, as each owner for whom it was planned counts them.
+        bytes_sent: of all tensors, by each of these owners.
         n_messages: the messages that each of them sends.
         seconds: of computing, at one party, as far as the dry run computed.
         results: the shape of each result.
@@ -44,6 +45,7 @@ class Plan:
     requests: list[Request]
     how: str
     rounds: int
+    owner_rounds: tuple[int, ...]
     bytes_sent: tuple[int, ...]
     n_messages: int
     seconds: float
@@ -113,7 +115,8 @@ def dry_run(
             "let both owners run the same operations, whatever crypten.communicator says of their rank",
         )
     sent = tuple(plan.bytes_sent[0] for plan in plans)
-    return replace(plans[0], rounds=max(plan.rounds for plan in plans), bytes_sent=sent)
+    rounds = tuple(plan.rounds for plan in plans)
+    return replace(plans[0], rounds=max(rounds), owner_rounds=rounds, bytes_sent=sent)
 
 
 def _rehearse(loaded: LoadedProgram, rank: int, how: str) -> Plan:
@@ -125,7 +128,9 @@ def _rehearse(loaded: LoadedProgram, rank: int, how: str) -> Plan:
     start, sizes = time.perf_counter(), dict[str, tuple[int, ...]]()
     run_program(loaded, state, values, device=device, rehearsal=True, sizes=sizes)
     counted, seconds = channel.counters, time.perf_counter() - start
-    return Plan(store.plan, how, counted.rounds, (counted.bytes_sent,), counted.messages_sent, seconds, sizes)
+    return Plan(
+        store.plan, how, counted.rounds, (counted.rounds,), (counted.bytes_sent,), counted.messages_sent, seconds, sizes
+    )
 
 
 def _is_final(error: Exception) -> bool:

@@ -1,8 +1,8 @@
 """The process of a program: it prepares one owner's part, and runs it in one session.
 
 It reads lines of JSON on its standard input (`Task`, `Start`, and the budget's word at the model owner), and writes one
-for each step on its standard output: "prepared", "agreed", and at the end "done", "refused" or "failed". It ends when
-its standard input does, because whoever started it has ended then.
+for each step on its standard output: "prepared", "agreed", and at the end "done", "refused" or "failed". Whoever
+started it ends it when the session is over; it also ends with its standard input, because then that process is gone.
 
 Both owners compare everything that must agree before any share is made. The dealer makes the correlations of the whole
 plan, as far as the pool has room, before the inputs are shared.
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import torch
@@ -30,7 +30,7 @@ from mpcformer import __version__
 from mpcformer.channel import Spec
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER
 from mpcformer.engines.crypten.compat import PartyState
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, UserInputError
+from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.machine import keep_freed_memory
 from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, read_input, run_program
 from mpcformer.programs.inputs import save_result
@@ -73,6 +73,11 @@ class Control:
     def line(self) -> str:
         """Wait for the next line."""
         return self._lines.get()
+
+    def wait(self) -> NoReturn:
+        """Wait for the end of this process."""
+        while True:
+            self._lines.get()
 
     def say(self, event: str, **values: Any) -> None:
         """Write one line."""
@@ -136,6 +141,7 @@ def described(task: Task, prepared: Prepared) -> dict[str, Any]:
         "n_requests": len(plan.requests),
         "dealer_bytes": plan.dealer_bytes,
         "rounds": plan.rounds,
+        "owner_rounds": list(plan.owner_rounds),
         "bytes_sent": list(plan.bytes_sent),
         "n_messages": plan.n_messages,
         "reveal": program.reveal,
@@ -144,8 +150,8 @@ def described(task: Task, prepared: Prepared) -> dict[str, Any]:
     }
 
 
-def play(control: Control, descriptor: int) -> None:
-    """Do what the lines of standard input say; see `main`."""
+def play(control: Control, descriptor: int) -> NoReturn:
+    """Do what the lines of standard input say, until this process is ended; see `main`."""
     task = Task.of(control.line())
     torch.set_num_threads(task.threads)
     prepared = prepare(task)
@@ -180,8 +186,8 @@ class _Run:
         self._channel = PeerChannel(party_id=config.id, peer_id=self._peer, session_id=job.session_id, stream=STREAM)
         self._store: ProgramStore | None = None
 
-    def run(self) -> None:
-        """Run the program, save the results, and say how it went."""
+    def run(self) -> NoReturn:
+        """Run the program, save the results, say how it went, and wait for the end of this process."""
         with ExitStack() as left:
             credentials = self._config.credentials
             dealer = left.enter_context(open_channel(self._job.dealer_address, self._job.dealer, credentials))
@@ -192,6 +198,9 @@ class _Run:
             except Exception as error:
                 self._channel.abort(as_known(error, self._config.id))
                 raise
+            # What was sent may still be on its way, and would be lost with the connection. Whoever started this process
+            # ends it when both owners are done.
+            self._control.wait()
 
     def _join(self, left: ExitStack) -> None:
         if self._rank == MODEL_OWNER:
@@ -236,6 +245,8 @@ class _Run:
         if not self._is_granted(plan):
             return
         dealt_s = time.perf_counter() - began
+        # Both owners count from here on, as the plan does.
+        channel.counters.rounds = 0
         before, began = channel.counters.copy(), time.perf_counter()
         state = PartyState(rank=self._rank, channel=channel, store=store, zero_key=key)
         results = run_program(loaded, state, self._prepared.values)
@@ -371,15 +382,14 @@ def main(descriptor: int = -1) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
-    control, status = Control(), 0
+    control = Control()
     try:
         play(control, descriptor)
     except Exception as error:
         control.say("failed", **failure(error))
-        status = error.exit_code if isinstance(error, MPCFormerError) else 1
     logging.shutdown()
     # gRPC's threads may still be waiting for peers that are gone, and would keep the process alive.
-    os._exit(status)
+    os._exit(1)
 
 
 if __name__ == "__main__":

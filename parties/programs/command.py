@@ -78,7 +78,9 @@ def run(
         return
     report = done.report
     n_bytes = report["bytes_received"] + report["bytes_sent"]
-    console.print(f"ran in {report['seconds']:.2f} s: {report['rounds']} rounds, {n_bytes / 2**20:.3f} MiB")
+    console.print(
+        f"ran in {report['seconds']:.2f} s: {report['rounds']} rounds at the data owner, {n_bytes / 2**20:.3f} MiB"
+    )
     for path in done.files:
         console.print(f"{path}: for {done.told['reveal'][path.stem]}", soft_wrap=True)
 

@@ -210,6 +210,21 @@ def test_a_threads_settings_are_its_own() -> None:
     assert seen() == shipped
 
 
+def test_the_type_of_new_tensors_is_a_partys_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(crypten.CrypTensor.__CRYPTENSOR_TYPES__, "other", crypten.mpc.MPCTensor)
+    step = threading.Barrier(2, timeout=20)
+
+    def run(rank: int) -> str:
+        if rank == 0:
+            crypten.set_default_cryptensor_type("other")
+        step.wait()
+        found: str = crypten.get_default_cryptensor_type()
+        return found
+
+    assert run_pair(run)[0] == ["other", "mpc"]
+    assert crypten.get_default_cryptensor_type() == "mpc"
+
+
 def test_a_party_begins_with_the_settings_of_this_release() -> None:
     def run(rank: int) -> int:
         bits: int = crypten.cfg.encoder.precision_bits

@@ -9,7 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from mpcformer.engines.crypten.compat import crypten
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, UserInputError
 from parties.programs.deployed import run_deployed
 from parties.session.data_side import BudgetError
@@ -200,6 +202,20 @@ def test_what_shows_in_a_run_alone_is_refused_by_name_and_leaves_nothing(site: A
     until_clean(running)
 
 
+def test_what_a_program_changes_in_its_process_changes_no_other_session(site: Any) -> None:
+    """The service is this process: torch's defaults, the working folder and CrypTen's parts stay as they are."""
+    body = "import os\nos.chdir('/')\ntorch.set_default_dtype(torch.float64)\n"
+    body += "torch.use_deterministic_algorithms(True)\ncrypten.mpc.MPCTensor.relu = None\n"
+    running, folder = site(body + GOOD), Path.cwd()
+    run_deployed(running.config, "score")
+    assert running.results(DATA_OWNER)
+    assert running.results(MODEL_OWNER)
+    assert folder == Path.cwd()
+    assert torch.get_default_dtype() == torch.float32
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert crypten.mpc.MPCTensor.relu is not None
+
+
 def test_a_run_counts_against_the_budget_of_the_data_owners_certificate(site: Any) -> None:
     running = site(model_owner={"max_sentences_per_day": 7, "max_sentences": "unlimited"})
     for _ in range(2):  # three numbers each
@@ -241,3 +257,9 @@ def changed(running: Site, **keys: Any) -> Path:
     path = running.config.with_name("changed.toml")
     path.write_text(text + "".join(lines))
     return path
+
+
+def test_what_an_owner_sends_last_arrives_though_it_is_done(site: Any) -> None:
+    running = site('return {"y": x, "z": x.view(3, 1).expand(3, 500000)}')
+    run_deployed(running.config, "score")
+    assert np.load(running.results(MODEL_OWNER)[0]).shape == (3, 500000)

@@ -207,8 +207,17 @@ def test_a_digest_is_of_the_file_and_of_what_it_imports_beside_it(tmp_path: Path
         (folder / "p.py").write_text(text)
         (folder / "helper_of_program.py").write_text(f"def f(x):\n    {body}\n")
         digests.append(load_program(folder / "p.py").digest)
-        __import__("sys").modules.pop("helper_of_program")
+        # Whatever was imported before in this process, the helper counts.
+        assert load_program(folder / "p.py").digest == digests[-1]
     assert digests[0] != digests[1]
+    package = tmp_path / "0" / "helper_of_program"
+    (tmp_path / "0" / "helper_of_program.py").unlink()
+    (package / "inner").mkdir(parents=True)
+    (package / "__init__.py").write_text("from helper_of_program.inner.part import f\n")
+    for body in ("return x", "return x + 1"):
+        (package / "inner" / "part.py").write_text(f"def f(x):\n    {body}\n")
+        digests.append(load_program(tmp_path / "0" / "p.py").digest)
+    assert len(set(digests)) == 4
 
 
 def test_a_network_takes_all_its_parameters_and_no_others() -> None:

@@ -1,4 +1,6 @@
-"""CrypTen's settings (`crypten.cfg`): each thread has its own, and a party begins with those of this release.
+"""CrypTen's settings: each thread has its own, and a party begins with those of this release.
+
+They are `crypten.cfg`, and the type of new tensors (`crypten.set_default_cryptensor_type`).
 
 CrypTen overrides settings in the middle of its functions (`reciprocal_all_pos` within softmax, say) and puts back what
 it found. Its settings are the process's, so that two parties in two threads override each other's: an override that one
@@ -15,6 +17,8 @@ from mpcformer.engines.crypten.compat.library import crypten
 
 _local = threading.local()
 _shipped: Any = None
+# What `crypten.cryptensor` makes, unless a program has set another type.
+TENSOR_TYPE = "mpc"
 
 
 def _get(cfg: Any) -> Any:
@@ -28,15 +32,24 @@ def _set(cfg: Any, settings: Any) -> None:
     _local.settings = settings
 
 
+def _get_type(cls: Any) -> str:
+    return getattr(_local, "tensor_type", TENSOR_TYPE)
+
+
+def _set_type(cls: Any, name: str) -> None:
+    _local.tensor_type = name
+
+
 @contextmanager
 def fresh_settings() -> Iterator[None]:
     """Run with this release's settings in this thread, and put back what the thread had before."""
-    before = getattr(_local, "settings", None)
-    _local.settings = copy.deepcopy(_shipped)
+    before, tensor_type = getattr(_local, "settings", None), _get_type(None)
+    _local.settings, _local.tensor_type = copy.deepcopy(_shipped), TENSOR_TYPE
     try:
         yield
     finally:
         _local.settings = before if before is not None else copy.deepcopy(_shipped)
+        _local.tensor_type = tensor_type
 
 
 def patch() -> None:
@@ -45,3 +58,4 @@ def patch() -> None:
     _shipped = crypten.cfg.config
     # A data descriptor of the class comes before an attribute of the instance.
     type(crypten.cfg).config = property(_get, _set)
+    type(crypten.CrypTensor).__DEFAULT_CRYPTENSOR_TYPE__ = property(_get_type, _set_type)
