@@ -21,6 +21,7 @@ from experiments.kinds.counts import Counts
 from experiments.kinds.experiment import Measured, Workplace
 from experiments.kinds.functions import Functions
 from experiments.kinds.models import ModelCache
+from experiments.kinds.sentences import Sentences
 from experiments.kinds.students import Students
 from experiments.records import compare, save
 from experiments.records.recorded import load_recorded
@@ -30,11 +31,13 @@ from experiments.render.figures import draw
 from experiments.spec.outputs import TableSpec
 from experiments.spec.quantities import QUANTITIES, Axis, Row
 from experiments.spec.scales import MADE_UP, BenchScale, CountsScale, FunctionsScale, StudentsScale
+from experiments.spec.sentences import SentencesScale
 from experiments.spec.spec import (
     BenchExperiment,
     CountsExperiment,
     Experiment,
     FunctionsExperiment,
+    SentencesExperiment,
     StudentsExperiment,
     digest,
     find,
@@ -131,7 +134,7 @@ def run(options: ReplayOptions) -> dict[str, Any]:
     return values
 
 
-def _work(spec: Experiment, scale: Any, workplace: Workplace) -> Students | Bench | Functions | Counts:
+def _work(spec: Experiment, scale: Any, workplace: Workplace) -> Students | Bench | Functions | Counts | Sentences:
     """Return the work of an experiment's kind; its constructor has checked the input."""
     if isinstance(spec, StudentsExperiment):
         assert isinstance(scale, StudentsScale)
@@ -142,6 +145,9 @@ def _work(spec: Experiment, scale: Any, workplace: Workplace) -> Students | Benc
     if isinstance(spec, CountsExperiment):
         assert isinstance(scale, CountsScale)
         return Counts(spec, scale, workplace)
+    if isinstance(spec, SentencesExperiment):
+        assert isinstance(scale, SentencesScale)
+        return Sentences(spec, scale, workplace)
     assert isinstance(spec, FunctionsExperiment)
     assert isinstance(scale, FunctionsScale)
     return Functions(spec, scale, workplace)

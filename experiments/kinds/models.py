@@ -43,7 +43,7 @@ CHECKPOINT_MINUTES = 5.0
 # The longest time until a shared folder shows a file from another machine. NFS clients cache folders up to a minute.
 SHARED_S = 90.0
 # The keys of a recipe that are paths. The hash contains digests of the contents instead.
-PLACES = ("teacher", "general", "model", "data_dir")
+PLACES = ("teacher", "general", "model", "data_dir", "train_data")
 PARTS = ("config.json", WEIGHTS, "tokenizer.json", "vocab.txt")
 
 
@@ -226,8 +226,8 @@ def make_elsewhere(training: Training, cache: Path, facts: dict[str, Any], sign:
     if not sign.is_file():
         raise UserInputError(f"--models: machine {host} does not see the replay's files in {cache}", shared)
     for place in training.places.values():
-        if not place.is_dir():
-            raise UserInputError(f"--pool ray: machine {host} has no folder {place}", shared)
+        if not place.exists():
+            raise UserInputError(f"--pool ray: machine {host} has no {place}", shared)
     if model_digest(training.start) != training.source:
         raise UserInputError(f"--pool ray: on machine {host}, {training.start} is another checkpoint", shared)
     here, there = ({**f, **f["versions"]} for f in (training.facts(), facts))

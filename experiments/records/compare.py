@@ -7,12 +7,10 @@ from pydantic import ValidationError
 
 from experiments.spec.outputs import Tolerances
 from experiments.spec.quantities import QUANTITIES, Row
-from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
-from experiments.spec.spec import CountsExperiment, Experiment, models_of
+from experiments.spec.scales import CountedSpec, ModelSpec
+from experiments.spec.spec import CountsExperiment, Experiment, Scale, models_of
 from mpcformer.console import PlainTable, console
 from mpcformer.errors import MPCFormerError, UserInputError
-
-Scale = StudentsScale | BenchScale | FunctionsScale | CountsScale
 
 
 def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, path: Path) -> None:

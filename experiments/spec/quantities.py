@@ -71,6 +71,9 @@ QUANTITIES: dict[str, Quantity] = {
     # Recipes are chosen by this distance. It uses training examples set aside, because the evaluation split is used for
     # nothing but scores.
     "distance": Quantity("distance from the teacher, examples set aside", "error"),
+    "answered": Quantity("share answered", "agreement"),
+    "least_cosine": Quantity("least cosine, private and plaintext", "agreement", places=6),
+    "recall": Quantity("nearest neighbours that are the same", "agreement"),
     "max_logit_error": Quantity("largest logit error", "error", largest=True),
     "plaintext_seconds": Quantity("plaintext, median", "seconds", "s/example"),
     "online_seconds": Quantity("online, median", "seconds", "s/example"),

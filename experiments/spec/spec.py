@@ -17,6 +17,7 @@ from experiments.spec import SCALES
 from experiments.spec.outputs import FigureSpec, Strict, TableSpec, Tolerances
 from experiments.spec.quantities import Axis
 from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
+from experiments.spec.sentences import SentencesScale
 from mpcformer.errors import UserInputError
 
 SHIPPED = Path(__file__).parent.parent
@@ -122,6 +123,13 @@ class CountsExperiment(_Experiment):
         return {**scale.axes(), "model": len(scale.models or self.models)}
 
 
+class SentencesExperiment(_Experiment):
+    """An experiment that distils a sentence encoder and asks it privately for embeddings."""
+
+    kind: Literal["sentences"]
+    scale: Mapping[str, SentencesScale] = Field(min_length=1)
+
+
 def _names_problems(names: list[str], chosen: Mapping[str, Mapping[str, tuple[str, ...] | None]]) -> list[str]:
     """Return what is wrong with the names of models: repeated names, and unknown names in the lists of a scale."""
     problems = [f"models: {name!r} appears twice" for name in {n for n in names if names.count(n) > 1}]
@@ -134,7 +142,8 @@ def _names_problems(names: list[str], chosen: Mapping[str, Mapping[str, tuple[st
     ]
 
 
-Experiment = StudentsExperiment | BenchExperiment | FunctionsExperiment | CountsExperiment
+Experiment = StudentsExperiment | BenchExperiment | FunctionsExperiment | CountsExperiment | SentencesExperiment
+Scale = StudentsScale | BenchScale | FunctionsScale | CountsScale | SentencesScale
 _ADAPTER: TypeAdapter[Experiment] = TypeAdapter(Annotated[Experiment, Field(discriminator="kind")])
 
 
@@ -178,11 +187,11 @@ def load(path: Path) -> Experiment:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    kinds = ("students", "bench", "functions", "counts")
+    kinds = ("students", "bench", "functions", "counts", "sentences")
     return ".".join(map(str, loc[1:] if loc and loc[0] in kinds else loc)) or "file"
 
 
-def scale_of(experiment: Experiment, name: str) -> StudentsScale | BenchScale | FunctionsScale | CountsScale:
+def scale_of(experiment: Experiment, name: str) -> Scale:
     """Return the section of a scale.
 
     Raises:

@@ -91,7 +91,8 @@ def _name_of(student: Path | None, config: Path | None) -> str:
         from parties.settings.config_file import load_party
 
         loaded = load_party(config)
-        return loaded.public_model.resolve().name if isinstance(loaded, DataOwnerConfig) else config.stem
+        folder = loaded.public_model if isinstance(loaded, DataOwnerConfig) else None
+        return config.stem if folder is None else folder.resolve().name
     from mpcformer.modeling.folder import first_student
 
     return (student or first_student()).resolve().name
