@@ -26,6 +26,7 @@ NAMES = [
     "imdb",
     "networks",
     "pareto",
+    "sentences",
 ]
 
 
