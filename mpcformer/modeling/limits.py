@@ -1,5 +1,6 @@
 """Plain limits on what a config.json may say, checked before anything is made of it. Nothing here loads torch."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +45,8 @@ FRACTIONS = (
     "seq_classif_dropout",
     "initializer_range",
 )
+# The names of classes are the model owner's, and stand in the data owner's tables beside its texts.
+FORMULA = re.compile(r"[=+\-@\t\r]")
 MEND = "correct config.json"
 
 
@@ -110,6 +113,19 @@ def _check_classes(named: Any, n: Any) -> None:
     for name in named.values():
         if not isinstance(name, str | int | float) or len(str(name)) > LONGEST_NAME:
             raise UserInputError(f"id2label: {_shown(name)} is no name of a class", MEND)
+        if FORMULA.match(str(name)) and not _is_number(name):
+            raise UserInputError(
+                f"id2label: {_shown(name)} begins as a formula does, which a table program would compute",
+                "give the class another name",
+            )
+
+
+def _is_number(name: object) -> bool:
+    try:
+        float(str(name))
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(value: Any) -> str:

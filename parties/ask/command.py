@@ -58,6 +58,7 @@ def ask(
         option(group=MACHINE, about="Deal so many batches of one, then the dealer leaves, before any text is read."),
     ] = None,
     deal_length: Annotated[int, option(group=MACHINE, about="With --deal-ahead: the tokens of each.")] = 32,
+    sessions: Annotated[int, option(group=MACHINE, about="Sessions that answer many texts side by side.")] = 1,
     threads: Annotated[int, option(group=MACHINE, about="CPU threads of each party, with --student.")] = 1,
     on_refusal: Annotated[
         str, choice("--on-refusal", _ways, group=OUTPUT, about="When a text is refused: {}.")
@@ -94,6 +95,7 @@ def ask(
         "max_length": max_length,
         "batch_size": batch_size,
         "deal_ahead": deal_ahead,
+        "sessions": sessions,
         "first": (1, deal_length),
         # Only at the prompt does anybody ask later what could be dealt now.
         "ahead": AHEAD if source.is_prompt else 0,

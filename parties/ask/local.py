@@ -2,14 +2,14 @@
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.folder import first_student, read_config, require_student
-from parties.ask.options import checked_options
+from parties.ask.options import AskOptions, checked_options
 from parties.runs.processes import Processes
 from parties.settings.config import (
     DEFAULT_POOL_MIB,
@@ -28,6 +28,8 @@ from parties.wire.tls import make_certificates
 if TYPE_CHECKING:
     from parties.ask.classifier import Classifier
 
+# A model owner has no more places for all its callers.
+MOST_SESSIONS = 64
 DEALER, MODEL_OWNER, DATA_OWNER = "dealer", "model-owner", "data-owner"
 SERVICES = DEALER, MODEL_OWNER
 
@@ -45,6 +47,7 @@ def local(
     engine: str = DEFAULT_ENGINE,
     threads: int = 1,
     device: str = "cpu",
+    sessions: int = 1,
 ) -> "Classifier":
     """Start all parties on this machine, and return a classifier that asks them.
 
@@ -66,6 +69,7 @@ def local(
         engine: lift or crypten.
         threads: the number of torch threads of each party.
         device: where the parties multiply matrices, cpu or cuda.
+        sessions: how many sessions answer many texts side by side.
 
     Returns:
         A classifier, to be closed, or used in a `with` block.
@@ -88,12 +92,12 @@ def local(
 
         gemm.check_device(device)
     options = checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths)
-    site = LocalParties(folder, engine=resolve(engine), threads=threads, device=device, pool_mib=pool_mib)
+    _check_sessions(sessions, deal_ahead)
+    site = LocalParties(
+        folder, engine=resolve(engine), threads=threads, device=device, pool_mib=pool_mib, sessions=sessions
+    )
     try:
-        # This loads torch, while the parties do the same.
-        from parties.ask.classifier import Classifier
-
-        return Classifier(site.data_owner(), options, on_close=site.close)
+        return _asking([site.data_owner()] * sessions, options, site.close)
     except BaseException:
         site.close()
         raise
@@ -108,12 +112,14 @@ def connect(
     first: tuple[int, int] = (1, 32),
     deal_ahead: int | None = None,
     lengths: Sequence[int] | None = None,
+    sessions: int = 1,
 ) -> "Classifier":
     """Return a classifier that asks the dealer and the model owner of a deployment.
 
     Args:
-        config: the data owner's TOML file, with `dealer` and `model_owner`.
-        max_length, batch_size, ahead, first, deal_ahead, lengths: as for `local`.
+        config: the data owner's TOML file, with `dealer` and `model_owner`. Where it names `replicas`, several sessions
+            take turns between these and the first two.
+        max_length, batch_size, ahead, first, deal_ahead, lengths, sessions: as for `local`.
 
     Raises:
         UserInputError: the file or an argument is wrong.
@@ -125,9 +131,34 @@ def connect(
             f"--config: {path} is not the file of a data owner that orders its own sessions",
             "give a data owner's file with dealer and model_owner",
         )
+    options = checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths)
+    _check_sessions(sessions, deal_ahead)
+    sites = [loaded, *(loaded.at(replica) for replica in loaded.replicas)]
+    return _asking([sites[n % len(sites)] for n in range(sessions)], options)
+
+
+def _check_sessions(sessions: int, deal_ahead: int | None) -> None:
+    if not 1 <= sessions <= MOST_SESSIONS:
+        raise UserInputError(f"sessions: {sessions} is outside 1..{MOST_SESSIONS}", "give a number from there")
+    if sessions > 1 and deal_ahead is not None:
+        raise UserInputError(
+            f"sessions: {sessions} sessions with deal_ahead, which deals for one alone", "leave one of them out"
+        )
+
+
+def _asking(
+    configs: Sequence[DataOwnerConfig], options: AskOptions, on_close: Callable[[], None] = lambda: None
+) -> "Classifier":
+    """Return what asks with a session for each of these configurations."""
+    # This loads torch, while local parties do the same.
     from parties.ask.classifier import Classifier
 
-    return Classifier(loaded, checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths))
+    if len(configs) == 1:
+        return Classifier(configs[0], options, on_close=on_close)
+    from parties.ask.side_by_side import SideBySide
+
+    found = SideBySide([Classifier(config, options) for config in configs], options.largest, on_close)
+    return cast(Classifier, found)  # it has all that a classifier has
 
 
 class LocalParties:
@@ -137,17 +168,19 @@ class LocalParties:
 
     Args:
         student: the folder of the student.
-        engine, threads, device, pool_mib: as for `local`.
+        engine, threads, device, pool_mib, sessions: as for `local`.
 
     Raises:
         PartyError: a party did not start.
     """
 
-    def __init__(self, student: Path, *, engine: str, threads: int, device: str, pool_mib: int) -> None:
+    def __init__(
+        self, student: Path, *, engine: str, threads: int, device: str, pool_mib: int, sessions: int = 1
+    ) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="mpcformer-"))
         self._tls = make_certificates(self._folder / "tls", [*SERVICES, DATA_OWNER])
         self._student, self._engine, self._threads, self._pool_mib = student.resolve(), engine, threads, pool_mib
-        self._device = cast(Device, device)
+        self._device, self._sessions = cast(Device, device), max(sessions, 2)
         self._processes = Processes(self._folder)
         try:
             for config in (self._dealer(), self._model_owner()):
@@ -163,7 +196,8 @@ class LocalParties:
         return {"id": name, "role": name, "tls": self._tls[name], "threads": self._threads, "device": self._device}
 
     def _service(self, name: str) -> dict[str, Any]:
-        return self._common(name) | {"data_owners": [DATA_OWNER], "may_order": [DATA_OWNER], "grace_s": 0.0}
+        quotas = {"max_sessions": self._sessions, "max_sessions_per_peer": self._sessions}
+        return self._common(name) | {"data_owners": [DATA_OWNER], "may_order": [DATA_OWNER], "grace_s": 0.0} | quotas
 
     def _dealer(self) -> DealerConfig:
         return DealerConfig(**self._service(DEALER), model_owners=[MODEL_OWNER])

@@ -305,6 +305,13 @@ class ModelOwnerConfig(ServiceConfig):
         return None if per_day == "unlimited" else per_day, None if in_all == "unlimited" else in_all
 
 
+class Replica(Strict):
+    """Another dealer and another model owner, which holds the same model, for sessions side by side."""
+
+    dealer: PeerAddress
+    model_owner: PeerAddress
+
+
 class DataOwnerConfig(PartyCommon):
     """The configuration of the data owner, which calls others and listens nowhere.
 
@@ -313,6 +320,7 @@ class DataOwnerConfig(PartyCommon):
     Args:
         coordinator: the coordinator that gives it its job.
         dealer, model_owner: the services from which it orders sessions of its own.
+        replicas: more of both, for several sessions side by side (`mpcformer ask --sessions`).
         model_owners: the ids of the model owners that it works with in a coordinator's jobs.
         dealers: the ids of the dealers that it trusts for randomness in a coordinator's jobs.
         public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights; a data
@@ -336,6 +344,7 @@ class DataOwnerConfig(PartyCommon):
     coordinator: PeerAddress | None = None
     dealer: PeerAddress | None = None
     model_owner: PeerAddress | None = None
+    replicas: list[Replica] = []
     model_owners: SomeIds = []
     dealers: SomeIds = []
     public_model: File | None = None
@@ -363,6 +372,10 @@ class DataOwnerConfig(PartyCommon):
             )
         return self.public_model
 
+    def at(self, replica: Replica) -> "DataOwnerConfig":
+        """Return this configuration with a replica's dealer and model owner."""
+        return self.model_copy(update={"dealer": replica.dealer, "model_owner": replica.model_owner, "replicas": []})
+
     @model_validator(mode="after")
     def _has_a_way_to_a_session(self) -> Self:
         if (self.dealer is None) != (self.model_owner is None):
@@ -373,8 +386,13 @@ class DataOwnerConfig(PartyCommon):
             raise ValueError("public_model: give the folder of a student's public files, or programs, or both")
         if self.coordinator is not None and not (self.model_owners and self.dealers):
             raise ValueError("model_owners, dealers: list whom it works with in the coordinator's jobs")
-        if self.dealer is not None and self.model_owner is not None:
-            ids = [self.id, self.dealer.id, self.model_owner.id]
+        if self.replicas and self.dealer is None:
+            raise ValueError("replicas: give dealer and model_owner too, which are the first")
+        for dealer, model_owner in (
+            (self.dealer, self.model_owner),
+            *((r.dealer, r.model_owner) for r in self.replicas),
+        ):
+            ids = [self.id, *(peer.id for peer in (dealer, model_owner) if peer is not None)]
             if len(set(ids)) != len(ids):
                 raise ValueError(f"the ids {ids} are not distinct: one party in two roles would collude with itself")
         return self

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Literal
+from typing import Literal, TextIO
 
 from mpcformer.errors import FIX, MPCFormerError, escaped, unexpected
 
@@ -64,9 +64,18 @@ class _Json(logging.Formatter):
         return json.dumps(fields | ({"session": session} if session else {}) | {"message": _said(record)})
 
 
+class _ToStderr(logging.StreamHandler[TextIO]):
+    """Writes to the stderr that it was made with, or to the present one if somebody has closed that."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if self.stream.closed:
+            self.setStream(sys.stderr)
+        super().emit(record)
+
+
 def set_up(party_id: str, style: Literal["text", "json"]) -> None:
     """Write log lines to stderr in the given style; so are errors that end a thread or the process, without a trace."""
-    handler = logging.StreamHandler(sys.stderr)
+    handler = _ToStderr()
     handler.setFormatter(_Json(party_id) if style == "json" else _Text())
     handler.addFilter(_Session())
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)

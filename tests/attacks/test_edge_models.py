@@ -55,6 +55,27 @@ def test_a_head_that_makes_too_much_of_rounding_is_refused(
         run_outcomes(folder, batch_of(folder, data_dir)[0], engine="lift")
 
 
+@pytest.mark.parametrize("factor", [1.0, 2.0, 3.0])
+def test_words_that_leave_the_ranges_do_not_hide_it(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, factor: float
+) -> None:
+    """Nearly all words are none of the calibration's: a text of random words leaves the ranges, and told nothing."""
+    folder = save_student(
+        tmp_path / "student", data_dir, softmax="2quad-const", constant_norms=("all",), vocab_size=400
+    )
+    state = load_file(folder / "model.safetensors")
+    state["bert.embeddings.word_embeddings.weight"][22:] *= factor
+    for name in ("bert.pooler.dense.weight", "classifier.weight"):
+        state[name] *= 40.0
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    error = error_of(folder, data_dir, monkeypatch)
+    with pytest.raises(RangeError, match="logits: rounding may move them") as caught:
+        run_outcomes(folder, batch_of(folder, data_dir)[0], engine="lift")
+    assert error > rounding.WIDE_LIMIT
+    # Other parties are told no figure: it is of the weights.
+    assert caught.value.told == "logits: rounding may move them by more than 0.01, because the head's weights are large"
+
+
 @pytest.mark.parametrize(("head", "norms"), [(1.0, ("all",)), (6.0, ("output",)), (12.0, ("all",)), (30.0, ())])
 def test_the_bound_holds_and_is_no_larger_than_it_must_be(
     tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, head: float, norms: tuple[str, ...]

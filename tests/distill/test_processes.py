@@ -106,7 +106,7 @@ def assert_same_log(log: list[dict[str, Any]], folder: Path, record: str) -> Non
         assert row.get("selection_score") == other.get("selection_score")
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_teacher(base: Path, alone: Path, data_dir: Path, tmp_path: Path, size: int) -> None:
     records = together(tmp_path / "logs", make_teacher, base, data_dir, tmp_path / "teacher", size=size)
     assert records[0]["versions"].pop("processes") == str(size)
@@ -119,7 +119,7 @@ def test_a_teacher(base: Path, alone: Path, data_dir: Path, tmp_path: Path, size
     ]
 
 
-@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("size", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_student(alone: Path, data_dir: Path, tmp_path: Path, size: int) -> None:
     arguments = (alone / "teacher", data_dir, tmp_path / "student")
     for record in together(tmp_path / "logs", make_student, *arguments, size=size):
@@ -134,6 +134,7 @@ def make_general(base: Path, data: Path, out: Path) -> Any:
     return distill_general(recipe, out)
 
 
+@pytest.mark.slow
 def test_a_general_student(base: Path, data_dir: Path, tmp_path: Path) -> None:
     make_general(base, data_dir, tmp_path / "alone" / "general")
     for record in together(tmp_path / "logs", make_general, base, data_dir, tmp_path / "general", size=2):
@@ -141,10 +142,9 @@ def test_a_general_student(base: Path, data_dir: Path, tmp_path: Path) -> None:
     assert_same_weights(tmp_path / "alone" / "general", tmp_path / "general")
 
 
-@pytest.mark.parametrize(
-    "stop", [5, 3 * STEPS_PER_EPOCH + 5]
-)  # within stage 1; within the second epoch of stage 2, when a best epoch exists
-@pytest.mark.parametrize("before", [1, 2])
+# Within stage 1; within the second epoch of stage 2, when a best epoch exists.
+@pytest.mark.parametrize("stop", [5, pytest.param(3 * STEPS_PER_EPOCH + 5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("before", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_goes_on_with_another_number_of_processes(
     alone: Path, data_dir: Path, tmp_path: Path, stop: int, before: int
 ) -> None:
@@ -188,6 +188,7 @@ def seeds_of_a_teacher(base: Path, data: Path, out: Path) -> list[int]:
     return seen
 
 
+@pytest.mark.slow
 def test_each_process_draws_its_own_dropout(data_dir: Path, tmp_path: Path) -> None:
     base = save_bert(tmp_path / "base")
     arguments = (seeds_of_a_teacher, base, data_dir)
@@ -257,6 +258,7 @@ def test_bad_input_is_refused_by_all(base: Path, alone: Path, data_dir: Path, tm
     assert all("is a file" in what for what in said)
 
 
+@pytest.mark.slow
 def test_all_start_from_the_main_processs_weights(base: Path, alone: Path, data_dir: Path, tmp_path: Path) -> None:
     bases = [base, save_bert(tmp_path / "base", seed=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)]
     said = together(tmp_path / "1", refused, make_teacher, bases, [data_dir] * 2, [tmp_path / "teacher"] * 2)
@@ -274,7 +276,7 @@ def test_several_processes_need_accelerate(monkeypatch: pytest.MonkeyPatch) -> N
         current()
 
 
-@pytest.mark.parametrize("command", ["demo", "replay glue"])
+@pytest.mark.parametrize("command", [pytest.param("demo", marks=pytest.mark.slow), "replay glue"])
 def test_a_command_with_processes_of_its_own_refuses_a_launcher(command: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "mpcformer", *command.split(), "--out", str(tmp_path / "run")],
@@ -305,6 +307,7 @@ def test_accelerates_launcher(base: Path, alone: Path, data_dir: Path, tmp_path:
     assert_same_weights(tmp_path / "one", tmp_path / "teacher")
 
 
+@pytest.mark.slow
 def test_several_rates_are_tried_together(base: Path, data_dir: Path, tmp_path: Path) -> None:
     out = tmp_path / "models" / "teacher"
     ours, theirs = together(tmp_path / "logs", make_teachers, base, data_dir, out)

