@@ -13,6 +13,7 @@ from parties.ask.options import AskOptions, checked_options
 from parties.runs.processes import Processes
 from parties.settings.config import (
     DEFAULT_POOL_MIB,
+    LONGEST_S,
     UNLIMITED,
     DataOwnerConfig,
     DealerConfig,
@@ -113,6 +114,7 @@ def connect(
     deal_ahead: int | None = None,
     lengths: Sequence[int] | None = None,
     sessions: int = 1,
+    patience_s: float | None = None,
 ) -> "Classifier":
     """Return a classifier that asks the dealer and the model owner of a deployment.
 
@@ -120,6 +122,8 @@ def connect(
         config: the data owner's TOML file, with `dealer` and `model_owner`. Where it names `replicas`, several sessions
             take turns between these and the first two.
         max_length, batch_size, ahead, first, deal_ahead, lengths, sessions: as for `local`.
+        patience_s: for how many seconds a session that begins waits for another party at most; the default is
+            `join_timeout_s` of the file.
 
     Raises:
         UserInputError: the file or an argument is wrong.
@@ -131,6 +135,10 @@ def connect(
             f"--config: {path} is not the file of a data owner that orders its own sessions",
             "give a data owner's file with dealer and model_owner",
         )
+    if patience_s is not None:
+        if not 0 < patience_s <= LONGEST_S:
+            raise UserInputError(f"patience_s: {patience_s} is outside 0..{LONGEST_S:.0f}", "give a number of seconds")
+        loaded = loaded.model_copy(update={"join_timeout_s": patience_s})
     options = checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths)
     _check_sessions(sessions, deal_ahead)
     sites = [loaded, *(loaded.at(replica) for replica in loaded.replicas)]

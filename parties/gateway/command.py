@@ -11,6 +11,8 @@ from mpcformer.options import INPUT, MACHINE, OUTPUT, option
 
 PORT = 8765
 FOLDER = Path("runs/gateway")
+# A caller of the gateway does not wait longer for a party that does not answer, whatever the file says.
+PATIENCE_S = 15.0
 
 
 def gateway(
@@ -66,7 +68,11 @@ def gateway(
 
             err_console.print(SMALL_STUDENT, soft_wrap=True)
         err_console.print("opening a session ...")
-        opened = connect(config, **given) if config else local(student, engine=engine, threads=threads, **given)
+        opened = (
+            connect(config, patience_s=PATIENCE_S, **given)
+            if config
+            else local(student, engine=engine, threads=threads, **given)
+        )
         with opened as classify:
             model = ServedModel(model_name, classify, is_local=config is None, max_length=max_length)
 

@@ -5,6 +5,7 @@ users have no token. Another page has none either, and its requests are refused 
 whose name was made to mean 127.0.0.1 (DNS rebinding) is refused by the name that its requests call this host.
 """
 
+import asyncio
 import logging
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 # What holds no secret and shows none: browsers ask for it before the page has read the token.
 OPEN_PATHS = ("/health", "/openapi.json")
 OPEN_FOLDER = "/page/"
+STOPPING = RequestError(replies.NO_SESSION, "the gateway is stopping", "ask again once it runs")
 POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -78,6 +80,11 @@ class Gate:
             await self._app(scope, receive, send_guarded)
         except RequestError as error:
             await replies.error_reply(error)(scope, receive, send_guarded)
+        except asyncio.CancelledError:
+            # The server stops, and waits no longer for what is being computed.
+            if not began:
+                await replies.error_reply(STOPPING)(scope, receive, send_guarded)
+            raise
         except Exception as error:
             # Its message may quote a text, so uvicorn must not log it. It notices a reply that is incomplete by itself.
             log.error("%s", unexpected(error))

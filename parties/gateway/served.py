@@ -3,7 +3,7 @@
 import re
 import threading
 from collections.abc import AsyncGenerator, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -97,7 +97,9 @@ async def in_threads(values: Generator[Value, None, None]) -> AsyncGenerator[Val
         while found := await to_thread.run_sync(_next, values):
             yield found[0]
     finally:
-        values.close()
+        # A server that stops cancels what it waits for, while a thread still works; that ends with its batch.
+        with suppress(ValueError):
+            values.close()
 
 
 def _next(values: Generator[Value, None, None]) -> tuple[Value] | None:

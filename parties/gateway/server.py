@@ -115,6 +115,7 @@ def serve(site: Place, models: Sequence[ServedModel], *, most_upload_bytes: int,
                 # Neither an address nor a body is ever logged.
                 access_log=False,
                 log_config=None,
+                log_level="critical",
                 server_header=False,
                 proxy_headers=False,
                 lifespan="off",

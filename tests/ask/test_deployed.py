@@ -78,7 +78,9 @@ def test_a_data_owner_asks_without_a_coordinator(deployed: Any, tmp_path: Path) 
 
 def test_the_gateway_asks_a_deployment_within_its_budget(deployed: Any, tmp_path: Path) -> None:
     cast, path = deployed(model_owner=ASKING | {"max_sentences_per_day": 2})
-    with mpcformer.connect(path, ahead=0) as classify:
+    with pytest.raises(UserInputError, match="patience_s: 0 is outside"):
+        mpcformer.connect(path, patience_s=0)
+    with mpcformer.connect(path, ahead=0, patience_s=5) as classify:
         model = ServedModel("picky", classify, is_local=False)
         uploads = Uploads(tmp_path / "uploads", {"picky": (classify, None)})
         headers = {"Authorization": "Bearer 0123456789abcdef"}
@@ -91,7 +93,9 @@ def test_the_gateway_asks_a_deployment_within_its_budget(deployed: Any, tmp_path
             assert 0 < int(used_up.headers["retry-after"]) <= 86_400
             assert "model-owner: the budget of sentences for today is used up" in used_up.json()["error"]
             cast.processes["model-owner"].kill()
+            began = time.monotonic()
             lost = client.post("/", json={"inputs": "warm"})
+            assert time.monotonic() - began < 15, "the file says 60 s"
             assert (lost.status_code, lost.headers["retry-after"]) == (503, "1")
             assert lost.json()["error"].startswith("model-owner: ")
         uploads.close()

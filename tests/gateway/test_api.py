@@ -1,8 +1,10 @@
 """Questions to a gateway whose parties compute: shapes, statuses, lines, and what other parties saw."""
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator
+import threading
+from collections.abc import Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ from starlette.routing import Route
 
 from mpcformer.errors import PartyError
 from parties.gateway.app import Gateway
-from parties.gateway.served import MOST_QUESTIONS
+from parties.gateway.served import MOST_QUESTIONS, in_threads
 from parties.session.budget import NEVER
 from parties.session.data_side import BudgetError
 from tests.ask.test_classifier import plaintext
@@ -232,3 +234,30 @@ def test_pages_come_with_their_types(site: Site) -> None:
     # The policy forbids these; a browser would leave them out without a word.
     assert not re.search(r"\sstyle=|\son\w+=|<style|<script>", page.text)
     assert "http" not in re.sub(r'xmlns="[^"]*"', "", page.text)
+
+
+def test_a_cancelled_wait_lets_the_thread_end_with_its_batch() -> None:
+    goes_on, closed = threading.Event(), threading.Event()
+
+    def slow() -> Generator[int, None, None]:
+        try:
+            yield 1
+            goes_on.wait(10)
+            yield 2
+        finally:
+            closed.set()
+
+    async def wait() -> None:
+        async for _ in in_threads(slow()):
+            pass
+
+    async def main() -> None:
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0.3)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        goes_on.set()
+
+    asyncio.run(main())
+    assert closed.wait(10)

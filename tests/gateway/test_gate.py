@@ -1,5 +1,7 @@
 """Who is answered: the token, the origin and the name of the host; and what every reply tells a browser."""
 
+import asyncio
+import json
 import os
 from pathlib import Path
 
@@ -174,3 +176,29 @@ def test_a_token_file_must_be_a_file_that_can_be_made(tmp_path: Path) -> None:
         os.chown(path, 65534, -1)
         with pytest.raises(UserInputError, match="no file of this user"):
             load_token(path)
+
+
+def test_what_a_stopping_server_gives_up_is_told() -> None:
+    sent: list[dict[str, object]] = []
+
+    async def forever(*_: object) -> None:
+        await asyncio.sleep(60)
+
+    async def receive() -> dict[str, object]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: object) -> None:
+        sent.append(dict(message))  # type: ignore[call-overload]
+
+    async def main() -> None:
+        headers = [(b"host", HOST.encode()), (b"authorization", f"Bearer {TOKEN}".encode())]
+        scope = {"type": "http", "method": "GET", "path": "/models", "headers": headers}
+        task = asyncio.create_task(Gate(forever, Token(TOKEN))(scope, receive, send))  # type: ignore[arg-type]
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    asyncio.run(main())
+    assert sent[0]["status"] == 503
+    assert json.loads(sent[1]["body"]) == {"error": "the gateway is stopping", "fix": "ask again once it runs"}  # type: ignore[arg-type]
