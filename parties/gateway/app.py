@@ -18,7 +18,7 @@ from starlette.types import ASGIApp
 from mpcformer.errors import MPCFormerError, UserInputError, os_remedy, unexpected
 from mpcformer.files import remove
 from parties.ask.classifier import Answer
-from parties.gateway import questions, replies
+from parties.gateway import counts, questions, replies
 from parties.gateway.gate import Gate
 from parties.gateway.questions import Question
 from parties.gateway.replies import RequestError
@@ -33,6 +33,7 @@ PAGE = Path(__file__).parent / "page"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MOST_QUESTION_BYTES = 16 << 20
 LINES = "application/x-ndjson"
+METRICS = "text/plain; version=0.0.4"
 
 
 class Gateway:
@@ -57,6 +58,7 @@ class Gateway:
             Route("/", self.ask, methods=["POST"]),
             Route("/page/{name}", self.page, methods=["GET"]),
             Route("/health", self.health, methods=["GET"]),
+            Route("/metrics", self.metrics, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
             Route("/models", self.models, methods=["GET"]),
             Route("/models/{model}", self.model, methods=["GET"]),
@@ -80,6 +82,12 @@ class Gateway:
     async def health(self, request: Request) -> Response:
         """Say that the gateway runs."""
         return JSONResponse({"status": "ok"})
+
+    async def metrics(self, request: Request) -> Response:
+        """Count what was done, in the format of Prometheus."""
+        states = [upload.state for upload in self._uploads.listed()]
+        found = counts.shown({state.value: states.count(state) for state in State})
+        return Response(found, media_type=METRICS)
 
     async def openapi(self, request: Request) -> Response:
         """Describe the routes."""
@@ -120,6 +128,7 @@ class Gateway:
             try:
                 found = []
                 async for answer in answers:
+                    counts.count(answer)
                     found.append(answer)
                     # Nobody reads the rest: it need not be computed.
                     if await request.is_disconnected():
@@ -228,6 +237,7 @@ async def _lines(
 
 
 def _line(model: ServedModel, question: Question, answer: Answer) -> bytes:
+    counts.count(answer)
     entry = _entry(model, question, answer)
     return _as_line({"answer": entry, "details": questions.detail(answer)} if question.details else entry)
 

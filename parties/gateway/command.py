@@ -68,6 +68,8 @@ def gateway(
 
             err_console.print(SMALL_STUDENT, soft_wrap=True)
         err_console.print("opening a session ...")
+        if config is not None:
+            _watch_certificates(config)
         opened = (
             connect(config, patience_s=PATIENCE_S, **given)
             if config
@@ -88,6 +90,15 @@ def gateway(
     if left:
         many = "uploads are" if left > 1 else "upload is"
         err_console.print(f"{left} {many} not finished; what is answered is kept, and goes on from the page")
+
+
+def _watch_certificates(config: Path) -> None:
+    from parties.settings.config_file import load_party
+    from parties.wire.identity import watch_expiry
+
+    files = load_party(config).tls
+    if files is not None:
+        watch_expiry(files)
 
 
 def _name_of(student: Path | None, config: Path | None) -> str:

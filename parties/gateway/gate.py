@@ -13,7 +13,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpcformer.errors import unexpected
-from parties.gateway import replies
+from parties.gateway import counts, replies
 from parties.gateway.replies import RequestError
 from parties.gateway.token_file import Token
 
@@ -72,6 +72,8 @@ class Gate:
             nonlocal began
             if message["type"] == "http.response.start":
                 began = True
+                if message["status"] >= replies.BAD_INPUT:
+                    counts.errors.labels(str(message["status"])).inc()
                 MutableHeaders(scope=message).update(HEADERS)
             await send(message)
 

@@ -21,7 +21,7 @@ from mpcformer.tasks.files import TextFile
 from mpcformer.tasks.tables import open_table
 from parties.ask.answers import AnswerFile, partial_of
 from parties.ask.classifier import Classifier, Text
-from parties.gateway import replies
+from parties.gateway import counts, replies
 from parties.gateway.questions import because
 from parties.gateway.replies import RequestError
 
@@ -249,6 +249,7 @@ def answer_all(upload: Upload, classify: Classifier, max_length: int | None, tel
             while not upload.stop.is_set() and (answer := next(found, None)) is not None:
                 answers.add(next(told), answer)
                 upload.note(answer)
+                counts.count(answer)
                 tell()
         if answers.n_rows < upload.n_rows:
             return False

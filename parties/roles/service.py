@@ -164,7 +164,7 @@ class SessionHost(rpc.PartyServicer):
                 status = report_failure_of(work, membership)
         finally:
             metrics.sessions.dec()
-            metrics.ended.labels("well" if status == 0 else "failed").inc()
+            metrics.ended.labels(metrics.WELL if status == 0 else metrics.FAILED).inc()
             metrics.session_seconds.observe(time.monotonic() - started)
             if left and not self._once:
                 # All have heard of the end. What the session still computes counts in the quotas until it is done.

@@ -19,7 +19,7 @@ from parties.session.membership import join
 from parties.settings import insecure, logs, metrics
 from parties.settings.config import DataOwnerConfig, Service
 from parties.settings.config_file import by_keys, load_party
-from parties.wire.identity import check_own
+from parties.wire.identity import check_own, watch_expiry
 
 log = logging.getLogger("parties")
 # gRPC does not always notice the end of a call whose request it could not read.
@@ -54,6 +54,8 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
 
         torch.set_num_threads(config.threads)
         gemm.use(config.device)
+        if config.tls is not None:
+            watch_expiry(config.tls)
         metrics.serve(config)
         if isinstance(config, DataOwnerConfig):
             return _take_part(config)

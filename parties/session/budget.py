@@ -61,6 +61,8 @@ class Budget:
         """
         if self._path is None or n_sentences == 0:
             return 0
+        # Both series begin with the first question, so that the first refusal is seen as an increase.
+        spent, refused = metrics.budget_spent.labels(data_owner), metrics.budget_refused.labels(data_owner)
         with self._lock, self._held() as counts:
             today, in_all = self._today(counts), counts["in_all"]
             used = today.get(data_owner, 0) + n_sentences, in_all.get(data_owner, 0) + n_sentences
@@ -69,9 +71,9 @@ class Budget:
             if word == 0:
                 today[data_owner], in_all[data_owner] = used
                 write_json(self._path, counts)
-                metrics.budget_spent.labels(data_owner).inc(n_sentences)
+                spent.inc(n_sentences)
             else:
-                metrics.budget_refused.labels(data_owner).inc(n_sentences)
+                refused.inc(n_sentences)
             for period, limit, n_used in zip(("day", "all"), limits, used, strict=True):
                 if limit is not None:
                     left = limit - n_used + (n_sentences if word else 0)

@@ -18,6 +18,7 @@ from parties.session.membership import Membership
 from parties.session.owner_session import Dealt, OwnerSession
 from parties.session.pool import Pool
 from parties.session.seen import Seen, Tap
+from parties.settings import metrics
 from parties.settings.config import DataOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -170,6 +171,7 @@ class DataSide:
         # From here on nothing is dealt for the stock, so that the batch is not computed beside it.
         with self.pool.asking():
             number, dealt, was_ready = self.pool.take(inputs.shape)
+            metrics.asked_batches.labels(metrics.AHEAD if was_ready else metrics.LATE).inc()
             before = channel.counters.copy()
             tell(channel, Verb.ASK, number, n_told)
             try:
@@ -196,6 +198,7 @@ class DataSide:
 
     def _compute_in_parts(self, inputs: BatchInputs, n_told: int, tell_progress: Tell, seen: bool) -> Asked:
         channel, found = self.session.dealing, []
+        metrics.asked_batches.labels(metrics.LATE).inc()
 
         def work() -> None:
             before = channel.counters.copy()

@@ -28,7 +28,22 @@ budget_refused = Counter(
 budget_left = Gauge(
     "mpcformer_budget_left", "Sentences that a budget still allows.", ["data_owner", "period"], registry=REGISTRY
 )
+asked_batches = Counter(
+    "mpcformer_asked_batches",
+    "Batches that the data owner asked, by when they were dealt.",
+    ["dealt"],
+    registry=REGISTRY,
+)
+certificate_ends = Gauge(
+    "mpcformer_certificate_ends_seconds", "When a certificate ends, in Unix time.", ["file"], registry=REGISTRY
+)
 dealt_operations = Counter("mpcformer_dealt_operations", "Correlations dealt.", registry=REGISTRY)
+
+# A rate of a series that appears with its first count would not show that count.
+WELL, FAILED, AHEAD, LATE = "well", "failed", "ahead", "late"
+for _counter, _labels in ((ended, (WELL, FAILED)), (asked_batches, (AHEAD, LATE))):
+    for _label in _labels:
+        _counter.labels(_label)
 
 
 def serve(config: PartyCommon) -> None:

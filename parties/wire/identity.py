@@ -7,8 +7,10 @@ name. At every moment, even after a crash, a reader therefore finds either the o
 
 import datetime
 import logging
+import math
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
 from mpcformer.errors import UserInputError, os_remedy
+from parties.settings import metrics
 from parties.settings.config import TlsFiles
 
 log = logging.getLogger(__name__)
@@ -78,6 +81,19 @@ def names(certificate: x509.Certificate) -> list[str]:
 def beside(path: Path) -> Path:
     """Return where the successor of a file lies until it takes the file's name."""
     return path.with_name(f"{path.name}.new")
+
+
+def watch_expiry(files: TlsFiles) -> None:
+    """Let the metrics tell when a party's certificate and its authority's end, as the files say at each look."""
+
+    def ends(path: Callable[[], Path]) -> float:
+        try:
+            return load_certificate(path()).not_valid_after_utc.timestamp()
+        except UserInputError:
+            return math.nan
+
+    metrics.certificate_ends.labels("certificate").set_function(lambda: ends(lambda: certificate_path(files)))
+    metrics.certificate_ends.labels("authority").set_function(lambda: ends(lambda: files.authority))
 
 
 def certificate_path(files: TlsFiles) -> Path:

@@ -187,6 +187,28 @@ def test_the_facts_of_a_model(site: Site) -> None:
     assert set(facts["parties"]) == {"dealer", "model-owner"}
 
 
+def test_metrics_count_and_never_quote(site: Site) -> None:
+    def counted() -> dict[str, float]:
+        reply = site.client.get("/metrics")
+        assert reply.headers["content-type"].startswith("text/plain; version=0.0.4")
+        lines = [line for line in reply.text.splitlines() if not line.startswith("#")]
+        return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines}
+
+    before = counted()
+    site.client.post("/", json={"inputs": TEXTS})
+    site.client.post("/", json={"inputs": 3})
+    after = counted()
+    grown = {name: n - before.get(name, 0) for name, n in after.items() if n != before.get(name, 0)}
+    assert grown['mpcformer_gateway_texts_total{outcome="answered"}'] == 2
+    assert grown['mpcformer_gateway_texts_total{outcome="refused"}'] == 1
+    assert grown['mpcformer_gateway_errors_total{status="400"}'] == 1
+    asked = sum(grown.get(f'mpcformer_asked_batches_total{{dealt="{when}"}}', 0) for when in ("ahead", "late"))
+    assert asked >= 1
+    assert after["mpcformer_sentences_total"] > before["mpcformer_sentences_total"]
+    assert site.stranger.get("/metrics").status_code == 401
+    assert not any(text in site.client.get("/metrics").text for text in TEXTS)
+
+
 def references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for name, each in value.items():
