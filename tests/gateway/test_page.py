@@ -1,5 +1,6 @@
 """The page in a real Chromium, and the command as a user starts, interrupts and starts it again."""
 
+import contextlib
 import csv
 import json
 import socket
@@ -171,6 +172,48 @@ def test_hugging_faces_own_client(gateway: Running) -> None:
     assert {each.label for each in found} == {"negative", "positive"}
     assert found[0].score > 0.5
     assert len(client.text_classification("the day was fine", top_k=1)) == 1
+
+
+HOST = b"Host: 127.0.0.1\r\n"
+GARBAGE = [
+    b"",
+    b"\n" * 1000,
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET / HTTP/1.1\r\n\r\n",
+    b"GET / HTTP/1.1\r\n" + HOST + b"Host: evil.example\r\n\r\n",
+    b"GET / HTTP/9.9\r\n" + HOST + b"\r\n",
+    b"GET /\xff\xfe HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET " + b"a" * 200_000 + b" HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET / HTTP/1.1\r\n" + HOST + b"X: y\r\n" * 50_000 + b"\r\n",
+    b"GET http://evil.example/ HTTP/1.1\r\nHost: evil.example\r\n\r\n",
+    b"GET /%2e%2e/%2e%2e/etc/passwd HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET /page/..%2fapp.py HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET /models HTTP/1.1\r\n" + HOST + b"Authorization: Bearer \xff\r\n\r\n",
+    b"CONNECT evil.example:80 HTTP/1.1\r\n" + HOST + b"\r\n",
+    b"GET / HTTP/1.1\r\n" + HOST + b"Upgrade: websocket\r\nConnection: Upgrade\r\n\r\n",
+    b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: -1\r\n\r\n",
+    b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 99999999999999999999\r\n\r\n",
+    b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\nzz\r\n",
+]
+
+
+@pytest.mark.parametrize("sent", GARBAGE, ids=range(len(GARBAGE)))
+def test_whatever_a_stranger_sends_is_refused_soon(gateway: Running, sent: bytes) -> None:
+    port = int(gateway.address.rstrip("/").rpartition(":")[2])
+    reply = b""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
+        # It may end the connection before it has read everything.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            link.sendall(sent)
+            link.shutdown(socket.SHUT_WR)
+            while part := link.recv(1 << 16):
+                reply += part
+    status = reply.split(b" ")[1:2]
+    assert not status or status[0][:1] == b"4" or b"<title>Ask privately" in reply
+    assert gateway.token.encode() not in reply
+    assert b"root:" not in reply
+    assert b"import " not in reply
+    assert gateway.ask("/health") == (200, {"status": "ok"})
 
 
 @pytest.mark.slow
