@@ -111,6 +111,15 @@ class Page:
         node = self.call("DOM.querySelector", nodeId=root, selector=selector)["nodeId"]
         self.call("DOM.setFileInputFiles", files=[str(path)], nodeId=node)
 
+    def drop(self, selector: str, path: Path) -> None:
+        """Drag a file from outside and drop it on an element."""
+        self.run(f"document.querySelector({selector!r}).scrollIntoView()")
+        script = f"(({{x, y}}) => [x + 9, y + 9])(document.querySelector({selector!r}).getBoundingClientRect())"
+        x, y = self.run(script)
+        data = {"items": [], "files": [str(path)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+
     def look(self, width: int, *, dark: bool = False) -> None:
         """Be as wide as a screen of so many CSS pixels, and as light or dark as its user wants."""
         self.call(

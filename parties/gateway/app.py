@@ -13,7 +13,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from starlette.types import ASGIApp
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mpcformer.errors import MPCFormerError, UserInputError, os_remedy, unexpected
 from mpcformer.files import remove
@@ -124,7 +124,7 @@ class Gateway:
             if LINES in request.headers.get("accept", ""):
                 # An error before the first answer still has a status of its own.
                 first = await anext(answers, None)
-                return StreamingResponse(_lines(model, question, first, answers, held.pop_all()), media_type=LINES)
+                return Lines(_lines(model, question, first, answers), held.pop_all())
             try:
                 found = []
                 async for answer in answers:
@@ -209,6 +209,24 @@ class Gateway:
         return FileResponse(upload.out, headers={"Content-Disposition": disposition})
 
 
+class Lines(StreamingResponse):
+    """A reply of lines.
+
+    Args:
+        lines: the lines. Nobody may ask for the first of them, if the caller has left.
+        held: closed when the reply has ended in whatever way.
+    """
+
+    def __init__(self, lines: AsyncIterator[bytes], held: contextlib.ExitStack) -> None:
+        super().__init__(lines, media_type=LINES)
+        self._held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the lines."""
+        with self._held:
+            await super().__call__(scope, receive, send)
+
+
 def _entry(model: ServedModel, question: Question, answer: Answer) -> Any:
     return questions.entry(answer, model.classify.labels, model.classify.task, question)
 
@@ -218,22 +236,20 @@ async def _lines(
     question: Question,
     first: Answer | None,
     others: AsyncGenerator[Answer, None],
-    held: contextlib.ExitStack,
 ) -> AsyncIterator[bytes]:
     """Yield a line of JSON for each answer; the last one may be an error, after which nothing more is answered."""
-    with held:
-        try:
-            if first is not None:
-                yield _line(model, question, first)
-                async for answer in others:
-                    yield _line(model, question, answer)
-        except MPCFormerError as error:
-            yield _as_line(replies.told(error))
-        except Exception as error:
-            log.error("%s", unexpected(error))
-            yield _as_line({"error": unexpected(error), "fix": "please report it"})
-        finally:
-            await others.aclose()
+    try:
+        if first is not None:
+            yield _line(model, question, first)
+            async for answer in others:
+                yield _line(model, question, answer)
+    except MPCFormerError as error:
+        yield _as_line(replies.told(error))
+    except Exception as error:
+        log.error("%s", unexpected(error))
+        yield _as_line({"error": unexpected(error), "fix": "please report it"})
+    finally:
+        await others.aclose()
 
 
 def _line(model: ServedModel, question: Question, answer: Answer) -> bytes:

@@ -1,18 +1,20 @@
 """Questions to a gateway whose parties compute: shapes, statuses, lines, and what other parties saw."""
 
 import asyncio
+import contextlib
 import json
 import re
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 
 from mpcformer.errors import PartyError
-from parties.gateway.app import Gateway
+from parties.gateway.app import Gateway, Lines
 from parties.gateway.served import MOST_QUESTIONS, in_threads
 from parties.session.budget import NEVER
 from parties.session.data_side import BudgetError
@@ -283,3 +285,22 @@ def test_a_cancelled_wait_lets_the_thread_end_with_its_batch() -> None:
 
     asyncio.run(main())
     assert closed.wait(10)
+
+
+def test_a_caller_that_leaves_before_the_first_line_is_counted_no_longer(site: Site) -> None:
+    async def left() -> None:
+        held = contextlib.ExitStack()
+        held.enter_context(site.model.asking())
+
+        async def lines() -> AsyncIterator[bytes]:
+            yield b""
+
+        async def gone(*_: object) -> None:
+            raise OSError
+
+        with pytest.raises(ClientDisconnect):
+            await Lines(lines(), held)({"type": "http", "asgi": {"spec_version": "2.4"}}, gone, gone)  # type: ignore[arg-type]
+
+    assert site.model._n_asking == 0
+    asyncio.run(left())
+    assert site.model._n_asking == 0

@@ -81,7 +81,7 @@ def test_a_reader_types_uploads_reads_and_sees_the_refused(gateway: Running, tmp
         assert "no answer" in page.shown("#status")
 
         # A file comes back answered, and its refused rows are marked.
-        page.choose("#file", path)
+        page.drop("#drop", path)
         page.until("document.querySelector('.upload-state')?.innerText === 'answered'")
         assert page.run("document.querySelector('.upload progress').value") == len(rows)
         assert "10 of them refused" in page.shown(".upload-counts")
