@@ -3,6 +3,7 @@
 import contextlib
 import json
 import logging
+import re
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).parent / "page"
 TYPES = {".css": "text/css", ".html": "text/html", ".js": "text/javascript", ".svg": "image/svg+xml"}
 MOST_QUESTION_BYTES = 16 << 20
+# One length, so that a proof is of use for nothing else.
+CHALLENGE = re.compile(r"[0-9a-f]{64}")
 LINES = "application/x-ndjson"
 METRICS = "text/plain; version=0.0.4"
 
@@ -42,12 +45,13 @@ class Gateway:
     Args:
         models: what is served.
         uploads: the uploaded files.
-        most_upload_bytes: how large one of them may be.
+        token: what proves to the page that this is the gateway.
+        most_upload_bytes: how large an upload may be.
     """
 
-    def __init__(self, models: Iterable[ServedModel], uploads: Uploads, most_upload_bytes: int) -> None:
+    def __init__(self, models: Iterable[ServedModel], uploads: Uploads, token: Token, most_upload_bytes: int) -> None:
         self._models = {model.name: model for model in models}
-        self._uploads, self._most_upload_bytes = uploads, most_upload_bytes
+        self._uploads, self._token, self._most_upload_bytes = uploads, token, most_upload_bytes
         self._page = {path.name: path.read_bytes() for path in PAGE.iterdir() if path.suffix in TYPES}
         self._openapi = (PAGE.parent / "openapi.json").read_bytes()
 
@@ -80,8 +84,13 @@ class Gateway:
         return Response(self._page[name], media_type=TYPES[Path(name).suffix])
 
     async def health(self, request: Request) -> Response:
-        """Say that the gateway runs."""
-        return JSONResponse({"status": "ok"})
+        """Say that the gateway runs and, if it is challenged, prove that it has the token."""
+        challenge = request.query_params.get("challenge")
+        if challenge is None:
+            return JSONResponse({"status": "ok"})
+        if not CHALLENGE.fullmatch(challenge):
+            raise UserInputError("challenge: it is not 64 hex digits", "draw 32 random bytes")
+        return JSONResponse({"status": "ok", "proof": self._token.proof(challenge)})
 
     async def metrics(self, request: Request) -> Response:
         """Count what was done, in the format of Prometheus."""
@@ -264,5 +273,5 @@ def _as_line(value: Any) -> bytes:
 
 def build(models: Iterable[ServedModel], uploads: Uploads, token: Token, most_upload_bytes: int) -> ASGIApp:
     """Return the gateway as an ASGI application."""
-    gateway = Gateway(models, uploads, most_upload_bytes)
+    gateway = Gateway(models, uploads, token, most_upload_bytes)
     return Gate(Starlette(routes=gateway.routes(), exception_handlers=replies.HANDLERS), token)

@@ -9,7 +9,7 @@ from pathlib import Path
 from mpcformer.errors import UserInputError, os_remedy
 
 N_BYTES = 32
-FEWEST, MOST = 16, 1024
+FEWEST, MOST = 32, 1024
 
 
 class Token:
@@ -27,6 +27,13 @@ class Token:
         kind, _, given = header.partition(" ")
         same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._text.encode())
         return same and kind.lower() == "bearer"
+
+    def proof(self, challenge: str) -> str:
+        """Return the HMAC-SHA256 of a challenge in hex digits, which shows that this side has the token.
+
+        The page asks for it before it sends the token: while no gateway runs, others can listen at its port.
+        """
+        return hmac.digest(self._text.encode(), challenge.encode(), "sha256").hex()
 
     def address(self, base: str) -> str:
         """Return an address whose fragment holds the token. Browsers send no fragment to any server."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import hmac
 import json
 import re
 import threading
@@ -16,10 +17,11 @@ from starlette.routing import Route
 from mpcformer.errors import PartyError
 from parties.gateway.app import Gateway, Lines
 from parties.gateway.served import MOST_QUESTIONS, in_threads
+from parties.gateway.token_file import Token
 from parties.session.budget import NEVER
 from parties.session.data_side import BudgetError
 from tests.ask.test_classifier import plaintext
-from tests.gateway.conftest import Site
+from tests.gateway.conftest import TOKEN, Site
 
 TEXTS = ["the day was fine", "zinc", "a grim stone"]
 LONG = "the " * 40
@@ -211,6 +213,15 @@ def test_metrics_count_and_never_quote(site: Site) -> None:
     assert not any(text in site.client.get("/metrics").text for text in TEXTS)
 
 
+def test_the_gateway_proves_that_it_has_the_token(site: Site) -> None:
+    challenge = "5c" * 32
+    told = site.stranger.get("/health", params={"challenge": challenge}).json()
+    assert told == {"status": "ok", "proof": hmac.new(TOKEN.encode(), challenge.encode(), "sha256").hexdigest()}
+    assert site.stranger.get("/health").json() == {"status": "ok"}
+    for wrong in ("", "5c", "5C" * 32, challenge + "00", "x" * 64):
+        assert site.stranger.get("/health", params={"challenge": wrong}).status_code == 400
+
+
 def references(value: Any) -> Iterator[str]:
     if isinstance(value, dict):
         for name, each in value.items():
@@ -225,7 +236,7 @@ def references(value: Any) -> Iterator[str]:
 
 def test_the_description_names_every_route_field_and_status(site: Site) -> None:
     described = site.stranger.get("/openapi.json").json()
-    routes: list[Route] = Gateway([site.model], site.uploads, 1).routes()
+    routes: list[Route] = Gateway([site.model], site.uploads, Token(TOKEN), 1).routes()
     real = {(route.path, method.lower()) for route in routes for method in (route.methods or ()) if method != "HEAD"}
     assert {(path, method) for path, methods in described["paths"].items() for method in methods} == real
     for reference in references(described):

@@ -21,7 +21,6 @@ from tests.gateway.test_gate import TOKEN
         (["--student", "{picky}", "--name", "a/b"], "--name: 'a/b' cannot be part of an address"),
         (["--student", "{picky}", "--max-upload", "0"], "--max-upload: 0 is below 1"),
         (["--student", "{picky}", "--token-file", "{file}"], "--token-file: .* can be read or written by other users"),
-        (["--student", "{picky}", "--max-length", "99"], "max_length: 99 is outside"),
         (["--student", "{picky}", "--batch-size", "0"], "batch_size: 0 is outside"),
         (["--config", "{file}"], r"--config: .*Expected '='"),
     ],

@@ -2,17 +2,27 @@
 
 import contextlib
 import csv
+import http.server
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
+import uvicorn
 from huggingface_hub import InferenceClient
 
 from mpcformer.errors import UserInputError
+from parties.gateway.app import build
+from parties.gateway.served import ServedModel
 from parties.gateway.server import place
+from parties.gateway.token_file import Token
+from parties.gateway.uploads import Uploads
 from tests.devtools import Page, browser
 from tests.gateway.running import Running, running
 
@@ -150,6 +160,63 @@ def test_without_the_token_the_page_asks_for_it(gateway: Running, tmp_path: Path
         assert page.run(script) == "refused"
 
 
+class Impostor(http.server.BaseHTTPRequestHandler):
+    """Another user of this machine, who listens at the port of a gateway that has ended."""
+
+    heard: ClassVar[list[str]] = []
+
+    def do_GET(self) -> None:
+        self.heard.append(f"{self.path} {self.headers}")
+        body = json.dumps({"status": "ok", "proof": "00" * 32}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def do_POST(self) -> None:
+        self.do_GET()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+@contextmanager
+def without_parties(folder: Path, token: str) -> Iterator[int]:
+    """Serve a gateway of this process that asks nobody, and give its port."""
+    classify: Any = Mock(task="text-classification", labels=["a", "b"], model="00" * 32, positions=16, parties={})
+    app = build([ServedModel("none", classify, is_local=True)], Uploads(folder, {}), Token(token), 1)
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            yield port
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def test_an_open_page_sends_an_impostor_nothing(tmp_path: Path) -> None:
+    token = "a-token-that-nobody-else-may-have"
+    with browser(tmp_path) as page:
+        page.look(1280)
+        with without_parties(tmp_path / "uploads", token) as port:
+            page.open(f"http://127.0.0.1:{port}/#token={token}")
+            page.until("!document.getElementById('open').hidden")
+        with http.server.ThreadingHTTPServer(("127.0.0.1", port), Impostor) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            page.type("a text that only the gateway may read")
+            page.press("Enter", ctrl=True)
+            page.until("document.getElementById('locked-title').innerText === 'The token is wrong'")
+            server.shutdown()
+    heard = " ".join(Impostor.heard)
+    assert "/health?challenge=" in heard
+    assert token not in heard
+    assert "Authorization" not in heard
+    assert not [each for each in Impostor.heard if not each.startswith("/health")]
+
+
 def test_everything_on_the_page_has_a_name(gateway: Running, tmp_path: Path) -> None:
     with browser(tmp_path) as page:
         opened(page, gateway)
@@ -201,13 +268,13 @@ GARBAGE = [
 def test_whatever_a_stranger_sends_is_refused_soon(gateway: Running, sent: bytes) -> None:
     port = int(gateway.address.rstrip("/").rpartition(":")[2])
     reply = b""
-    with socket.create_connection(("127.0.0.1", port), timeout=10) as link:
-        # It may end the connection before it has read everything.
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            link.sendall(sent)
-            link.shutdown(socket.SHUT_WR)
-            while part := link.recv(1 << 16):
-                reply += part
+    link = socket.create_connection(("127.0.0.1", port), timeout=10)
+    # It may end the connection before it has read everything.
+    with link, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        link.sendall(sent)
+        link.shutdown(socket.SHUT_WR)
+        while part := link.recv(1 << 16):
+            reply += part
     status = reply.split(b" ")[1:2]
     assert not status or status[0][:1] == b"4" or b"<title>Ask privately" in reply
     assert gateway.token.encode() not in reply

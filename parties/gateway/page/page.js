@@ -16,14 +16,38 @@ class Refused extends Error {
   constructor(status, told) { super(told.error || "the gateway does not answer"); this.status = status; this.told = told; }
 }
 
+const hex = (values) => [...values].map((value) => value.toString(16).padStart(2, "0")).join("");
+const unhex = (text) => Uint8Array.from(text.match(/../g) || [], (digits) => parseInt(digits, 16));
+const noAnswer = () => new Refused(0, { error: "the gateway does not answer", fix: "start it again, then go on here" });
+
+// While no gateway runs, another user of this machine may listen at its port. So whoever answers must prove that they
+// have the token before it is sent to them.
+async function checkGateway(token) {
+  const challenge = hex(crypto.getRandomValues(new Uint8Array(32)));
+  const told = await fetch(`/health?challenge=${challenge}`).then((reply) => reply.json()).catch(() => null);
+  if (!told) throw noAnswer();
+  const encoded = new TextEncoder(), algorithm = { name: "HMAC", hash: "SHA-256" };
+  const key = await crypto.subtle.importKey("raw", encoded.encode(token), algorithm, false, ["verify"]);
+  const proof = unhex(String(told.proof));
+  if (await crypto.subtle.verify("HMAC", key, proof, encoded.encode(challenge))) return;
+  lock();
+  throw new Refused(401, { error: "the token is wrong, or another program answers here" });
+}
+
 async function call(method, path, body, options = {}) {
-  const headers = { Authorization: `Bearer ${sessionStorage.getItem(KEY) || ""}` };
+  const token = sessionStorage.getItem(KEY);
+  if (!token) {
+    lock();
+    throw new Refused(401, { error: "the token is missing" });
+  }
+  await checkGateway(token);
+  const headers = { Authorization: `Bearer ${token}` };
   let reply;
   try {
     reply = await fetch(path, { method, headers, body, ...options });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, { error: "the gateway does not answer", fix: "start it again, then go on here" });
+    throw noAnswer();
   }
   if (!reply.ok) {
     const told = await reply.json().catch(() => ({}));
@@ -67,6 +91,8 @@ function lock() {
   show("locked", true);
   if (sessionStorage.getItem(KEY)) {
     $("locked-title").textContent = "The token is wrong";
+    $("locked-why").textContent = "The gateway here has another one, or another program listens here in its place. "
+      + "The token was not sent.";
     sessionStorage.removeItem(KEY);
   }
   $("token").focus();
@@ -237,8 +263,7 @@ function showSeen(text, detail) {
   const own = new TextEncoder().encode(text), counts = new Array(256).fill(0);
   own.forEach((value) => { counts[value] += 1; });
   $("you-text").textContent = text;
-  $("you-hex").textContent = spaced([...own.slice(0, N_HEX)].map((value) => value.toString(16).padStart(2, "0")).join(""))
-    + (own.length > N_HEX ? " …" : "");
+  $("you-hex").textContent = spaced(hex(own.slice(0, N_HEX))) + (own.length > N_HEX ? " …" : "");
   const used = counts.filter(Boolean).length;
   chart("you", counts, `${number.format(own.length)} bytes with ${used} of the 256 values a byte can have: language shows.`);
   const { first, histogram, counted } = detail.seen.model_owner, { correlations, listed } = detail.seen.dealer;
