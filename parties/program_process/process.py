@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, RangeError, UserInputError, os_remedy
 from parties.program_process.link import FrameLink
-from parties.program_process.task import Start, Task
+from parties.program_process.task import DRY_RUN_LIMIT_S, LOADING_LIMIT_S, Start, Task
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig, ProgramEntry
 from parties.stubs import parties_pb2 as pb
 
@@ -77,27 +77,34 @@ class Part:
         """Tell the model owner's part what the budget allows."""
         self._tell(str(word))
 
+    def prepared(self, check: Callable[[], None] = lambda: None) -> dict[str, Any]:
+        """Wait until the program is prepared, and return what the process tells of it; see `next`."""
+        # The process itself limits its dry run, and names the line; what it imports may take for ever, too.
+        limit_s = LOADING_LIMIT_S + DRY_RUN_LIMIT_S
+        late = f"its program is not planned after {limit_s:.0f} s"
+        return self.next(check, limit_s, late, "let its file and its inputs load in less time")
+
     def next(
-        self, check: Callable[[], None] = lambda: None, limit_s: float | None = None, what: str = "its program"
+        self, check: Callable[[], None], limit_s: float, late: str, remedy: str = "give it a larger limit_s"
     ) -> dict[str, Any]:
         """Wait for what the process says next.
 
         Args:
             check: called several times a second; it raises if there is nothing to wait for any more.
-            limit_s: how long to wait; None waits for as long as it takes.
-            what: what is not done, if that is too long.
+            limit_s: how long to wait.
+            late, remedy: what is wrong if that was too short, and what to do about it.
 
         Raises:
             MPCFormerError: the process failed, or ended without a word, or it takes too long.
         """
-        deadline = None if limit_s is None else time.monotonic() + limit_s
+        deadline = time.monotonic() + limit_s
         while True:
             check()
             with suppress(queue.Empty):
                 said = self._said.get(timeout=POLL_S)
                 break
-            if deadline is not None and time.monotonic() > deadline:
-                raise PartyError(self._party_id, f"{what} is not done in time", "give it a larger limit_s")
+            if time.monotonic() > deadline:
+                raise PartyError(self._party_id, late, remedy)
         if said is None:
             raise PartyError(self._party_id, f"the process of its program {_ending(self._process.wait())}")
         if said["event"] == "failed":

@@ -6,6 +6,8 @@ from typing import Any
 
 # A program that is not done by then in its dry run waits for ever, in seconds.
 DRY_RUN_LIMIT_S = 600.0
+# How long a program and its inputs may take to load, in seconds.
+LOADING_LIMIT_S = 120.0
 # The stream between the owners.
 STREAM = "program"
 

@@ -8,7 +8,7 @@ from typing import Any
 from mpcformer.engines.base import DATA_OWNER
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from parties.program_process.process import Part, Results, entry_of, task_of
-from parties.program_process.task import DRY_RUN_LIMIT_S
+from parties.program_process.task import DRY_RUN_LIMIT_S, LOADING_LIMIT_S
 from parties.session.data_side import BudgetError
 from parties.session.failure import as_known
 from parties.session.membership import peak_rss_bytes
@@ -63,7 +63,7 @@ def run_deployed(
     entry = _entry(config, name)
     task = task_of(entry, rank=DATA_OWNER, threads=config.threads, plan_only=plan_only)
     with Part(task, config.id) as part:
-        told = part.next()
+        told = part.prepared()
         tell(told)
         return None if plan_only else play(config, entry, part, told)
 
@@ -89,7 +89,7 @@ def play(config: DataOwnerConfig, entry: ProgramEntry, part: Part, told: dict[st
         MPCFormerError: see `run_deployed`.
     """
     # The model owner, too, loads the program and plans it before it is ready.
-    timeout_s = config.join_timeout_s + DRY_RUN_LIMIT_S
+    timeout_s = config.join_timeout_s + LOADING_LIMIT_S + DRY_RUN_LIMIT_S
     session = OwnSession(config, ProgramJob(entry.name), ready_timeout_s=timeout_s)
     membership = session.membership
     try:
@@ -97,7 +97,8 @@ def play(config: DataOwnerConfig, entry: ProgramEntry, part: Part, told: dict[st
         job = session.job()
         with Results(entry, told["learns"], job.session_id) as results:
             part.start(config, job, results.partial)
-            done = part.next(membership.check, entry.limit_s, f"the program {entry.name}")
+            late = f"its program {entry.name} is not done after {entry.limit_s:.0f} s"
+            done = part.next(membership.check, entry.limit_s, late)
             # What the model owner learns is written before it reports; both reports end the session.
             files = results.publish() if done["event"] == "done" else []
         membership.part_done()

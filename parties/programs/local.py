@@ -24,7 +24,7 @@ def plan(program: str, inputs: Mapping[str, Path], tell: Tell) -> None:
     """
     entry = ProgramEntry(name=NAME, file=_absolute(program), inputs=_resolved(inputs))
     with Part(task_of(entry, rank=DATA_RANK, threads=1, all_inputs=True, plan_only=True), DATA_OWNER) as part:
-        tell(part.next())
+        tell(part.prepared())
 
 
 def run_here(
@@ -56,7 +56,7 @@ def run_here(
     entry = ProgramEntry(name=NAME, file=_absolute(program), inputs=_resolved(inputs), limit_s=limit_s)
     task = task_of(entry, rank=DATA_RANK, threads=threads, all_inputs=True)
     with Part(task, DATA_OWNER) as part:
-        told = part.next()
+        told = part.prepared()
         wanted = [out / f"{name}.npy" for name in told["reveal"]]
         for path in wanted:
             if path.exists():

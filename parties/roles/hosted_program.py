@@ -42,17 +42,17 @@ def run_hosted(
     with FrameLink() as link, Part(task, config.id, link) as part, telling(membership):
         membership.on_abort(lambda error: part.kill())
         membership.on_abort(lambda error: link.cancel())
-        prepared = part.next(membership.check)
+        prepared = part.prepared(membership.check)
         with Results(entry, prepared["learns"], job.session_id) as results, expect({STREAM: link}):
             membership.send(ready=pb.Ready())
             ready_at = time.perf_counter()
             part.start(config, job, results.partial)
-            what = f"its program {entry.name}"
-            agreed = part.next(membership.check, entry.limit_s, what)
+            late = f"its program {entry.name} is not done after {entry.limit_s:.0f} s"
+            agreed = part.next(membership.check, entry.limit_s, late)
             sentences = max(1, agreed["n_numbers"]) if entry.counts_as is None else entry.counts_as
             part.tell_word(charge(sentences))
             left_s = max(1.0, entry.limit_s - (time.perf_counter() - ready_at))
-            done = part.next(membership.check, left_s, what)
+            done = part.next(membership.check, left_s, late)
             if done["event"] == "done":
                 results.publish()
                 _count(done)

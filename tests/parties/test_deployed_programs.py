@@ -13,8 +13,11 @@ import torch
 
 from mpcformer.engines.crypten.compat import crypten
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, UserInputError
+from parties.diagnosis import holdings
+from parties.program_process.process import Part, task_of
 from parties.programs.deployed import run_deployed
 from parties.session.data_side import BudgetError
+from parties.settings.config import DataOwnerConfig, ProgramEntry
 from tests.parties.program_site import DATA_OWNER, MODEL_OWNER, Site, program_site
 
 HEAD = """
@@ -177,7 +180,7 @@ def test_inputs_of_another_shape_are_refused_and_their_shape_is_not_told(site: A
         ),
         pytest.param(
             "if real():\n    time.sleep(600)\n",
-            "-owner: its program score is not done in time|the program score is not",
+            "-owner: its program score is not done after 8 s",
             marks=SLOW,
         ),
         ("if real():\n    x.get_plain_text()\n", "program: get_plain_text at .* opens a value"),
@@ -263,3 +266,28 @@ def test_what_an_owner_sends_last_arrives_though_it_is_done(site: Any) -> None:
     running = site('return {"y": x, "z": x.view(3, 1).expand(3, 500000)}')
     run_deployed(running.config, "score")
     assert np.load(running.results(MODEL_OWNER)[0]).shape == (3, 500000)
+
+
+def test_the_process_of_a_program_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", X)
+    (tmp_path / "p.py").write_text(HEAD + f"    {GOOD}\n")
+    entry = ProgramEntry(name="score", file=tmp_path / "p.py", inputs={"x": tmp_path / "x.npy"})
+    with Part(task_of(entry, rank=1, threads=1), DATA_OWNER) as part:
+        assert part.prepared()["learns"] == ["y"]
+        assert part._process.stdin is not None
+        part._process.stdin.close()
+        assert part._process.wait() == 1
+
+
+def test_doctor_looks_for_the_files_of_programs(tmp_path: Path) -> None:
+    (tmp_path / "p.py").write_text(HEAD + f"    {GOOD}\n")
+    keys = {"role": "data-owner", "id": "d", "insecure": {"plaintext": True}}
+    peers = {name: {"id": name, "address": "127.0.0.1:1"} for name in ("dealer", "model_owner")}
+    there = {"name": "a", "file": tmp_path / "p.py"}
+    named = {"name": "b", "file": tmp_path / "p.py:p", "inputs": {"x": tmp_path / "x.npy"}}
+    config = DataOwnerConfig.model_validate(keys | peers | {"programs": [there, named]})
+    first, second = holdings.programs(config)
+    assert first.found.startswith("p.py with sha256 ")
+    assert (second.check, second.status) == ("program b", 2)
+    assert "x.npy" in second.found
+    assert holdings.public_model(config).found == "none: it runs programs alone"

@@ -60,7 +60,19 @@ def _export(f: Any, model: Any, dummy_input: Any) -> Any:
     return f
 
 
+class _Arrays:
+    """ONNX's reader of arrays, which gives each a memory of its own: torch warns of one that is read-only."""
+
+    @staticmethod
+    def to_array(tensor: Any) -> Any:
+        return _to_array(tensor).copy()
+
+
+_to_array = crypten.nn.onnx_converter.numpy_helper.to_array
+
+
 def patch() -> None:
-    """Put the exporter and the module into CrypTen."""
+    """Put the exporter, the reader and the module into CrypTen."""
+    crypten.nn.onnx_converter.numpy_helper = _Arrays
     crypten.nn.onnx_converter._export_pytorch_model = _export
     crypten.nn.module.Identity = Identity
