@@ -76,7 +76,14 @@ class ForkedPart:
     """A replacement for `Popen` that forks the process of a program, with its pipes and descriptors."""
 
     def __init__(
-        self, command: list[str], *, stdin: int, stdout: int, pass_fds: tuple[int, ...], env: dict[str, str]
+        self,
+        command: list[str],
+        *,
+        stdin: int,
+        stdout: int,
+        pass_fds: tuple[int, ...],
+        start_new_session: bool,
+        env: dict[str, str],
     ) -> None:
         ours, theirs = zip(*(os.pipe()[::step] for step in (-1, 1)), strict=True)
         ends = [Connection(theirs[0], writable=False), Connection(theirs[1], readable=False)]
@@ -86,6 +93,7 @@ class ForkedPart:
         for end in ends:
             end.close()
         self._process = Forked(process)
+        self.pid = self._process.pid
         self.stdin, self.stdout = os.fdopen(ours[0], "wb"), os.fdopen(ours[1], "rb")
 
     def wait(self) -> int:
@@ -99,6 +107,7 @@ def run_part(ends: list[Connection]) -> None:
     """Play a part of a program in the forked process."""
     from parties.program_process import part
 
+    os.setsid()
     for number in (0, 1):
         os.dup2(ends[number].fileno(), number)
         ends[number].close()

@@ -51,7 +51,8 @@ def load_program(path: str | Path) -> LoadedProgram:
     text, _, name = str(path).partition(":")
     file = Path(text)
     if not file.is_file():
-        raise UserInputError(f"program: there is no file {file}", "give the path of a Python file")
+        told = "program: its file is not there"
+        raise UserInputError(f"program: there is no file {file}", "give the path of a Python file", told=told)
     with _loading:
         found, helpers = _imported(file)
     programs = {key: value for key, value in vars(found).items() if isinstance(value, Program)}
@@ -60,6 +61,7 @@ def load_program(path: str | Path) -> LoadedProgram:
         raise UserInputError(
             f"program: {file} has {', '.join(programs) or 'no program'}",
             "decorate one function with @mpcformer.program, or name one: FILE:NAME",
+            told=f"program: {file.name} does not have one program",
         )
     return LoadedProgram(next(iter(chosen.values())), file, _digest(file, helpers))
 

@@ -13,7 +13,6 @@ import logging
 import os
 import queue
 import resource
-import signal
 import sys
 import threading
 import time
@@ -381,8 +380,6 @@ def main(descriptor: int = -1) -> None:
         descriptor: at the model owner, where the data owner's frames come from.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    # Ctrl-C on the terminal is for the command, which ends this process.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     keep_freed_memory()
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     control = Control()

@@ -4,6 +4,7 @@ import json
 import os
 import queue
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -42,10 +43,12 @@ class Part:
             stdin=PIPE,
             stdout=PIPE,
             pass_fds=given,
+            start_new_session=True,
             env=os.environ | {"GRPC_VERBOSITY": "NONE"},
         )
         if link is not None:
             link.handed_over()
+        self._lock, self._ended = threading.Lock(), False
         threading.Thread(target=self._listen, name="part", daemon=True).start()
         self._tell(task.line())
 
@@ -120,8 +123,14 @@ class Part:
         return error
 
     def kill(self) -> None:
-        """End the process at once; nothing happens the second time."""
-        self._process.kill()
+        """End the process at once, and those that the program started; nothing happens the second time."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = True
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
         self._process.wait()
 
     def __enter__(self) -> Self:

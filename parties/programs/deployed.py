@@ -99,12 +99,12 @@ def play(config: DataOwnerConfig, entry: ProgramEntry, part: Part, told: dict[st
             part.start(config, job, results.partial)
             late = f"its program {entry.name} is not done after {entry.limit_s:.0f} s"
             done = part.next(membership.check, entry.limit_s, late)
-            # What the model owner learns is written before it reports; both reports end the session.
+            membership.part_done()
+            transcript = bytes.fromhex(done.get("transcript", ""))
+            membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes(), transcript=transcript))
+            # Both owners are done, or there are no results.
+            membership.dismissed()
             files = results.publish() if done["event"] == "done" else []
-        membership.part_done()
-        transcript = bytes.fromhex(done.get("transcript", ""))
-        membership.send(report=pb.Report(peak_rss_bytes=peak_rss_bytes(), transcript=transcript))
-        membership.dismissed()
         membership.leave()
     except Exception as error:
         known = as_known(error, config.id)

@@ -54,7 +54,6 @@ def run_hosted(
             left_s = max(1.0, entry.limit_s - (time.perf_counter() - ready_at))
             done = part.next(membership.check, left_s, late)
             if done["event"] == "done":
-                results.publish()
                 _count(done)
                 numbers = done["correlations"], done["bytes_from_dealer"]
                 log.info("program %s: %d correlations as planned, %d bytes from the dealer", entry.name, *numbers)
@@ -67,7 +66,10 @@ def run_hosted(
             membership.send(
                 report=pb.Report(setup=setup, peak_rss_bytes=peak_rss_bytes(), transcript=transcript, seconds=seconds)
             )
+            # Both owners are done, or there are no results.
             membership.dismissed()
+            if done["event"] == "done":
+                results.publish()
 
 
 def _count(done: dict[str, float]) -> None:

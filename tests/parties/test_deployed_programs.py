@@ -138,7 +138,7 @@ def until_clean(running: Site) -> None:
             marks=SLOW,
         ),
         pytest.param(
-            {MODEL_OWNER: {"file": Path("none.py")}}, "model-owner: program: there is no file none.py", marks=SLOW
+            {MODEL_OWNER: {"file": Path("none.py")}}, "model-owner: program: its file is not there", marks=SLOW
         ),
         ({MODEL_OWNER: {"out": None}}, "model-owner: programs: this owner learns z of score, and no folder"),
         pytest.param({DATA_OWNER: {"out": None}}, "^programs: this owner learns y of score, and no folder", marks=SLOW),
@@ -291,3 +291,17 @@ def test_doctor_looks_for_the_files_of_programs(tmp_path: Path) -> None:
     assert (second.check, second.status) == ("program b", 2)
     assert "x.npy" in second.found
     assert holdings.public_model(config).found == "none: it runs programs alone"
+
+
+def test_what_a_program_starts_ends_with_it(site: Any, tmp_path: Path) -> None:
+    """A process that it forks, and that would hold the pipes of its own, hinders nobody and does not stay."""
+    left = tmp_path / "left"
+    body = "import os\nif real() and os.fork() == 0:\n    time.sleep(6)\n"
+    body += f"    open({str(left)!r}, 'w').close()\n    os._exit(0)\n"
+    start = time.monotonic()
+    running = site(body + GOOD)
+    run_deployed(running.config, "score")
+    until_clean(running)
+    assert time.monotonic() - start < 6
+    time.sleep(max(0.0, 7 + start - time.monotonic()))
+    assert not left.exists()
