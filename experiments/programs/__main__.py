@@ -18,7 +18,8 @@ from parties.programs.command import told_bytes
 
 HEADINGS = (
     *("program", "way", "error", "correlations, used / planned", "rounds, run / told"),
-    *("MiB between the owners, run / told", "MiB from the dealer", "dealing [s]", "running [s]", "accuracy"),
+    *("MiB between the owners, run / told", "MiB from the dealer", "MiB passed on"),
+    *("dealing [s]", "running [s]", "accuracy"),
 )
 
 
@@ -33,6 +34,7 @@ def cells(row: Row) -> list[str]:
         f"{report['rounds']} / {row.told_rounds}",
         f"{row.n_bytes / 2**20:.2f} / {told_bytes(told) / 2**20:.2f}",
         f"{told['dealer_bytes'] / 2**20:.2f}",
+        f"{told['passed_on_bytes'] / 2**20:.2f}",
         f"{report['dealing_seconds']:.2f}",
         f"{report['seconds']:.2f}",
         "" if row.accuracy is None else "{:.0%}, plaintext {:.0%}".format(*row.accuracy),
@@ -42,10 +44,10 @@ def cells(row: Row) -> list[str]:
 def main() -> None:
     """Run what the command line asks for, print the table, and end with 1 if something is not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=[case.name for case in CASES], help="this case alone")
+    parser.add_argument("--only", nargs="+", choices=[case.name for case in CASES], help="these cases alone")
     parser.add_argument("--way", choices=[HERE, SERVICES], help="this way alone")
     given = parser.parse_args()
-    chosen = [case for case in CASES if given.only in (None, case.name)]
+    chosen = [case for case in CASES if given.only is None or case.name in given.only]
     faults = []
     print(f"| {' | '.join(HEADINGS)} |\n|{'---|' * len(HEADINGS)}")
     for way in (HERE, SERVICES) if given.way is None else (given.way,):

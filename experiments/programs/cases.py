@@ -60,9 +60,12 @@ def _linear(x: Arrays) -> np.ndarray:
     return found
 
 
-def _softmax(x: np.ndarray) -> np.ndarray:
-    found: np.ndarray = np.exp(x) / np.exp(x).sum(1, keepdims=True)
-    return found
+def _argmax(x: Arrays) -> Arrays:
+    return {"y": x["x"].argmax(1)}
+
+
+def _softmax(x: Arrays) -> Arrays:
+    return {"y": np.exp(x["x"]) / np.exp(x["x"]).sum(1, keepdims=True)}
 
 
 def _step(x: Arrays) -> Arrays:
@@ -136,8 +139,17 @@ CASES = [
         uniform(x=(1000,), y=(1000,)),
         lambda x: {"z": x["x"] > x["y"]},
     ),
-    Case("argmax", "argmax, 20 x 10", "selection.py:argmax", ROWS, lambda x: {"y": x["x"].argmax(1)}),
-    Case("softmax", "softmax, 20 x 10", "selection.py:softmax", ROWS, lambda x: {"y": _softmax(x["x"])}),
+    Case(
+        "compare-by-keys",
+        "comparison of 1,000, by keys",
+        "selection.py:compare_by_keys",
+        uniform(x=(1000,), y=(1000,)),
+        lambda x: {"z": x["x"] > x["y"]},
+    ),
+    Case("argmax", "argmax, 20 x 10", "selection.py:argmax", ROWS, _argmax),
+    Case("argmax-by-keys", "argmax, 20 x 10, by keys", "selection.py:argmax_by_keys", ROWS, _argmax),
+    Case("softmax", "softmax, 20 x 10", "selection.py:softmax", ROWS, _softmax),
+    Case("softmax-by-keys", "softmax, 20 x 10, by keys", "selection.py:softmax_by_keys", ROWS, _softmax),
     Case(
         "moments",
         "mean and variance of 3,000",
@@ -156,6 +168,15 @@ CASES = [
         "digits-by-hand",
         "CNN by hand, 100 digits",
         "digits.py:by_hand",
+        lambda: _digits()[0],
+        _logits,
+        lambda: _digits()[1],
+        quick=False,
+    ),
+    Case(
+        "digits-by-keys",
+        "CNN by hand, 100 digits, by keys",
+        "digits.py:by_hand_and_keys",
         lambda: _digits()[0],
         _logits,
         lambda: _digits()[1],

@@ -28,6 +28,12 @@ def softmax(x: Any) -> dict[str, Any]:
     return {"y": x.softmax(dim=1)}
 
 
+# The same with comparisons by keys.
+compare_by_keys = mpcformer.program(inputs=compare.inputs, reveal=compare.reveal, comparisons="keys")(compare.function)
+argmax_by_keys = mpcformer.program(inputs=argmax.inputs, reveal=argmax.reveal, comparisons="keys")(argmax.function)
+softmax_by_keys = mpcformer.program(inputs=softmax.inputs, reveal=softmax.reveal, comparisons="keys")(softmax.function)
+
+
 @mpcformer.program(inputs={"x": owner("data", (3000,))}, reveal={"mean": "model", "variance": "model"})
 def moments(x: Any) -> dict[str, Any]:
     """Return mean and variance."""

@@ -15,6 +15,7 @@ from mpcformer.correlations.matmul import MatmulMasks
 from mpcformer.correlations.piecewise import Piecewise
 from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.correlations.row_lookup import RowLookup
+from mpcformer.correlations.sign import Sign
 from mpcformer.correlations.table import Table
 from mpcformer.correlations.zero_test import ZeroTest
 from mpcformer.errors import ProtocolError
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind] = {
     "truncation": Truncation(),
     "binary_triple": BinaryTriple(),
     "bit_pair": BitPair(),
+    "sign": Sign(),
     "linear": Linear(),
     "matmul_masks": MatmulMasks(),
     "lifted": Lifted(),

@@ -10,6 +10,7 @@ from mpcformer.errors import UserInputError
 # The ranks of the owners by the words of a declaration.
 RANKS = {"model": 0, "data": 1}
 BOTH = "both"
+COMPARISONS = "bits", "keys"
 MAX_ELEMENTS = 1 << 27
 
 
@@ -65,11 +66,13 @@ class Program:
         function: takes the inputs by their names, and returns a dictionary of shared tensors.
         inputs: by the names of the function's parameters.
         reveal: for each result, who learns it: "model", "data" or "both".
+        comparisons: how values are compared, "bits" or "keys".
     """
 
     function: Callable[..., Any]
     inputs: dict[str, Input]
     reveal: dict[str, str]
+    comparisons: str = "bits"
 
     @property
     def name(self) -> str:
@@ -85,12 +88,16 @@ class Program:
         return tuple(RANKS.values()) if self.reveal[result] == BOTH else (RANKS[self.reveal[result]],)
 
 
-def program(*, inputs: Mapping[str, Any], reveal: Mapping[Any, Any]) -> Callable[[Callable[..., Any]], Program]:
+def program(
+    *, inputs: Mapping[str, Any], reveal: Mapping[Any, Any], comparisons: str = "bits"
+) -> Callable[[Callable[..., Any]], Program]:
     """Make a function a program.
 
     Args:
         inputs: for each parameter of the function, `owner(...)`.
         reveal: for each result, who learns it: "model", "data" or "both". Nothing else is opened.
+        comparisons: "bits" compares as CrypTen does. "keys" takes one round for each comparison, and more bytes from
+            the dealer; argmax, max, ReLU, softmax and whatever else compares takes fewer rounds, too.
 
     Raises:
         UserInputError: the declaration does not fit the function.
@@ -122,6 +129,9 @@ def program(*, inputs: Mapping[str, Any], reveal: Mapping[Any, Any]) -> Callable
                 raise UserInputError(f"program {name}: the result {result!r} is revealed to {learner!r}", remedy)
         if not reveal:
             raise UserInputError(f"program {name}: it reveals nothing", "declare who learns its results in `reveal`")
-        return Program(function, dict(inputs), dict(reveal))
+        if comparisons not in COMPARISONS:
+            remedy = f"write one of {', '.join(COMPARISONS)}"
+            raise UserInputError(f"program {name}: comparisons are {comparisons!r}", remedy)
+        return Program(function, dict(inputs), dict(reveal), comparisons)
 
     return declare

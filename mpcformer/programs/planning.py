@@ -12,7 +12,7 @@ from types import FrameType
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations import Dealt, Request, correction_specs, correlation_plan_digest, sketch
+from mpcformer.correlations import Dealt, Request, correction_specs, correlation_plan_digest, is_shared, sketch
 from mpcformer.engines.crypten.compat import PartyState
 from mpcformer.engines.dry_run import PlanRecorder, SilentChannel
 from mpcformer.errors import UserInputError
@@ -55,6 +55,12 @@ class Plan:
     def dealer_bytes(self) -> int:
         """The bytes of all corrections."""
         return sum(spec.n_bytes for request in self.requests for spec in correction_specs(request))
+
+    @property
+    def passed_on_bytes(self) -> int:
+        """The bytes of those corrections that the model owner passes on to the data owner, ahead."""
+        shared = [request for request in self.requests if is_shared(request)]
+        return sum(spec.n_bytes for request in shared for spec in correction_specs(request))
 
     @property
     def digest(self) -> bytes:

@@ -40,7 +40,7 @@ def run_program(
             returns other results than it declares.
     """
     program, watch = loaded.program, Watch(loaded.path)
-    state.watch = watch.opening
+    state.watch, state.comparisons = watch.opening, program.comparisons
     with active(state, gradients=True):
         shared = {}
         for name, declared in program.inputs.items():

@@ -140,6 +140,7 @@ def described(task: Task, prepared: Prepared) -> dict[str, Any]:
         "how": plan.how,
         "n_requests": len(plan.requests),
         "dealer_bytes": plan.dealer_bytes,
+        "passed_on_bytes": plan.passed_on_bytes,
         "rounds": plan.rounds,
         "owner_rounds": list(plan.owner_rounds),
         "bytes_sent": list(plan.bytes_sent),
@@ -236,6 +237,7 @@ class _Run:
             plan=plan.requests,
             job=self._job,
             dealer=dealer,
+            channel=channel,
             pool_bytes=self._pool_bytes(),
             audit=audit,
         )
@@ -297,7 +299,9 @@ class _Run:
             "audit_rate": str(float(self._config.audit_rate)),
             **{f"job.{name}": getattr(job, name) for name in ("program", "dealer", "model_owner", "data_owner")},
             "the program's file": self._prepared.loaded.digest,
-            "the program's declaration": repr((program.name, declared, sorted(program.reveal.items()))),
+            "the program's declaration": repr(
+                (program.name, declared, sorted(program.reveal.items()), program.comparisons)
+            ),
             "the program's plan": self._prepared.plan.digest.hex(),
         }
 

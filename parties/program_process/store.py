@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import grpc
 
-from mpcformer.correlations import CorrelationStore, Dealt, Request, correction_specs, kept_bytes
+from mpcformer.channel import Channel
+from mpcformer.correlations import CorrelationStore, Dealt, Request, correction_specs, is_shared, kept_bytes
 from mpcformer.engines.base import MODEL_OWNER
 from mpcformer.errors import PartyError, ProtocolError
 from parties.session.audit import Audit
@@ -29,6 +30,7 @@ class ProgramStore:
         plan: the requests.
         job: the session.
         dealer: where the corrections come from.
+        channel: to the other owner, for those corrections that both need.
         pool_bytes: how many bytes of corrections may wait; the same at both owners.
         audit: the owner's side of audits.
     """
@@ -42,12 +44,14 @@ class ProgramStore:
         plan: list[Request],
         job: pb.Job,
         dealer: rpc.DealerStub,
+        channel: Channel,
         pool_bytes: int,
         audit: Audit,
     ) -> None:
         self.bytes_from_dealer = self.n_audited = 0
         self._rank, self._drawn_id, self._plan, self._job = rank, drawn_id, plan, job
-        self._dealer, self._pool_bytes, self._audit = dealer, pool_bytes, audit
+        self._dealer, self._channel, self._audit = dealer, channel, audit
+        self._n_ahead = n_fitting(plan, pool_bytes)
         self._whole = CorrelationStore(rank=rank, seed=seed, session_id=drawn_id)
         self._part, self._first, self._n_here = self._whole, 0, 0
         self._frames: Iterator[pb.Frame] = iter(())
@@ -59,12 +63,16 @@ class ProgramStore:
         Raises:
             PartyError: the dealer failed, or an audit found that it dealt wrongly.
         """
-        fits = sum(map(kept_bytes, self._plan)) <= self._pool_bytes
+        fits = self._n_ahead == len(self._plan)
         while self._plan:
             self._first, self._n_here = self._whole.next_operation, 0
             self._part = self._whole.reserve(len(self._plan))
             if self._rank == MODEL_OWNER:
-                self._ask_dealer(fits)
+                self._ask_dealer()
+            while self._n_here < self._n_ahead:
+                self._receive()
+            if self._rank == MODEL_OWNER and fits and next(self._frames, None) is not None:
+                raise PartyError(self._job.dealer, "it dealt more than the plan")
             if not fits or self._audit.passes(self._part, self._first, self._plan):
                 return
             self.n_audited += 1
@@ -93,11 +101,11 @@ class ProgramStore:
                 " asked for",
                 "let the program do the same whatever its values are",
             )
-        if self._rank == MODEL_OWNER and operation >= self._n_here:
+        if operation >= self._n_here:
             self._receive()
         return self._part.take(request)
 
-    def _ask_dealer(self, whole: bool) -> None:
+    def _ask_dealer(self) -> None:
         wanted = [to_wire(request) for request in self._plan]
         request = pb.DealRequest(
             session_id=self._job.session_id,
@@ -107,11 +115,6 @@ class ProgramStore:
             plan=wanted,
         )
         self._frames = self._noting_when(self._dealer.Deal(iter([request])))
-        room = self._pool_bytes
-        while self._n_here < len(self._plan) and (whole or room > 0):
-            room -= self._receive()
-        if whole and next(self._frames, None) is not None:
-            raise PartyError(self._job.dealer, "it dealt more than the plan")
 
     def _noting_when(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
         self._waiting_since = time.monotonic()
@@ -125,8 +128,18 @@ class ProgramStore:
         finally:
             self._waiting_since = None
 
-    def _receive(self) -> int:
+    def _receive(self) -> None:
+        """Take what belongs to the next operation: from the dealer, or what the model owner passes on."""
         request, operation = self._plan[self._n_here], self._first + self._n_here
+        if self._rank == MODEL_OWNER:
+            self._receive_dealt(request, operation)
+            if is_shared(request):
+                self._channel.send(self._part.passed_on(operation))
+        elif is_shared(request):
+            self._part.put(operation, request, self._channel.receive(correction_specs(request)))
+        self._n_here += 1
+
+    def _receive_dealt(self, request: Request, operation: int) -> None:
         try:
             correction, n_bytes = from_frames(
                 self._frames,
@@ -141,6 +154,13 @@ class ProgramStore:
             raise PartyError(self._job.dealer, error.what, error.remedy) from None
         self._audit.note(operation, correction)
         self._part.put(operation, request, correction)
-        self._n_here += 1
         self.bytes_from_dealer += n_bytes
-        return n_bytes
+
+
+def n_fitting(plan: list[Request], pool_bytes: int) -> int:
+    """Return how many of a plan's first correlations wait in a pool of this size. Both owners count alike."""
+    for n, request in enumerate(plan):
+        pool_bytes -= kept_bytes(request)
+        if pool_bytes < 0:
+            return n
+    return len(plan)

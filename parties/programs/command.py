@@ -116,6 +116,8 @@ def _show_plan(console: Any, program: str, told: dict[str, Any]) -> None:
     grid = PlainTable(f"{program}: {how}", "quantity", "value")
     grid.add_row("correlations", str(told["n_requests"]))
     grid.add_row("dealer's corrections [MiB]", f"{told['dealer_bytes'] / 2**20:.3f}")
+    if told["passed_on_bytes"]:
+        grid.add_row("passed on to the data owner before [MiB]", f"{told['passed_on_bytes'] / 2**20:.3f}")
     grid.add_row("rounds", str(told["rounds"]))
     grid.add_row("between the owners [MiB]", f"{told_bytes(told) / 2**20:.3f}")
     for name, network in PROFILES.items():

@@ -46,9 +46,18 @@ def a_program(party: int) -> torch.Tensor:
     return result
 
 
-@pytest.mark.parametrize("computation", [everything, a_program])
+def a_program_with_keys(party: int) -> torch.Tensor:
+    """Run the same with comparisons by keys."""
+    compat.current().comparisons = "keys"
+    return a_program(party)
+
+
+@pytest.mark.parametrize(
+    ("computation", "compared_by"),
+    [(everything, "binary_triple"), (a_program, "binary_triple"), (a_program_with_keys, "sign")],
+)
 def test_no_other_source_of_randomness_and_no_torch_distributed(
-    monkeypatch: pytest.MonkeyPatch, computation: Callable[[int], torch.Tensor]
+    monkeypatch: pytest.MonkeyPatch, computation: Callable[[int], torch.Tensor], compared_by: str
 ) -> None:
     def refuse(*args: object, **kwargs: object) -> None:
         raise AssertionError("a forbidden source was reached")
@@ -87,7 +96,7 @@ def test_no_other_source_of_randomness_and_no_torch_distributed(
     (left, right), _, requests = run_pair(computation)
     assert torch.equal(left, right)
     assert torch.equal(states, torch.get_rng_state()), "torch's global generator was used"
-    kinds = {"additive_triple", "square_pair", "truncation", "binary_triple", "bit_pair"}
+    kinds = {"additive_triple", "square_pair", "truncation", "bit_pair", compared_by}
     assert {r.kind for r in requests} == kinds
 
 

@@ -35,6 +35,7 @@ HONEST = [
     Request("truncation", ((5,),), bits=16),
     Request("binary_triple", ((3, 1), (2,))),
     Request("bit_pair", ((4,),)),
+    Request("sign", ((2, 2),)),
     Request("linear", ((2, 3), (3, 4), (3,)), op="query,diagonal", bits=32),
     Request("matmul_masks", ((2, 3, 4), (2, 5, 4)), bits=40),
     Request("lifted", ((2, 3),), op="square", bits=32),

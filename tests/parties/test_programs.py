@@ -68,6 +68,17 @@ def test_a_plan_that_exceeds_the_pool_is_dealt_while_it_runs(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_keys_that_exceed_the_pool_are_passed_on_while_it_runs(tmp_path: Path) -> None:
+    body = "wide = x.view(3, 1).expand(3, 400)\nfor _ in range(3):\n    wide = (wide > w.view(3, 1)) + wide\n"
+    path = program(tmp_path, body + 'return {"y": wide.sum(dim=1) / 400}')
+    path.write_text(path.read_text().replace('reveal={"y": "data"}', 'reveal={"y": "data"}, comparisons="keys"'))
+    np.save(tmp_path / "w.npy", np.array([0.0, 3.5, 3.0]))
+    done = local.run_here(str(path), {name: tmp_path / f"{name}.npy" for name in "xw"}, tmp_path / "out", pool_mib=1)
+    assert done.told["passed_on_bytes"] > 4 << 20
+    assert np.load(tmp_path / "out" / "y.npy") == pytest.approx([4, 2, 3], abs=0.01)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from experiments.programs import cases
 from mpcformer.channel import memory_pair
-from mpcformer.correlations import CorrelationStore, deal, mask_keys, session_key
+from mpcformer.correlations import CorrelationStore, deal, is_shared, mask_keys, session_key
 from mpcformer.engines.crypten.compat import PartyState
 from mpcformer.errors import UserInputError
 from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, owner, program, run_program, shared_network
@@ -51,7 +51,9 @@ def play(
         states.append(PartyState(rank=rank, channel=ends[rank], store=store, zero_key=zero_key))
     for operation, request in enumerate(plan.requests):
         keys = [session_key(seed, session, operation, request) for seed in seeds]
-        states[0].store.put(operation, request, deal(request, *keys, mask_keys(seeds[0], session, 0)))
+        correction = deal(request, *keys, mask_keys(seeds[0], session, 0))
+        for state in states[: 1 + is_shared(request)]:
+            state.store.put(operation, request, correction)
 
     def run(rank: int) -> dict[str, torch.Tensor]:
         mine = {name: inputs[name] for name, found in loaded.program.inputs.items() if found.rank == rank}
@@ -77,7 +79,10 @@ CASES: list[tuple[str, dict[str, tuple[int, Callable[..., torch.Tensor]]]]] = [
     ("regression.py:linear", {"y": (1, lambda x, w, b: x @ w + b)}),
     ("regression.py:logistic", {"y": (1, lambda x, w, b: torch.sigmoid(x @ w + b))}),
     ("selection.py:compare", {"z": (0, lambda x, y: (x > y).long())}),
+    ("selection.py:compare_by_keys", {"z": (0, lambda x, y: (x > y).long())}),
     ("selection.py:argmax", {"y": (1, lambda x: x.argmax(1))}),
+    ("selection.py:argmax_by_keys", {"y": (1, lambda x: x.argmax(1))}),
+    ("selection.py:softmax_by_keys", {"y": (1, lambda x: x.softmax(1))}),
     ("selection.py:softmax", {"y": (1, lambda x: x.softmax(1))}),
     ("selection.py:moments", {"mean": (0, lambda x: x.mean()), "variance": (0, lambda x: x.var())}),
     ("small.py:nearest", {"label": (1, label)}),
@@ -133,6 +138,38 @@ def test_what_a_program_may_not_do_ends_its_dry_run(name: str, message: str, tex
         dry_run(load_program(FILES / f"wrong.py:{name}"))
 
 
+def test_comparisons_by_keys_take_one_round() -> None:
+    """The results are opened in the last round of each: compare has one comparison before it."""
+    names = "compare", "compare_by_keys"
+    by_bits, by_keys = (dry_run(load_program(MEASURED / f"selection.py:{name}")) for name in names)
+    assert (by_bits.rounds, by_keys.rounds) == (9, 2)
+    assert by_keys.bytes_sent == (16_000, 16_000)
+    assert by_keys.passed_on_bytes == by_keys.dealer_bytes == 1000 * 1528
+    loaded = load_program(MEASURED / "selection.py:argmax_by_keys")
+    shapes = dry_run(loaded, on_shapes=True)
+    assert (shapes.how, shapes.digest) == ("shapes", dry_run(loaded).digest)
+
+
+@pytest.mark.parametrize("name", ["equal", "relu", "sign", "absolute", "largest", "pooled"])
+def test_whatever_compares_is_right_by_keys(name: str) -> None:
+    """At zero, at ties and at the ends of the range, too."""
+    loaded = load_program(FILES / f"keys.py:{name}")
+    x = torch.tensor([[0.0, -0.0, 1.5, -1.5], [2.0**-16, -(2.0**-16), 2.0**40, -(2.0**40)], [3.0, 3.0, -7.0, 0.25]])
+    y = torch.where(x > 1, x, x - 2.0**-16)
+    results, plan, _ = play(loaded, {"x": x, "y": y})
+    right = {
+        "equal": (x == y).long(),
+        "relu": x.relu(),
+        "sign": torch.where(x < 0, -1, 1),
+        "absolute": x.abs(),
+        "largest": x.max(1).values,
+        "pooled": F.max_pool2d(x[None], 2, 1)[0],
+    }[name]
+    assert float((results[1]["r"].double() - right).abs().max()) <= 0.003
+    assert any(request.kind == "sign" for request in plan.requests)
+    assert not any(request.kind == "binary_triple" for request in plan.requests)
+
+
 def test_a_program_that_waits_for_ever_is_named() -> None:
     with pytest.raises(UserInputError, match=f"still at wrong.py:{line_of('time.sleep')} after 1 s"):
         dry_run(load_program(FILES / "wrong.py:waits"), limit_s=1.0)
@@ -174,6 +211,8 @@ def test_declarations_that_do_not_fit_are_refused() -> None:
     ]:
         with pytest.raises(UserInputError, match=message):
             program(inputs=inputs, reveal=reveal)(lambda x: {"y": x})
+    with pytest.raises(UserInputError, match="comparisons are 'fast'"):
+        program(inputs=x, reveal={"y": "data"}, comparisons="fast")(lambda x: {"y": x})
     for name, shape in [("dealer", (2,)), ("data", (-1,)), ("data", (1 << 40,)), ("data", (1.5,)), ("data", "ab")]:
         with pytest.raises(UserInputError, match="owner"):
             owner(name, shape)  # type: ignore[arg-type]

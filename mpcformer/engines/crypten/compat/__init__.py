@@ -5,6 +5,7 @@
 - provider and randomness (`provider`): CrypTen's default lets party 0 see every triple; MT19937 has 32 seed bits.
 - truncation, encoding, public factors (`fixed_point`): CrypTen's numbers are wrong now and then, and say nothing.
 - products (`products`) and tensors (`tensors`): only masked values are opened unless a program opens one by name.
+- comparisons (`comparisons`): by keys, in one round, where a program chooses them.
 - gradients (`autograd`): a flag for each thread, and masks of dropout from the CSPRNG.
 - settings (`settings`): each thread has its own, since CrypTen overrides them in the middle of its functions.
 - files (`stored`): safetensors in place of pickles.
@@ -16,7 +17,7 @@
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from mpcformer.engines.crypten.compat import autograd, models, products, settings, stored, tensors
+from mpcformer.engines.crypten.compat import autograd, comparisons, models, products, settings, stored, tensors
 from mpcformer.engines.crypten.compat.communicator import ChannelCommunicator
 from mpcformer.engines.crypten.compat.fixed_point import FRAC_BITS, MAX_ENCODED, truncate
 from mpcformer.engines.crypten.compat.library import crypten
@@ -76,7 +77,7 @@ def _patch() -> None:
         owner.__init__ = _refuse(f"CrypTen's {name} provider")
     crypten.init = _refuse("crypten.init (torch.distributed, MT19937)")
     crypten.manual_seed = _refuse("crypten.manual_seed (MT19937)")
-    for part in (settings, autograd, products, tensors, stored, models):
+    for part in (settings, autograd, products, tensors, comparisons, stored, models):
         part.patch()
 
 

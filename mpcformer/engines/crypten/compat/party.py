@@ -16,6 +16,8 @@ from mpcformer.engines.crypten.compat.settings import fresh_settings
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.random import Stream, derive_key, fresh_key
 
+# How values are compared: by CrypTen's adder of bits, or by keys of signs.
+BITS, KEYS = "bits", "keys"
 _local = threading.local()
 
 
@@ -29,6 +31,9 @@ class PartyState:
         zero_key: 16 bytes that both parties and nobody else know, for pseudo-random sharings of zero.
         watch: called with the name of an operation before it makes a shared value or a message of its own known; it
             raises if that is not allowed. What protocols open is masked, and is not reported.
+
+    Attributes:
+        comparisons: how values are compared, BITS or KEYS.
     """
 
     def __init__(
@@ -44,6 +49,7 @@ class PartyState:
         self.channel = channel
         self.store = store
         self.n_openings = 0
+        self.comparisons = BITS
         self.watch = watch or (lambda operation: None)
         streams = [Stream(derive_key(zero_key, "zero sharing", i)) for i in range(2)]
         # In a ring of two, "prev" and "next" are the same neighbour: party 0's next is party 1's prev. "local" is known
