@@ -14,12 +14,13 @@ from pathlib import Path
 
 from experiments.programs.cases import CASES
 from experiments.programs.measure import HERE, SERVICES, Row, rows
-from parties.programs.command import told_bytes
+from parties.programs.command import told_bytes, wire_seconds
+from parties.runs.network import PROFILES
 
 HEADINGS = (
     *("program", "way", "error", "correlations, used / planned", "rounds, run / told"),
     *("MiB between the owners, run / told", "MiB from the dealer", "MiB passed on"),
-    *("dealing [s]", "running [s]", "accuracy"),
+    *("dealing [s]", "running [s]", "told on the wire, LAN / WAN [s]", "accuracy"),
 )
 
 
@@ -37,6 +38,7 @@ def cells(row: Row) -> list[str]:
         f"{told['passed_on_bytes'] / 2**20:.2f}",
         f"{report['dealing_seconds']:.2f}",
         f"{report['seconds']:.2f}",
+        " / ".join(f"{wire_seconds(told, PROFILES[name]):.2f}" for name in ("lan", "wan")),
         "" if row.accuracy is None else "{:.0%}, plaintext {:.0%}".format(*row.accuracy),
     ]
 

@@ -1,13 +1,16 @@
 """The command `mpcformer run`."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mpcformer import options
 from mpcformer.errors import UserInputError
 from mpcformer.options import INPUT, MACHINE, OUTPUT, flag, option
+
+if TYPE_CHECKING:
+    from parties.runs.network import NetworkProfile
 
 # What a message's frame adds to its tensors' bytes.
 FRAME_BYTES = 49
@@ -108,6 +111,11 @@ def told_bytes(told: dict[str, Any]) -> int:
     return sum(owners) + FRAME_BYTES * int(told["n_messages"]) * len(owners)
 
 
+def wire_seconds(told: dict[str, Any], network: "NetworkProfile") -> float:
+    """Return the time on the wire that a plan tells: half a round trip for each round, and its bytes."""
+    return float(told["rounds"] * network.rtt_s / 2 + sum(told["bytes_sent"]) / network.bytes_s)
+
+
 def _show_plan(console: Any, program: str, told: dict[str, Any]) -> None:
     from mpcformer.console import PlainTable
     from parties.runs.network import PROFILES
@@ -121,6 +129,5 @@ def _show_plan(console: Any, program: str, told: dict[str, Any]) -> None:
     grid.add_row("rounds", str(told["rounds"]))
     grid.add_row("between the owners [MiB]", f"{told_bytes(told) / 2**20:.3f}")
     for name, network in PROFILES.items():
-        seconds = told["rounds"] * network.rtt_s / 2 + sum(told["bytes_sent"]) / network.bytes_s
-        grid.add_row(f"on the wire, {name} [s]", f"{seconds:.2f}")
+        grid.add_row(f"on the wire, {name} [s]", f"{wire_seconds(told, network):.2f}")
     console.print(grid)
