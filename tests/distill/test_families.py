@@ -25,7 +25,9 @@ from tests.tiny import TRAINING, save_tokenizer
 SCORE = 0.9
 
 
-@pytest.mark.parametrize("case", ["mpnet", "distilbert", "electra", "roberta"])
+@pytest.mark.parametrize(
+    "case", ["mpnet", "roberta", *(pytest.param(name, marks=pytest.mark.slow) for name in ("distilbert", "electra"))]
+)
 def test_a_family_from_a_bare_model_to_a_private_student(tmp_path: Path, data_dir: Path, case: str) -> None:
     family, settings, _ = CASES[case]
     saved(tmp_path / "bare", family, settings | {"initializer_range": 0.1}, "Model")

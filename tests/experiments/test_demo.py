@@ -19,7 +19,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "demo"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(demo, "TEACHER", demo.TEACHER | {"epochs": 1})
-        patch.setattr(demo, "STUDENT", demo.STUDENT | {"epochs1": 1, "epochs2": 1})
+        patch.setattr(demo, "STUDENT", demo.STUDENT | {"epochs1": 1, "epochs2": 1, "fit_tokens": 8000})
         run(DemoOptions(out=out, examples=4, train_limit=150, batch_size=4))
     return out
 

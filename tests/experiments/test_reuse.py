@@ -25,7 +25,8 @@ def test_rows_of_the_same_models_are_reused_without_the_models(
 @pytest.mark.parametrize(
     ("task", "model", "what", "n_trained", "n_private"),
     [
-        ("sst2", "our recipe", "model", 3, 1),  # its teacher and the general student are trained too
+        # Its teacher and the general student are trained too.
+        pytest.param("sst2", "our recipe", "model", 3, 1, marks=pytest.mark.slow),
         ("stsb", "published recipe", "model", 2, 0),
         ("stsb", "teacher", "measured", 1, 0),
     ],

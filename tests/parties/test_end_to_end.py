@@ -136,7 +136,7 @@ def test_the_data_owner_is_given_no_weight(student: Path, tmp_path: Path) -> Non
     ("task", "softmax", "gelu", "engine", "shape"),
     [
         ("stsb", "2quad", "quad", "lift", {}),
-        ("mrpc", "2relu", "relu", "crypten", {}),
+        pytest.param("mrpc", "2relu", "relu", "crypten", {}, marks=pytest.mark.slow),
         ("mrpc", "2quad-const", "quad", "lift", {"constant_norms": ["all"], "head_size": 5}),
     ],
 )

@@ -240,7 +240,9 @@ def test_remedies_name_keys_where_there_are_no_options() -> None:
     assert by_keys(UserInputError("no student", whole)).remedy == whole
 
 
-@pytest.mark.parametrize("place", ["below a file", "too long", "read-only"])
+@pytest.mark.parametrize(
+    "place", ["below a file", *(pytest.param(name, marks=pytest.mark.slow) for name in ("too long", "read-only"))]
+)
 def test_folders_that_cannot_be_written_are_refused_before_anybody_waits(
     cast: Cast, tmp_path: Path, place: str
 ) -> None:
