@@ -19,7 +19,8 @@ from parties.gateway.token_file import Token
 
 log = logging.getLogger(__name__)
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
+# The one name of the gateway. At [::1], which `localhost` may mean, another user can listen at the same port.
+HOST = "127.0.0.1"
 # What holds no secret and shows none: browsers ask for it before the page has read the token.
 OPEN_PATHS = ("/health", "/openapi.json")
 OPEN_FOLDER = "/page/"
@@ -116,17 +117,15 @@ def _check_host(headers: Headers) -> str:
     """Return how the request calls this host.
 
     Raises:
-        RequestError: it is no name of the loopback interface.
+        RequestError: it is another name than 127.0.0.1.
     """
     hosts = headers.getlist("host")
     try:
         name = urlsplit(f"//{hosts[0]}").hostname if len(hosts) == 1 else None
     except ValueError:
         name = None
-    if name not in LOOPBACK:
-        raise RequestError(
-            replies.FORBIDDEN, "Host: this gateway has no such name", f"call it {' or '.join(LOOPBACK[:2])}"
-        )
+    if name != HOST:
+        raise RequestError(replies.FORBIDDEN, "Host: this gateway has no such name", f"call it {HOST}")
     return hosts[0]
 
 

@@ -13,11 +13,11 @@ import uvicorn
 
 from mpcformer.errors import UserInputError, os_remedy
 from parties.gateway.app import build
+from parties.gateway.gate import HOST
 from parties.gateway.served import ServedModel
 from parties.gateway.token_file import Token, load_token
 from parties.gateway.uploads import Uploads
 
-HOST = "127.0.0.1"
 # How long replies that are on their way may take once the gateway is to stop, in seconds.
 GRACE_S = 2
 
@@ -27,7 +27,7 @@ class Place:
     """Where the gateway listens and keeps its files; nothing of it is slow or needs a model.
 
     Args:
-        listener: the socket, already bound.
+        listener: the socket, which listens already. Whoever calls before `serve` waits.
         folder: the folder for uploads.
         token: what a caller must show.
         token_file: where the token is.
@@ -72,6 +72,8 @@ def place(port: int, folder: Path, token_file: Path | None) -> Iterator[Place]:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             listener.bind((HOST, port))
+            # Until it listens, another user could bind to the port as well, and take what is sent to it.
+            listener.listen()
         except (OSError, OverflowError) as error:
             taken = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
             what = "is in use" if taken else "cannot be used"
@@ -126,7 +128,6 @@ def serve(site: Place, models: Sequence[ServedModel], *, most_upload_bytes: int,
                 h11_max_incomplete_event_size=64 << 10,
             )
         )
-        site.listener.listen()
         on_start()
         # Once the server has ended in good order, uvicorn raises the signal again.
         with contextlib.suppress(KeyboardInterrupt):

@@ -318,6 +318,17 @@ def test_interrupted_and_on_again_and_no_text_is_logged(picky: Path, tmp_path: P
     assert CANARY in rows[0]["text"]
 
 
+def test_nobody_else_can_take_the_port_before_a_session_is_open(tmp_path: Path) -> None:
+    with place(0, tmp_path / "gateway", None) as site, socket.socket() as other:
+        address = site.listener.getsockname()
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            other.bind(address)
+        # Who calls already waits in the queue of this process.
+        with socket.create_connection(address, timeout=10):
+            site.listener.accept()[0].close()
+
+
 def test_a_port_or_folder_that_cannot_be_used(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
