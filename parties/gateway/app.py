@@ -20,7 +20,7 @@ from mpcformer.errors import MPCFormerError, UserInputError, os_remedy, unexpect
 from mpcformer.files import remove
 from parties.ask.classifier import Answer
 from parties.gateway import counts, questions, replies
-from parties.gateway.gate import Gate
+from parties.gateway.gate import PAGE_SECRET, Gate
 from parties.gateway.questions import Question
 from parties.gateway.replies import RequestError
 from parties.gateway.served import ServedModel, in_threads
@@ -45,7 +45,7 @@ class Gateway:
     Args:
         models: what is served.
         uploads: the uploaded files.
-        token: what proves to the page that this is the gateway.
+        token: what proves to the page that this is the gateway, and the page's secret.
         most_upload_bytes: how large an upload may be.
     """
 
@@ -61,6 +61,7 @@ class Gateway:
             Route("/", self.page, methods=["GET"]),
             Route("/", self.ask, methods=["POST"]),
             Route("/page/{name}", self.page, methods=["GET"]),
+            Route(PAGE_SECRET, self.page_secret, methods=["POST"]),
             Route("/health", self.health, methods=["GET"]),
             Route("/metrics", self.metrics, methods=["GET"]),
             Route("/openapi.json", self.openapi, methods=["GET"]),
@@ -83,14 +84,19 @@ class Gateway:
             raise RequestError(replies.NOTHING_THERE, "the page has no such file", "reload the page")
         return Response(self._page[name], media_type=TYPES[Path(name).suffix])
 
+    async def page_secret(self, request: Request) -> Response:
+        """Give the page's secret, in exchange for what the gate has seen: the code of an address, or the token."""
+        return JSONResponse({"secret": self._token.page_secret})
+
     async def health(self, request: Request) -> Response:
-        """Say that the gateway runs and, if it is challenged, prove that it has the token."""
+        """Say that the gateway runs and, if it is challenged, prove that it has the token and the page's secrets."""
         challenge = request.query_params.get("challenge")
         if challenge is None:
             return JSONResponse({"status": "ok"})
         if not CHALLENGE.fullmatch(challenge):
             raise UserInputError("challenge: it is not 64 hex digits", "draw 32 random bytes")
-        return JSONResponse({"status": "ok", "proof": self._token.proof(challenge)})
+        proofs = {"proof": self._token.proof(challenge), "page_proofs": self._token.page_proofs(challenge)}
+        return JSONResponse({"status": "ok"} | proofs)
 
     async def metrics(self, request: Request) -> Response:
         """Count what was done, in the format of Prometheus."""

@@ -9,7 +9,6 @@ from mpcformer.errors import UserInputError
 from mpcformer.machine import keep_freed_memory, open_many_files
 from mpcformer.options import INPUT, MACHINE, OUTPUT, option
 
-PORT = 8765
 FOLDER = Path("runs/gateway")
 # A caller of the gateway does not wait longer for a party that does not answer, whatever the file says.
 PATIENCE_S = 15.0
@@ -30,7 +29,7 @@ def gateway(
         int | None, option(group=INPUT, about="Cut texts to this many tokens; default: refuse longer ones.")
     ] = None,
     engine: Annotated[str, options.engine("The private protocols, with --student: {}.")] = DEFAULT_ENGINE,
-    port: Annotated[int, option(group=MACHINE, about="The port on 127.0.0.1; 0 takes any that is free.")] = PORT,
+    port: Annotated[int, option(group=MACHINE, about="The port on 127.0.0.1; 0 takes another one at each start.")] = 0,
     batch_size: Annotated[int, option(group=MACHINE, about="The most texts that share every round.")] = 16,
     threads: Annotated[int, option(group=MACHINE, about="CPU threads of each party, with --student.")] = 1,
     folder: Annotated[Path, option(group=OUTPUT, about="For uploads, their answers and the token.")] = FOLDER,
@@ -79,10 +78,10 @@ def gateway(
             model = ServedModel(model_name, classify, is_local=config is None, max_length=max_length)
 
             def on_start() -> None:
-                # What is no terminal may be a log, and a log must not hold the token.
+                # What is no terminal may be a log, and a log must not hold what opens the page.
                 if console.is_terminal:
                     console.print(f"Open {site.token.address(site.address)}", soft_wrap=True)
-                    console.print("Press Ctrl-C to stop.")
+                    console.print(f"It opens the page once; later, paste the token of {site.token_file}. Ctrl-C stops.")
                 else:
                     console.print(f"Serving {site.address} with the token in {site.token_file}", soft_wrap=True)
 

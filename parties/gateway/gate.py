@@ -10,6 +10,7 @@ import logging
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mpcformer.errors import unexpected
@@ -24,6 +25,15 @@ HOST = "127.0.0.1"
 # What holds no secret and shows none: browsers ask for it before the page has read the token.
 OPEN_PATHS = ("/health", "/openapi.json")
 OPEN_FOLDER = "/page/"
+# Where a page gets its secret.
+PAGE_SECRET = "/page-secret"
+# While no gateway ran, another user may have listened here, and made a browser install a service worker, which would
+# stand between this gateway and its page. The browser asks for the worker's script again whenever the page is opened,
+# and gets one that removes itself. The header Clear-Site-Data would remove the page's secret, too.
+REMOVES_WORKER = (
+    "addEventListener('install', () => skipWaiting());"
+    "addEventListener('activate', (event) => event.waitUntil(registration.unregister()));"
+)
 STOPPING = RequestError(replies.NO_SESSION, "the gateway is stopping", "ask again once it runs")
 POLICY = "; ".join(
     (
@@ -79,7 +89,10 @@ class Gate:
             await send(message)
 
         try:
-            self._check(scope)
+            if self._check(scope):
+                script = Response(REMOVES_WORKER, media_type="text/javascript")
+                await script(scope, receive, send_guarded)
+                return
             await self._app(scope, receive, send_guarded)
         except RequestError as error:
             await replies.error_reply(error)(scope, receive, send_guarded)
@@ -94,19 +107,28 @@ class Gate:
             if not began:
                 await replies.unexpected_reply(error)(scope, receive, send_guarded)
 
-    def _check(self, scope: Scope) -> None:
+    def _check(self, scope: Scope) -> bool:
+        """Return whether a browser asks for the script of a service worker, of which this gateway has none.
+
+        Raises:
+            RequestError: the request may not be answered.
+        """
         headers = Headers(scope=scope)
         host = _check_host(headers)
         _check_origin(scope, headers, host)
+        if _only_reads(scope) and headers.get("service-worker") == "script":
+            return True
         path = scope["path"]
         is_open = path in OPEN_PATHS or path.startswith(OPEN_FOLDER) or (path == "/" and _only_reads(scope))
-        if not is_open and not self._token.fits(headers.get("authorization", "")):
+        may_ask = self._token.opens if path == PAGE_SECRET and scope["method"] == "POST" else self._token.fits
+        if not is_open and not may_ask(headers.get("authorization", "")):
             raise RequestError(
                 replies.NO_TOKEN,
                 "Authorization: the token is missing or wrong",
                 "send `Authorization: Bearer TOKEN` with the token of the gateway's --token-file",
                 {"WWW-Authenticate": "Bearer"},
             )
+        return False
 
 
 def _only_reads(scope: Scope) -> bool:

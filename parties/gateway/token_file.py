@@ -1,4 +1,8 @@
-"""The token that a caller of the gateway must show. It is in a file that only its owner may read."""
+"""What a caller of the gateway must show: programs the token of a file that only its owner may read.
+
+The page shows a secret that is fresh at each start. It gets it in exchange for a code that is good for one use, because
+browsers write the addresses that they open to the disk, with their fragments.
+"""
 
 import hmac
 import os
@@ -13,34 +17,58 @@ FEWEST, MOST = 32, 1024
 
 
 class Token:
-    """A secret that is compared in constant time and never shown.
+    """A secret that is compared in constant time and never shown, and the page's secret of this run.
 
     Args:
         text: printable ASCII without spaces.
+
+    Attributes:
+        page_secret: what the page shows in the token's place; no other run takes it.
     """
 
     def __init__(self, text: str) -> None:
         self._text = text
+        self.page_secret = secrets.token_urlsafe(N_BYTES)
+        self._code: str | None = secrets.token_urlsafe(N_BYTES)
 
     def fits(self, header: str) -> bool:
-        """Return whether the value of an `Authorization` header shows this token."""
-        kind, _, given = header.partition(" ")
-        same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), self._text.encode())
-        return same and kind.lower() == "bearer"
+        """Return whether the value of an `Authorization` header shows the token or the page's secret."""
+        return _shows(header, self._text) or _shows(header, self.page_secret)
+
+    def opens(self, header: str) -> bool:
+        """Return whether a header shows the token, or the code, which is then used up; the page gets its secret for it."""
+        if self._code is not None and _shows(header, self._code):
+            self._code = None
+            return True
+        return _shows(header, self._text)
 
     def proof(self, challenge: str) -> str:
         """Return the HMAC-SHA256 of a challenge in hex digits, which shows that this side has the token.
 
-        The page asks for it before it sends the token: while no gateway runs, others can listen at its port.
+        Callers can ask for it before they send the token: while no gateway runs, others can listen at its port.
         """
-        return hmac.digest(self._text.encode(), challenge.encode(), "sha256").hex()
+        return _proof(self._text, challenge)
+
+    def page_proofs(self, challenge: str) -> list[str]:
+        """Return the same under the page's secret, and under the code while it is not used."""
+        return [_proof(secret, challenge) for secret in (self.page_secret, self._code) if secret is not None]
 
     def address(self, base: str) -> str:
-        """Return an address whose fragment holds the token. Browsers send no fragment to any server."""
-        return f"{base}#token={self._text}"
+        """Return an address that opens the page once. Its fragment, which browsers send to no server, is the code."""
+        return base if self._code is None else f"{base}#code={self._code}"
 
     def __repr__(self) -> str:
         return "Token(...)"
+
+
+def _shows(header: str, secret: str) -> bool:
+    kind, _, given = header.partition(" ")
+    same = hmac.compare_digest(given.strip().encode("utf-8", "surrogateescape"), secret.encode())
+    return same and kind.lower() == "bearer"
+
+
+def _proof(secret: str, challenge: str) -> str:
+    return hmac.digest(secret.encode(), challenge.encode(), "sha256").hex()
 
 
 def load_token(path: Path) -> Token:

@@ -216,7 +216,12 @@ def test_metrics_count_and_never_quote(site: Site) -> None:
 def test_the_gateway_proves_that_it_has_the_token(site: Site) -> None:
     challenge = "5c" * 32
     told = site.stranger.get("/health", params={"challenge": challenge}).json()
-    assert told == {"status": "ok", "proof": hmac.new(TOKEN.encode(), challenge.encode(), "sha256").hexdigest()}
+    secret = site.client.post("/page-secret").json()["secret"]
+    of_token, of_page = (hmac.new(key.encode(), challenge.encode(), "sha256").hexdigest() for key in (TOKEN, secret))
+    assert set(told) == {"status", "proof", "page_proofs"}
+    assert (told["status"], told["proof"]) == ("ok", of_token)
+    assert of_page in told["page_proofs"]
+    assert site.stranger.get("/models", headers={"Authorization": f"Bearer {secret}"}).status_code == 200
     assert site.stranger.get("/health").json() == {"status": "ok"}
     for wrong in ("", "5c", "5C" * 32, challenge + "00", "x" * 64):
         assert site.stranger.get("/health", params={"challenge": wrong}).status_code == 400

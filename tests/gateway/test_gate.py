@@ -135,6 +135,32 @@ def test_an_error_that_nobody_foresaw_quotes_nothing(caplog: pytest.LogCaptureFi
     assert "unexpected ValueError" in caplog.text
 
 
+def test_a_code_opens_the_page_once_and_nothing_else() -> None:
+    token = Token(TOKEN)
+    code = token.address("").removeprefix("#code=")
+    assert not token.fits(f"Bearer {code}")
+    assert not token.opens("Bearer None")
+    assert not token.opens(f"Bearer {token.page_secret}")
+    assert len(token.page_proofs("")) == 2
+    assert token.opens(f"Bearer {code}")
+    assert not token.opens(f"Bearer {code}")
+    assert len(token.page_proofs("")) == 1
+    # The page's secret serves in the place of the token, until the gateway stops.
+    assert token.fits(f"Bearer {token.page_secret}")
+    assert token.opens(f"Bearer {TOKEN}")
+    later = Token(TOKEN)
+    assert not later.fits(f"Bearer {token.page_secret}")
+    assert not later.opens(f"Bearer {code}")
+
+
+def test_every_service_worker_gets_a_script_that_removes_it() -> None:
+    reply = client().get("/whatever.js", headers={"service-worker": "script"})
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/javascript; charset=utf-8")
+    assert "registration.unregister()" in reply.text
+    assert client().get("/whatever.js", headers={"service-worker": "script", "host": "evil.example"}).status_code == 403
+    assert client().post("/", headers={"service-worker": "script"}).status_code == 401
+
+
 def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     path = tmp_path / "token"
     first = load_token(path)
@@ -142,8 +168,9 @@ def test_a_token_is_made_once_and_for_its_owner_alone(tmp_path: Path) -> None:
     text = path.read_text().strip()
     assert len(text) >= 40
     assert load_token(path).fits(f"Bearer {text}")
-    assert first.address("http://127.0.0.1:1/") == f"http://127.0.0.1:1/#token={text}"
-    assert text not in repr(first)
+    printed = first.address("http://127.0.0.1:1/")
+    assert printed.startswith("http://127.0.0.1:1/#code=")
+    assert text not in printed + repr(first)
     assert load_token(tmp_path / "other").address("") != first.address("")
 
 

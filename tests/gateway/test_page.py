@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
 from unittest.mock import Mock
+from urllib.parse import urlsplit
 
 import pytest
 import uvicorn
@@ -27,6 +28,7 @@ from tests.devtools import Page, browser
 from tests.gateway.running import Running, running
 
 CANARY = "canary-of-the-gateway"
+SECRET = "a-token-that-nobody-else-may-have"
 WIDTHS = (390, 1280)
 # What a reader would have to scroll sideways for.
 TOO_WIDE = """[...document.querySelectorAll("body *")].filter((each) => {
@@ -49,9 +51,12 @@ def gateway(picky: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[R
 
 
 def opened(page: Page, gateway: Running, width: int = 1280) -> None:
-    """Open the page as the printed address does."""
+    """Open the page with the token."""
     page.look(width)
-    page.open(f"{gateway.address}#token={gateway.token}")
+    page.open(gateway.address)
+    page.until("!document.getElementById('locked').hidden")
+    page.type(gateway.token)
+    page.press("Enter")
     page.until("!document.getElementById('open').hidden")
 
 
@@ -61,7 +66,6 @@ def test_a_reader_types_uploads_reads_and_sees_the_refused(gateway: Running, tmp
     path.write_text("text\n" + "\n".join(rows) + "\n")
     with browser(tmp_path) as page:
         opened(page, gateway)
-        assert page.run("location.href") == gateway.address, "the token stays neither in the address nor in the history"
         # By keyboard alone: the text has the focus.
         page.type("the day was fine")
         page.press("Enter", ctrl=True)
@@ -181,40 +185,114 @@ class Impostor(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def without_parties(folder: Path, token: str) -> Iterator[int]:
-    """Serve a gateway of this process that asks nobody, and give its port."""
+def without_parties(folder: Path, token: Token, port: int = 0) -> Iterator[str]:
+    """Serve a gateway of this process that asks nobody, and give its address."""
     classify: Any = Mock(task="text-classification", labels=["a", "b"], model="00" * 32, positions=16, parties={})
-    app = build([ServedModel("none", classify, is_local=True)], Uploads(folder, {}), Token(token), 1)
+    app = build([ServedModel("none", classify, is_local=True)], Uploads(folder, {}), token, 1)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port: int = listener.getsockname()[1]
+    with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield port
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
         finally:
             server.should_exit = True
             thread.join()
 
 
 def test_an_open_page_sends_an_impostor_nothing(tmp_path: Path) -> None:
-    token = "a-token-that-nobody-else-may-have"
+    token = Token(SECRET)
     with browser(tmp_path) as page:
         page.look(1280)
-        with without_parties(tmp_path / "uploads", token) as port:
-            page.open(f"http://127.0.0.1:{port}/#token={token}")
+        with without_parties(tmp_path / "uploads", token) as address:
+            page.open(token.address(address))
             page.until("!document.getElementById('open').hidden")
-        with http.server.ThreadingHTTPServer(("127.0.0.1", port), Impostor) as server:
+        with http.server.ThreadingHTTPServer(("127.0.0.1", urlsplit(address).port or 0), Impostor) as server:
             threading.Thread(target=server.serve_forever, daemon=True).start()
             page.type("a text that only the gateway may read")
             page.press("Enter", ctrl=True)
+            page.until("document.getElementById('locked-title').innerText === 'The gateway of this page has ended'")
+            page.type(SECRET)
+            page.press("Enter")
             page.until("document.getElementById('locked-title').innerText === 'The token is wrong'")
             server.shutdown()
     heard = " ".join(Impostor.heard)
     assert "/health?challenge=" in heard
-    assert token not in heard
+    assert SECRET not in heard
+    assert token.page_secret not in heard
     assert "Authorization" not in heard
     assert not [each for each in Impostor.heard if not each.startswith("/health")]
+
+
+def test_what_a_browser_writes_down_opens_nothing_later(tmp_path: Path) -> None:
+    token = Token(SECRET)
+    locked = "document.getElementById('locked-title').innerText === "
+    with without_parties(tmp_path / "uploads", token) as address, browser(tmp_path) as page:
+        printed = token.address(address)
+        assert SECRET not in printed
+        assert token.page_secret not in printed
+        page.open(printed)
+        page.until("!document.getElementById('open').hidden")
+        assert page.run("location.href") == address
+        # The tab may be loaded again; the address that is in the history may not.
+        page.call("Page.reload")
+        page.until("document.readyState === 'complete' && !document.getElementById('open').hidden")
+        assert token.address(address) == address
+        page.run("sessionStorage.clear()")
+        page.open("about:blank")
+        page.open(printed)
+        page.until(locked + "'This address was used already'")
+        # The token opens the page, and is then written down nowhere.
+        page.type(SECRET)
+        page.press("Enter")
+        page.until("!document.getElementById('open').hidden")
+        assert page.run("Object.values(sessionStorage)") == [token.page_secret]
+        assert page.run("Object.keys(localStorage).length") == 0
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert not [path for path in written if SECRET.encode() in path.read_bytes()]
+
+
+PLANTS = b"""<title>x</title><script>
+navigator.serviceWorker.register("/w.js");
+navigator.serviceWorker.ready.then(() => document.title = "planted");
+</script>"""
+WORKER = b"""addEventListener("activate", (event) => event.waitUntil(clients.claim()));
+addEventListener("fetch", (event) => {
+  const page = () => new Response("<title>another page</title>", { headers: { "Content-Type": "text/html" } });
+  if (event.request.mode === "navigate") event.respondWith(page());
+});"""
+
+
+class Planter(Impostor):
+    """Another user who leaves a service worker in the browser."""
+
+    def do_GET(self) -> None:
+        is_worker = self.path == "/w.js"
+        body = WORKER if is_worker else PLANTS
+        self.send_response(200)
+        self.send_header("Content-Type", "text/javascript" if is_worker else "text/html")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_service_worker_that_another_user_planted_goes(tmp_path: Path) -> None:
+    token = Token(SECRET)
+    with browser(tmp_path) as page:
+        with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Planter) as server:
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+            port = server.server_address[1]
+            page.open(f"http://127.0.0.1:{port}/")
+            page.until("document.title === 'planted'")
+            server.shutdown()
+        with without_parties(tmp_path / "uploads", token, port) as address:
+            page.open(address)
+            assert page.run("document.title") == "another page", "it answers once more in the gateway's place"
+            page.until("navigator.serviceWorker.getRegistrations().then((found) => found.length === 0)")
+            page.open("about:blank")
+            page.open(token.address(address))
+            page.until("!document.getElementById('open').hidden")
 
 
 def test_everything_on_the_page_has_a_name(gateway: Running, tmp_path: Path) -> None:

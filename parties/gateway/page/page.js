@@ -2,15 +2,18 @@
 // The page of the gateway. It builds the document from text nodes alone, so that no text is ever read as HTML.
 
 const $ = (id) => document.getElementById(id);
-const KEY = "token", POLL_MS = 500, N_HEX = 96, SVG = "http://www.w3.org/2000/svg";
+const KEY = "page-secret", POLL_MS = 500, N_HEX = 96, SVG = "http://www.w3.org/2000/svg";
 let model = null, asking = null, polling = null, lastFile = null;
 const rows = new Map(); // the uploads on the page, by id
 
-// The fragment of an address is sent to no server; from here on it is in this tab alone.
-if (location.hash.startsWith("#token=")) {
-  sessionStorage.setItem(KEY, location.hash.slice("#token=".length));
+// The fragment of an address is sent to no server. Browsers write it down, so it holds no more than a code for one use.
+let code = "";
+if (location.hash.startsWith("#code=")) {
+  code = location.hash.slice("#code=".length);
   history.replaceState(null, "", location.pathname);
 }
+// This page has no service worker. One that is there is left by somebody else who has listened at this port.
+navigator.serviceWorker?.getRegistrations().then((found) => found.forEach((each) => each.unregister()));
 
 class Refused extends Error {
   constructor(status, told) { super(told.error || "the gateway does not answer"); this.status = status; this.told = told; }
@@ -18,30 +21,42 @@ class Refused extends Error {
 
 const hex = (values) => [...values].map((value) => value.toString(16).padStart(2, "0")).join("");
 const unhex = (text) => Uint8Array.from(text.match(/../g) || [], (digits) => parseInt(digits, 16));
-const noAnswer = () => new Refused(0, { error: "the gateway does not answer", fix: "start it again, then go on here" });
+const noAnswer = () => new Refused(0, { error: "the gateway does not answer", fix: "start it again, and open the address that it prints" });
 
 // While no gateway runs, another user of this machine may listen at its port. So whoever answers must prove that they
-// have the token before it is sent to them.
-async function checkGateway(token) {
+// have the same secret before it is sent to them, or a text.
+async function checkGateway(secret, why) {
   const challenge = hex(crypto.getRandomValues(new Uint8Array(32)));
   const told = await fetch(`/health?challenge=${challenge}`).then((reply) => reply.json()).catch(() => null);
   if (!told) throw noAnswer();
   const encoded = new TextEncoder(), algorithm = { name: "HMAC", hash: "SHA-256" };
-  const key = await crypto.subtle.importKey("raw", encoded.encode(token), algorithm, false, ["verify"]);
-  const proof = unhex(String(told.proof));
-  if (await crypto.subtle.verify("HMAC", key, proof, encoded.encode(challenge))) return;
-  lock();
+  const key = await crypto.subtle.importKey("raw", encoded.encode(secret), algorithm, false, ["verify"]);
+  for (const proof of [told.proof].concat(told.page_proofs)) {
+    if (await crypto.subtle.verify("HMAC", key, unhex(String(proof)), encoded.encode(challenge))) return;
+  }
+  lock(why);
   throw new Refused(401, { error: "the token is wrong, or another program answers here" });
 }
 
+// Exchange the code of the address, or the token, for the page's secret. A tab keeps that when it is loaded again.
+async function enter(given, why) {
+  await checkGateway(given, why);
+  const headers = { Authorization: `Bearer ${given}` };
+  const reply = await fetch("/page-secret", { method: "POST", headers }).catch(() => { throw noAnswer(); });
+  const told = await reply.json().catch(() => ({}));
+  if (reply.status === 401) lock(why);
+  if (!reply.ok) throw new Refused(reply.status, told);
+  sessionStorage.setItem(KEY, told.secret);
+}
+
 async function call(method, path, body, options = {}) {
-  const token = sessionStorage.getItem(KEY);
-  if (!token) {
+  const secret = sessionStorage.getItem(KEY);
+  if (!secret) {
     lock();
     throw new Refused(401, { error: "the token is missing" });
   }
-  await checkGateway(token);
-  const headers = { Authorization: `Bearer ${token}` };
+  await checkGateway(secret, ENDED);
+  const headers = { Authorization: `Bearer ${secret}` };
   let reply;
   try {
     reply = await fetch(path, { method, headers, body, ...options });
@@ -51,7 +66,7 @@ async function call(method, path, body, options = {}) {
   }
   if (!reply.ok) {
     const told = await reply.json().catch(() => ({}));
-    if (reply.status === 401) lock();
+    if (reply.status === 401) lock(ENDED);
     throw new Refused(reply.status, told);
   }
   return reply;
@@ -86,20 +101,27 @@ function bytes(value) {
 
 // The token, and what is served.
 
-function lock() {
+const HOW = "Open the address that mpcformer gateway printed when it started, or paste the token from its file.";
+const MISSING = ["The token is missing", HOW];
+const WRONG = ["The token is wrong", "The gateway here has another one, or another program listens here in its place. "
+  + "The token was not sent."];
+const USED = ["This address was used already", "Each opens the page once. Paste the token from the gateway's file, or start "
+  + "the gateway again."];
+const ENDED = ["The gateway of this page has ended", "Another one runs here now, or another program listens in its place. "
+  + `Nothing was sent to it. ${HOW}`];
+
+function lock(why = MISSING) {
   show("open", false);
   show("locked", true);
-  if (sessionStorage.getItem(KEY)) {
-    $("locked-title").textContent = "The token is wrong";
-    $("locked-why").textContent = "The gateway here has another one, or another program listens here in its place. "
-      + "The token was not sent.";
-    sessionStorage.removeItem(KEY);
-  }
+  [$("locked-title").textContent, $("locked-why").textContent] = why;
+  sessionStorage.removeItem(KEY);
   $("token").focus();
 }
 
-async function unlock() {
-  if (!sessionStorage.getItem(KEY)) return lock();
+async function unlock(token) {
+  const given = token || code;
+  code = "";
+  if (given) await enter(given, token ? WRONG : USED);
   const [found] = await (await call("GET", "/models")).json();
   model = found;
   show("locked", false);
@@ -118,13 +140,13 @@ async function unlock() {
 
 $("unlock").addEventListener("submit", (event) => {
   event.preventDefault();
-  sessionStorage.setItem(KEY, $("token").value.trim());
+  const token = $("token").value.trim();
   $("token").value = "";
-  begin();
+  begin(token);
 });
 
-function begin() {
-  unlock().catch((error) => { if (error.status !== 401) tell("problem", error), show("open", true); });
+function begin(token) {
+  unlock(token).catch((error) => { if (error.status !== 401) tell("problem", error), show("open", true); });
 }
 
 // One text.
