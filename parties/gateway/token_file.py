@@ -36,7 +36,10 @@ class Token:
         return _shows(header, self._text) or _shows(header, self.page_secret)
 
     def opens(self, header: str) -> bool:
-        """Return whether a header shows the token, or the code, which is then used up; the page gets its secret for it."""
+        """Return whether a header shows the token or the code; the page gets its secret for either.
+
+        A code is used up by this.
+        """
         if self._code is not None and _shows(header, self._code):
             self._code = None
             return True

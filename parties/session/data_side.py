@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import grpc
@@ -179,15 +179,15 @@ class DataSide:
             except BudgetError:
                 self.pool.put_back(number, dealt)
                 raise
-            with self._tapped(channel, seen) as tap:
+            with self._tapped(channel, seen) as tap, tap.online() if tap else nullcontext():
                 report, outcome = self.session.compute(dealt, inputs, tell_progress)
             done = channel.counters.minus(before)
         return Asked(outcome, report, was_ready, done.bytes_sent, done.bytes_received, self._seen(tap, inputs.shape))
 
     @contextmanager
     def _tapped(self, channel: PeerChannel, wanted: bool) -> Iterator[Tap | None]:
-        """Note what is sent, if that is wanted, from the next message on: the mask of the batch is public."""
-        channel.tap = tap = Tap(channel.counters.messages_sent) if wanted else None
+        """Note what is sent in the online part, if that is wanted. The mask of the batch is public, and sent before."""
+        channel.tap = tap = Tap(channel.counters) if wanted else None
         try:
             yield tap
         finally:
@@ -205,7 +205,8 @@ class DataSide:
             tell(channel, Verb.COMPUTE, inputs.shape.batch_size, inputs.shape.seq_len, n_told)
             self._hand_over(channel, inputs)
             with self._tapped(channel, seen) as tap:
-                report, outcome = self.session.deal_and_compute(inputs, self.pool_bytes, tell_progress)
+                online = tap.online if tap else nullcontext
+                report, outcome = self.session.deal_and_compute(inputs, self.pool_bytes, tell_progress, online)
             done = channel.counters.minus(before)
             shown = self._seen(tap, inputs.shape)
             found.append(Asked(outcome, report, False, done.bytes_sent, done.bytes_received, shown))

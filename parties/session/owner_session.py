@@ -3,7 +3,7 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 import grpc
@@ -249,6 +249,7 @@ class OwnerSession:
         inputs: BatchInputs,
         pool_bytes: int,
         tell: Callable[[int, int], None] = lambda done, of: None,
+        online: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> tuple[pb.BatchReport, Outcome]:
         """Deal and compute a batch part by part, on the stream for dealing.
 
@@ -259,6 +260,7 @@ class OwnerSession:
             inputs: as in `compute`.
             pool_bytes: how large the corrections of a group may be.
             tell: as in `compute`.
+            online: entered for each online part.
         """
         dealt, segments, first = self._begin(inputs.shape)
         report, outcome = self._report(dealt), None
@@ -270,7 +272,7 @@ class OwnerSession:
                         self._offline(dealt.batch, segment, segments[segment], first, frames, report.offline)
                         first += len(segments[segment])
                 self._barrier()
-            with self._timed(self.dealing, report.online):
+            with self._timed(self.dealing, report.online), online():
                 for segment in group:
                     outcome = dealt.batch.online(segment)
                     tell(segment + 1, len(segments))

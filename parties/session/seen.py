@@ -1,12 +1,15 @@
 """What the others see of a batch: the bytes that leave for the model owner, and what the dealer is asked for."""
 
+import sys
 import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from mpcformer.channel import Counters
 from mpcformer.correlations import Request
 from parties.stubs import parties_pb2 as pb
 
@@ -38,23 +41,35 @@ class Tap:
     """Looks at the frames of a channel on their way out. It changes nothing, and keeps little.
 
     Args:
-        since: the number of the first message to look at. Earlier ones may wait to be sent when the tap is put in.
+        counters: those of the channel.
     """
 
-    def __init__(self, since: int) -> None:
-        self._since = since
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        # The numbers [first, end) of the messages to look at. Others may wait to be sent together with them.
+        self._spans: list[list[int]] = []
         # gRPC's thread sends frames, while another one asks what was sent.
         self._lock = threading.Lock()
         self._first = bytearray()
         self._histogram = np.zeros(256, dtype=np.int64)
         self._left = N_COUNTED
 
+    @contextmanager
+    def online(self) -> Iterator[None]:
+        """Look at the messages that are sent within this context: those of the online part depend on the text."""
+        span = [self._counters.messages_sent, sys.maxsize]
+        with self._lock:
+            self._spans.append(span)
+        yield
+        with self._lock:
+            span[1] = self._counters.messages_sent
+
     def __call__(self, frame: pb.Frame) -> None:
         """Note the payload of a frame."""
-        if frame.operation < self._since or not self._left:
-            return
-        payload = frame.payload[: self._left]
         with self._lock:
+            if not any(first <= frame.operation < end for first, end in self._spans):
+                return
+            payload = frame.payload[: self._left]
             self._left -= len(payload)
             self._first += payload[: N_FIRST - len(self._first)]
             self._histogram += np.bincount(np.frombuffer(payload, dtype=np.uint8), minlength=256)
