@@ -21,6 +21,8 @@ SINGLES = ("text", "sentence", "review", "content", "comment", "message", "docum
 # What columns of labels and of row numbers are called. Such a column holds no text.
 LABELS = ("label", "labels", "gold_label", "target", "class", "category")
 NUMBERS = ("", "id", "idx", "index", "guid", "unnamed: 0", "__index_level_0__")
+# In characters; no model has positions for so long a text.
+LONGEST_TEXT = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,12 @@ def checked_texts(source: str, index: int, columns: Sequence[str], row: Sequence
             found = "null" if value is None else f"{type(value).__name__}, not str"
             remedy = "fill it in, or remove the row" if value is None else "give text, or name another column of text"
             raise UserInputError(f"{source}, row {index}, column {column!r}: the text is {found}", remedy)
+        if len(value) > LONGEST_TEXT:
+            raise UserInputError(
+                f"{source}, row {index}, column {column!r}: the text has {len(value)} characters, more than"
+                f" {LONGEST_TEXT}",
+                "shorten it, or remove the row",
+            )
         if not value.isascii() and not is_unicode(value):
             raise UserInputError(
                 f"{source}, row {index}, column {column!r}: the text holds half of a surrogate pair, which is no"

@@ -22,6 +22,8 @@ from mpcformer.errors import UserInputError, os_remedy
 
 FORMATS = ".csv, .tsv, .json, .jsonl, .txt, .parquet, a folder of parquet files, or a folder of datasets.save_to_disk"
 CHUNK = 1024
+# How much a column of a parquet file may hold between two places where reading can begin, uncompressed.
+MOST_GROUP_BYTES = 512 << 20
 # The column that the lines of a text file are.
 LINE = "text"
 # A folder of parquet files with one of these among several splits is a data set in the hub's layout.
@@ -105,12 +107,43 @@ def parquet_table(files: Sequence[Path], path: Path) -> Table:
             raise UserInputError(f"{file}: column {missing[0]!r} is missing, which {files[0]} has", "restore the files")
 
     def read(asked: Sequence[str]) -> Rows:
-        for file in files:
-            with _parquet_errors(file), pq.ParquetFile(file) as handle:
+        for file, schema in zip(files, schemas, strict=True):
+            # A text that is repeated is kept once, as in the file. Otherwise a few hundred bytes could fill the memory.
+            flat = [name for name in asked if not pa.types.is_nested(schema.field(name).type)]
+            with _parquet_errors(file), pq.ParquetFile(file, read_dictionary=flat) as handle:
+                _check_groups(handle.metadata, file, asked)
                 for batch in handle.iter_batches(CHUNK, columns=list(asked)):
-                    yield from zip(*(batch.column(name).to_pylist() for name in asked), strict=True)
+                    yield from zip(*(_values(batch.column(name)) for name in asked), strict=True)
 
     return Table(path, columns, read, n_rows, _named_classes(schemas[0]))
+
+
+def _values(column: Any) -> list[Any]:
+    """Return the values of a column; those that are kept once are the same object."""
+    if not isinstance(column, pa.DictionaryArray):
+        return list(column.to_pylist())
+    used = column.indices.unique().drop_null()
+    values = dict(zip(used.to_pylist(), column.dictionary.take(used).to_pylist(), strict=True))
+    return [values.get(index) for index in column.indices.to_pylist()]
+
+
+def _check_groups(metadata: Any, file: Path, columns: Sequence[str]) -> None:
+    """Refuse row groups that would fill the memory.
+
+    Raises:
+        UserInputError: a column holds too much; the error names the first row of the group.
+    """
+    row = 0
+    for group in (metadata.row_group(index) for index in range(metadata.num_row_groups)):
+        for column in (group.column(index) for index in range(group.num_columns)):
+            name = column.path_in_schema.split(".")[0]
+            if name in columns and column.total_uncompressed_size > MOST_GROUP_BYTES:
+                raise UserInputError(
+                    f"{file}, row {row}, column {name!r}: the row group that begins here holds more than"
+                    f" {MOST_GROUP_BYTES >> 20} MiB",
+                    "write the file with fewer rows in each row group",
+                )
+        row += group.num_rows
 
 
 @contextmanager

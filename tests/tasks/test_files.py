@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mpcformer.errors import UserInputError
-from mpcformer.tasks import TextFile
+from mpcformer.tasks import TextFile, tables
 from mpcformer.tasks.tables import open_table
 
 TEXTS = ["a plain one", 'with, a comma and "quotes"', "two\nlines", "Ünïcode \N{GRINNING FACE}", ""]
@@ -219,3 +219,51 @@ def test_the_names_of_classes_are_found(tmp_path: Path, kind: str) -> None:
     path = tmp_path / ("f.parquet" if kind == "parquet" else "f")
     saved.to_parquet(str(path)) if kind == "parquet" else saved.save_to_disk(str(path))
     assert open_table(path).class_names == {"label": ("ham", "spam")}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_a_small_parquet_file_cannot_fill_the_memory(tmp_path: Path, kind: Any) -> None:
+    """A few hundred bytes hold a text of 1 MiB and say 1,000 times that it is there again."""
+    path = tmp_path / "bomb.parquet"
+    text = "a" * (1 << 20)
+    repeated = pa.DictionaryArray.from_arrays(pa.array([0] * 200, pa.int32()), pa.array([text], kind))
+    with pq.ParquetWriter(path, pa.schema([("text", kind)]), compression="zstd") as writer:
+        writer.write_table(pa.table({"text": repeated.cast(kind)}))
+    del repeated
+    assert path.stat().st_size < 2000
+    before = pa.total_allocated_bytes()
+    for n, (value,) in enumerate(open_table(path).rows(["text"]), 1):
+        assert len(value) == len(text)
+        if n == 1:
+            first = value
+            assert pa.total_allocated_bytes() - before < 20 << 20
+        assert value is first
+    assert n == 200
+
+
+def test_too_long_a_text_is_named_and_not_shown(tmp_path: Path) -> None:
+    for path in (tmp_path / "long.parquet", tmp_path / "long.csv"):
+        texts = ["short", "b" * ((1 << 20) + 1)]
+        if path.suffix == ".csv":
+            path.write_text("text\n" + "\n".join(texts) + "\n")
+        else:
+            pq.write_table(pa.table({"text": texts}), path)
+        with pytest.raises(UserInputError, match=r"row 1, column 'text': the text has 1048577 characters") as caught:
+            list(TextFile.open(path))
+        assert "bbb" not in str(caught.value)
+
+
+def test_too_large_a_row_group_is_refused_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "MOST_GROUP_BYTES", 10_000)
+    path = tmp_path / "groups.parquet"
+    texts = [f"text {n}" for n in range(10)] + [f"text {n} " * 300 for n in range(10)]
+    pq.write_table(pa.table({"text": texts}), path, row_group_size=10)
+    with pytest.raises(UserInputError, match=r"row 10, column 'text': the row group that begins here") as caught:
+        list(TextFile.open(path))
+    assert "fewer rows" in caught.value.remedy
+
+
+@pytest.mark.parametrize("values", [[1, None], [["a"], []], [{"a": "b"}, None], [True, False], [0.5, None]])
+def test_parquet_columns_that_hold_no_text_are_read_too(tmp_path: Path, values: list[Any]) -> None:
+    pq.write_table(pa.table({"tags": values}), tmp_path / "tags.parquet")
+    assert list(open_table(tmp_path / "tags.parquet").rows(["tags"])) == [(value,) for value in values]
