@@ -37,6 +37,7 @@ FORMATS = {
 FACTS = "upload.json"
 # How many refused rows are listed.
 N_LISTED = 20
+# In bytes, of which a character may take four: file systems allow 255.
 LONGEST_NAME = 100
 
 
@@ -153,7 +154,7 @@ def checked_name(name: str) -> str:
         UserInputError: its suffix is none of `FORMATS`.
     """
     last = re.split(r"[/\\]", name)[-1]
-    kept = re.sub(r"[^\w.-]+", "_", last).lstrip(".-")[-LONGEST_NAME:]
+    kept = re.sub(r"[^\w.-]+", "_", last).encode(errors="replace")[-LONGEST_NAME:].decode(errors="ignore").lstrip(".-")
     suffix = Path(kept).suffix.lower()
     if suffix not in FORMATS:
         raise UserInputError(

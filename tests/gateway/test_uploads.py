@@ -297,6 +297,13 @@ def test_names_are_harmless(name: str, kept: str) -> None:
     assert checked_name(name) == kept
 
 
+def test_a_long_name_in_any_script_is_cut(site: Site) -> None:
+    for letter in ("a", "\u00e4", "\u6587", "\U00020000"):
+        kept = give(site, b"text\nwarm\n", name=letter * 100 + ".csv")["name"]
+        assert kept.endswith(letter + ".csv")
+        assert 90 < len(kept.encode()) <= 100
+
+
 def test_names_without_a_letter() -> None:
     for name in ("..", "/", ".csv", "a/b/"):
         with pytest.raises(UserInputError, match="name"):
