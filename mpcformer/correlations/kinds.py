@@ -9,6 +9,7 @@ import torch
 from mpcformer.channel import Spec
 from mpcformer.correlations.base import MAX_ELEMENTS, Kind
 from mpcformer.correlations.beaver import AdditiveTriple, BinaryTriple, BitPair, SquarePair, Truncation
+from mpcformer.correlations.equality import Equality
 from mpcformer.correlations.lifted import Lifted
 from mpcformer.correlations.linear import Linear
 from mpcformer.correlations.matmul import MatmulMasks
@@ -29,6 +30,7 @@ KINDS: dict[str, Kind] = {
     "binary_triple": BinaryTriple(),
     "bit_pair": BitPair(),
     "sign": Sign(),
+    "equality": Equality(),
     "linear": Linear(),
     "matmul_masks": MatmulMasks(),
     "lifted": Lifted(),

@@ -85,6 +85,28 @@ def expand(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Te
     return expand_by_torch(rank, root, levels, leaves)
 
 
+def evaluate(
+    rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor, at: torch.Tensor
+) -> torch.Tensor:
+    """Return what `expand` would give at one place of each row, without the others: (C, R).
+
+    Args:
+        rank, root, levels, leaves: as for `expand`, with up to 64 levels.
+        at: the places, int64 (R,), of which as many of the lowest bits count as there are levels.
+    """
+    block, bit = root & ~_lowest(), torch.full_like(at, rank)
+    n = levels.size(1)
+    for level in range(n):
+        goes_right = ((at >> (n - 1 - level)) & 1) == 1
+        child = torch.where(goes_right[:, None], *_children(block)[::-1])
+        corrected = levels[:, level] & -bit[:, None]
+        both = corrected[:, 0] & BITS
+        bit = (child[:, 0] & 1) ^ torch.where(goes_right, both >> 1, both & 1)
+        block = (child ^ corrected) & ~_lowest()
+    numbers = _numbers(block, leaves.size(1)) + leaves * bit[:, None]
+    return (-numbers if rank == 1 else numbers).t()
+
+
 def expand_by_torch(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:
     """Do as `expand` does, without the compiled functions."""
     rows, n = levels.shape[:2]

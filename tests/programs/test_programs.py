@@ -166,8 +166,21 @@ def test_whatever_compares_is_right_by_keys(name: str) -> None:
         "pooled": F.max_pool2d(x[None], 2, 1)[0],
     }[name]
     assert float((results[1]["r"].double() - right).abs().max()) <= 0.003
-    assert any(request.kind == "sign" for request in plan.requests)
+    assert any(request.kind in ("sign", "equality") for request in plan.requests)
     assert not any(request.kind == "binary_triple" for request in plan.requests)
+
+
+@pytest.mark.parametrize("name", ["whole", "whole_by_keys"])
+def test_whole_numbers_stay_whole_where_they_are_compared(name: str) -> None:
+    """CrypTen gives 65536 for the equality of whole numbers; by keys it gave -1 at -2^63."""
+    x, y = torch.tensor([3.0, 0.0, -5.0, 2.0**45, 7.0]), torch.tensor([3.0, -1.0, -5.0, 1.0, 2.0**40])
+    results, *_ = play(load_program(FILES / f"keys.py:{name}"), {"x": x, "y": y})
+    equal = (x == y).long()
+    found = results[1]
+    assert torch.equal(found["equal"], equal)
+    assert torch.equal(found["different"], 1 - equal)
+    assert torch.equal(found["alike"], ((x > 0) == (y > 0)).long())
+    assert found["edge"].tolist() == [0, 1, 0, 0, 0]
 
 
 def test_a_program_that_waits_for_ever_is_named() -> None:

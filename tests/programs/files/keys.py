@@ -38,3 +38,22 @@ def largest(x, y):
 @declare
 def pooled(x, y):
     return {"r": x.unsqueeze(0).max_pool2d(2, stride=1).squeeze(0)}
+
+
+def _compared(x, y):
+    # The results of comparisons are whole numbers at scale 1; 4 x 2^45 is -2^63 in the ring.
+    return {"equal": x == y, "different": x != y, "alike": (x > 0) == (y > 0), "edge": (x * 4) == 0}
+
+
+WHOLE = {"x": owner("data", (5,)), "y": owner("model", (5,))}
+TOLD = dict.fromkeys(("equal", "different", "alike", "edge"), "data")
+
+
+@mpcformer.program(inputs=WHOLE, reveal=TOLD)
+def whole(x, y):
+    return _compared(x, y)
+
+
+@mpcformer.program(inputs=WHOLE, reveal=TOLD, comparisons="keys")
+def whole_by_keys(x, y):
+    return _compared(x, y)
