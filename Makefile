@@ -28,7 +28,7 @@ demo: setup  ## teacher -> student -> private inference by separate processes; t
 	$(VENV)/bin/mpcformer demo
 
 test: setup  ## the default suite (under 10 minutes on 2 cores), in JOBS processes
-	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: setup  ## every test, the slow ones too
 	$(VENV)/bin/python -m pytest -m 'slow or not slow'
