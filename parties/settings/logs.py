@@ -69,7 +69,7 @@ class _ToStderr(logging.StreamHandler[TextIO]):
 
     def emit(self, record: logging.LogRecord) -> None:
         if self.stream.closed:
-            self.setStream(sys.stderr)
+            self.stream = sys.stderr  # `setStream` would flush the closed one
         super().emit(record)
 
 

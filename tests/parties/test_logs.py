@@ -104,3 +104,13 @@ def test_an_error_on_the_terminal_forges_no_line(capsys: pytest.CaptureFixture[s
 def test_what_is_shown_can_be_read_back() -> None:
     assert escaped("a\tb\u202ec\\") == "a\\tb\\u202ec\\"
     assert escaped("é ü 漢 \U0001f600") == "é ü 漢 \U0001f600"
+
+
+@STYLES
+def test_a_stderr_that_somebody_closed_is_replaced(written: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Logging must never fail the work that logs: it did, where a party outlived the stderr that it began with."""
+    written.close()
+    other = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", other)
+    logging.getLogger("any").error("%s", "still here")
+    assert "still here" in other.getvalue()
