@@ -10,10 +10,9 @@ from hypothesis import settings
 from transformers.utils import logging as hf_logging
 
 from mpcformer.console import console, err_console
-from parties.ask import command, local
+from parties.ask import command
 from parties.program_process import process
-from parties.programs import site
-from parties.runs import simulation
+from parties.runs import local_services, simulation
 from tests.forked import ForkedPart, ForkedProcesses
 from tests.tiny import save_parquet, save_student
 
@@ -34,7 +33,7 @@ def _quiet() -> None:
 def _forked() -> Iterator[None]:
     """Simulations in this process fork their parties; see tests/forked.py."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (simulation, local, site):
+        for module in (simulation, local_services):
             patch.setattr(module, "Processes", ForkedProcesses)
         patch.setattr(process, "Popen", ForkedPart)
         yield

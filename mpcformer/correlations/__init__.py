@@ -1,7 +1,8 @@
 """Correlated randomness from a dealer: what can be asked for, how it is made, and that it is used once.
 
 Each protocol of `mpcformer.protocols` has a module of the same name here, which holds what the dealer makes for it;
-`beaver` holds the generic kinds, and `sign` the keys with which programs may compare. `kinds` lists them all.
+`beaver` holds the generic kinds, `sign` and `equality` the keys with which programs may compare. `kinds` lists them
+all.
 """
 
 from mpcformer.correlations.kinds import (

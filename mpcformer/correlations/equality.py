@@ -15,17 +15,16 @@ import math
 import torch
 
 from mpcformer.correlations import point_function
-from mpcformer.correlations.base import Kind
 from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.sign import MaskedKeys
 from mpcformer.ring.packing import WORD
-from mpcformer.ring.random import BLOCK_WORDS, Stream
+from mpcformer.ring.random import BLOCK_WORDS
 
 
-class Equality(Kind):
-    """[r], a root for each value, and the corrections of a key for each: r is uniform on 64 bits.
+class Equality(MaskedKeys):
+    """Keys of equality.
 
-    Tensors: r, of the shape asked for; roots (R, 2); for both owners the same: a block for each level (R, 64, 2), and
-    the number of the leaf (R, 1).
+    Corrections: a block for each level (R, 64, 2), and the number of the leaf (R, 1).
     Dealer bytes: 1,032 for each value, which rank 0 passes on.
     """
 
@@ -33,14 +32,6 @@ class Equality(Kind):
         """Return the layouts of the corrections."""
         n = math.prod(request.shapes[0])
         return [((n, WORD, BLOCK_WORDS), WORD), ((n, 1), WORD)]
-
-    def is_shared(self, request: Request) -> bool:
-        """Return that both owners need the corrections."""
-        return True
-
-    def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
-        """Draw [r], and this owner's roots."""
-        return [stream.int64(request.shapes[0]), stream.int64((math.prod(request.shapes[0]), BLOCK_WORDS))]
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the corrections of point functions that are 1 at r."""

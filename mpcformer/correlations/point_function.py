@@ -98,13 +98,26 @@ def evaluate(
     n = levels.size(1)
     for level in range(n):
         goes_right = ((at >> (n - 1 - level)) & 1) == 1
-        child = torch.where(goes_right[:, None], *_children(block)[::-1])
-        corrected = levels[:, level] & -bit[:, None]
-        both = corrected[:, 0] & BITS
-        bit = (child[:, 0] & 1) ^ torch.where(goes_right, both >> 1, both & 1)
-        block = (child ^ corrected) & ~_lowest()
+        block, bit = descend(block, bit, levels[:, level], goes_right)
     numbers = _numbers(block, leaves.size(1)) + leaves * bit[:, None]
     return (-numbers if rank == 1 else numbers).t()
+
+
+def descend(
+    block: torch.Tensor, bit: torch.Tensor, correction: torch.Tensor, goes_right: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the child of an owner's node in each row, corrected where the node's bit is set.
+
+    Args:
+        block, bit: the node, int64 (R, 2) and (R,).
+        correction: of its level, int64 (R, 2).
+        goes_right: bool (R,), which child is wanted.
+    """
+    child = torch.where(goes_right[:, None], *_children(block)[::-1])
+    corrected = correction & -bit[:, None]
+    both = corrected[:, 0] & BITS
+    own = (child[:, 0] & 1) ^ torch.where(goes_right, both >> 1, both & 1)
+    return (child ^ corrected) & ~_lowest(), own
 
 
 def expand_by_torch(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor) -> torch.Tensor:

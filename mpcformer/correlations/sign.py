@@ -20,7 +20,7 @@ import math
 import torch
 
 from mpcformer.correlations.base import Kind
-from mpcformer.correlations.point_function import BITS
+from mpcformer.correlations.point_function import BITS, descend
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.ring.packing import logical_shift
 from mpcformer.ring.random import BLOCK_WORDS, Stream, block_hash
@@ -31,18 +31,11 @@ LOW_BITS = (1 << N_BITS) - 1
 LEFT, RIGHT, BESIDE, LEAF, ROOT = 0, 1, 5, 6, 7
 
 
-class Sign(Kind):
-    """[r], a root for each value, and the corrections of a key for each: r is uniform on 64 bits.
+class MaskedKeys(Kind):
+    """[r] for values of any shape, R in all, a root for each, and the corrections of a key for each: r is uniform.
 
-    Tensors: r, of the shape asked for; roots (R, 2); for both owners the same: a block for each level (R, 63, 2), a
-    number for each level (R, 63), and the numbers of root and leaf (R, 2).
-    Dealer bytes: 1,528 for each value, which rank 0 passes on.
+    Tensors: r, of the shape asked for, on 64 bits; roots (R, 2); the corrections, which both owners get.
     """
-
-    def layout(self, request: Request) -> list[tuple[Shape, int]]:
-        """Return the layouts of the corrections."""
-        n = math.prod(request.shapes[0])
-        return [((n, N_BITS, BLOCK_WORDS), 64), ((n, N_BITS), 64), ((n, 2), 64)]
 
     def is_shared(self, request: Request) -> bool:
         """Return that both owners need the corrections."""
@@ -51,6 +44,20 @@ class Sign(Kind):
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw [r], and this owner's roots."""
         return [stream.int64(request.shapes[0]), stream.int64((math.prod(request.shapes[0]), BLOCK_WORDS))]
+
+
+class Sign(MaskedKeys):
+    """Keys of signs.
+
+    Corrections: a block for each level (R, 63, 2), a number for each level (R, 63), and the numbers of root and leaf
+    (R, 2).
+    Dealer bytes: 1,528 for each value, which rank 0 passes on.
+    """
+
+    def layout(self, request: Request) -> list[tuple[Shape, int]]:
+        """Return the layouts of the corrections."""
+        n = math.prod(request.shapes[0])
+        return [((n, N_BITS, BLOCK_WORDS), 64), ((n, N_BITS), 64), ((n, 2), 64)]
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the corrections: below r's lower bits the other top bit than r's, from there on r's."""
@@ -123,11 +130,7 @@ def evaluate(
         goes_right = ((at >> (N_BITS - 1 - level)) & 1) == 1
         beside = block_hash(block, BESIDE)
         total += torch.where(goes_right, beside[:, 1], beside[:, 0]) + bit * numbers[:, level]
-        child = torch.where(goes_right[:, None], block_hash(block, RIGHT), block_hash(block, LEFT))
-        corrected = levels[:, level] & -bit[:, None]
-        both = corrected[:, 0] & BITS
-        bit = (child[:, 0] & 1) ^ torch.where(goes_right, both >> 1, both & 1)
-        block = (child ^ corrected) & ~_lowest()
+        block, bit = descend(block, bit, levels[:, level], goes_right)
     total += block_hash(block, LEAF)[:, 0] + bit * ends[:, 1]
     return -total if rank else total
 

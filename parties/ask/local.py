@@ -1,7 +1,5 @@
 """All parties on this machine: dealer and model owner as processes, the data owner in the calling one."""
 
-import shutil
-import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -10,29 +8,16 @@ from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.folder import first_student, read_config, require_student
 from parties.ask.options import AskOptions, checked_options
-from parties.runs.processes import Processes
-from parties.settings.config import (
-    DEFAULT_POOL_MIB,
-    LONGEST_S,
-    UNLIMITED,
-    DataOwnerConfig,
-    DealerConfig,
-    Device,
-    ModelOwnerConfig,
-    PeerAddress,
-    TlsFiles,
-)
-from parties.settings.config_file import load_party, to_toml
+from parties.runs.local_services import LocalServices
+from parties.settings.config import DEFAULT_POOL_MIB, LONGEST_S, DataOwnerConfig, Device
+from parties.settings.config_file import load_party
 from parties.settings.public_files import export_public
-from parties.wire.tls import make_certificates
 
 if TYPE_CHECKING:
     from parties.ask.classifier import Classifier
 
 # A model owner has no more places for all its callers.
 MOST_SESSIONS = 64
-DEALER, MODEL_OWNER, DATA_OWNER = "dealer", "model-owner", "data-owner"
-SERVICES = DEALER, MODEL_OWNER
 
 
 def local(
@@ -169,10 +154,8 @@ def _asking(
     return cast(Classifier, found)  # it has all that a classifier has
 
 
-class LocalParties:
-    """Dealer and model owner as processes of this machine, with certificates of their own.
-
-    They end when `close` is called, or when this process ends.
+class LocalParties(LocalServices):
+    """Dealer and model owner as services of this machine that answer questions.
 
     Args:
         student: the folder of the student.
@@ -185,55 +168,16 @@ class LocalParties:
     def __init__(
         self, student: Path, *, engine: str, threads: int, device: str, pool_mib: int, sessions: int = 1
     ) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="mpcformer-"))
-        self._tls = make_certificates(self._folder / "tls", [*SERVICES, DATA_OWNER])
-        self._student, self._engine, self._threads, self._pool_mib = student.resolve(), engine, threads, pool_mib
-        self._device, self._sessions = cast(Device, device), max(sessions, 2)
-        self._processes = Processes(self._folder)
-        try:
-            for config in (self._dealer(), self._model_owner()):
-                path = self._folder / f"{config.id}.toml"
-                path.write_text(to_toml(config))
-                arguments = "--config", str(path), "--address-file", str(self._address_file(config.id))
-                self._processes.start(config.id, "parties", *arguments, "--with-parent", with_parent=True)
-        except BaseException:
-            self.close()
-            raise
-
-    def _common(self, name: str) -> dict[str, Any]:
-        return {"id": name, "role": name, "tls": self._tls[name], "threads": self._threads, "device": self._device}
-
-    def _service(self, name: str) -> dict[str, Any]:
-        quotas = {"max_sessions": self._sessions, "max_sessions_per_peer": self._sessions}
-        return self._common(name) | {"data_owners": [DATA_OWNER], "may_order": [DATA_OWNER], "grace_s": 0.0} | quotas
-
-    def _dealer(self) -> DealerConfig:
-        return DealerConfig(**self._service(DEALER), model_owners=[MODEL_OWNER])
-
-    def _model_owner(self) -> ModelOwnerConfig:
-        return ModelOwnerConfig(
-            **self._service(MODEL_OWNER), dealers=[DEALER], student=self._student, pool_mib=self._pool_mib, **UNLIMITED
+        super().__init__()
+        machine: dict[str, Any] = {"threads": threads, "device": cast(Device, device)}
+        self._student, self._data_owner = student.resolve(), machine | {"pool_mib": pool_mib, "engine": engine}
+        places = max(sessions, 2)
+        self.start(
+            services=machine | {"max_sessions": places, "max_sessions_per_peer": places},
+            model_owner={"student": self._student, "pool_mib": pool_mib},
         )
-
-    def _address_file(self, name: str) -> Path:
-        return self._folder / f"{name}.address"
 
     def data_owner(self) -> DataOwnerConfig:
         """Return the data owner's configuration, once dealer and model owner listen."""
-        public = export_public(self._student, self._folder / "public")
-        addresses = {name: self._processes.address_of(name, self._address_file(name)) for name in SERVICES}
-        peers = {name: PeerAddress(id=name, address=address) for name, address in addresses.items()}
-        tls: TlsFiles = self._tls[DATA_OWNER]
-        return DataOwnerConfig(
-            **self._common(DATA_OWNER) | {"tls": tls},
-            dealer=peers[DEALER],
-            model_owner=peers[MODEL_OWNER],
-            public_model=public,
-            pool_mib=self._pool_mib,
-            engine=self._engine,
-        )
-
-    def close(self) -> None:
-        """End the processes and remove their files."""
-        self._processes.kill()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        public = export_public(self._student, self.folder / "public")
+        return self.data_owner_with(**self._data_owner, public_model=public)

@@ -8,7 +8,8 @@ from mpcformer.engines.base import DATA_OWNER as DATA_RANK
 from mpcformer.errors import UserInputError
 from parties.program_process.process import Part, task_of
 from parties.programs.deployed import ProgramRun, Tell, play
-from parties.programs.site import DATA_OWNER, PATIENCE_S, LocalSite, split
+from parties.programs.site import PATIENCE_S, LocalSite, split
+from parties.runs.local_services import DATA_OWNER
 from parties.settings.config import DEFAULT_POOL_MIB, ProgramEntry
 
 LIMIT_S = 3600.0

@@ -234,7 +234,7 @@ def test_a_party_that_dies_is_named_and_the_parties_end(picky: Path) -> None:
     finally:
         classify.close()
     assert all(process.poll() is not None for process in running.values())
-    assert not site._folder.exists()
+    assert not site.folder.exists()
     with pytest.raises(UserInputError, match="this classifier is closed"):
         classify("warm")
 

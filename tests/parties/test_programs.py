@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 
 from experiments.programs import cases
 from mpcformer.errors import MPCFormerError, UserInputError
-from parties.programs import command, local, site
+from parties.programs import command, local
+from parties.runs import local_services
 
 FILES = Path(cases.__file__).parent
 
@@ -107,7 +108,7 @@ def test_what_shows_in_a_run_alone_is_refused_by_name_and_leaves_nothing(
 def test_inputs_that_are_not_as_declared_are_refused_before_anything_starts(
     inputs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(site, "make_certificates", lambda *_: pytest.fail("something was started"))
+    monkeypatch.setattr(local_services, "make_certificates", lambda *_: pytest.fail("something was started"))
     name, out = str(FILES / "regression.py:linear"), tmp_path / "out"
     np.save(tmp_path / "short.npy", np.zeros((99, 20)))
     for changed, message in [

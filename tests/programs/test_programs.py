@@ -145,6 +145,10 @@ def test_comparisons_by_keys_take_one_round() -> None:
     assert (by_bits.rounds, by_keys.rounds) == (9, 2)
     assert by_keys.bytes_sent == (16_000, 16_000)
     assert by_keys.passed_on_bytes == by_keys.dealer_bytes == 1000 * 1528
+    equal = dry_run(load_program(FILES / "keys.py:equal"))
+    # The model owner sends its halves of the opening, and then of the result, which the data owner learns.
+    assert (equal.rounds, equal.bytes_sent) == (2, (2 * 12 * 8, 12 * 8))
+    assert equal.passed_on_bytes == equal.dealer_bytes == 12 * 1032
     loaded = load_program(MEASURED / "selection.py:argmax_by_keys")
     shapes = dry_run(loaded, on_shapes=True)
     assert (shapes.how, shapes.digest) == ("shapes", dry_run(loaded).digest)
