@@ -31,8 +31,9 @@ def negative(share: torch.Tensor) -> torch.Tensor:
     """
 
     def found(rank: int, keys: list[torch.Tensor], masked: torch.Tensor) -> torch.Tensor:
+        root, levels, numbers, ends = keys
         top = logical_shift(masked, N_BITS)
-        bit = (1 - 2 * top) * sign.evaluate(rank, *keys, masked)  # type: ignore[call-arg]
+        bit = (1 - 2 * top) * sign.evaluate(rank, root, levels, numbers, ends, masked)
         return bit + top if rank == 0 else bit
 
     return _by_keys("sign", share, found)

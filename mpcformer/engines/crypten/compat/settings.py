@@ -43,13 +43,14 @@ def _set_type(cls: Any, name: str) -> None:
 @contextmanager
 def fresh_settings() -> Iterator[None]:
     """Run with this release's settings in this thread, and put back what the thread had before."""
-    before, tensor_type = getattr(_local, "settings", None), _get_type(None)
-    _local.settings, _local.tensor_type = copy.deepcopy(_shipped), TENSOR_TYPE
+    mine = vars(_local)  # this thread's; what is not in it is this release's
+    before = dict(mine)
+    mine.clear()
     try:
         yield
     finally:
-        _local.settings = before if before is not None else copy.deepcopy(_shipped)
-        _local.tensor_type = tensor_type
+        mine.clear()
+        mine.update(before)
 
 
 def patch() -> None:
