@@ -277,13 +277,13 @@ def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["ablation-data", "ablation-recipe", "breakdown", "forms", "glue", "imdb", "networks", "pareto", "sentences"],
+    ["ablation-data", "ablation-recipe", "breakdown", "forms", "glue", "imdb", "mpnet", "networks", "pareto", "sentences"],
 )
 def test_the_others_are_as_recorded(name: str, tmp_path: Path) -> None:
     record = RESULTS / f"{name}-smoke.json"  # this fails if the bytes or rounds of a protocol change
     run(ReplayOptions(name, scale="smoke", out=tmp_path / name, models=tmp_path / "models", check=record))
     assert (tmp_path / name / "manifest.json").is_file()
-    assert list((tmp_path / name / "figures").iterdir()) or name in ("imdb", "sentences")
+    assert list((tmp_path / name / "figures").iterdir()) or name in ("imdb", "mpnet", "sentences")
 
 
 @pytest.mark.slow

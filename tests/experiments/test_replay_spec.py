@@ -24,6 +24,7 @@ NAMES = [
     "forms",
     "glue",
     "imdb",
+    "mpnet",
     "networks",
     "pareto",
     "sentences",
