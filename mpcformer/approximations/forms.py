@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 
+from mpcformer.approximations.lines import Lines
 from mpcformer.errors import UserInputError
 
 # The keys of `Form.private`.
@@ -110,12 +111,29 @@ class LiftPieces:
     result_shift: int
 
 
+@dataclass(frozen=True)
+class LiftWindow:
+    """GeLU on engine `lift` as many lines in a window around zero, zero below it, and x above it.
+
+    Args:
+        lines: the line of each bin of the window.
+        bits: width of the ring in which x is opened; |x| 2^scale stays below 2^(bits - 2).
+        down: bits that a line's value is shifted down before it is opened.
+        result_shift: bits that the result, at the lines' scale, is shifted down before the next map.
+    """
+
+    lines: Lines
+    bits: int
+    down: int
+    result_shift: int
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class GeluForm(Form):
     """A form of GeLU. Calling it computes it in plaintext, elementwise.
 
-    Its entries in `private` are a `LiftSquare` or `LiftPieces` for engine `lift`, and for engine `crypten` a function
-    (ops, x) of the module `mpcformer.engines.crypten.ops` and the shared x.
+    Its entries in `private` are a `LiftSquare`, `LiftPieces` or `LiftWindow` for engine `lift`, and for engine
+    `crypten` a function (ops, x) of the module `mpcformer.engines.crypten.ops` and the shared x.
 
     Args:
         function: the plaintext function, elementwise.

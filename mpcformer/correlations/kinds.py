@@ -18,6 +18,7 @@ from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.correlations.row_lookup import RowLookup
 from mpcformer.correlations.sign import Sign
 from mpcformer.correlations.table import Table
+from mpcformer.correlations.window import Window
 from mpcformer.correlations.zero_test import ZeroTest
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import pack, unpack
@@ -36,6 +37,7 @@ KINDS: dict[str, Kind] = {
     "lifted": Lifted(),
     "table": Table(),
     "piecewise": Piecewise(),
+    "window": Window(),
     "row_lookup": RowLookup(),
     "zero_test": ZeroTest(),
 }

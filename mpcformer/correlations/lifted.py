@@ -74,9 +74,6 @@ class LiftedSpec:
         least = max(LEAST_BITS, spec.lift - FACTOR_BITS if spec.has_factor else 0)
         if not least <= spec.bits < spec.lift:
             raise ProtocolError(f"a mask that is lifted to {spec.lift} bits has {least} or more, not {spec.bits}")
-        parts = [spec.lift - spec.bits, *([spec.lift - FACTOR_BITS] if spec.has_factor else [])]
-        if any(part > 0 and part not in WIDTHS for part in parts):
-            raise ProtocolError(f"parts of {parts} bits of a mask that is lifted to {spec.lift} bits do not pack")
         if spec.use == "length" and not spec.shape:
             raise ProtocolError("a number has no length: op length takes rows")
         if spec.has_factor and (not spec.shape or request.shapes[1] != spec.row_shape):

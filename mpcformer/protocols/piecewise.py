@@ -1,9 +1,7 @@
-"""Comparisons with public thresholds, and piecewise polynomials, of a value that is opened under a lifted mask.
+"""Piecewise polynomials of a value that is opened under a lifted mask.
 
-The opened c = x + 2^(k-2) + r mod 2^k is public. A comparison of x with a threshold therefore compares public numbers
-with r: it needs the top bit of r and one borrow, which the dealer's words make cheap (see `correlations.piecewise`).
-A comparison costs six bits on the wire for each element instead of words of the ring, and all thresholds share the
-dealer's words.
+`comparison` tells both owners' shares of whether the value reaches each of the pieces' thresholds. The bits of the
+pieces are opened under masks, and the dealer shares the products of these masks with powers of the value's mask.
 """
 
 from collections.abc import Sequence
@@ -13,24 +11,13 @@ import torch
 
 from mpcformer.correlations import Request
 from mpcformer.correlations.lifted import LiftedSpec
-from mpcformer.correlations.piecewise import (
-    CHUNK_BITS,
-    CHUNK_SIZE,
-    CHUNKS,
-    INPUT_BITS,
-    N_INPUTS,
-    PER_WORD,
-    PRODUCT_BITS,
-    PiecewiseSpec,
-    low_bits,
-    selectors,
-)
+from mpcformer.correlations.piecewise import BORROW, PiecewiseSpec
+from mpcformer.protocols.comparison import Comparisons
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party
 from mpcformer.ring.packing import packing_width
 
-SELECTED, CONSTANT = selectors()
 # The bits of all pieces of an element travel in one byte.
 CHOSEN_BITS = 8
 
@@ -77,12 +64,20 @@ class PiecewiseFunction:
     @property
     def input_width(self) -> int:
         """The packing width, in bits, of the inputs of all borrows of one element."""
-        return packing_width(INPUT_BITS * len(self.thresholds))
+        return packing_width(BORROW.input_bits * len(self.thresholds))
 
     def request(self, shape: tuple[int, ...]) -> Request:
         """Return the request for values of `shape`."""
         degrees = tuple(len(piece.coefficients) - 1 for piece in self.pieces)
         return PiecewiseSpec(LiftedSpec(self.use, shape, self.bits), len(self.thresholds), degrees).request()
+
+    def evaluation(self, tensors: list[torch.Tensor], rank: int) -> "Evaluation":
+        """Return the evaluation of this function with an owner's part of the correlation."""
+        return Evaluation(self, tensors, rank)
+
+    def cost(self, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
+        """Return what the function `cost` of this module returns."""
+        return cost(self, shape, ahead=ahead)
 
 
 def relu(bits: int) -> PiecewiseFunction:
@@ -116,18 +111,22 @@ class Evaluation:
     Cost for n elements with the opening, t thresholds whose t bytes are padded to a packing width of w, p0, p1 and p2
         pieces of degree 0, 1 and 2, and s = 1 if p2 > 0, else 0: 3 rounds; (k / 8 + w + 1) n bytes each way;
         n (2 h + s (h + 8) + 32 + 2 t + 8 p0 + (16 + h) p1 + (24 + 2 h) p2) dealer bytes, where h is (64 - k) / 8.
-    Source: the borrow of a masked comparison as in Damgard et al., TCC 2006, with a dealer; the tables of chunks, which
-        all thresholds share, and the products with x are ours.
+    Source: the comparisons are those of `comparison`; the products with x are ours.
     """
 
     def __init__(self, function: PiecewiseFunction, tensors: list[torch.Tensor], rank: int) -> None:
         self._function, self._rank = function, rank
-        r, self._input_masks, self._bit_masks, *rest = tensors
+        r, input_masks, self._bit_masks, *rest = tensors
         n_lifted = 4 if function.use == "square" else 2
         self._mask = Mask([r, *rest[:n_lifted]], function.bits, function.use)
-        self._words, *rest = rest[n_lifted:]
-        n_products = -(-len(function.thresholds) // PER_WORD)
-        self._products, self._dealt = rest[:n_products], rest[n_products:]
+        words, *rest = rest[n_lifted:]
+        thresholds = function.thresholds
+        n_products = len(BORROW.product_widths(len(thresholds)))
+        top = self._mask.tensors[2] & 1  # the last bit of an additive share is an XOR share
+        self._comparisons = Comparisons(
+            BORROW, thresholds, function.bits, rank, input_masks, words, rest[:n_products], top
+        )
+        self._dealt = rest[n_products:]
         self._chosen = torch.empty(0)
 
     def half(self, share: torch.Tensor) -> Half:
@@ -137,9 +136,8 @@ class Evaluation:
     def evaluate(self, party: Party, c: torch.Tensor) -> torch.Tensor:
         """Compute [f(x)] over Z_2^64 from the opened c."""
         function = self._function
-        inputs, local = self._inputs(c)
-        opened = party.open_bits(inputs ^ self._input_masks, function.input_width)
-        reached = [self._reached(opened, i) ^ bit for i, bit in enumerate(local)]
+        inputs, local = self._comparisons.inputs(c)
+        reached = self._comparisons.reached(party.open_bits(inputs, function.input_width), local)
 
         word = torch.zeros_like(c)
         thresholds = function.thresholds
@@ -154,40 +152,6 @@ class Evaluation:
         at = sum(1 + 2 * (len(piece.coefficients) - 1) for piece in self._function.pieces[:j])
         o = (self._chosen >> j) & 1
         return party.only(0, o) + (1 - 2 * o) * self._dealt[at]
-
-    def _inputs(self, c: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return shares of the borrows' inputs, a byte for each threshold, and each bit's local part."""
-        first, bits = int(self._rank == 0), self._function.bits
-        top = self._mask.tensors[2] & 1  # the last bit of an additive share is an XOR share
-        shifted = [(word << 1) | first for word in self._words]
-        inputs, local = torch.zeros_like(c), []
-        for i, t in enumerate(self._function.thresholds):
-            d = (c - (t + (1 << (bits - 2)))) & ((1 << bits) - 1)
-            low = low_bits(d, bits)
-            less, equal = [], []
-            for j in range(CHUNKS):
-                place = (low >> (CHUNK_BITS * j)) & (CHUNK_SIZE - 1)
-                less.append((self._words[j] >> place) & 1)
-                # [place = chunk] = [place - 1 < chunk] - [place < chunk]
-                equal.append(((shifted[j] >> place) & 1) ^ less[j])
-            for n, bit in enumerate((equal[3], equal[2], equal[1], less[2], less[1], less[0])):
-                inputs |= bit << (INPUT_BITS * i + n)
-            own = less[3] ^ top
-            local.append(own ^ 1 ^ (d >> (bits - 1)) if first else own)
-        return inputs, local
-
-    def _reached(self, opened: torch.Tensor, i: int) -> torch.Tensor:
-        """Compute this owner's share of the borrow's polynomial for threshold i."""
-        value = (opened >> (INPUT_BITS * i)) & ((1 << N_INPUTS) - 1)
-        masks = (self._input_masks >> (INPUT_BITS * i)) & ((1 << N_INPUTS) - 1)
-        products = (self._products[i // PER_WORD] >> (PRODUCT_BITS * (i % PER_WORD))) & ((1 << PRODUCT_BITS) - 1)
-        if value.device.type == "meta":
-            return value
-        word = (masks | (products << N_INPUTS)) & SELECTED[value]
-        for shift in (16, 8, 4, 2, 1):
-            word = word ^ (word >> shift)
-        bit = word & 1
-        return bit ^ CONSTANT[value] if self._rank == 0 else bit
 
     def _combine(self, party: Party, c: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
         """Add up the pieces. With the opened bit o and its mask s, a piece counts o + (1 - 2 o) s times."""

@@ -17,6 +17,7 @@ import torch
 WORD = 64
 NIBBLE = 4
 PLANES = {
+    4: (NIBBLE,),
     8: (8,),
     12: (8, NIBBLE),
     16: (16,),
@@ -98,8 +99,8 @@ def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tenso
     for low, width, part in _planes(n_elements, bits):
         plane = packed[part]
         if width == NIBBLE:
-            assert total is not None
-            total.bitwise_or_(_unpacked_nibbles(plane, n_elements) << low)
+            nibbles = _unpacked_nibbles(plane, n_elements)
+            total = nibbles if total is None else total.bitwise_or_(nibbles << low)
             continue
         if plane.storage_offset() % (width // 8):
             plane = plane.clone()  # a part of a message may start anywhere

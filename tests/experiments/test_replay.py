@@ -277,7 +277,18 @@ def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
-    ["ablation-data", "ablation-recipe", "breakdown", "forms", "glue", "imdb", "mpnet", "networks", "pareto", "sentences"],
+    [
+        "ablation-data",
+        "ablation-recipe",
+        "breakdown",
+        "forms",
+        "glue",
+        "imdb",
+        "mpnet",
+        "networks",
+        "pareto",
+        "sentences",
+    ],
 )
 def test_the_others_are_as_recorded(name: str, tmp_path: Path) -> None:
     record = RESULTS / f"{name}-smoke.json"  # this fails if the bytes or rounds of a protocol change

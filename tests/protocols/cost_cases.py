@@ -10,12 +10,13 @@ from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations.row_lookup import BITS, LookupSpec
 from mpcformer.engines.lift.scales.model import activation
 from mpcformer.engines.lift.scales.tables import table as tables_of
-from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, sealed, table, zero_test
+from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, sealed, table, window, zero_test
 from mpcformer.protocols.cost import ProtocolCost, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction
 from mpcformer.protocols.table import Lookup, TableFunction
+from mpcformer.protocols.window import WindowFunction
 from mpcformer.ring.random import Stream, fresh_key
 
 # A run goes through set-up, offline part and online part, and yields at the end of each of the first two.
@@ -196,6 +197,22 @@ def pieces(name: str, function: PiecewiseFunction) -> Case:
     return Case(name, online(run), piecewise.cost(function, shape), [(Evaluation.__doc__, "")], sizes)
 
 
+def window_of(name: str, function: object) -> Case:
+    assert isinstance(function, WindowFunction)
+    shape = (3, 8)
+
+    def run(party: Party) -> None:
+        evaluation = function.evaluation(party.take(function.request(shape)), party.rank)
+        evaluation.evaluate(party, party.open([evaluation.half(random(*shape))])[0])
+
+    spec = function.spec(shape)
+    sizes = {"k": spec.bits, "T": spec.lift, "v": spec.value_bits, "u": spec.slope_bits, "n": 24}
+    sizes |= {"a": spec.value_high_bits, "b": spec.slope_high_bits, "c": spec.lift * spec.counted}
+    sizes |= {"h": (spec.lift + 3 * spec.high_bits) * spec.degree}
+    docs = [(window.Evaluation.__doc__, "")]
+    return Case(f"window of {name}", online(run), window.cost(function, shape), docs, sizes)
+
+
 def words(n_rows: int) -> Case:
     n_words, n_types, width = 2000, 2, 8
     shape = n_words + n_types, width
@@ -277,8 +294,9 @@ CASES = [
     looked_up("two tables with a guard", 0.003, True),
     pieces("relu", piecewise.relu(24)),
     pieces("clamp", piecewise.clamp(32, 1000)),
-    pieces("gelu", activation(GELU_FORMS["gelu"]).function or piecewise.relu(8)),
     pieces("steps", STEPS),
+    window_of("gelu", activation(GELU_FORMS["gelu"]).function),
+    window_of("counted", WindowFunction(28, 64, 12, (100,) * 128, (7,) * 128, (3,), down=2, counted=True)),
     words(3),
     words(300),
     zero(),

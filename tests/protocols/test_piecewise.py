@@ -1,23 +1,18 @@
 """Comparisons and piecewise polynomials give what their plaintext twins give, at the stated cost."""
 
-import math
-
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations import Request, validate
-from mpcformer.correlations.piecewise import CHUNK_BITS, CHUNKS, mask_products, selectors
-from mpcformer.engines.lift.scales.model import activation
+from mpcformer.correlations.comparison import Borrow
+from mpcformer.correlations.piecewise import BORROW
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction, clamp, relu
 from mpcformer.ring.packing import WIDTHS
 from tests.pair import dealer_bytes, integers, run_protocol, share
-
-GELU = activation(GELU_FORMS["gelu"])
 
 
 def evaluated(function: PiecewiseFunction, x: torch.Tensor) -> tuple[torch.Tensor, int, int, list[Request]]:
@@ -57,9 +52,8 @@ def steps(*degrees: int) -> PiecewiseFunction:
         (steps(0), 3),
         (steps(2, 2, 2, 2, 2, 2, 2, 2), 3),
         (steps(0, 1, 2, 0, 1), 3),
-        (GELU.function, 3),
     ],
-    ids=["relu", "clamp", "bit", "quadratics", "mixed", "gelu"],
+    ids=["relu", "clamp", "bit", "quadratics", "mixed"],
 )
 def test_pieces_are_exact_in_a_ring_of_24_bits(function: PiecewiseFunction, rounds: int) -> None:
     x = integers(9, 301, bits=23)
@@ -72,14 +66,14 @@ def test_pieces_are_exact_in_a_ring_of_24_bits(function: PiecewiseFunction, roun
     assert (n_rounds, n_bytes) == (rounds, n * (3 + inputs + 1))
     lifted = 2 * 5 + (5 + 8 if function.use == "square" else 0)
     pieces = sum((8, 8 + 8 + 5, 8 + 8 + 5 + 8 + 5)[len(piece.coefficients) - 1] for piece in function.pieces)
-    assert dealer_bytes(requests) == n * (lifted + 8 * CHUNKS + 2 * n_thresholds + pieces)
+    assert dealer_bytes(requests) == n * (lifted + 8 * BORROW.n_chunks + 2 * n_thresholds + pieces)
 
 
 @settings(max_examples=25, phases=[Phase.explicit, Phase.generate])
 @given(st.sampled_from([32, 40, 48]), st.integers(-(2**21), 2**21))
 def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, threshold: int) -> None:
     function = PiecewiseFunction(bits, (Piece((threshold,), (1,)),))
-    early = 1 << (bits - 1 - CHUNKS * CHUNK_BITS)
+    early = BORROW.early(bits)
     x = torch.cat(
         [integers(200, bits=bits - 1), threshold + torch.arange(-300, 300), threshold - early - torch.arange(3)]
     )
@@ -89,27 +83,22 @@ def test_wider_rings_may_reach_a_threshold_early_and_never_otherwise(bits: int, 
     assert bool((result[x < threshold - early] == 0).all())
 
 
-def test_the_borrows_polynomial() -> None:
+@pytest.mark.parametrize("n_chunks", [3, 4])
+def test_the_borrows_polynomial(n_chunks: int) -> None:
     """For all inputs under all masks, the selected products of masks add up to the borrow of the unmasked inputs."""
-    selected, constant = selectors()
-    products = mask_products()
-    opened, masks = torch.meshgrid(torch.arange(64), torch.arange(64), indexing="ij")
-    word = (masks | (products[masks] << 6)) & selected[opened]
-    parity = torch.tensor([int(w).bit_count() & 1 for w in word.flatten().tolist()]).view(64, 64)
-    e3, e2, e1, l2, l1, l0 = (((opened ^ masks) >> n) & 1 for n in range(6))
-    borrow = (e3 & l2) ^ (e3 & e2 & l1) ^ (e3 & e2 & e1 & l0)
-    assert torch.equal(parity ^ constant[opened], borrow)
-
-
-def test_gelu_is_as_near_as_stated() -> None:
-    from mpcformer.approximations.gelu_exact import GELU_ERROR, GELU_SCALE
-
-    function = GELU.function
-    assert function is not None
-    x = torch.arange(-20 << GELU.scale, 20 << GELU.scale, 3)
-    real = x.double() * 2.0**-GELU.scale
-    expected = 0.5 * real * (1 + torch.erf(real / math.sqrt(2)))
-    assert float((twin(function, x).double() * 2.0**-GELU_SCALE - expected).abs().max()) < GELU_ERROR
+    borrow, n = Borrow(n_chunks), 2 * (n_chunks - 1)
+    selected, constant = borrow.selectors
+    size = 1 << n
+    opened, masks = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    word = (masks | (borrow.mask_products[masks] << n)) & selected[opened]
+    parity = torch.tensor([int(w).bit_count() & 1 for w in word.flatten().tolist()]).view(size, size)
+    bits = [((opened ^ masks) >> i) & 1 for i in range(n)]
+    equal, less = bits[: n // 2], bits[n // 2 :]
+    expected, all_equal = torch.zeros_like(opened), torch.ones_like(opened)
+    for same, below in zip(equal, less, strict=True):
+        all_equal = all_equal & same
+        expected = expected ^ (all_equal & below)
+    assert torch.equal(parity ^ constant[opened], expected)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from mpcformer.correlations import Request
 from mpcformer.correlations.table import MAX_LOG_BINS, pieces
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales import norms
-from mpcformer.engines.lift.scales.rows import LayerScales, row_function, softmax_functions
+from mpcformer.engines.lift.scales.rows import LayerScales, row_bits, row_function, softmax_functions
 from mpcformer.errors import RangeError
 from mpcformer.protocols import guard
 from mpcformer.protocols.party import Party
@@ -129,17 +130,18 @@ def test_the_ring_carries_512_positions_and_says_when_it_does_not() -> None:
 
 
 @pytest.mark.parametrize("log_keys", range(1, 10))
-@pytest.mark.parametrize(("squarings", "limit"), [(3, 4.0), (4, 16.0), (6, 54.7), (8, 256.0)])
+@pytest.mark.parametrize(("squarings", "limit"), [(1, 4.0), (1, 8.0), (2, 16.0), (4, 54.7), (6, 248.0)])
 def test_softmax_tables_hold_every_row_that_can_be(log_keys: int, squarings: int, limit: float) -> None:
     """Reciprocals of row means are exact enough and set no mark, for all lengths and clamps."""
-    shift = max(0, squarings - 8) + 2
-    layer = LayerScales(shift, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0 ** (14 - shift)))  # type: ignore[arg-type]
+    numbers = LayerScales(2, 0, 0.0, None, None, squarings=squarings, score_limit=int(limit * 2.0**12))  # type: ignore[arg-type]
+    layer = replace(numbers, rings=fp.EXPONENTIAL)
     unit = 2.0 ** -(2 * fp.POWER_SCALE + log_keys + fp.KEY_FACTOR_BITS)
     y = limit / 2**squarings
-    ranges = [(0.875 * ((1 - y) ** 2 + 1) ** 4, 1.125 * ((1 + y) ** 2 + 1) ** 4)] + [(0.8, 1.2 * 2**log_keys)] * 2
-    for function, (low, high), error in zip(
-        softmax_functions(layer, log_keys), ranges, (0.02, 0.02, 0.003), strict=True
-    ):
+    ranges = [(0.875 * math.exp(-y), 1.125 * math.exp(y)), (0.8, 1.2 * 2**log_keys)]
+    tables = [(*each, 0.02, unit) for each in zip(softmax_functions(layer, log_keys), ranges, strict=True)]
+    part = 0.5 ** (log_keys + 1)
+    last = (row_function(layer, log_keys), (0.8 * part, 1.2 * 2**log_keys * part), 0.003)
+    for function, (low, high), error, unit in (*tables, (*last, 2.0 ** -row_bits(layer, log_keys))):
         real = torch.logspace(math.log10(low), math.log10(high), 300, dtype=torch.float64)
         x = (real / unit).round().long()
         value, mark, _, _ = look_up(function, x)

@@ -19,7 +19,7 @@ from mpcformer.engines.lift.scales.rows import (
     row_function,
     score_lift,
     score_numerators,
-    softmax_base,
+    softmax_exponential,
     softmax_functions,
 )
 from mpcformer.engines.stopwatch import Stopwatch
@@ -99,9 +99,9 @@ class PrivateAttention:
         real = self._real(scores.size(2), scores.size(1))
         if constants.squarings:
             numerators = self._powers(scores, constants, open_scores, real) * self._key_factors
-            last_scale = fp.mean_scale(fp.square_scale(self._log_keys) + fp.LAST_DIVISOR_SCALE, self._log_keys)
-            return self._multiplied_rows(numerators, last_scale, opened_value[0], heads, constants)
-        numerators, rows = self._numerators(scores, constants, open_scores)
+            rows = numerators.sum(-1)
+        else:
+            numerators, rows = self._numerators(scores, constants, open_scores)
         if not constants.divided:
             bits = row_bits(constants, self._log_keys)
             self._check.guard(bits, rows.reshape(-1), real)
@@ -162,7 +162,8 @@ class PrivateAttention:
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
         factor = self._check.evaluate(lookup, arguments, real).view(*rows.shape, 1)
-        self._check.guard(function.guard_bits, rows.reshape(-1), real, score_lift(constants, self._log_keys))
+        if function.guard is not None:
+            self._check.guard(function.guard_bits, rows.reshape(-1), real, score_lift(constants, self._log_keys))
 
         bits, lift = rings.context_bits, rings.context_lift
         mask = Mask(party.take(lifted.request("scale", tuple(context.shape), bits, lift)), bits, "scale", lift)
@@ -201,38 +202,34 @@ class PrivateAttention:
         lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0])
         return self._rows(lifted_context.value(constants.context_scale - constants.rings.attended_scale))
 
-    # ---- softmax: `approximations.squared_softmax`, divided before the product ---------------------------------------
+    # ---- softmax: `approximations.squared_softmax`, whose last division follows the product with the values ----------
 
     def _powers(
         self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores, real: torch.Tensor
     ) -> torch.Tensor:
-        """Return numerators (B, A, Q, L) whose rows, times the keys' factors, have the mean one at `last_scale`."""
-        first, middle, last = softmax_functions(constants, self._log_keys)
+        """Return the squares (B, A, Q, L) whose rows are to be divided, at twice `last_power_scale`."""
+        first, middle = softmax_functions(constants, self._log_keys)
         rank, power = self._party.rank, fp.POWER_SCALE
-        base_scale, base = softmax_base(constants)
-        evaluation = self._evaluation(base, scores)
+        function = softmax_exponential(constants)
+        evaluation = function.evaluation(self._party.take(function.request(tuple(scores.shape))), rank)
         keys = self._mask[:, None, None, :]
         x = evaluation.evaluate(self._party, open_scores(evaluation.half(scores))) * keys
-        # The first piece counts inside the clamp.
-        outside = self._party.only(0, torch.ones_like(x)) - evaluation.bit(self._party, 0)
+        outside = self._party.only(0, torch.ones_like(x)) - evaluation.inside(self._party)
         self._check.count(outside * keys * real.view(*x.shape[:-1], 1))
-        x = self._square(shift(x, base_scale - fp.BASE_SCALE, rank))
-        x = self._square(shift(x, 2 * fp.BASE_SCALE - fp.FOURTH_SCALE, rank))
-        x = self._divide(x, power, first, real)
-        scale = power + fp.DIVISOR_SCALE
-        for step in range(constants.squarings - 2):
-            x = self._square(shift(x, scale - power, rank))
-            scale = fp.square_scale(self._log_keys)
-            function = last if step == constants.squarings - 3 else middle
-            x = self._divide(x, scale, function, real)
-            scale += fp.DIVISOR_SCALE
+        x = shift(x, function.result_scale - 2 * power, rank)
+        last = fp.last_power_scale(self._log_keys)
+        for step in range(constants.squarings):
+            scale = fp.square_scale(self._log_keys) if step else power
+            x = self._divide(x, scale, middle if step else first, real)
+            is_last = step == constants.squarings - 1
+            to, bits = (last, fp.LAST_POWER_BITS) if is_last else (power, fp.POWER_BITS)
+            x = self._square(shift(x, scale + fp.DIVISOR_SCALE - to, rank), bits)
         return x
 
-    def _square(self, x: torch.Tensor) -> torch.Tensor:
-        """Return shares of x^2 over Z_2^64, of x in Z_2^POWER_BITS. 1 round."""
+    def _square(self, x: torch.Tensor, bits: int) -> torch.Tensor:
+        """Return shares of x^2 over Z_2^64, of x in Z_2^bits. 1 round."""
         party = self._party
-        tensors = party.take(lifted.request("square", tuple(x.shape), fp.POWER_BITS))
-        mask = Mask(tensors, fp.POWER_BITS, "square")
+        mask = Mask(party.take(lifted.request("square", tuple(x.shape), bits)), bits, "square")
         return Opened(party, mask, party.open([mask.half(x, party.rank)])[0]).square()
 
     def _divide(self, x: torch.Tensor, scale: int, function: TableFunction, real: torch.Tensor) -> torch.Tensor:

@@ -30,7 +30,6 @@ from mpcformer.modeling.families.distances import distance_buckets
 from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, shapes_of, shift, split
-from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.gemm import ShortMatrix
 from mpcformer.ring.packing import unpack
@@ -190,7 +189,7 @@ class PrivateBert:
             return mean
         opened, tensors = self._apply("pooler", self._x)
         self.watch.lap("linear")
-        y = Evaluation(head.function, tensors[0], party.rank).evaluate(party, opened[0])
+        y = head.function.evaluation(tensors[0], party.rank).evaluate(party, opened[0])
         if head.table is not None:
             lookup = self._check.lookup(head.table, y.numel())
             arguments = party.open(lookup.halves(y.reshape(-1)))
@@ -264,5 +263,5 @@ class PrivateBert:
         if activation.function is None:
             inner = Opened(party, Mask(tensors, activation.bits, "square", activation.lift), c)
             return inner.square(activation.offset, activation.result_shift)
-        result = Evaluation(activation.function, tensors, party.rank).evaluate(party, c)
+        result = activation.function.evaluation(tensors, party.rank).evaluate(party, c)
         return shift(result, activation.result_shift, party.rank)

@@ -22,7 +22,7 @@ from mpcformer.engines.lift.scales.rows import (
     row_function,
     score_lift,
     score_numerators,
-    softmax_base,
+    softmax_exponential,
     softmax_functions,
 )
 from mpcformer.engines.lift.weights import TABLE_BITS, attention_parts, weight_shapes
@@ -67,7 +67,7 @@ class BatchCost:
         head, n_batch, hidden = self._scales.head, self._shape.batch_size, self._config.hidden_size
         if head.function is None:
             return NOTHING
-        cost = self._maps(["pooler"], n_batch) + piecewise.cost(head.function, (n_batch, hidden), ahead=True)
+        cost = self._maps(["pooler"], n_batch) + head.function.cost((n_batch, hidden), ahead=True)
         return cost if head.table is None else cost + table.cost(head.table, n_batch * hidden)
 
     def _setup(self) -> ProtocolCost:
@@ -147,10 +147,9 @@ class BatchCost:
             scores, attended: shapes (B, A, Q, L) and (B, A, Q, D).
             context: the cost of the numerators' product with the values.
         """
-        rings, n_rows = self._rings, math.prod(scores[:-1])
-        lifted_context = lifted.cost("plain", attended, rings.context_bits)
+        rings, n_rows = layer.rings, math.prod(scores[:-1])
         if layer.squarings:
-            return self._powers(layer, scores, n_rows) + context + lifted_context
+            return self._powers(layer, scores, n_rows) + self._divided(layer, n_rows, attended, context)
         kind = score_numerators(softmax_form(self._config.softmax), layer.score_shift)
         if isinstance(kind, SquaredScores):
             cost = lifted.cost("square", scores, rings.score_bits, score_lift(layer, self._log_keys))
@@ -158,22 +157,28 @@ class BatchCost:
             cost = piecewise.cost(kind, scores)
         if not layer.divided:
             self._guarded.append((n_rows, row_bits(layer, self._log_keys)))
-            return cost + context + lifted_context
-        function = row_function(layer, self._log_keys)
-        self._guarded.append((n_rows, guard_bits(function.guard_bits, score_lift(layer, self._log_keys))))
+            return cost + context + lifted.cost("plain", attended, rings.context_bits)
+        return cost + self._divided(layer, n_rows, attended, context)
+
+    def _divided(
+        self, layer: LayerScales, n_rows: int, attended: tuple[int, ...], context: ProtocolCost
+    ) -> ProtocolCost:
+        """Return the cost of the numerators' product with the values, and of the division of its rows."""
+        rings, function = layer.rings, row_function(layer, self._log_keys)
+        if function.guard is not None:
+            self._guarded.append((n_rows, guard_bits(function.guard_bits, score_lift(layer, self._log_keys))))
         divided = lifted.cost("scale", attended, rings.context_bits, rings.context_lift)
-        divided = divided | lifted.factor_cost(attended)
-        return cost + (context | table.cost(function, n_rows)) + divided
+        return (context | table.cost(function, n_rows)) + (divided | lifted.factor_cost(attended))
 
     def _powers(self, layer: LayerScales, scores: tuple[int, ...], n_rows: int) -> ProtocolCost:
-        """Return the cost of the exact softmax, which squares and divides its rows repeatedly."""
-        first, middle, last = softmax_functions(layer, self._log_keys)
-        square, scale = (lifted.cost(use, scores, fp.POWER_BITS) for use in ("square", "scale"))
-        cost = piecewise.cost(softmax_base(layer)[1], scores) + square + square
-        functions = [first, *[middle] * (layer.squarings - 3), last]
-        for n, function in enumerate(functions):
-            again = square if n else NOTHING
-            cost = cost + again + (scale | table.cost(function, n_rows)) + lifted.factor_cost(scores)
+        """Return the cost of the exact softmax's exponential, and of the divisions and squares that follow it."""
+        first, middle = softmax_functions(layer, self._log_keys)
+        scale = lifted.cost("scale", scores, fp.POWER_BITS)
+        cost = softmax_exponential(layer).cost(scores)
+        for step in range(layer.squarings):
+            bits = fp.LAST_POWER_BITS if step == layer.squarings - 1 else fp.POWER_BITS
+            divided = (scale | table.cost(middle if step else first, n_rows)) + lifted.factor_cost(scores)
+            cost = cost + divided + lifted.cost("square", scores, bits)
         return cost
 
     def _activation(self, rows: int) -> ProtocolCost:
@@ -181,7 +186,7 @@ class BatchCost:
         shape, activation = (rows, self._config.intermediate_size), self._scales.activation
         if activation.function is None:
             return lifted.cost("square", shape, activation.bits, activation.lift, ahead=True)
-        return piecewise.cost(activation.function, shape, ahead=True)
+        return activation.function.cost(shape, ahead=True)
 
     def _reveal(self) -> ProtocolCost:
         """Return the cost of the zero test and the classifier, which share messages."""

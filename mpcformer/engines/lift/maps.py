@@ -19,7 +19,6 @@ from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
 from mpcformer.protocols.party import MODEL_OWNER, Half, HalfShape, shapes_of, shift
-from mpcformer.protocols.piecewise import Evaluation
 
 Tensors = list[list[torch.Tensor]]
 Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
@@ -101,7 +100,7 @@ class Maps:
 
             def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
                 share = shift(z[0], product - self._constants.head.argument_scale, self._rank)
-                return [Evaluation(function, t[0], self._rank).half(share)]
+                return [function.evaluation(t[0], self._rank).half(share)]
 
             return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
         index = int(name.split(".")[1])
@@ -203,4 +202,4 @@ class Maps:
         inner = shift(z[0], product - activation.scale, rank)
         if activation.function is None:
             return [Mask(tensors[0], activation.bits, "square", activation.lift).half(inner, rank)]
-        return [Evaluation(activation.function, tensors[0], rank).half(inner)]
+        return [activation.function.evaluation(tensors[0], rank).half(inner)]

@@ -6,7 +6,7 @@ between two openings fit: see docs/architecture.md for the sums. A model's `Ring
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mpcformer.correlations.lifted import FACTOR_EXTRA_BITS
 from mpcformer.modeling.precision import COMPACT
@@ -26,9 +26,10 @@ POOLED_SCALE = 14
 # The scale of what the tables of tanh give.
 TABLE_SCALE = POOLED_SCALE + FACTOR_EXTRA_BITS
 EMBEDDING_BITS = 32
-# Softmax: the base and its square, and a row of mean one; then the reciprocals that follow its squarings.
-BASE_SCALE, FOURTH_SCALE, POWER_SCALE, POWER_BITS = 26, 20, 20, 32
-DIVISOR_SCALE, LAST_DIVISOR_SCALE = 20, 18
+# Softmax: the exponential as it is opened; numbers of a row before a division and after; the reciprocals; and the ring
+# of a row before its last squaring.
+EXPONENTIAL_SCALE, POWER_SCALE, POWER_BITS = 19, 20, 32
+DIVISOR_SCALE, LAST_POWER_BITS = 20, 24
 # A number that a guard looks at has so many bits less than its ring; see `tables.table`.
 GUARD_ROOM = 9
 # Tables (1 percent), the rounding of LayerNorm's factors and truncations may make a bound that follows from rows of
@@ -199,6 +200,8 @@ WIDE = Rings(
     attention=_STREAM,
     output=_STREAM,
 )
+# Rows of squares of powers of e are far smaller where attention is spread evenly than where one key has all of it.
+EXPONENTIAL = replace(WIDE, numerator_scale=28, context_scale=25, context_bits=32)
 # Scales of the compact rings, which the widths below follow from.
 _ROW, _STREAM_SCALE, _GAIN = 12, 12, 12
 _ATTENDED, _OUTPUT_WEIGHT = 11, 9
@@ -293,6 +296,11 @@ def key_correction(n_keys: int, log_keys: int) -> int:
 def mean_scale(sum_scale: int, log_keys: int) -> int:
     """Return the scale of the mean that a sum at `sum_scale` becomes when it is multiplied by `key_factor`."""
     return sum_scale + log_keys + KEY_FACTOR_BITS
+
+
+def last_power_scale(log_keys: int) -> int:
+    """Return the scale of a row of mean one before its last squaring: the sum of its squares then fits the ring."""
+    return 20 - log_keys
 
 
 def square_scale(log_keys: int) -> int:

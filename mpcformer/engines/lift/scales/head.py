@@ -4,15 +4,15 @@ import math
 from dataclasses import dataclass, replace
 
 from mpcformer.approximations import gelu_form
-from mpcformer.approximations.forms import LIFT, LiftPieces
+from mpcformer.approximations.forms import LIFT, LiftPieces, LiftWindow
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.elementwise import Elementwise, argument_scale, elementwise, result_scale
 from mpcformer.engines.lift.scales.fixed_point import Rings
 from mpcformer.engines.lift.scales.tables import table
 from mpcformer.errors import RangeError
 from mpcformer.modeling.description import ModelDescription
 from mpcformer.protocols import piecewise
-from mpcformer.protocols.piecewise import Piece
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.packing import WORD, packing_width
 
@@ -41,7 +41,7 @@ class HeadScales:
     row_scale: int
     weight_scale: int
     argument_scale: int = 0
-    function: piecewise.PiecewiseFunction | None = None
+    function: Elementwise | None = None
     table: TableFunction | None = None
     log_positions: int = 0
 
@@ -99,13 +99,13 @@ def head_scales(config: ModelDescription, rings: Rings) -> HeadScales:
         return HeadScales(*_classifier(fp.TABLE_SCALE), fp.TANH_SCALE, function=clamp, table=tanh)
     form = gelu_form(config.head_activation)
     realisation = form.on(LIFT)
-    if not isinstance(realisation, LiftPieces):
+    if not isinstance(realisation, LiftPieces | LiftWindow):
         raise form.refused(LIFT)
-    pieces = tuple(Piece(thresholds, coefficients) for thresholds, coefficients in realisation.pieces)
+    scale = argument_scale(realisation)
     # What the dense layer's product has left when it is shifted to the argument's scale.
-    left = rings.input_bits - (rings.input_scale + rings.pooler_weight_scale - realisation.scale)
-    function = piecewise.PiecewiseFunction(min(realisation.bits, left // 4 * 4), pieces)
-    return HeadScales(*_classifier(realisation.result_scale), realisation.scale, function=function)
+    left = rings.input_bits - (rings.input_scale + rings.pooler_weight_scale - scale)
+    function = elementwise(realisation, min(realisation.bits, left // 4 * 4))
+    return HeadScales(*_classifier(result_scale(realisation)), scale, function=function)
 
 
 def _classifier(row_scale: int, most_bits: int = WORD, wire_bits: int = LOGIT_WIRE_BITS) -> tuple[int, int, int]:

@@ -5,9 +5,17 @@ import json
 from dataclasses import asdict, dataclass
 
 from mpcformer.approximations import gelu_form
-from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, ShiftedSquare
+from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, LiftWindow, ShiftedSquare
 from mpcformer.engines.calibrated import CalibratedRanges
 from mpcformer.engines.lift.scales import fixed_point as fp
+from mpcformer.engines.lift.scales.elementwise import (
+    Elementwise,
+    argument_scale,
+    elementwise,
+    largest_result,
+    lift_bits,
+)
+from mpcformer.engines.lift.scales.elementwise import result_scale as scale_of_result
 from mpcformer.engines.lift.scales.fixed_point import Rings
 from mpcformer.engines.lift.scales.head import HeadScales, head_scales
 from mpcformer.engines.lift.scales.norms import (
@@ -22,8 +30,6 @@ from mpcformer.engines.lift.scales.rows import LayerScales, layer_scales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.description import NORM_PARTS, ModelDescription
 from mpcformer.modeling.precision import WIDE
-from mpcformer.protocols import piecewise
-from mpcformer.protocols.piecewise import Piece
 from mpcformer.ring.packing import WORD
 
 # The squares of longer rows would take rings of more than 64 bits.
@@ -49,7 +55,7 @@ class Activation:
     bits: int
     result_shift: int
     weight_scale: int
-    function: piecewise.PiecewiseFunction | None
+    function: Elementwise | None
     offset: int = 0
     factor: float = 1.0
     addend: float = 0.0
@@ -160,14 +166,10 @@ def activation(form: GeluForm, rings: Rings = fp.WIDE) -> Activation:
         offset, result_scale = round(square.shift * 2.0**scale), 2 * scale
         largest = ((1 << (bits - 2)) + offset) ** 2
         folded = offset, square.factor, square.offset
-    elif isinstance(realisation, LiftPieces):
-        result_scale = realisation.result_scale
-        scale, bits, down = realisation.scale, realisation.bits, realisation.result_shift
-        pieces = tuple(Piece(thresholds, coefficients) for thresholds, coefficients in realisation.pieces)
-        function = piecewise.PiecewiseFunction(bits, pieces)
-        # All pieces might count at once.
-        terms = (term for piece in pieces for term in enumerate(piece.coefficients))
-        largest = sum(abs(coefficient) << (power * (bits - 2)) for power, coefficient in terms)
+    elif isinstance(realisation, LiftPieces | LiftWindow):
+        scale, bits, down = argument_scale(realisation), realisation.bits, realisation.result_shift
+        function = elementwise(realisation, bits, rings.outer_bits + down)
+        result_scale, largest, lift = scale_of_result(realisation), largest_result(function), lift_bits(function)
         folded = 0, 1.0, 0.0
     else:
         raise form.refused(LIFT)

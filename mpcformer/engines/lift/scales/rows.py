@@ -28,6 +28,7 @@ from mpcformer.modeling.ranges import SCORE_REACH
 from mpcformer.protocols import piecewise
 from mpcformer.protocols.piecewise import Piece
 from mpcformer.protocols.table import TableFunction
+from mpcformer.protocols.window import ExponentialFunction
 
 RECIPROCAL_WIDTH = 0.33
 # A row that is squared again need not be divided exactly; its mean is within MEAN_SLACK of one.
@@ -42,6 +43,8 @@ LEAST_MEAN, MOST_MEAN = 0.875, 1.125
 # Scores that are shifted further keep too few of their 14 fraction bits.
 MAX_SCORE_SHIFT = 6
 MAX_ROW_EXPONENT, MAX_CONST_EXPONENT = 5, 4
+# The part of a ring's range that a window may take: its bins end a little before it.
+MAX_WINDOW = 0.96875
 
 
 @dataclass(frozen=True)
@@ -202,15 +205,15 @@ def _constant(name: str, norms: list[Norm], bounds: CalibratedRanges, rows: Cons
 
 def _exponential(name: str, norms: list[Norm], bounds: CalibratedRanges) -> LayerScales:
     bound = score_bound(*calibrated(bounds, f"{name}.{ExponentialRows.needs}"))
-    n = squarings(bound)
-    if n > WIDE.score_bits - 2 - WIDE.score_scale:
+    score_shift = _score_room(name, bounds, WIDE)
+    limit = math.floor(bound * 2.0 ** (WIDE.score_scale - score_shift))
+    if limit > MAX_WINDOW * 2.0 ** (WIDE.score_bits - 2):
         raise RangeError(
             f"calibrated range {name}.scores reaches {bound / SCORE_MARGIN:.3g}: too far",
             "distil the student again, or use --engine crypten",
         )
-    score_shift = _score_room(name, bounds, WIDE)
-    limit = math.floor(bound * 2.0 ** (WIDE.score_scale - score_shift))
-    return LayerScales(score_shift, 0, 0.0, norms[0], norms[1], squarings=n, score_limit=limit)
+    n = squarings(bound)
+    return LayerScales(score_shift, 0, 0.0, norms[0], norms[1], squarings=n, score_limit=limit, rings=fp.EXPONENTIAL)
 
 
 def _score_room(name: str, bounds: CalibratedRanges, rings: Rings) -> int:
@@ -236,7 +239,11 @@ def row_bits(layer: LayerScales, log_keys: int) -> int:
         RangeError: so many keys and so wide a range that the numerators' product with the values leaves its ring.
     """
     rings = layer.rings
-    bits = fp.mean_scale(2 * rings.score_scale, log_keys) + layer.row_exponent
+    if layer.squarings:
+        # A mean of squares is at most that of a row which has all its sum at one key.
+        bits = fp.mean_scale(2 * fp.last_power_scale(log_keys), log_keys) + log_keys + 1
+    else:
+        bits = fp.mean_scale(2 * rings.score_scale, log_keys) + layer.row_exponent
     numerators = rings.score_lift(bits, log_keys) - (bits - rings.numerator_scale)
     if numerators - (rings.numerator_scale + rings.value_scale - layer.context_scale) < rings.context_bits:
         raise RangeError(
@@ -253,14 +260,19 @@ def row_function(layer: LayerScales, log_keys: int) -> TableFunction:
         RangeError: as `row_bits`.
     """
     bits = row_bits(layer, log_keys)
+    low, high = layer.row_low, 1.0
+    if layer.squarings:
+        # A clamped row cannot leave the range, so it needs no guard.
+        low, high = (end * 0.5 ** (log_keys + 1) for end in _square_means(log_keys))
     return table(
         "reciprocal",
-        layer.row_low,
-        1.0,
+        low,
+        high,
         2.0**-bits,
         fp.ROW_SCALE,
         RECIPROCAL_WIDTH,
         max_log_bins=MAX_ROW_LOG_BINS,
+        guarded=not layer.squarings,
         ring=layer.rings.score_lift(bits, log_keys),
     )
 
@@ -270,33 +282,37 @@ def score_lift(layer: LayerScales, log_keys: int) -> int:
     return layer.rings.score_lift(row_bits(layer, log_keys), log_keys)
 
 
-def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction, TableFunction, TableFunction]:
-    """Return tables of 1 / mean of a row: of fourth powers of the base, of squares, and of the last squares.
+def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction, TableFunction]:
+    """Return coarse tables of 1 / mean of a row: of powers of e, and of squares, which are both squared again.
 
-    Only the last table is exact. The argument is the sum of the numbers at 2 POWER_SCALE times key_factor(n). A clamped
-    row cannot leave the range.
+    The argument is the sum of the numbers at 2 POWER_SCALE times key_factor(n). A clamped row cannot leave the range.
     """
     unit = 2.0 ** -fp.mean_scale(2 * fp.POWER_SCALE, log_keys)
     y = layer.score_limit * 2.0 ** (layer.score_shift - WIDE.score_scale - layer.squarings)
     # A coarse table is good from twice its low end on.
-    low, high = (((1 + end) ** 2 + 1) ** 4 for end in (-y, y))
-    squares = 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
+    powers = 0.4 * math.exp(-y), MOST_MEAN * math.exp(y)
 
-    def reciprocal(low: float, high: float, scale: int, width: float) -> TableFunction:
-        return table("reciprocal", low, high, unit, scale, width, max_log_bins=MAX_ROW_LOG_BINS, guarded=False)
+    def reciprocal(low: float, high: float) -> TableFunction:
+        return table(
+            "reciprocal",
+            low,
+            high,
+            unit,
+            fp.DIVISOR_SCALE,
+            COARSE_WIDTH,
+            max_log_bins=MAX_ROW_LOG_BINS,
+            guarded=False,
+        )
 
-    return (
-        reciprocal(0.4 * low, 1.125 * high, fp.DIVISOR_SCALE, COARSE_WIDTH),
-        reciprocal(*squares, fp.DIVISOR_SCALE, COARSE_WIDTH),
-        reciprocal(*squares, fp.LAST_DIVISOR_SCALE, RECIPROCAL_WIDTH),
-    )
+    return reciprocal(*powers), reciprocal(*_square_means(log_keys))
 
 
-def softmax_base(layer: LayerScales) -> tuple[int, piecewise.PiecewiseFunction]:
-    """Return the base (1 + y)^2 + 1 of the clamped y = score / 2^n as a function of the score, and its scale."""
+def _square_means(log_keys: int) -> tuple[float, float]:
+    """Return the least and the largest mean of the squares of a row whose mean is within MEAN_SLACK of one."""
+    return 1 / MEAN_SLACK**2, MEAN_SLACK**2 * 2.0**log_keys
+
+
+def softmax_exponential(layer: LayerScales) -> ExponentialFunction:
+    """Return exp(score / 2^squarings) of the clamped score."""
     scale = WIDE.score_scale - layer.score_shift + layer.squarings
-    limit, one = layer.score_limit, 1 << scale
-    low, high = ((one + end) ** 2 + one**2 for end in (-limit, limit))
-    inside = Piece((-limit, limit), (2 * one**2, 2 * one, 1))
-    outside = Piece((limit,), (high,)), Piece((-limit,), (-low,))
-    return 2 * scale, piecewise.PiecewiseFunction(WIDE.score_bits, (inside, *outside), low)
+    return ExponentialFunction(WIDE.score_bits, layer.score_limit, scale, fp.EXPONENTIAL_SCALE)
