@@ -21,6 +21,7 @@ from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.comparison import Borrow
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
+from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WIDTHS, WORD, packing_width, reduce
 from mpcformer.ring.random import Stream
 
@@ -141,10 +142,16 @@ def _powers(step: int, size: int, scale: int) -> torch.Tensor:
 
 def power(low: torch.Tensor, spec: WindowSpec, sign: int) -> torch.Tensor:
     """Return exp(sign low / 2^exponent_scale) at POWER_SCALE, for the low parts of an exponential's values."""
-    part, size = 1 << PART_BITS, 1 << max(0, spec.bin_bits - PART_BITS)
-    product = _powers(sign, part, spec.exponent_scale)[low & (part - 1)]
-    product = product * _powers(sign * part, size, spec.exponent_scale)[low >> PART_BITS]
+    fine, coarse = power_tables(spec, sign)
+    product = fine[low & ((1 << PART_BITS) - 1)] * coarse[low >> PART_BITS]
     return (product + (1 << (POWER_SCALE - 1))) >> POWER_SCALE
+
+
+def power_tables(spec: WindowSpec, sign: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return exp(sign n / 2^exponent_scale) for the lowest PART_BITS of n, and for the others."""
+    part, size = 1 << PART_BITS, 1 << max(0, spec.bin_bits - PART_BITS)
+    scale = spec.exponent_scale
+    return _powers(sign, part, scale), _powers(sign * part, size, scale)
 
 
 class Window(Kind):
@@ -191,31 +198,46 @@ class Window(Kind):
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute each value minus, or XOR, rank 1's share of it."""
+        kernels = load()[0]
+        if kernels is None:
+            return correct_by_torch(request, share_0, share_1)
         spec = WindowSpec.of(request)
-        n_drawn = 3 + len(spec.opened_bits)
-        rest = share_1[n_drawn:]
-        total = share_0[0] + share_1[0]
-        r, input_masks, bit_masks = reduce(total, spec.bits), share_0[1] ^ share_1[1], share_0[2] ^ share_1[2]
-        opened = zip(share_0[3:n_drawn], share_1[3:n_drawn], spec.opened_bits, strict=True)
-        masks = [reduce(x + y, bits) for x, y, bits in opened]
-        top = r >> (spec.bits - 1)
-        (products,) = BORROW.products(input_masks, N_THRESHOLDS)
-        low = r & ((1 << spec.bin_bits) - 1)
-        place = (-(r >> spec.bin_bits)) & (N_BINS - 1)
-        bit, in_second = torch.bitwise_left_shift(torch.ones_like(place), place & 63), place >> 6
-        chosen = torch.stack([bit * (1 - in_second), bit * in_second])
-        flips = [BORROW.words(r, spec.bits) ^ rest[0], products ^ (top << TOP) ^ rest[1], chosen ^ rest[2]]
+        tables = {"mask_products": BORROW.mask_products}
+        if spec.function == EXPONENTIAL:
+            tables |= dict(zip(("fine", "coarse"), power_tables(spec, -1), strict=True))
+        numbers = {name: getattr(spec, name) for name in ("bits", "bin_bits", "down", "value_bits", "slope_bits")}
+        numbers |= {name: getattr(BORROW, name) for name in ("n_chunks", "n_inputs", "input_bits", "product_bits")}
+        numbers |= {"counted": int(spec.counted), "degree": spec.degree}
+        return kernels.windows.correct(share_0, share_1, tables, **numbers)
 
-        # The sum at rank 0 has the bin's numbers, and w is 1, where rank 1's share of the word lacks the bit.
-        w = 1 - 2 * (((rest[2] & chosen) != 0).any(0)).long()
-        inside, above = ((bit_masks >> which) & 1 for which in (INSIDE, ABOVE))
-        values = []
-        for q in (w, w * inside):
-            values += _exponential(q, low, masks, spec) if spec.function == EXPONENTIAL else _line(q, low, masks, spec)
-        values += [inside] * spec.counted + [above]
-        if spec.degree:
-            values += [r * above, top * above, total >> spec.bits, top]
-        return flips + [value - share for value, share in zip(values, rest[3:], strict=True)]
+
+def correct_by_torch(request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Do as `Window.correct` does, without the compiled functions."""
+    spec = WindowSpec.of(request)
+    n_drawn = 3 + len(spec.opened_bits)
+    rest = share_1[n_drawn:]
+    total = share_0[0] + share_1[0]
+    r, input_masks, bit_masks = reduce(total, spec.bits), share_0[1] ^ share_1[1], share_0[2] ^ share_1[2]
+    opened = zip(share_0[3:n_drawn], share_1[3:n_drawn], spec.opened_bits, strict=True)
+    masks = [reduce(x + y, bits) for x, y, bits in opened]
+    top = r >> (spec.bits - 1)
+    (products,) = BORROW.products(input_masks, N_THRESHOLDS)
+    low = r & ((1 << spec.bin_bits) - 1)
+    place = (-(r >> spec.bin_bits)) & (N_BINS - 1)
+    bit, in_second = torch.bitwise_left_shift(torch.ones_like(place), place & 63), place >> 6
+    chosen = torch.stack([bit * (1 - in_second), bit * in_second])
+    flips = [BORROW.words(r, spec.bits) ^ rest[0], products ^ (top << TOP) ^ rest[1], chosen ^ rest[2]]
+
+    # The sum at rank 0 has the bin's numbers, and w is 1, where rank 1's share of the word lacks the bit.
+    w = 1 - 2 * (((rest[2] & chosen) != 0).any(0)).long()
+    inside, above = ((bit_masks >> which) & 1 for which in (INSIDE, ABOVE))
+    values = []
+    for q in (w, w * inside):
+        values += _exponential(q, low, masks, spec) if spec.function == EXPONENTIAL else _line(q, low, masks, spec)
+    values += [inside] * spec.counted + [above]
+    if spec.degree:
+        values += [r * above, top * above, total >> spec.bits, top]
+    return flips + [value - share for value, share in zip(values, rest[3:], strict=True)]
 
 
 def _line(q: torch.Tensor, low: torch.Tensor, masks: list[torch.Tensor], spec: WindowSpec) -> list[torch.Tensor]:

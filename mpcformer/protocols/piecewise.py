@@ -122,7 +122,7 @@ class Evaluation:
         words, *rest = rest[n_lifted:]
         thresholds = function.thresholds
         n_products = len(BORROW.product_widths(len(thresholds)))
-        top = self._mask.tensors[2] & 1  # the last bit of an additive share is an XOR share
+        top = self._mask.tensors[2]  # the last bit of an additive share is an XOR share
         self._comparisons = Comparisons(
             BORROW, thresholds, function.bits, rank, input_masks, words, rest[:n_products], top
         )
@@ -143,7 +143,7 @@ class Evaluation:
         thresholds = function.thresholds
         for j, piece in enumerate(function.pieces):
             for t in piece.thresholds:
-                word ^= reached[thresholds.index(t)] << j
+                word ^= ((reached >> thresholds.index(t)) & 1) << j
         chosen = party.open_bits(word ^ self._bit_masks, CHOSEN_BITS)
         return self._combine(party, c, chosen)
 

@@ -34,11 +34,13 @@ from mpcformer.correlations.window import (
     TOP,
     WindowSpec,
     power,
+    power_tables,
 )
 from mpcformer.protocols.comparison import Comparisons
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, add_halves, shapes_of, shift, split
+from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WORD, packing_width
 
 INPUT_WIDTH = packing_width(N_THRESHOLDS * BORROW.input_bits)
@@ -109,6 +111,10 @@ class WindowFunction:
     @cached_property
     def _sums(self) -> tuple[torch.Tensor, torch.Tensor]:
         return _byte_sums(self.values), _byte_sums(self.slopes)
+
+    def tables(self) -> dict[str, torch.Tensor]:
+        """Return the sums of the bins' numbers for each byte of a word."""
+        return dict(zip(("values", "slopes"), self._sums, strict=True))
 
     def picked(self, words: tuple[torch.Tensor, torch.Tensor], low: torch.Tensor, rank: int) -> list[torch.Tensor]:
         """Return an owner's shares of A + B c_low, shifted down, and of B, both times w."""
@@ -210,6 +216,11 @@ class ExponentialFunction:
     def _sums(self) -> torch.Tensor:
         return _byte_sums(self.values)
 
+    def tables(self) -> dict[str, torch.Tensor]:
+        """Return the sums of the bins' numbers for each byte of a word, and the powers of parts of c_low."""
+        fine, coarse = power_tables(self.spec(()), 1)
+        return {"values": self._sums, "fine": fine, "coarse": coarse}
+
     def picked(self, words: tuple[torch.Tensor, torch.Tensor], low: torch.Tensor, rank: int) -> list[torch.Tensor]:
         """Return an owner's share of exp(A) exp(c_low), times w."""
         values = _picked(self._sums, words) * power(low, self.spec(()), 1)
@@ -254,10 +265,10 @@ class Evaluation:
         self._counted, dealt = (dealt[:1], dealt[1:]) if function.counted else ([], dealt)
         self._above, lifted = dealt[:3], dealt[3:]
         self._mask = Mask([r, *lifted], function.bits, "plain", function.lift)
-        self._comparisons = Comparisons(
-            BORROW, function.thresholds, function.bits, rank, input_masks, words, [products], (products >> TOP) & 1
+        self.comparisons = Comparisons(
+            BORROW, function.thresholds, function.bits, rank, input_masks, words, [products], products >> TOP
         )
-        self._chosen = torch.empty(0)
+        self.chosen = torch.empty(0)
 
     def half(self, share: torch.Tensor) -> Half:
         """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
@@ -265,27 +276,37 @@ class Evaluation:
 
     def evaluate(self, party: Party, c: torch.Tensor) -> torch.Tensor:
         """Compute [f(x)] over Z_2^T from the opened c."""
-        inputs, local = self._comparisons.inputs(c)
-        picked = zip(self._picked(c), self._masks, self._spec.opened_bits, strict=True)
+        inputs, local = self.comparisons.inputs(c)
+        picked = zip(self.picked(c), self._masks, self._spec.opened_bits, strict=True)
         halves = [(share + mask + party.only(0, 1 << (bits - 2)), bits) for share, mask, bits in picked]
         party.send([*halves, (inputs, INPUT_WIDTH)])
         shapes = shapes_of([*halves, (inputs, INPUT_WIDTH)])
         *theirs, (other_inputs, _) = split(party.receive(shapes), shapes)
         opened = (inputs & ((1 << INPUT_WIDTH) - 1)) ^ other_inputs
-        reached_low, reached_high = self._comparisons.reached(opened, local)
-        bits = ((reached_low ^ reached_high) << INSIDE) | (reached_high << ABOVE)
-        self._chosen = party.open_bits(bits ^ self._bit_masks, CHOSEN_BITS)
-        return self._combine(party, c, add_halves(halves, theirs))
+        reached = self.comparisons.reached(opened, local)
+        # A value is inside if it reaches the low end and not the high one, whose bit is that of what is above.
+        bits = ((reached ^ (reached >> 1)) & (1 << INSIDE)) | (reached & (1 << ABOVE))
+        self.chosen = party.open_bits(bits ^ self._bit_masks, CHOSEN_BITS)
+        return self.combined(party, c, add_halves(halves, theirs))
 
     def inside(self, party: Party) -> torch.Tensor:
         """Return [whether x is in the window] over Z_2^T, as a number; after `evaluate`, if it is counted. Local."""
         if not self._counted:
             raise ValueError("a function that is not counted does not tell what is in its window")
-        o = (self._chosen >> INSIDE) & 1
+        o = (self.chosen >> INSIDE) & 1
         return party.only(0, o) + (1 - 2 * o) * self._counted[0]
 
-    def _picked(self, c: torch.Tensor) -> list[torch.Tensor]:
+    def picked(self, c: torch.Tensor) -> list[torch.Tensor]:
         """Return this owner's shares of the bin's numbers, times w."""
+        spec = self._spec
+        kernels = load()[0] if c.device.type == "cpu" else None
+        if kernels is not None:
+            numbers = {"bits": spec.bits, "log_width": spec.log_width, "bin_bits": spec.bin_bits, "down": spec.down}
+            return kernels.windows.pick(c, self._word, self._function.tables(), rank=self._rank, **numbers)
+        return self.picked_by_torch(c)
+
+    def picked_by_torch(self, c: torch.Tensor) -> list[torch.Tensor]:
+        """Do as `picked` does, without the compiled functions."""
         spec = self._spec
         turned = (c - (1 << (spec.bits - 2)) + (1 << (spec.log_width - 1))) & ((1 << spec.log_width) - 1)
         low, turn = turned & ((1 << spec.bin_bits) - 1), turned >> spec.bin_bits
@@ -293,8 +314,25 @@ class Evaluation:
             return [low] * len(spec.opened_bits)
         return self._function.picked(_rotated(self._word[0], self._word[1], turn), low, self._rank)
 
-    def _combine(self, party: Party, c: torch.Tensor, opened: list[torch.Tensor]) -> torch.Tensor:
+    def combined(self, party: Party, c: torch.Tensor, opened: list[torch.Tensor]) -> torch.Tensor:
         """Add up the pieces. With the opened bit o and its mask s, a piece counts o + (1 - 2 o) s times."""
+        kernels = load()[0] if c.device.type == "cpu" else None
+        if kernels is None:
+            return self.combined_by_torch(party, c, opened)
+        function, spec = self._function, self._spec
+        constant, *factor = function.above
+        arrays = {"c": c, "r": self._mask.tensors[0], "chosen": self.chosen}
+        arrays |= dict(zip(("value", "slope"), opened, strict=False))
+        arrays |= dict(zip(("above", "r_above", "top_above"), self._above, strict=False))
+        arrays |= dict(zip(("carry", "top"), self._mask.tensors[1:], strict=False))
+        if function.function == EXPONENTIAL:
+            arrays["counted"] = self._counted[0]
+        numbers = {"bits": spec.bits, "down": spec.down, "value_bits": spec.value_bits, "slope_bits": spec.slope_bits}
+        numbers |= {"below": function.below, "constant": constant, "factor": factor[0] if factor else 0}
+        return kernels.windows.sum(self._products, arrays, rank=self._rank, **numbers)
+
+    def combined_by_torch(self, party: Party, c: torch.Tensor, opened: list[torch.Tensor]) -> torch.Tensor:
+        """Do as `combined` does, without the compiled functions."""
         function, spec = self._function, self._spec
         wraps = [1 - (number >> (bits - 1)) for number, bits in zip(opened, spec.opened_bits, strict=True)]
         value, *slope = (number - (1 << (bits - 2)) for number, bits in zip(opened, spec.opened_bits, strict=True))
@@ -306,12 +344,12 @@ class Evaluation:
                 found = found - slope[0] * sloped[0] - ((wraps[1] * sloped[1]) << spec.slope_bits)
             return found
 
-        o = (self._chosen >> INSIDE) & 1
+        o = (self.chosen >> INSIDE) & 1
         always, masked = self._products
         total = o * inner(always) + (1 - 2 * o) * inner(masked) + party.only(0, function.below)
         if function.function == EXPONENTIAL:
             total = total - function.below * self.inside(party)
-        o = (self._chosen >> ABOVE) & 1
+        o = (self.chosen >> ABOVE) & 1
         constant, *factor = function.above
         s, *r_s = self._above
         if factor:

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from mpcformer.ring.random import BLOCK_WORDS, block_hash, hash_key
+from mpcformer.ring.windows import WindowKernels
 
 SWITCH = "MPCFORMER_KERNELS"
 OFF = f"{SWITCH} is off"
@@ -80,6 +81,7 @@ class Kernels:
         self._expand.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 6]
         self._expand.restype = None
         self.has_aes = bool(library.mpcformer_kernels_has_aes())
+        self.windows = WindowKernels(library)
 
     @property
     def name(self) -> str:

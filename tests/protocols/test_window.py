@@ -11,11 +11,15 @@ from hypothesis import strategies as st
 from mpcformer.approximations import GELU_FORMS, piecewise_gelu
 from mpcformer.approximations.gelu_exact import GELU_ERROR, LINES
 from mpcformer.correlations import Request, validate
-from mpcformer.correlations.window import BORROW, N_BINS, power
+from mpcformer.correlations.kinds import KINDS
+from mpcformer.correlations.window import BORROW, N_BINS, correct_by_torch, power
 from mpcformer.engines.lift.scales.model import activation
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.window import ExponentialFunction, WindowFunction, _rotated
+from mpcformer.ring.kernels import load
+from mpcformer.ring.packing import reduce
+from mpcformer.ring.random import Stream
 from tests.pair import integers, run_protocol, share
 
 GELU = activation(GELU_FORMS["gelu"])
@@ -119,6 +123,42 @@ def test_exponentials_are_exact_and_clamped(bits: int, limit: int, exponent_scal
     assert bool((error <= allowed + 3 * 2.0**-function.value_scale).all())
     assert bool((inside[(x >= -limit) & (x < limit - early)] == 1).all())
     assert bool((inside[(x < -limit - early) | (x >= limit)] == 0).all())
+
+
+@pytest.mark.skipif(load()[0] is None, reason=f"no compiled functions here: {load()[1]}")
+@settings(max_examples=60, deadline=None)
+@given(
+    st.sampled_from(["lines", "line above", "exponential"]),
+    st.sampled_from([20, 24, 28]),
+    st.lists(st.integers(1, 9), min_size=1, max_size=2),
+    st.integers(0, 1),
+    st.integers(0, 2**32),
+)
+def test_compiled_functions_give_the_bits_of_torch(
+    kind: str, bits: int, shape: list[int], rank: int, seed: int
+) -> None:
+    stream = Stream(seed.to_bytes(16, "little"))
+    values, slopes = (tuple(int(v) >> by for v in stream.int64((N_BINS,)).tolist()) for by in (45, 56))
+    above = (-77, 33) if kind == "line above" else (12345,)
+    function: WindowFunction | ExponentialFunction = WindowFunction(
+        bits, 52, 13, values, slopes, above, below=-4321, down=3, counted=kind == "lines"
+    )
+    if kind == "exponential":
+        function = ExponentialFunction(bits, 3 << 10, 11, 19)
+    request = function.request(shape)
+    draws = [KINDS["window"].draw(request, stream, rank) for rank in (0, 1)]
+    corrections = correct_by_torch(request, *draws)
+    assert all(map(torch.equal, KINDS["window"].correct(request, *draws), corrections))
+    evaluation = function.evaluation(draws[0] + corrections if rank == 0 else draws[1], rank)
+    c, opened = (reduce(stream.int64(shape), width) for width in (bits, 8))
+    comparisons, party = evaluation.comparisons, Party(rank, None, None)  # type: ignore[arg-type]
+    inputs, local = comparisons.inputs(c)
+    assert all(map(torch.equal, (inputs, local), comparisons.inputs_by_torch(c)))
+    assert torch.equal(comparisons.reached(opened, local), comparisons.reached_by_torch(opened, local))
+    assert all(map(torch.equal, evaluation.picked(c), evaluation.picked_by_torch(c)))
+    evaluation.chosen = reduce(stream.int64(shape), 2)
+    numbers = [reduce(stream.int64(shape), width) for width in function.spec(shape).opened_bits]
+    assert torch.equal(evaluation.combined(party, c, numbers), evaluation.combined_by_torch(party, c, numbers))
 
 
 @pytest.mark.parametrize("sign", [-1, 1])
