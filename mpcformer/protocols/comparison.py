@@ -17,7 +17,7 @@ from mpcformer.correlations.comparison import CHUNK_BITS, CHUNK_SIZE, Borrow
 from mpcformer.ring.kernels import load
 
 
-@dataclass
+@dataclass(repr=False)
 class Comparisons:
     """This owner's part of the comparisons of one value with its thresholds.
 

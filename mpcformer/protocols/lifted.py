@@ -55,7 +55,7 @@ def factor_cost(shape: tuple[int, ...]) -> ProtocolCost:
     return opening(((*shape[:-1], 1), WORD))
 
 
-@dataclass
+@dataclass(repr=False)
 class Mask:
     """A lifted mask before its opening.
 

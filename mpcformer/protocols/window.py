@@ -11,11 +11,12 @@ and what the dealer shared takes w away again:
 - an exponential exp(A + y): the owners open exp(A) exp(c_low), and the dealer shared products with exp(-r_low).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from functools import cached_property
-from typing import ClassVar
+from typing import Any
 
 import torch
 
@@ -50,8 +51,58 @@ CHOSEN_BITS = 4
 BYTE = 256
 
 
+class Windowed(ABC):
+    """A function with a window: what lines and exponentials have in common.
+
+    Attributes:
+        function: LINES or EXPONENTIAL.
+        bits: the width k of the ring in which the value is opened.
+        lift: the width T of the ring of the result.
+        counted: whether `Evaluation.inside` is wanted.
+        below: the result below the window.
+        above: what is added to it above the window: a constant and, for a line with a slope, the coefficient of x.
+    """
+
+    function: str
+    bits: int
+    lift: int
+    counted: bool
+    # A field or a property.
+    below: Any
+    above: Any
+
+    @property
+    @abstractmethod
+    def thresholds(self) -> list[int]:
+        """The window's ends, as integers at the scale of the value."""
+
+    @abstractmethod
+    def spec(self, shape: Sequence[int]) -> WindowSpec:
+        """Return what the dealer must know, for values of `shape`."""
+
+    @abstractmethod
+    def tables(self) -> dict[str, torch.Tensor]:
+        """Return the sums of the bins' numbers for each byte of a word, and what else is looked up."""
+
+    @abstractmethod
+    def picked(self, words: tuple[torch.Tensor, torch.Tensor], low: torch.Tensor, rank: int) -> list[torch.Tensor]:
+        """Return an owner's shares of the bin's numbers, times w, from its share of the turned word and from c_low."""
+
+    def request(self, shape: Sequence[int]) -> Request:
+        """Return the request for values of `shape`."""
+        return self.spec(shape).request()
+
+    def evaluation(self, tensors: list[torch.Tensor], rank: int) -> "Evaluation":
+        """Return the evaluation of this function with an owner's part of the correlation."""
+        return Evaluation(self, tensors, rank)
+
+    def cost(self, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
+        """Return what the function `cost` of this module returns."""
+        return cost(self, shape, ahead=ahead)
+
+
 @dataclass(frozen=True)
-class WindowFunction:
+class WindowFunction(Windowed):
     """A function of a value below 2^(bits - 2), by lines.
 
     Args:
@@ -65,7 +116,7 @@ class WindowFunction:
         counted: whether `Evaluation.inside` is wanted.
     """
 
-    function: ClassVar[str] = LINES
+    function: str = field(default=LINES, init=False)
 
     bits: int
     lift: int
@@ -96,18 +147,6 @@ class WindowFunction:
         opened = self.log_width, value_bits, slope_bits, self.down, 0
         return WindowSpec(LINES, tuple(shape), self.bits, self.lift, *opened, len(self.above) - 1, self.counted)
 
-    def request(self, shape: Sequence[int]) -> Request:
-        """Return the request for values of `shape`."""
-        return self.spec(shape).request()
-
-    def evaluation(self, tensors: list[torch.Tensor], rank: int) -> "Evaluation":
-        """Return the evaluation of this function with an owner's part of the correlation."""
-        return Evaluation(self, tensors, rank)
-
-    def cost(self, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
-        """Return what the function `cost` of this module returns."""
-        return cost(self, shape, ahead=ahead)
-
     @cached_property
     def _sums(self) -> tuple[torch.Tensor, torch.Tensor]:
         return _byte_sums(self.values), _byte_sums(self.slopes)
@@ -124,7 +163,7 @@ class WindowFunction:
 
 
 @dataclass(frozen=True)
-class ExponentialFunction:
+class ExponentialFunction(Windowed):
     """The function exp(x / 2^exponent_scale) of x between -limit and limit, and its ends' values beyond. T is 64.
 
     Args:
@@ -132,13 +171,11 @@ class ExponentialFunction:
         limit: an integer at the scale of x.
         exponent_scale: the fraction bits of the exponent.
         value_scale: the fraction bits that the opened number has; the result has POWER_SCALE more.
-        counted: whether `Evaluation.inside` is wanted; it is needed for the value below the window.
     """
 
-    function: ClassVar[str] = EXPONENTIAL
-    lift: ClassVar[int] = WORD
-    counted: ClassVar[bool] = True
-    down: ClassVar[int] = 0
+    function: str = field(default=EXPONENTIAL, init=False)
+    lift: int = field(default=WORD, init=False)
+    counted: bool = field(default=True, init=False)
 
     bits: int
     limit: int
@@ -200,18 +237,6 @@ class ExponentialFunction:
         opened = self.log_width, packing_width(largest.bit_length() + 2), 0, 0, self.exponent_scale
         return WindowSpec(EXPONENTIAL, tuple(shape), self.bits, WORD, *opened, 0, self.counted)
 
-    def request(self, shape: Sequence[int]) -> Request:
-        """Return the request for values of `shape`."""
-        return self.spec(shape).request()
-
-    def evaluation(self, tensors: list[torch.Tensor], rank: int) -> "Evaluation":
-        """Return the evaluation of this function with an owner's part of the correlation."""
-        return Evaluation(self, tensors, rank)
-
-    def cost(self, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
-        """Return what the function `cost` of this module returns."""
-        return cost(self, shape, ahead=ahead)
-
     @cached_property
     def _sums(self) -> torch.Tensor:
         return _byte_sums(self.values)
@@ -227,7 +252,7 @@ class ExponentialFunction:
         return [shift(-values if rank else values, POWER_SCALE, rank)]
 
 
-def cost(function: WindowFunction | ExponentialFunction, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
+def cost(function: Windowed, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
     """Return the cost of a function with the opening of its argument, as `Evaluation` states it.
 
     `ahead` is that of `opening`, for the argument.
@@ -256,7 +281,7 @@ class Evaluation:
     Source: see `correlations.window`.
     """
 
-    def __init__(self, function: WindowFunction | ExponentialFunction, tensors: list[torch.Tensor], rank: int) -> None:
+    def __init__(self, function: Windowed, tensors: list[torch.Tensor], rank: int) -> None:
         self._function, self._rank, self._spec = function, rank, function.spec(())
         n_opened, n_line = len(self._spec.opened_bits), 5 if function.function == LINES else 3
         r, input_masks, self._bit_masks, *rest = tensors

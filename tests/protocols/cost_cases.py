@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from mpcformer.approximations import GELU_FORMS
 from mpcformer.correlations.row_lookup import BITS, LookupSpec
-from mpcformer.engines.lift.scales.model import activation
 from mpcformer.engines.lift.scales.tables import table as tables_of
 from mpcformer.protocols import guard, lifted, linear, matmul, piecewise, row_lookup, sealed, table, window, zero_test
 from mpcformer.protocols.cost import ProtocolCost, opening
@@ -16,7 +14,7 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Party, add_halves, shapes_of, shift, split
 from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction
 from mpcformer.protocols.table import Lookup, TableFunction
-from mpcformer.protocols.window import WindowFunction
+from mpcformer.protocols.window import ExponentialFunction, Windowed, WindowFunction
 from mpcformer.ring.random import Stream, fresh_key
 
 # A run goes through set-up, offline part and online part, and yields at the end of each of the first two.
@@ -197,8 +195,7 @@ def pieces(name: str, function: PiecewiseFunction) -> Case:
     return Case(name, online(run), piecewise.cost(function, shape), [(Evaluation.__doc__, "")], sizes)
 
 
-def window_of(name: str, function: object) -> Case:
-    assert isinstance(function, WindowFunction)
+def window_of(name: str, function: Windowed) -> Case:
     shape = (3, 8)
 
     def run(party: Party) -> None:
@@ -209,8 +206,8 @@ def window_of(name: str, function: object) -> Case:
     sizes = {"k": spec.bits, "T": spec.lift, "v": spec.value_bits, "u": spec.slope_bits, "n": 24}
     sizes |= {"a": spec.value_high_bits, "b": spec.slope_high_bits, "c": spec.lift * spec.counted}
     sizes |= {"h": (spec.lift + 3 * spec.high_bits) * spec.degree}
-    docs = [(window.Evaluation.__doc__, "")]
-    return Case(f"window of {name}", online(run), window.cost(function, shape), docs, sizes)
+    label = f"{'lines' if spec.slope_bits else 'an exponential'} for n elements with the opening"
+    return Case(name, online(run), window.cost(function, shape), [(window.Evaluation.__doc__, label)], sizes)
 
 
 def words(n_rows: int) -> Case:
@@ -295,8 +292,9 @@ CASES = [
     pieces("relu", piecewise.relu(24)),
     pieces("clamp", piecewise.clamp(32, 1000)),
     pieces("steps", STEPS),
-    window_of("gelu", activation(GELU_FORMS["gelu"]).function),
-    window_of("counted", WindowFunction(28, 64, 12, (100,) * 128, (7,) * 128, (3,), down=2, counted=True)),
+    window_of("gelu", WindowFunction(24, 52, 14, (30_000,) * 128, (70,) * 128, (0, 64), down=4)),
+    window_of("counted lines", WindowFunction(28, 64, 12, (100,) * 128, (7,) * 128, (3,), down=2, counted=True)),
+    window_of("exponential", ExponentialFunction(24, 65_536, 15, 19)),
     words(3),
     words(300),
     zero(),

@@ -16,7 +16,7 @@ from mpcformer.correlations.window import BORROW, N_BINS, correct_by_torch, powe
 from mpcformer.engines.lift.scales.model import activation
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
-from mpcformer.protocols.window import ExponentialFunction, WindowFunction, _rotated
+from mpcformer.protocols.window import ExponentialFunction, Windowed, WindowFunction, _rotated
 from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import reduce
 from mpcformer.ring.random import Stream
@@ -25,7 +25,7 @@ from tests.pair import integers, run_protocol, share
 GELU = activation(GELU_FORMS["gelu"])
 
 
-def evaluated(function: WindowFunction | ExponentialFunction, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def evaluated(function: Windowed, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the function's result modulo 2^lift, as signed numbers, and whether each value was in the window."""
     shares = share(x, function.bits)
 
@@ -140,7 +140,7 @@ def test_compiled_functions_give_the_bits_of_torch(
     stream = Stream(seed.to_bytes(16, "little"))
     values, slopes = (tuple(int(v) >> by for v in stream.int64((N_BINS,)).tolist()) for by in (45, 56))
     above = (-77, 33) if kind == "line above" else (12345,)
-    function: WindowFunction | ExponentialFunction = WindowFunction(
+    function: Windowed = WindowFunction(
         bits, 52, 13, values, slopes, above, below=-4321, down=3, counted=kind == "lines"
     )
     if kind == "exponential":

@@ -14,7 +14,7 @@ from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, shapes_of
 
 
-@dataclass
+@dataclass(repr=False)
 class Known:
     """The data owner's half of an opening, which was sent ahead.
 

@@ -32,7 +32,7 @@ from mpcformer.protocols.table import TableFunction
 OpenScores = Callable[[Half], torch.Tensor]
 
 
-@dataclass
+@dataclass(repr=False)
 class Heads:
     """The result of the map for queries, keys and values: opened numbers, and the correlations to use them with.
 

@@ -83,7 +83,7 @@ def attention_parts(config: ModelDescription, index: int) -> tuple[str, ...]:
     return parts[:3] if index == 0 and config.projection else parts
 
 
-@dataclass
+@dataclass(repr=False)
 class OwnedWeights:
     """The weights as integers, shaped as in `weight_shapes`, and biases at the scale of the map's result.
 
