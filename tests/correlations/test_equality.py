@@ -32,6 +32,17 @@ def test_the_shares_add_up_to_one_at_zero_alone(values: str) -> None:
     assert torch.equal(shares[0] + shares[1], (x == 0).long())
 
 
+def test_every_place_and_number_of_a_small_domain() -> None:
+    """On 5 bits, all pairs of a secret place and a number."""
+    places, stream = torch.arange(32), Stream(fresh_key())
+    roots = [stream.int64((32, 2)) for _ in range(2)]
+    made = point_function.corrections((roots[0], roots[1]), places, torch.ones(32, 1, dtype=torch.int64), 5)
+    for number in range(32):
+        at = torch.full_like(places, number)
+        total = sum(point_function.evaluate(rank, roots[rank], *made, at)[0] for rank in range(2))
+        assert torch.equal(torch.as_tensor(total), (places == number).long())
+
+
 def test_a_place_is_evaluated_as_the_whole_vector_is() -> None:
     stream = Stream(fresh_key())
     places, payload = stream.bits((20,), 5), stream.int64((20, 3))

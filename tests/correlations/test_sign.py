@@ -32,6 +32,22 @@ def test_the_shares_add_up_to_the_top_bit(values: str) -> None:
     assert torch.equal(top + (1 - 2 * top) * (functions[0] + functions[1]), (x < 0).long())
 
 
+def test_every_place_and_number_of_a_small_domain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On 5 bits, all pairs of a secret place and a number, and all four functions that a top bit and its place give."""
+    monkeypatch.setattr(sign, "N_BITS", 5)
+    everywhere, below = (
+        each.reshape(-1) for each in torch.meshgrid(torch.arange(2), torch.tensor([1, -1]), indexing="ij")
+    )
+    places = torch.arange(32).repeat_interleave(4)
+    everywhere, below = everywhere.repeat(32), below.repeat(32)
+    roots = tuple(Stream(fresh_key()).int64((len(places), 2)) for _ in range(2))
+    made = sign.corrections(roots, places, below, everywhere)  # type: ignore[arg-type]
+    for number in range(32):
+        at = torch.full_like(places, number)
+        total = sum(sign.evaluate(rank, roots[rank], *made, at) for rank in range(2))
+        assert torch.equal(torch.as_tensor(total), everywhere + below * (number < places).long())
+
+
 def test_what_an_owner_holds_looks_uniform_whatever_the_mask_is() -> None:
     """Each word of the corrections, given the owner's own root, has uniform bytes for two very different masks."""
     for mask in (0, -1):

@@ -113,6 +113,41 @@ def test_comparisons_open_as_whole_numbers() -> None:
     assert opened(lambda: M(T(1.0, -1.0)) > 0).dtype == torch.int64
 
 
+@pytest.mark.parametrize("comparisons", ["bits", "keys"])
+@pytest.mark.parametrize("precision", [0, 8, 16, 20])
+def test_comparisons_are_right_at_every_scale(comparisons: str, precision: int) -> None:
+    """By bits CrypTen gives 256 for true at 8 fraction bits, and 0 at 20."""
+    names = "lt", "le", "gt", "ge", "eq", "ne"
+
+    def run(rank: int) -> Any:
+        compat.current().comparisons = comparisons
+        x, y = (
+            M(T(*values), src=src, precision=precision) for src, values in enumerate([(-2, 0, 3, 5), (-2, 1, 3, 4)])
+        )
+        compared = [getattr(x, name)(y) for name in names]
+        return [each.get_plain_text().tolist() for each in (*compared, x.sign(), x.abs(), x.relu(), x.max())]
+
+    found = run_pair(run)[0][0]
+    assert dict(zip(names, found, strict=False)) == {
+        "lt": [0, 1, 0, 0],
+        "le": [1, 1, 1, 0],
+        "gt": [0, 0, 0, 1],
+        "ge": [1, 0, 1, 1],
+        "eq": [1, 0, 1, 0],
+        "ne": [0, 1, 0, 1],
+    }
+    assert found[6:] == [[-1, 1, 1, 1], [2, 0, 3, 5], [0, 0, 3, 5], 5]
+
+
+@pytest.mark.parametrize(("before", "after"), [(20, None), (20, 0), (16, 8), (8, 20), (0, 16)])
+def test_words_become_numbers_of_any_scale(before: int, after: int | None) -> None:
+    def run(rank: int) -> Any:
+        words = M(T(3.0, -5.0), precision=before).to(crypten.mpc.binary)
+        return words.to(crypten.mpc.arithmetic, precision=after).get_plain_text().tolist()
+
+    assert run_pair(run)[0][0] == pytest.approx([3.0, -5.0], abs=1e-4)
+
+
 def test_encoding_is_in_double() -> None:
     assert opened(lambda: M(T(0.0)) + 3000000.4 - 3000000).item() == pytest.approx(0.4, abs=1e-4)
     assert opened(lambda: M(T(0.0)) + 100000.3 - 100000).item() == pytest.approx(0.3, abs=1e-4)

@@ -1,7 +1,7 @@
-"""Comparisons by keys of signs and of equality: one round, where CrypTen's adder of bits takes eight.
+"""Comparisons: by CrypTen's adder of bits, or by keys of signs and of equality, in one round where it takes eight.
 
-A program chooses them (`comparisons="keys"`). They are exact for every value, as CrypTen's are. The dealer sends more
-for each, ahead of time, and the owners less while the program runs.
+A program chooses keys (`comparisons="keys"`). Both are exact for every value. For keys the dealer sends more, ahead of
+time, and the owners send less while the program runs.
 """
 
 from collections.abc import Callable
@@ -73,26 +73,54 @@ def _by_keys(
     return torch.cat(bits).view(share.shape)
 
 
+def _one_bit(x: Any) -> Any:
+    """Return the lowest bit of each word, shared by XOR, as a whole number, whatever the scale of what was compared.
+
+    CrypTen multiplies it by the default scale over that one: 256 in place of 1 at 8 fraction bits, and 0 at 20.
+    """
+    x.encoder = crypten.encoder.FixedPointEncoder(precision_bits=0)
+    return x.to(crypten.mpc.arithmetic, precision=0, bits=1)
+
+
+def _below_zero_by_bits(x: Any) -> Any:
+    """Return whether each value is below zero, by CrypTen's adder."""
+    words = x.to(crypten.mpc.binary)
+    words.share >>= N_BITS
+    return _one_bit(words)
+
+
+def _zero_by_bits(x: Any) -> Any:
+    """Return whether each value is zero: whether one share is the other one's opposite."""
+    shares = x.share, -x.share
+    left, right = (crypten.mpc.MPCTensor(share, src=src, ptype=crypten.mpc.binary) for src, share in enumerate(shares))
+    left._tensor = left._tensor.eq(right._tensor)
+    return _one_bit(left)
+
+
+def _at_any_scale(to_arithmetic: Callable[..., Any]) -> Callable[..., Any]:
+    """Let words that are shared by XOR become numbers of a coarser scale, too: CrypTen multiplies them by 0 there."""
+
+    def converted(words: Any, precision: int | None = None, bits: int | None = None) -> Any:
+        encoder = crypten.encoder.FixedPointEncoder(precision_bits=precision)
+        if words.encoder.scale <= encoder.scale:
+            return to_arithmetic(words, precision=precision, bits=bits)
+        return to_arithmetic(words, precision=words.encoder.scale.bit_length() - 1, bits=bits).encode_(encoder)
+
+    return converted
+
+
 def patch() -> None:
     """Let CrypTen's comparisons choose, by this thread's party."""
     shared: Any = crypten.mpc.MPCTensor
-    below_zero = shared._ltz
+    converters = crypten.mpc.primitives.converters
+    converters._B2A = _at_any_scale(converters._B2A)
 
-    def by_keys(self: Any) -> bool:
-        return bool(current().comparisons == KEYS and self.ptype == crypten.mpc.arithmetic)
+    def choose(by_keys: Callable[[torch.Tensor], torch.Tensor], by_bits: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def chosen(self: Any) -> Any:
+            if current().comparisons == KEYS and self.ptype == crypten.mpc.arithmetic:
+                return shared.from_shares(by_keys(self.share), precision=0)
+            return by_bits(self)
 
-    def _ltz(self: Any) -> Any:
-        return shared.from_shares(negative(self.share), precision=0) if by_keys(self) else below_zero(self)
+        return chosen
 
-    def _eqz(self: Any) -> Any:
-        if by_keys(self):
-            return shared.from_shares(zero(self.share), precision=0)
-        # As CrypTen does it, but for the precision: it gives 65536 in place of 1 where numbers are whole.
-        x, y = (shared(share, src=src, ptype=crypten.mpc.binary) for src, share in enumerate((self.share, -self.share)))
-        x._tensor = x._tensor.eq(y._tensor)
-        x.encoder = self.encoder
-        result = x.to(crypten.mpc.arithmetic, precision=0 if self.encoder.scale == 1 else None, bits=1)
-        result.encoder._scale = 1
-        return result
-
-    shared._ltz, shared._eqz_2PC = _ltz, _eqz
+    shared._ltz, shared._eqz_2PC = choose(negative, _below_zero_by_bits), choose(zero, _zero_by_bits)
