@@ -29,6 +29,7 @@ from mpcformer.engines.plaintext import predict
 from mpcformer.engines.registry import create_engine
 from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.tokenizer import Limits
+from mpcformer.programs import LoadedProgram, Plan, dry_run, run_program
 from mpcformer.protocols.party import Party
 from mpcformer.ring.random import Stream, fresh_key
 from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
@@ -148,6 +149,29 @@ def shared(values: torch.Tensor, owner: int = 1) -> Any:
     """Share `values`, which the owner with the rank `owner` knows; inside `run_pair`."""
     mine = compat.current().rank == owner
     return ops.Shared(tensor=values if mine else None, size=values.shape, src=owner)
+
+
+def play(
+    loaded: LoadedProgram, inputs: dict[str, torch.Tensor], plan: Plan | None = None
+) -> tuple[list[dict[str, torch.Tensor]], Plan, list[Any]]:
+    """Deal a program's plan ahead and run it; return both owners' results, the plan, and their states."""
+    plan = plan or dry_run(loaded)
+    seeds, session, zero_key = [fresh_key(), fresh_key()], fresh_key(), fresh_key()
+    ends, states = memory_pair(30), []
+    for rank in (0, 1):
+        store = CorrelationStore(rank=rank, seed=seeds[rank], session_id=session)
+        states.append(compat.PartyState(rank=rank, channel=ends[rank], store=store, zero_key=zero_key))
+    for operation, request in enumerate(plan.requests):
+        keys = [session_key(seed, session, operation, request) for seed in seeds]
+        correction = deal(request, *keys, mask_keys(seeds[0], session, 0))
+        for state in states[: 1 + is_shared(request)]:
+            state.store.put(operation, request, correction)
+
+    def run(rank: int) -> dict[str, torch.Tensor]:
+        mine = {name: inputs[name] for name, found in loaded.program.inputs.items() if found.rank == rank}
+        return run_program(loaded, states[rank], mine)
+
+    return in_two_threads(run), plan, states
 
 
 def run_private(folder: Path, inputs: BatchInputs, **options: Any) -> list[Any]:

@@ -9,9 +9,12 @@ import torch
 from scipy import stats
 
 from mpcformer.channel import MemoryChannel, Spec, memory_pair
+from mpcformer.correlations import CorrelationStore, Request
 from mpcformer.engines.base import BatchInputs
+from mpcformer.engines.crypten.compat import current
 from mpcformer.engines.registry import ENGINES
-from tests.pair import run_private
+from mpcformer.programs import dry_run, load_program
+from tests.pair import play, run_private
 from tests.tiny import save_student
 
 N_RUNS = {"lift": 30, "crypten": 10}
@@ -100,6 +103,42 @@ def check_views(folder: Path, engine: str, n_runs: int, monkeypatch: pytest.Monk
         assert min(found) > ERROR / len(found), "with Bonferroni, one suite in ten thousand fails by chance"
         long = [m for token in runs for run in runs[token] for m in run[party] if len(m) >= (8 if uniform else 512)]
         assert len(set(long)) == len(long), "two messages are equal: a mask was used twice"
+
+
+@pytest.mark.slow
+def test_views_of_programs_with_keys_do_not_depend_on_the_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that the dealer and the other owner send before the results, of a program with keys of both kinds."""
+    loaded = load_program(Path(__file__).parents[1] / "programs" / "files" / "keys.py:twice")
+    plan, y = dry_run(loaded), torch.tensor([0.0, 1.0, 2.0])
+    seen: dict[int, View] = {}
+
+    def note(rank: int, tensors: list[torch.Tensor]) -> None:
+        seen[rank].extend(tensor.contiguous().numpy().tobytes() for tensor in tensors)
+
+    receive, put = MemoryChannel.receive, CorrelationStore.put
+
+    def received(end: MemoryChannel, specs: list[Spec]) -> list[torch.Tensor]:
+        tensors = receive(end, specs)
+        note(current().rank, tensors)
+        return tensors
+
+    def dealt(store: CorrelationStore, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
+        note(store.rank, correction)
+        put(store, operation, request, correction)
+
+    monkeypatch.setattr(MemoryChannel, "receive", received)
+    monkeypatch.setattr(CorrelationStore, "put", dealt)
+    runs: list[list[tuple[View, View]]] = []
+    for x in (y, torch.tensor([-(2.0**44), 2.0**44, 0.0])):
+        runs.append([])
+        for _ in range(12):
+            seen = {0: [], 1: []}
+            play(loaded, {"x": x, "y": y}, plan)
+            # The data owner receives two results.
+            runs[-1].append((seen[0], seen[1][:-2]))
+    for party in (0, 1):
+        found = p_values(*([run[party] for run in group] for group in runs), uniform=True)
+        assert min(found) > ERROR / len(found)
 
 
 def test_the_statistics_would_notice_a_missing_mask(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpcformer.channel import MemoryChannel
-from mpcformer.correlations import is_shared, row_lookup
+from mpcformer.correlations import is_shared, point_function, row_lookup, sign
 from mpcformer.correlations.requests import Request
+from mpcformer.engines.crypten.compat import fixed_point
 from mpcformer.engines.lift import weights
 from mpcformer.protocols import sealed
 from mpcformer.ring import kernels, packing, random
@@ -64,10 +65,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class Shadow:
-    """What is known of a tensor."""
+    """What is known of a tensor.
+
+    Args:
+        layers: the draws that it contains, element by element.
+        rest: all other draws on which it may depend.
+        top: no element has a bit from this one on, whatever was drawn.
+    """
 
     layers: tuple[Layer, ...] = ()
     rest: Draws = 0
+    top: int = 64
 
     def all(self) -> Draws:
         return union([self.rest, *(layer.draws for layer in self.layers)])
@@ -146,7 +154,13 @@ class Tracker:
         self._replace(patch, packing.unpack_int32, lambda packed, shape: self.unpack(packed, shape, 32).to(torch.int32))
         self._replace(patch, random.block_hash, self._opaque(random.block_hash))
         self._replace(patch, row_lookup.ask, self._opaque(row_lookup.ask))
+        # Their results look uniform to whoever has one root, see `_deal`; what an owner makes of them it does alone.
+        for keys in (point_function, sign):
+            self._replace(patch, keys.corrections, self._quiet(keys.corrections))
+            self._replace(patch, keys.evaluate, self._opaque(keys.evaluate))
         self._replace(patch, random.key_of, self._quiet(random.key_of))
+        # Whether an owner's own number fits decides about an error alone.
+        self._replace(patch, fixed_point._check_range, self._quiet(fixed_point._check_range))
         patch.setattr(sealed, "seal", self._seal(sealed.seal))
         # It runs before any protocol, on made-up texts with a key that everybody knows.
         patch.setattr(weights, "check_rounding", lambda *_: None)
@@ -302,7 +316,8 @@ class Tracker:
         n_sealed = 2 if getattr(self._here, "is_sealed", False) else 0
         for tensor in tensors:
             shadow = self.of(tensor)
-            pieces = shadow.pieces if isinstance(shadow, Packed) else ((0, shadow, WIDTHS[tensor.dtype]),)
+            width = WIDTHS[tensor.dtype]
+            pieces = shadow.pieces if isinstance(shadow, Packed) else ((0, shadow, min(width, shadow.top)),)
             if n_sealed:  # the last two pieces are the seals and what they are for
                 self._here.is_sealed, self.n_sealed = False, self.n_sealed + 1
                 pieces = pieces[:-n_sealed]
@@ -385,28 +400,31 @@ class Mode(TorchDispatchMode):
             layers = []
             for layer in first.layers:
                 with tracker._unwatched():
-                    moved = func(layer.ids, *args[1:], **kwargs)
+                    # The numbers of the draws may lie in another order in memory than the tensor's elements.
+                    same = name in ("view", "_unsafe_view")
+                    moved = layer.ids.reshape(args[1]) if same else func(layer.ids, *args[1:], **kwargs)
                 layers.append(replace(layer, ids=tensors_in((moved,))[index]))
-            return Shadow(tuple(layers), first.rest | tracker._rest((args[1:], kwargs)))
+            return Shadow(tuple(layers), first.rest | tracker._rest((args[1:], kwargs)), first.top)
         if name in ("cat", "stack"):
             return self._joined(func, args, kwargs)
         if name == "_to_copy" and isinstance(first, Shadow) and result.dtype in WIDTHS:
             width = WIDTHS[result.dtype]
             return replace(first, layers=tuple(replace(x, width=min(x.width, width)) for x in first.layers))
         if name == "neg" and isinstance(first, Shadow):
-            return self._kept(first, False)
+            return replace(self._kept(first, False), top=64)
         if name in ("add", "sub", "rsub", "bitwise_xor", "__xor__") and kwargs.get("alpha", 1) == 1:
             return self._sum(args[:2], result, name in ("bitwise_xor", "__xor__"))
         if name in ("bitwise_and", "__and__") and isinstance(args[1], int) and isinstance(first, Shadow):
             mask = args[1]
             if mask > 0 and mask & (mask + 1) == 0:
                 width = mask.bit_length()
-                return replace(first, layers=tuple(replace(x, width=min(x.width, width)) for x in first.layers))
+                layers = [replace(x, width=min(x.width, width)) for x in first.layers]
+                return replace(first, layers=tuple(layers), top=min(first.top, width))
         if name == "index_put" and isinstance(first, Shadow) and not (len(args) > 3 and args[3]):
             return self._index_put(args, first, rest)
         if name == "scatter_add" and isinstance(first, Shadow):
             others = tracker._rest(args[1:])
-            return replace(self._kept(first, False), rest=first.rest | others)
+            return replace(self._kept(first, False), rest=first.rest | others, top=64)
         return Shadow((), rest)
 
     @staticmethod
@@ -435,7 +453,9 @@ class Mode(TorchDispatchMode):
         for layer in layers:
             seen, twice = seen | layer.draws, twice | (seen & layer.draws)
         single = tuple(x for x in layers if not x.draws & twice)
-        return Shadow(single, rest | union(x.draws for x in layers if x.draws & twice))
+        tops = [self._tracker.of(x).top if isinstance(x, torch.Tensor) else 64 for x in terms]  # type: ignore[union-attr]
+        rest |= union(x.draws for x in layers if x.draws & twice)
+        return Shadow(single, rest, max(tops) if is_xor else 64)
 
     def _joined(self, func: Any, args: Any, kwargs: Any) -> Shadow:
         shadows = [self._tracker.of(t) for t in args[0]]
@@ -453,7 +473,7 @@ class Mode(TorchDispatchMode):
                 continue
             width = min(x.width for x in parts if x is not None)
             layers.append(Layer(joined, width, next(iter(kinds), None), draws))
-        return Shadow(tuple(layers), rest)
+        return Shadow(tuple(layers), rest, max(s.top for s in shadows if isinstance(s, Shadow)))
 
     def _index_put(self, args: Any, first: Shadow, rest: Draws) -> Shadow:
         values = self._tracker.of(args[2])

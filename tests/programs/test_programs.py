@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,12 +9,10 @@ from torch.nn import functional as F
 
 from experiments.programs import cases
 from mpcformer.channel import memory_pair
-from mpcformer.correlations import CorrelationStore, deal, is_shared, mask_keys, session_key
 from mpcformer.engines.crypten.compat import PartyState
 from mpcformer.errors import UserInputError
-from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, owner, program, run_program, shared_network
-from mpcformer.ring.random import fresh_key
-from tests.pair import in_two_threads
+from mpcformer.programs import LoadedProgram, dry_run, load_program, owner, program, run_program, shared_network
+from tests.pair import play
 
 FILES = Path(__file__).parent / "files"
 MEASURED = Path(cases.__file__).parent
@@ -37,29 +34,6 @@ def values(loaded: LoadedProgram, seed: int = 0) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     inputs = loaded.program.inputs.items()
     return {name: torch.rand(found.shape, generator=generator) * 4 - 2 for name, found in inputs}
-
-
-def play(
-    loaded: LoadedProgram, inputs: dict[str, torch.Tensor]
-) -> tuple[list[dict[str, torch.Tensor]], Plan, list[Any]]:
-    """Deal a program's plan ahead and run it; return both owners' results, the plan, and their states."""
-    plan = dry_run(loaded)
-    seeds, session, zero_key = [fresh_key(), fresh_key()], fresh_key(), fresh_key()
-    ends, states = memory_pair(30), []
-    for rank in (0, 1):
-        store = CorrelationStore(rank=rank, seed=seeds[rank], session_id=session)
-        states.append(PartyState(rank=rank, channel=ends[rank], store=store, zero_key=zero_key))
-    for operation, request in enumerate(plan.requests):
-        keys = [session_key(seed, session, operation, request) for seed in seeds]
-        correction = deal(request, *keys, mask_keys(seeds[0], session, 0))
-        for state in states[: 1 + is_shared(request)]:
-            state.store.put(operation, request, correction)
-
-    def run(rank: int) -> dict[str, torch.Tensor]:
-        mine = {name: inputs[name] for name, found in loaded.program.inputs.items() if found.rank == rank}
-        return run_program(loaded, states[rank], mine)
-
-    return in_two_threads(run), plan, states
 
 
 def network(x: torch.Tensor, kernel: torch.Tensor, kernel_bias: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:

@@ -57,3 +57,11 @@ def whole(x, y):
 @mpcformer.program(inputs=WHOLE, reveal=TOLD, comparisons="keys")
 def whole_by_keys(x, y):
     return _compared(x, y)
+
+
+PAIR = {"x": owner("data", (3,)), "y": owner("model", (3,))}
+
+
+@mpcformer.program(inputs=PAIR, reveal={"above": "data", "same": "data"}, comparisons="keys")
+def twice(x, y):
+    return {"above": (x > y) + (x > 1), "same": (x == y) * (x == 0)}
