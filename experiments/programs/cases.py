@@ -4,13 +4,16 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch.nn import functional as F
 
-Arrays = dict[str, np.ndarray]
+# The tensors of a group are in a dictionary of their own.
+Arrays = dict[str, Any]
 FOLDER = Path(__file__).parent
+TEXTS = ["a film that is warm and bright, and never dull", "dull and tired from start to end"]
 # A result may be so far from the right one.
 MAX_ERROR = 0.003
 # Neighbours that are no further apart have no order in fixed-point numbers.
@@ -121,6 +124,28 @@ def _logits(x: Arrays) -> Arrays:
     return {"logits": F.linear(y, tensors["weight"], tensors["bias"]).numpy()}
 
 
+def _texts() -> Arrays:
+    from mpcformer.modeling.folder import first_student
+    from mpcformer.programs import bert_parameters, bert_words
+
+    folder = first_student()
+    words, _ = bert_words(folder, TEXTS)
+    parameters = {name: tensor.numpy() for name, tensor in bert_parameters(folder).items()}
+    return {"parameters": parameters, "words": words.numpy()}
+
+
+def _answers(x: Arrays) -> Arrays:
+    """Return the logits of the student in plaintext, none of which is refused."""
+    from mpcformer.modeling import load_student
+    from mpcformer.modeling.folder import first_student
+
+    student = load_student(first_student())
+    words = torch.tensor(x["words"])[:, : student.config.vocab_size].argmax(1).view(len(TEXTS), -1)
+    with torch.no_grad():
+        logits = student(words, (words != student.config.pad_token_id).long()).logits
+    return {"outcome": np.concatenate([logits.numpy(), np.zeros((len(TEXTS), 1))], axis=1)}
+
+
 REGRESSION = uniform(x=(100, 20), w=(20, 1), b=(1,))
 ROWS = uniform(x=(20, 10))
 CASES = [
@@ -199,4 +224,5 @@ CASES = [
         _votes,
         quick=False,
     ),
+    Case("bert", "BERT, 2 x 13 tokens", "bert.py", _texts, _answers, quick=False),
 ]

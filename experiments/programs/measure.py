@@ -84,8 +84,7 @@ def rows(cases: Iterable[Case], way: str, folder: Path) -> Iterator[Row]:
     entries = []
     for case in cases:
         entry = ProgramEntry(name=case.name, file=Path(case.path), inputs=saved[case.name])
-        declared = load_program(case.path).program.inputs
-        entries.append(split(entry, {name: found.owner for name, found in declared.items()}))
+        entries.append(split(entry, load_program(case.path).program.owners))
     with LocalSite(entries) as site:
         path = folder / "data-owner.toml"
         path.write_text(to_toml(site.data_owner()))
@@ -101,8 +100,12 @@ def saved_inputs(case: Case, folder: Path) -> dict[str, Path]:
     folder.mkdir(parents=True)
     paths = {}
     for name, value in case.inputs().items():
-        paths[name] = folder / f"{name}.npy"
-        np.save(paths[name], value)
+        if isinstance(value, dict):
+            paths[name] = folder / f"{name}.npz"
+            np.savez(paths[name], **value)
+        else:
+            paths[name] = folder / f"{name}.npy"
+            np.save(paths[name], value)
     return paths
 
 

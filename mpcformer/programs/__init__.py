@@ -16,9 +16,10 @@ from mpcformer.lazy import lazily
 __getattr__ = lazily(
     __name__,
     {
+        "bert": ("bert_parameters", "bert_program", "bert_words"),
         "declaration": ("Input", "Program", "owner", "program"),
         "planning": ("Plan", "dry_run"),
-        "inputs": ("read_input",),
+        "inputs": ("read_input", "read_inputs"),
         "load": ("LoadedProgram", "load_program"),
         "models": ("shared_network",),
         "run": ("run_program",),

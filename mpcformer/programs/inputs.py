@@ -6,10 +6,32 @@ from typing import Any
 import numpy as np
 import torch
 
+from mpcformer.engines.crypten.program import POINT, Input, Program, group_of
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.programs.declaration import Input
 
 FORMATS = "npy, npz, safetensors, csv, parquet"
+GROUP_FORMATS = ".npz", ".safetensors"
+
+
+def read_inputs(program: Program, name: str, path: Path) -> dict[str, torch.Tensor]:
+    """Read an input, or all tensors of a group of them from one npz or safetensors file; see `read_input`.
+
+    Args:
+        program: what declares them.
+        name: of the input or the group.
+        path: the file.
+
+    Returns:
+        The tensors by the names in `program.inputs`.
+
+    Raises:
+        UserInputError: see `read_input`; or a group's file is of another format.
+    """
+    wanted = {each: declared for each, declared in program.inputs.items() if group_of(each) == name}
+    if name not in wanted and path.suffix.lower() not in GROUP_FORMATS:
+        what = f"--input {name}: it is a group of {len(wanted)} tensors, which {path} cannot hold"
+        raise UserInputError(what, f"save them by their names: {' or '.join(GROUP_FORMATS)}")
+    return {each: read_input(each, declared, path) for each, declared in wanted.items()}
 
 
 def read_input(name: str, declared: Input, path: Path) -> torch.Tensor:
@@ -44,6 +66,9 @@ def read_input(name: str, declared: Input, path: Path) -> torch.Tensor:
         raise UserInputError(what, "check the file") from None
     if found.dtype.kind not in "biuf":
         raise UserInputError(f"--input {name}: {path} holds {found.dtype}, not numbers", "save numbers")
+    if declared.whole and found.dtype.kind == "f":
+        what = f"--input {name}: {path} holds {found.dtype}, declared are whole numbers"
+        raise UserInputError(what, "save them as integers, or declare the input without `whole` at both owners")
     if found.shape != declared.shape:
         raise UserInputError(
             f"--input {name}: {path} has the shape {found.shape}, declared is {declared.shape}",
@@ -67,12 +92,19 @@ def _safetensors(name: str, path: Path) -> Any:
     from safetensors import safe_open
 
     with safe_open(path, "pt") as tensors:
-        return tensors.get_tensor(_chosen(name, path, list(tensors.keys()))).double().numpy()
+        tensor = tensors.get_tensor(_chosen(name, path, list(tensors.keys())))
+        return (tensor.double() if tensor.is_floating_point() else tensor).numpy()
 
 
 def _chosen(name: str, path: Path, names: list[str]) -> str:
-    if name in names or len(names) == 1:
-        return name if name in names else names[0]
+    """Return an input's own name, or that of the file's one tensor; of a group's tensor its name in the group."""
+    _, point, inner = name.partition(POINT)
+    if point:
+        name = inner
+    elif len(names) == 1:
+        return names[0]
+    if name in names:
+        return name
     raise UserInputError(f"--input {name}: {path} has no tensor {name!r}", f"it has {', '.join(sorted(names)[:8])}")
 
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mpcformer.engines.crypten.program import Program
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.programs.declaration import Program
 
 MODULE = "mpcformer_program"
 # What a program that lies in this project's own folder may import without a part in its digest.

@@ -1,14 +1,12 @@
 """One party's run of a program: its inputs are shared, its function is called, and what is declared is opened."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 
-from mpcformer.channel import Spec
 from mpcformer.engines.crypten.compat import PartyState, active, crypten
+from mpcformer.engines.crypten.play import open_results, share_inputs
 from mpcformer.errors import MPCFormerError, UserInputError
-from mpcformer.programs.declaration import Program
 from mpcformer.programs.load import LoadedProgram
 from mpcformer.programs.watch import Watch
 
@@ -42,14 +40,10 @@ def run_program(
     program, watch = loaded.program, Watch(loaded.path)
     state.watch, state.comparisons = watch.opening, program.comparisons
     with active(state, gradients=True):
-        shared = {}
-        for name, declared in program.inputs.items():
-            mine = state.rank == declared.rank
-            tensor = values[name] if mine else torch.zeros(declared.shape, device=device)
-            shared[name] = crypten.cryptensor(tensor, src=declared.rank)
+        shared = share_inputs(program.inputs, values, device=device)
         try:
             with watch.randomness():
-                results = program.function(**shared)
+                results = program.results(shared)
         except MPCFormerError:
             raise
         except Exception as error:
@@ -61,22 +55,7 @@ def run_program(
         _check(loaded, results)
         if sizes is not None:
             sizes.update({name: tuple(value.size()) for name, value in results.items()})
-        return _open(program, results, state)
-
-
-def _open(program: Program, results: dict[str, Any], state: PartyState) -> dict[str, torch.Tensor]:
-    """Open each result to who learns it: one message from each owner, at the same time."""
-    mine = [name for name in program.reveal if state.rank in program.learners(name) and results[name].nelement()]
-    theirs = [name for name in program.reveal if 1 - state.rank in program.learners(name) and results[name].nelement()]
-    assert state.channel is not None
-    if theirs:
-        state.channel.send([results[name].share.clone() for name in theirs])
-    arrived = state.channel.receive([Spec.of(results[name].share) for name in mine]) if mine else []
-    opened = {name: results[name].share for name in program.reveal if state.rank in program.learners(name)}
-    for name, share in zip(mine, arrived, strict=True):
-        is_binary = results[name].ptype == crypten.mpc.binary
-        opened[name] = opened[name] ^ share if is_binary else opened[name] + share
-    return {name: results[name].encoder.decode(value) for name, value in opened.items()}
+        return open_results(program, results)
 
 
 def _check(loaded: LoadedProgram, results: object) -> None:

@@ -29,12 +29,13 @@ from pydantic import TypeAdapter
 from mpcformer import __version__
 from mpcformer.channel import Spec
 from mpcformer.engines.base import DATA_OWNER, MODEL_OWNER
-from mpcformer.engines.crypten.compat import PartyState
+from mpcformer.engines.crypten.compat import PartyState, agree_on_zero_key
+from mpcformer.engines.crypten.program import RANKS
 from mpcformer.errors import PartyError, ProtocolError, UserInputError
 from mpcformer.machine import keep_freed_memory
-from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, read_input, run_program
+from mpcformer.programs import LoadedProgram, Plan, dry_run, load_program, read_inputs, run_program
 from mpcformer.programs.inputs import save_result
-from mpcformer.ring.random import derive_key, fix_keys, fresh_key, scoped_keys
+from mpcformer.ring.random import fix_keys, scoped_keys
 from parties.program_process import link
 from parties.program_process.store import ProgramStore
 from parties.program_process.task import STREAM, Start, Task
@@ -110,8 +111,9 @@ def prepare(task: Task) -> Prepared:
         UserInputError: the program or an input is not as declared, or the program does what it may not.
     """
     loaded = load_program(task.program)
-    declared, own = loaded.program.inputs, {}
-    expected = [name for name, found in declared.items() if task.all_inputs or found.rank == task.rank]
+    ranks = {name: RANKS[found] for name, found in loaded.program.owners.items()}
+    own: dict[str, torch.Tensor] = {}
+    expected = [name for name, rank in ranks.items() if task.all_inputs or rank == task.rank]
     called = loaded.program.name if task.all_inputs else task.name
     for name in task.inputs:
         if name not in expected:
@@ -123,13 +125,13 @@ def prepare(task: Task) -> Prepared:
         raise UserInputError(what, "name a file for each input of this owner")
     for name, path in task.inputs.items():
         try:
-            value = read_input(name, declared[name], Path(path))
+            values = read_inputs(loaded.program, name, Path(path))
         except UserInputError as error:
             # The path, and the shape of what is in the file, are this owner's own affair.
             told = f"input {name}: the file that its owner names is missing, or not as {task.name} declares it"
             raise UserInputError(f"{error.what}; {error.remedy}", "correct it at its owner", told=told) from None
-        if declared[name].rank == task.rank:
-            own[name] = value
+        if ranks[name] == task.rank:
+            own |= values
     return Prepared(loaded, own, dry_run(loaded, ranks=task.ranks, limit_s=task.dry_run_limit_s))
 
 
@@ -147,7 +149,7 @@ def described(task: Task, prepared: Prepared) -> dict[str, Any]:
         "n_messages": plan.n_messages,
         "reveal": program.reveal,
         "learns": [name for name in program.reveal if task.rank in program.learners(name)],
-        "owners": {name: found.owner for name, found in program.inputs.items()},
+        "owners": program.owners,
     }
 
 
@@ -222,7 +224,7 @@ class _Run:
         agreed = transcript.compare(
             channel, self._facts(drawn_id), "give both owners the same file of the program, release and torch"
         )
-        key = self._zero_key()
+        key = agree_on_zero_key(channel, self._rank)
         audit = Audit(
             rank=self._rank,
             rate=self._config.audit_rate,
@@ -288,7 +290,7 @@ class _Run:
     def _facts(self, drawn_id: bytes) -> dict[str, str]:
         """Return name -> value of everything that both owners must agree on."""
         program, job = self._prepared.loaded.program, self._job
-        declared = sorted((name, found.owner, found.shape) for name, found in program.inputs.items())
+        declared = sorted((name, found.owner, found.shape, found.whole) for name, found in program.inputs.items())
         return {
             "protocol version": str(PROTOCOL_VERSION),
             "release": __version__,
@@ -302,16 +304,9 @@ class _Run:
             "the program's declaration": repr(
                 (program.name, declared, sorted(program.reveal.items()), program.comparisons)
             ),
+            "the program's constants": repr(sorted(program.agreed.items())),
             "the program's plan": self._prepared.plan.digest.hex(),
         }
-
-    def _zero_key(self) -> bytes:
-        """Return a key that both owners have made together, and nobody else knows."""
-        own = fresh_key()
-        self._channel.send([torch.frombuffer(bytearray(own), dtype=torch.uint8)])
-        theirs = self._channel.receive([Spec(torch.uint8, (len(own),))])[0].numpy().tobytes()
-        halves = (own, theirs) if self._rank == MODEL_OWNER else (theirs, own)
-        return derive_key(halves[0], "zero sharing", halves[1])
 
     def _pool_bytes(self) -> int:
         """Take the smaller number of both owners, as in a session of a student."""

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from mpcformer.correlations import CorrelationStore, Request, row_lookup
 from mpcformer.engines.base import BatchInputs, BatchShape, PublicModel, load_public_model
 from mpcformer.engines.crypten import ops as ops
 from mpcformer.engines.crypten.bert import CrypTenBert
-from mpcformer.engines.crypten.engine import RESIDUAL_LIMIT
+from mpcformer.engines.crypten.bert_program import RESIDUAL_LIMIT
 from mpcformer.engines.crypten.newton import rsqrt_plan
 from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
@@ -39,6 +40,18 @@ def test_private_logits_equal_the_plaintext_students(tmp_path: Path, data_dir: P
             assert (counted.rounds, counted.bytes_received, counted.bytes_sent) == stated
         bound = 0.01 if "gelu" in gelu or softmax == "softmax" else 0.002
         assert float(np.abs(logits.numpy() - expected).max()) < bound
+
+
+def test_the_reference_engine_opens_what_its_program_declares_alone(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def opening(bert: CrypTenBert, one_hot: Any, mask: torch.Tensor) -> None:
+        one_hot.get_plain_text()
+
+    monkeypatch.setattr(CrypTenBert, "forward", opening)
+    engine = create_engine("crypten", rank=1, public=load_public_model(student), channel=None)
+    with pytest.raises(ProtocolError, match="get_plain_text would open a value in the middle"):
+        engine.plan(BatchShape(1, 4))
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -21,8 +21,8 @@ def test_quick_programs_between_services_are_right_and_cost_what_was_told(tmp_pa
     def entries(word: str) -> list[dict[str, object]]:
         found = []
         for case in QUICK:
-            declared = load_program(case.path).program.inputs
-            inputs = {name: path for name, path in saved[case.name].items() if declared[name].owner == word}
+            owners = load_program(case.path).program.owners
+            inputs = {name: path for name, path in saved[case.name].items() if owners[name] == word}
             found.append({"name": case.name, "file": Path(case.path), "inputs": inputs})
         return found
 

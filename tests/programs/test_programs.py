@@ -161,6 +161,18 @@ def test_whole_numbers_stay_whole_where_they_are_compared(name: str) -> None:
     assert found["edge"].tolist() == [0, 1, 0, 0, 0]
 
 
+def test_a_group_is_one_argument_and_whole_numbers_are_shared_as_they_are() -> None:
+    loaded = load_program(FILES / "small.py:grouped")
+    assert loaded.program.owners == {"layer": "model", "counts": "data"}
+    counts = torch.tensor([[1, 0, 2], [0, 0, 0], [-3, 5, 7], [2**40, 0, 0]])
+    weight, bias = torch.tensor([[0.5, -1.0], [0.25, 2.0], [1.5, 0.0]]), torch.tensor([1.0, -0.5])
+    results, plan, _ = play(loaded, {"layer.weight": weight, "layer.bias.of.it": bias, "counts": counts})
+    assert torch.equal(results[1]["y"], (counts.double() @ weight.double() + bias).float())
+    assert torch.equal(results[1]["twice"], counts * 2)
+    # Of whole numbers nothing is cut off.
+    assert [request.kind for request in plan.requests] == ["additive_triple"]
+
+
 def test_a_program_that_waits_for_ever_is_named() -> None:
     with pytest.raises(UserInputError, match=f"still at wrong.py:{line_of('time.sleep')} after 1 s"):
         dry_run(load_program(FILES / "wrong.py:waits"), limit_s=1.0)
@@ -199,12 +211,23 @@ def test_declarations_that_do_not_fit_are_refused() -> None:
         (x, {"not a name": "data"}, "'not a name'"),
         (x, {}, "reveals nothing"),
         ({"x": (2,)}, {"y": "data"}, "declared as"),
+        ({"x": {}}, {"y": "data"}, "declared as {}"),
+        ({"x": {"a": owner("data"), "b": owner("model")}}, {"y": "data"}, "the input x has two owners"),
+        ({"x": owner("data"), "x.a": owner("data")}, {"y": "data"}, "two owners or two forms"),
     ]:
         with pytest.raises(UserInputError, match=message):
             program(inputs=inputs, reveal=reveal)(lambda x: {"y": x})
     with pytest.raises(UserInputError, match="comparisons are 'fast'"):
         program(inputs=x, reveal={"y": "data"}, comparisons="fast")(lambda x: {"y": x})
-    for name, shape in [("dealer", (2,)), ("data", (-1,)), ("data", (1 << 40,)), ("data", (1.5,)), ("data", "ab")]:
+    for name, shape in [
+        ("dealer", (2,)),
+        ("data", (-1,)),
+        ("data", (1 << 40,)),
+        ("data", (1.5,)),
+        ("data", "ab"),
+        ("data", {"": ()}),
+        ("data", {"a": (-1,)}),
+    ]:
         with pytest.raises(UserInputError, match="owner"):
             owner(name, shape)  # type: ignore[arg-type]
 

@@ -16,12 +16,9 @@ import torch
 
 from mpcformer.approximations import gelu_form, softmax_form
 from mpcformer.approximations.forms import CRYPTEN, ScoreUnit
-from mpcformer.channel import Counters
 from mpcformer.engines.crypten import ops as ops
-from mpcformer.engines.crypten.compat import current
 from mpcformer.engines.crypten.constants import LayerScales, NewtonScales, NormScales
 from mpcformer.engines.crypten.newton import NewtonPlan
-from mpcformer.engines.crypten.parameters import ParameterShapes
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.modeling.families.distances import distance_buckets
 
@@ -29,22 +26,21 @@ Shared = ops.Shared
 
 
 class CrypTenBert:
-    """The shared parameters and the forward pass. Runs inside `active(party)`, in both parties alike.
+    """The shared parameters and one forward pass. Runs inside `active(party)`, in both parties alike.
 
     Args:
         parameters: shared tensors by the names of `mpcformer.engines.crypten.parameters`.
         config: architecture and forms.
         constants: public scales and Newton plans.
-        counters: the counters of the channel to the other owner.
+        watch: what measures the seconds of the pass.
     """
 
-    def __init__(self, parameters: dict[str, Any], config: Any, constants: NewtonScales, counters: Counters) -> None:
+    def __init__(self, parameters: dict[str, Any], config: Any, constants: NewtonScales, watch: Stopwatch) -> None:
         self._p = parameters
         self._config = config
         self._constants = constants
-        self.counters = counters
+        self._watch = watch
         # Pairs (x, y) with y = x^(-1/2) or 1/x, whose products prove at the end that no value left its range.
-        self.watch = Stopwatch(counters)
         self._rsqrt_pairs: list[tuple[Any, Any]] = []
         self._reciprocal_pairs: list[tuple[Any, Any]] = []
         # The limit of the variance and the centred rows of each constant norm, which are checked at the end too.
@@ -60,21 +56,17 @@ class CrypTenBert:
             one_hot: the unit vectors of word and token type side by side, (B L, V + T), shared at scale 1.
             mask: public int64 (B, L), 1 at real tokens.
         """
-        self.watch = Stopwatch(self.counters)
-        self._rsqrt_pairs.clear()
-        self._reciprocal_pairs.clear()
-        self._constant_rows.clear()
         n_batch, n_positions = mask.shape
         words = ops.wrap(ops.beaver.matmul(one_hot, self._p["embeddings.words_and_types"]).share)  # (B L, H)
         x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
-        self.watch.lap("embedding")
+        self._watch.lap("embedding")
         x = self._layer_norm(x, "embeddings.norm", self._constants.embedding_norm)
         if self._config.projection:
             x = self._linear(x, "embeddings.projection")
         for index, constants in enumerate(self._constants.layers):
             x = self._layer(x, mask, f"layer.{index}", constants)
         logits = self._linear(self._pool(x, mask), "classifier")
-        self.watch.lap("linear")
+        self._watch.lap("linear")
         return logits, self._residual(mask)
 
     def _pool(self, x: Any, mask: torch.Tensor) -> Any:
@@ -89,12 +81,12 @@ class CrypTenBert:
         if not self._config.has_dense:
             return ops.wrap(x.share[:, 0])
         before = self._linear(ops.wrap(x.share[:, 0]), "pooler")  # (B, H)
-        self.watch.lap("linear")
+        self._watch.lap("linear")
         if self._config.head_activation == "tanh":
             pooled = ops.tanh(before, bound=self._constants.tanh_bound)
         else:
             pooled = gelu_form(self._config.head_activation).on(CRYPTEN)(ops, before)
-        self.watch.lap("activation")
+        self._watch.lap("activation")
         return pooled
 
     def _linear(self, x: Any, name: str) -> Any:
@@ -117,19 +109,19 @@ class CrypTenBert:
             self._rsqrt_pairs.append((scaled, inverse))
             normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
         result = ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
-        self.watch.lap("norm")
+        self._watch.lap("norm")
         return result
 
     def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
         attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
-        self.watch.lap("linear")
+        self._watch.lap("linear")
         x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
         inner = self._linear(x, f"{name}.intermediate")  # (B, L, I)
-        self.watch.lap("linear")
+        self._watch.lap("linear")
         inner = self._activation(inner)
-        self.watch.lap("activation")
+        self._watch.lap("activation")
         outer = self._linear(inner, f"{name}.output")
-        self.watch.lap("linear")
+        self._watch.lap("linear")
         return self._layer_norm(ops.wrap(x.share + outer.share), f"{name}.norm", constants.output_norm)
 
     def _activation(self, u: Any) -> Any:
@@ -143,27 +135,27 @@ class CrypTenBert:
             return projected.view(n_batch, n_positions, self._n_heads, -1).transpose(1, 2)  # (B, A, L, D)
 
         query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
-        self.watch.lap("linear")
+        self._watch.lap("linear")
         scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
         if self._config.score_buckets:
             table = self._p[f"{name}.attention.score_bias"].share  # (groups, A), scaled down too
             buckets = distance_buckets(n_positions, table.size(0)).to(table.device)
             scores = ops.wrap(scores.share + table[buckets].permute(2, 0, 1))
-        self.watch.lap("attention")
+        self._watch.lap("attention")
         keys = mask[:, None, None, :]  # (B, 1, 1, L)
         numerators = ops.times_integers(self._numerators(scores, keys, constants), keys)
 
         # Divide by 2^k near the number of keys: multiply by 2^(K - k) now, divide by 2^K when truncating.
         common = math.ceil(math.log2(n_positions))
         numerators = ops.times_integers(numerators, _key_factors(mask, common))
-        self.watch.lap("softmax")
+        self._watch.lap("softmax")
         context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
-        self.watch.lap("attention")
+        self._watch.lap("attention")
         if constants.row is None:  # divided by 2^k so far; the map behind attention carries the learnt constant
             divided = ops.times_fractions(context, 1 / _key_share(mask))
         else:
             divided = self._divide(context, numerators, mask, common, constants, constants.row)
-        self.watch.lap("softmax")
+        self._watch.lap("softmax")
         return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, -1))
 
     def _divide(
@@ -254,20 +246,3 @@ def _key_factors(mask: torch.Tensor, common: int) -> torch.Tensor:
         return mask.new_empty((mask.size(0), 1, 1, 1))
     exponents = [common - math.ceil(math.log2(n)) for n in mask.sum(1).tolist()]
     return torch.tensor([1 << e for e in exponents])[:, None, None, None]
-
-
-def shared_parameters(
-    shapes: ParameterShapes, values: dict[str, torch.Tensor] | None, device: str = "cpu"
-) -> dict[str, Any]:
-    """Share the model owner's parameters without a message: both parties draw the same sharing of zero.
-
-    Args:
-        shapes: public.
-        values: float tensors at the model owner (rank 0), None at the data owner.
-        device: "meta" when planning.
-    """
-    owner = current().rank == 0
-    return {
-        name: Shared(tensor=values[name] if owner and values is not None else None, size=shape, src=0, device=device)
-        for name, shape in shapes.items()
-    }

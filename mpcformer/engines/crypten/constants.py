@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass
 
 from mpcformer.approximations import ConstantRows, ExponentialRows, SoftmaxForm, gelu_form, softmax_form
 from mpcformer.approximations.forms import CRYPTEN
+from mpcformer.engines.base import PublicModel
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.crypten.newton import NewtonPlan, reciprocal_plan, rsqrt_plan
 from mpcformer.errors import RangeError
@@ -72,6 +73,18 @@ class NewtonScales:
     def digest(self) -> str:
         """Return the hex SHA-256 of all numbers: owners whose numbers differ must not start."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def constants_of(public: PublicModel) -> NewtonScales:
+    """Derive the public numbers of a model from what both owners know of it; see `model_constants`."""
+    return model_constants(
+        gelu=public.config.gelu,
+        softmax=public.config.softmax,
+        n_layers=public.config.num_hidden_layers,
+        bounds=public.ranges.bounds,
+        constant_norms=public.config.constant_norms,
+        head_activation=public.config.head_activation,
+    )
 
 
 def model_constants(

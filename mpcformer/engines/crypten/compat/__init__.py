@@ -21,7 +21,7 @@ from mpcformer.engines.crypten.compat import autograd, comparisons, models, prod
 from mpcformer.engines.crypten.compat.communicator import ChannelCommunicator
 from mpcformer.engines.crypten.compat.fixed_point import FRAC_BITS, MAX_ENCODED, truncate
 from mpcformer.engines.crypten.compat.library import crypten
-from mpcformer.engines.crypten.compat.party import PartyState, active, current
+from mpcformer.engines.crypten.compat.party import PartyState, active, agree_on_zero_key, current
 from mpcformer.engines.crypten.compat.provider import (
     PROVIDER,
     DealerProvider,
@@ -38,6 +38,7 @@ __all__ = [
     "DealerProvider",
     "PartyState",
     "active",
+    "agree_on_zero_key",
     "crypten",
     "current",
     "truncate",

@@ -91,6 +91,15 @@ class PartyState:
         return [combine(tensor, next(arrived)) if tensor.numel() else tensor for tensor in mine]
 
 
+def agree_on_zero_key(channel: Channel, rank: int) -> bytes:
+    """Return a key for sharings of zero: half of it is from each party, and the dealer does not know it. One round."""
+    mine = fresh_key()
+    channel.send([torch.frombuffer(bytearray(mine), dtype=torch.uint8)])
+    theirs = bytes(channel.receive([Spec(torch.uint8, (len(mine),))])[0].tolist())
+    halves = (theirs, mine) if rank else (mine, theirs)
+    return derive_key(halves[0], "zero sharing", halves[1])
+
+
 def current() -> PartyState:
     """Return this thread's party.
 
