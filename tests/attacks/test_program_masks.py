@@ -34,8 +34,17 @@ PROGRAMS: dict[str, tuple[int, int]] = {
     "keys.py:whole": (129, 84),
     "selection.py:argmax": (163, 106),
     "small.py:scaled": (15, 5),
+    "small.py:grouped": (3, 2),
+    "wrong.py:private_draws": (2, 1),
+    "regression.py:training_step": (56, 23),
+    "networks.py:by_hand": (169, 108),
+    "small.py:nearest": (210, 135),
+    "selection.py:softmax": (365, 193),
 }
-SLOW = ("keys.py:pooled", "keys.py:whole_by_keys", "selection.py:argmax_by_keys")
+SLOW = (
+    *("keys.py:pooled", "keys.py:whole_by_keys", "selection.py:argmax_by_keys"),
+    *("networks.py:by_hand", "small.py:nearest", "selection.py:softmax"),
+)
 
 
 def prove(name: str, patch: pytest.MonkeyPatch) -> tuple[int, ...]:
