@@ -29,8 +29,8 @@ def owner(name: str, shape: Sequence[int] | Mapping[str, Sequence[int]] = (), *,
         name: "model" or "data".
         shape: whole numbers; every party learns them. Or the shapes of several tensors by their names, which are one
             input: one npz or safetensors file has them all, and the function gets a dictionary.
-        whole: whether the input has whole numbers alone. They are shared as they are, so that they take 64 bits, and
-            are cheaper to multiply.
+        whole: whether the input has whole numbers alone. They are shared as they are, so that they take 64 bits, wrap
+            as int64 does, and are cheaper to multiply.
 
     Raises:
         UserInputError: there is no such owner, or the shape is none.
