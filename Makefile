@@ -5,7 +5,7 @@ JOBS   ?= 2
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
 STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml mpcformer/ring/*.c | sha256sum | cut -c1-16)
 
-.PHONY: help setup demo test test-all check conformance programs records docs proto lock clean
+.PHONY: help setup extras demo test test-all check conformance programs records docs proto lock clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*##/\t/' | expand -t 12
 
@@ -23,6 +23,10 @@ $(STAMP): requirements.txt pyproject.toml mpcformer/ring/kernels.c mpcformer/rin
 	$(PIP) install --no-deps --no-build-isolation --editable .
 	@rm -f $(VENV)/.installed-*
 	@touch $@
+
+extras: setup  ## also install Ray and the schemas of Kubernetes; the tests that need them skip without
+	$(PIP) install --no-deps --require-hashes -r requirements-ray.txt
+	$(PIP) install --no-deps --require-hashes -r requirements-schemas.txt
 
 demo: setup  ## teacher -> student -> private inference by separate processes; the table at the end
 	$(VENV)/bin/mpcformer demo
@@ -57,7 +61,7 @@ docs: setup  ## the documentation as a site: build/site/index.html
 proto: setup  ## regenerate parties/stubs from protos/
 	$(VENV)/bin/python protos/generate.py
 
-lock:  ## renew requirements.txt from requirements.in
+lock:  ## renew requirements.txt from requirements.in, and the extras' files
 	$(PYTHON) scripts/lock.py
 
 clean:  ## remove what the targets made

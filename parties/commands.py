@@ -211,6 +211,9 @@ def party(
     once: Annotated[
         bool, flag("--once", group=INPUT, about="Serve one session only, and end with its exit status.")
     ] = False,
+    ready: Annotated[
+        bool, flag("--ready", group=INPUT, about="Start nothing: ask whether the service runs here and takes sessions.")
+    ] = False,
 ) -> None:
     """Start one party from its file: a dealer, a model owner or a data owner.
 
@@ -218,6 +221,12 @@ def party(
 
     Example: mpcformer party --config dealer.toml
     """
+    if ready:
+        from mpcformer.console import console
+        from parties.diagnosis.ready import check_ready
+
+        console.print(f"{check_ready(config)} takes sessions", markup=False)
+        return
     from parties.roles.start_party import run_and_exit
 
     run_and_exit(config, once=once)

@@ -12,7 +12,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.ring import gemm
 from parties.diagnosis.findings import warning, wrong
 from parties.diagnosis.probe import UnreachedError, probe, split
-from parties.settings.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, PeerAddress, TlsFiles
+from parties.settings.config import AnyConfig, CoordinatorConfig, DataOwnerConfig, PeerAddress, ServiceConfig, TlsFiles
 from parties.settings.config_file import by_keys
 from parties.wire import identity
 
@@ -113,7 +113,7 @@ def listening(config: AnyConfig) -> list[Finding]:
         return [wrong(check, f"{host} does not resolve", "give an address of this machine, or 0.0.0.0")]
     except OSError as error:
         if error.errno == errno.EADDRINUSE:
-            return [_in_use(config, check, host, port)]
+            return [_in_use(config, check)]
         remedy = "take a port above 1023" if error.errno == errno.EACCES else "give an address of this machine"
         return [wrong(check, error.strerror or str(error), remedy)]
     return [
@@ -121,12 +121,16 @@ def listening(config: AnyConfig) -> list[Finding]:
     ]
 
 
-def _in_use(config: AnyConfig, check: str, host: str, port: int) -> Finding:
+def here(listen: str) -> str:
+    """Return the address at which this machine reaches a party that listens at `listen`, HOST:PORT."""
+    host, port = split(listen)
+    return f"{_bracketed(ANY.get(host, host))}:{port}"
+
+
+def _in_use(config: CoordinatorConfig | ServiceConfig, check: str) -> Finding:
     """Find out whether the party itself uses its port, or something else does."""
     try:
-        shown = probe(
-            PeerAddress(id=config.id, address=f"{_bracketed(ANY.get(host, host))}:{port}"), config.credentials
-        )
+        shown = probe(PeerAddress(id=config.id, address=here(config.listen)), config.credentials)
     except UnreachedError as error:
         if "certificate" in error.step and not error.found.startswith("it names"):
             # It speaks TLS as a party does; it may well be this party, with a certificate that nobody takes.

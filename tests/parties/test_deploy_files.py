@@ -3,6 +3,7 @@
 No container runs here: the tests do not try how a runtime treats these files.
 """
 
+import copy
 import re
 import shutil
 import subprocess
@@ -37,6 +38,8 @@ IMAGE = f"mpcformer:{__version__}"
 LAST_WAIT_S, SERVER_STOP_S = 5, 1
 # What a party must be able to write: the folder of the model owner's budget_file.
 WRITABLE = INSIDE / "budget"
+# The command that asks a service whether it takes sessions.
+READY = ["mpcformer", "party", "--ready", "--config"]
 
 
 def config(party: str) -> AnyConfig:
@@ -119,8 +122,8 @@ def test_compose_runs_the_example_files(compose: dict[str, Any], party: str) -> 
     assert service["user"] == "10001:10001"
     assert service["read_only"] is True
     assert service["ulimits"] == {"core": 0, "nofile": 65536}
-    doctor = ["CMD", "mpcformer", "doctor", "--config", str(INSIDE / f"{party}.toml")]
-    assert service.get("healthcheck", {}).get("test") == (doctor if party in SERVICES else None)
+    ready = ["CMD", *READY, str(INSIDE / f"{party}.toml")]
+    assert service.get("healthcheck", {}).get("test") == (ready if party in SERVICES else None)
     check_command(service["command"])
     mounted = {}
     for volume in service["volumes"]:
@@ -140,7 +143,7 @@ def test_compose_runs_the_example_files(compose: dict[str, Any], party: str) -> 
 
 @pytest.mark.parametrize("party", IDS)
 def test_the_cluster_runs_the_example_files(objects: list[dict[str, Any]], party: str) -> None:
-    work = named(objects, "Deployment" if party in SERVICES else "Job")[party]
+    work = named(objects, "StatefulSet" if party in SERVICES else "Job")[party]
     template = work["spec"]["template"]
     pod, labels = template["spec"], template["metadata"]["labels"]
     (container,) = pod["containers"]
@@ -170,7 +173,8 @@ def test_the_cluster_runs_the_example_files(objects: list[dict[str, Any]], party
     assert labels["app.kubernetes.io/component"] == party
     if party in SERVICES:
         probe = container["readinessProbe"]["exec"]["command"]
-        assert probe == ["mpcformer", "doctor", "--config", str(INSIDE / f"{party}.toml")]
+        assert probe == [*READY, str(INSIDE / f"{party}.toml")]
+        check_command(probe[1:])
         assert work["spec"]["selector"]["matchLabels"] == labels
         assert work["spec"]["replicas"] == 1
 
@@ -184,8 +188,46 @@ def test_the_clusters_names_are_those_in_the_files(objects: list[dict[str, Any]]
         assert service["metadata"]["namespace"] == namespace
         assert service["spec"]["selector"]["app.kubernetes.io/component"] == party
         assert [item["port"] for item in service["spec"]["ports"]] == [port(party)]
-    assert not services
+    assert set(services) == {named(objects, "StatefulSet")[party]["spec"]["serviceName"] for party in SERVICES}
     assert {item["metadata"]["namespace"] for item in objects} == {namespace}
+
+
+def test_each_replica_has_the_name_that_data_owners_list(objects: list[dict[str, Any]], tmp_path: Path) -> None:
+    """The commented lines of the data owner's file name the second replicas; the plain ones, the first."""
+    lines = (FILES / "data-owner.toml").read_text().splitlines()
+    begin = next(number for number, line in enumerate(lines) if line.startswith("# [[replicas]]"))
+    lines[begin : begin + 3] = [line.removeprefix("# ") for line in lines[begin : begin + 3]]
+    (tmp_path / "data-owner.toml").write_text("\n".join(lines))
+    settings = load_any(tmp_path / "data-owner.toml")
+    assert isinstance(settings, DataOwnerConfig)
+    (second,) = settings.replicas
+    services = named(objects, "Service")
+    for peer, first in ((second.dealer, settings.dealer), (second.model_owner, settings.model_owner)):
+        assert first
+        assert peer.id == first.id, "replicas share an id and a certificate"
+        replicas = named(objects, "StatefulSet")[peer.id]
+        every = services[replicas["spec"]["serviceName"]]
+        assert every["spec"]["clusterIP"] == "None", "each replica has a name of its own"
+        assert "publishNotReadyAddresses" not in every["spec"], "one that is not ready has no name"
+        pod, name, namespace = peer.address.partition(":")[0].split(".")
+        assert (pod, name, namespace) == (f"{peer.id}-1", every["metadata"]["name"], every["metadata"]["namespace"])
+        alone = services[first.address.partition(".")[0]]["spec"]["selector"]
+        assert alone == every["spec"]["selector"] | {"statefulset.kubernetes.io/pod-name": f"{peer.id}-0"}
+        assert every["spec"]["selector"] == replicas["spec"]["selector"]["matchLabels"]
+
+
+def test_the_cluster_would_take_the_files(objects: list[dict[str, Any]]) -> None:
+    """By the schemas of an older release and of the newest that the package knows. No unknown key passes."""
+    kubernetes_validate = pytest.importorskip(
+        "kubernetes_validate", reason="no schemas of Kubernetes here: make extras, which installs kubernetes-validate"
+    )
+    for version in ("1.34", kubernetes_validate.latest_version()):
+        for item in objects:
+            kubernetes_validate.validate(item, version, strict=True)
+        wrong = copy.deepcopy(named(objects, "StatefulSet")["dealer"])
+        wrong["spec"]["servicename"] = wrong["spec"].pop("serviceName")
+        with pytest.raises(kubernetes_validate.ValidationError, match="servicename"):
+            kubernetes_validate.validate(wrong, version, strict=True)
 
 
 def test_the_network_lets_through_who_calls_whom_and_nothing_else(objects: list[dict[str, Any]]) -> None:
@@ -238,7 +280,7 @@ def test_everybody_waits_longer_than_the_sessions_may(
     unit = (DEPLOY / "systemd" / f"mpcformer-{party}.service").read_text()
     assert int(re.findall(r"^TimeoutStopSec=(\d+)$", unit, re.MULTILINE)[0]) > needed
     assert int(compose["services"][party]["stop_grace_period"].removesuffix("s")) > needed
-    pod = named(objects, "Deployment")[party]["spec"]["template"]["spec"]
+    pod = named(objects, "StatefulSet")[party]["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > needed
 
 

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from mpcformer.cli import build_app
 from mpcformer.doctor import Finding
+from mpcformer.errors import PartyError, UserInputError
 from parties import diagnosis
 from parties.diagnosis import own, probe
 from parties.roles.coordinator import Coordinator
@@ -374,3 +375,27 @@ def test_the_command(site: Site) -> None:
     result = doctor(path)
     assert result.exit_code == 3, "a peer's fault"
     assert "is closed" in result.output
+
+
+def test_ready_means_that_it_takes_sessions(site: Site) -> None:
+    def ready(config: AnyConfig) -> Any:
+        path = site.folder / "asked.toml"
+        path.write_text(to_toml(config))
+        return CliRunner().invoke(build_app(), ["party", "--ready", "--config", str(path)], env={"COLUMNS": "200"})
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    dealer = site.dealer(listen=f"0.0.0.0:{port}")
+    assert isinstance(ready(dealer).exception, PartyError), "nobody listens"
+    site.serve(dealer)
+    assert "dealer takes sessions" in ready(dealer).output
+    assert ready(dealer).exit_code == 0
+    site.tls["dealer"].key.chmod(0o440)  # as a cluster mounts it for a user that is not root
+    assert ready(dealer).exit_code == 0
+    site.hosts[0].drain(0)
+    error = ready(dealer).exception
+    assert isinstance(error, PartyError)
+    assert "dealer: it takes no sessions: it is shutting down" in str(error)
+    for other, match in ((site.dealer(), "names no port"), (site.coordinator(closed_port(), closed_port()), "nobody")):
+        with pytest.raises(UserInputError, match=f"--ready: .*{match}"):
+            raise ready(other).exception
