@@ -9,14 +9,14 @@ import torch
 from mpcformer.channel import Spec
 from mpcformer.correlations.base import MAX_ELEMENTS, Kind
 from mpcformer.correlations.beaver import AdditiveTriple, BinaryTriple, BitPair, SquarePair, Truncation
-from mpcformer.correlations.equality import Equality
+from mpcformer.correlations.keys.equality import Equality
+from mpcformer.correlations.keys.sign import Sign
 from mpcformer.correlations.lifted import Lifted
 from mpcformer.correlations.linear import Linear
 from mpcformer.correlations.matmul import MatmulMasks
 from mpcformer.correlations.piecewise import Piecewise
 from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.correlations.row_lookup import RowLookup
-from mpcformer.correlations.sign import Sign
 from mpcformer.correlations.table import Table
 from mpcformer.correlations.window import Window
 from mpcformer.correlations.zero_test import ZeroTest

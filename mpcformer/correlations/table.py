@@ -28,8 +28,8 @@ from functools import cache
 
 import torch
 
-from mpcformer.correlations import point_function
 from mpcformer.correlations.base import Kind
+from mpcformer.correlations.keys import point_function
 from mpcformer.correlations.linear import TAGS, weight_mask
 from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError

@@ -1,7 +1,7 @@
 """A proof on running programs that every value that is sent is masked by a draw of its sender, used for it alone.
 
 The declared results alone are not masked. Keys of signs and of equality, which the dealer makes, look uniform to an
-owner by the argument of `mpcformer.correlations.sign`; the proof is about all that is sent besides. Masks that are
+owner by the argument of `mpcformer.correlations.keys.sign`; the proof is about all that is sent besides. Masks that are
 left out, used twice or too narrow are planted, to show that they are found.
 """
 

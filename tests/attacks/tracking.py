@@ -24,7 +24,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mpcformer.channel import MemoryChannel
-from mpcformer.correlations import is_shared, point_function, row_lookup, sign
+from mpcformer.correlations import is_shared, row_lookup
+from mpcformer.correlations.keys import point_function, sign
 from mpcformer.correlations.requests import Request
 from mpcformer.engines.crypten.compat import fixed_point
 from mpcformer.engines.lift import weights

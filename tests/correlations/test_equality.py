@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mpcformer.correlations import point_function
+from mpcformer.correlations.keys import point_function
 from mpcformer.ring.random import Stream, fresh_key
 
 EDGES = [0, 1, -1, 2, -2, 2**62, -(2**62), 2**63 - 1, -(2**63), 1 - 2**63]

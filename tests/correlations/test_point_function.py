@@ -7,7 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mpcformer.correlations import CorrelationStore, MaskKeys, Request, deal, point_function, session_key
+from mpcformer.correlations import CorrelationStore, MaskKeys, Request, deal, session_key
+from mpcformer.correlations.keys import point_function
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import kernels

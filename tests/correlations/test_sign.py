@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from mpcformer.correlations import sign
+from mpcformer.correlations.keys import sign
 from mpcformer.ring.random import Stream, fresh_key
 
 EDGES = [0, 1, -1, 2, -2, 2**62, -(2**62), 2**63 - 1, -(2**63), 1 - 2**63]

@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 
-from mpcformer.correlations import Request, point_function, sign
-from mpcformer.correlations.sign import N_BITS
+from mpcformer.correlations import Request
+from mpcformer.correlations.keys import point_function, sign
+from mpcformer.correlations.keys.sign import N_BITS
 from mpcformer.engines.crypten.compat.library import crypten
 from mpcformer.engines.crypten.compat.party import KEYS, current
 from mpcformer.ring.packing import logical_shift
@@ -24,7 +25,7 @@ def negative(share: torch.Tensor) -> torch.Tensor:
 
     Ideal function: the top bit, exactly.
     Cost for n values: 1 round, 8 n bytes each way, 1,528 n dealer bytes, which rank 0 passes on ahead.
-    Source: see `mpcformer.correlations.sign`.
+    Source: see `mpcformer.correlations.keys.sign`.
 
     Args:
         share: int64 of any shape.
@@ -44,7 +45,7 @@ def zero(share: torch.Tensor) -> torch.Tensor:
 
     Ideal function: exact for every value.
     Cost for n values: 1 round, 8 n bytes each way, 1,032 n dealer bytes, which rank 0 passes on ahead.
-    Source: see `mpcformer.correlations.equality`.
+    Source: see `mpcformer.correlations.keys.equality`.
 
     Args:
         share: int64 of any shape.

@@ -20,7 +20,7 @@ import math
 import torch
 
 from mpcformer.correlations.base import Kind
-from mpcformer.correlations.point_function import BITS, descend
+from mpcformer.correlations.keys.point_function import BITS, descend
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.ring.packing import logical_shift
 from mpcformer.ring.random import BLOCK_WORDS, Stream, block_hash

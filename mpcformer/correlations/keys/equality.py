@@ -14,9 +14,9 @@ import math
 
 import torch
 
-from mpcformer.correlations import point_function
+from mpcformer.correlations.keys import point_function
+from mpcformer.correlations.keys.sign import MaskedKeys
 from mpcformer.correlations.requests import Request, Shape
-from mpcformer.correlations.sign import MaskedKeys
 from mpcformer.ring.packing import WORD
 from mpcformer.ring.random import BLOCK_WORDS
 
