@@ -3,6 +3,7 @@
 import ctypes
 import os
 import resource
+from contextlib import suppress
 
 # Parameters of glibc's mallopt, from malloc.h.
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
@@ -52,3 +53,12 @@ def keep_freed_memory() -> bool:
         return False
     # One arena, because the others cannot grow beyond 64 MiB in a piece.
     return all(mallopt(*each) == 1 for each in ((ARENA_MAX, 1), (MMAP_MAX, 0), (TRIM_THRESHOLD, KEPT_BYTES)))
+
+
+def give_freed_memory_back() -> None:
+    """Give what was freed back to the kernel, after work that needed much memory once; see `keep_freed_memory`.
+
+    Nothing happens with another C library than glibc.
+    """
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

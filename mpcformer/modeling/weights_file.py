@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from mpcformer.errors import RangeError, UserInputError
+from mpcformer.machine import give_freed_memory_back
 from mpcformer.modeling.description import described
 from mpcformer.modeling.families import family_of
 from mpcformer.modeling.folder import read_config, require_student, weight_files
@@ -29,7 +30,10 @@ def load_weights(folder: Path) -> dict[str, torch.Tensor]:
     config = read_config(folder)
     require_student(folder, config)
     check_student(folder, config)
-    return read_weights(folder)
+    weights = read_weights(folder)
+    # The copies that reading made would count for the process as long as it lives.
+    give_freed_memory_back()
+    return weights
 
 
 def read_weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -20,6 +20,7 @@ from mpcformer.correlations import (
 )
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
+from mpcformer.machine import give_freed_memory_back
 from parties.session import attestation, transcript
 from parties.session.audit import Audit
 from parties.session.membership import Membership, peak_rss_bytes
@@ -137,6 +138,8 @@ class OwnerSession:
         self.terms = transcript.terms(agreed)
         log.info("agreed on everything, transcript %s", self._transcript.hex()[:16])
         engine.setup(self.store)
+        # What the weights took before they were encoded or unpacked is not needed again.
+        give_freed_memory_back()
         self._engine = engine
         self._setup.seconds = time.perf_counter() - started
         self._setup.bytes_received = self.asking.counters.bytes_received
