@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 
 from mpcformer.errors import RangeError, UserInputError
 from mpcformer.machine import give_freed_memory_back
@@ -65,6 +65,7 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def _tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return dict(load_file(path))
+        # A mapped file would change, or end the process, where somebody writes to it while it is used.
+        return dict(load(path.read_bytes()))
     except (SafetensorError, OSError) as error:
         raise UserInputError(f"{path} cannot be read: {error}", "restore the checkpoint") from None

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from mpcformer.errors import DependencyError, MPCFormerError, RangeError, UserInputError
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer, resolve_checkpoint
 from mpcformer.modeling.description import described
+from mpcformer.modeling.weights_file import load_weights
 from tests.tiny import save_bert, save_student
 
 
@@ -92,6 +93,16 @@ def test_weights_that_fixed_point_cannot_carry(copy: Path, value: float) -> None
     edit_weights(copy, **{"classifier.bias": torch.tensor([0.0, value])})
     with pytest.raises(RangeError, match=r"classifier\.bias"):
         load_student(copy)
+
+
+def test_weights_stay_as_they_were_read_whatever_becomes_of_the_file(copy: Path) -> None:
+    read = load_weights(copy)
+    kept = {name: tensor.clone() for name, tensor in read.items()}
+    path = copy / "model.safetensors"
+    path.write_bytes(bytes(path.stat().st_size))  # into the same file, as a copy onto it does
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in read.items())
+    path.write_bytes(b"")
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in read.items())
 
 
 def test_missing_and_misshapen_tensors(copy: Path) -> None:
