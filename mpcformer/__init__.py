@@ -10,9 +10,10 @@ Ask a model as you ask a Hugging Face pipeline:
     with mpcformer.connect("data-owner.toml") as classify:       # the parties of a deployment
         classify(["One text.", "Another."], batch_size=16)
 
-`local` and `connect` return a `Classifier`. `program` makes a function on CrypTen's tensors one that `mpcformer run`
-runs between the parties (mpcformer/programs). Every error is an `MPCFormerError` that says what is wrong and what to
-do. The command line (`mpcformer --help`) makes students, starts parties and measures.
+`local` and `connect` return a `Classifier`. `models` lists the models of a deployment that may be asked. `program`
+makes a function on CrypTen's tensors one that `mpcformer run` runs between the parties (mpcformer/programs). Every
+error is an `MPCFormerError` that says what is wrong and what to do. The command line (`mpcformer --help`) makes
+students, starts parties and measures.
 """
 
 from importlib.metadata import PackageNotFoundError, entry_points, version
@@ -26,10 +27,20 @@ except PackageNotFoundError:  # running from a source tree that was never instal
     __version__ = "0.0.0+source"
 
 # These are in packages that are built on this one, so they are found as entry points, when they are first used.
-_API = ("local", "connect", "Classifier", "BudgetError")
+_API = ("local", "connect", "models", "Classifier", "BudgetError")
 # These load torch, so that they wait until they are asked for, too.
 _PROGRAMS = ("owner", "program")
-__all__ = ["BudgetError", "Classifier", "MPCFormerError", "__version__", "connect", "local", "owner", "program"]
+__all__ = [
+    "BudgetError",
+    "Classifier",
+    "MPCFormerError",
+    "__version__",
+    "connect",
+    "local",
+    "models",
+    "owner",
+    "program",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -18,7 +18,7 @@ from tests.browser import NAMES
 
 # Chromium reads its commands from this file descriptor and writes its replies to the next one.
 READS, WRITES = 3, 4
-KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32}
+KEYS = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32, "ArrowDown": 40}
 
 
 class Page:

@@ -19,6 +19,12 @@ from mpcformer.options import INPUT, MACHINE, OUTPUT, choice, flag, option
 # How many batches the prompt holds ready.
 AHEAD = 2
 REMEDY = "the answers to the others stand; for texts of this kind, calibrate the student on some of them (distil again)"
+# What --list-models shows of a model.
+PUBLIC = "answers", "labels", "layers", "positions", "forms"
+FILES = (
+    "To ask a model, get its public files from its owner (mpcformer export), and name them in [[models]] or"
+    " public_model of the file."
+)
 SMALL_STUDENT = (
     "No --student is given, so this asks the small one that comes with mpcformer: negative or positive, about films."
 )
@@ -41,6 +47,10 @@ def ask(
     config: Annotated[
         Path | None, options.file("--config", group=INPUT, about="A data owner's TOML file; the others are deployed.")
     ] = None,
+    model: Annotated[str | None, option(group=INPUT, about="With --config: the model's name.")] = None,
+    list_models: Annotated[
+        bool, flag("--list-models", group=INPUT, about="With --config: list the models that may be asked.")
+    ] = False,
     file: Annotated[
         Path | None, option("--file", group=INPUT, about="Texts in a file: txt, csv, jsonl or parquet.")
     ] = None,
@@ -82,6 +92,12 @@ def ask(
         raise UserInputError(
             "give either --student or --config", "--student runs all parties here, --config asks deployed ones"
         )
+    for name, given in (("--model", model), ("--list-models", list_models)):
+        if given and config is None:
+            raise UserInputError(f"{name}: there is no --config", "give a data owner's file; --student is one model")
+    if list_models and config is not None:
+        _list_models(config)
+        return
     if texts and file is not None:
         raise UserInputError("--file: texts were given as arguments too", "give one of them")
     if column and file is None:
@@ -103,7 +119,7 @@ def ask(
 
     def opened() -> Any:
         if config is not None:
-            return connect(config, **common)
+            return connect(config, model=model, **common)
         return local(student, engine=engine, threads=threads, **common)
 
     if student is None and config is None:
@@ -124,6 +140,23 @@ def ask(
             n_refused = _write(classify, source, answers, on_refusal, out)
     if n_refused:
         raise typer.Exit(SOME_REFUSED)
+
+
+def _list_models(config: Path) -> None:
+    """Print a line for each model that the model owner lets this data owner ask."""
+    from mpcformer.console import err_console, printable
+    from parties.ask.models import SAME, models
+
+    found = models(config)
+    print("name", *PUBLIC, "left today", "left in all", "public files", "sha256", sep="\t")
+    for each in found:
+        left = ("any" if n is None else n for n in (each["left_today"], each["left_in_all"]))
+        about = (printable(each["about"].get(key, "")) for key in PUBLIC)
+        print(printable(each["name"]), *about, *left, each["public_files"], printable(each["sha256"]), sep="\t")
+    if not found:
+        err_console.print("The model owner lets this data owner ask no model.")
+    elif any(each["public_files"] != SAME for each in found):
+        err_console.print(FILES, soft_wrap=True)
 
 
 class _Source:

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 from mpcformer.engines.registry import DEFAULT_ENGINE, resolve
 from mpcformer.errors import UserInputError
 from mpcformer.modeling.folder import first_student, read_config, require_student
+from parties.ask.models import load_asking
 from parties.ask.options import AskOptions, checked_options
 from parties.runs.local_services import LocalServices
-from parties.settings.config import DEFAULT_POOL_MIB, LONGEST_S, DataOwnerConfig, Device
-from parties.settings.config_file import load_party
+from parties.settings.config import DEFAULT_POOL_MIB, DataOwnerConfig, Device
 from parties.settings.public_files import export_public
 
 if TYPE_CHECKING:
@@ -92,6 +92,7 @@ def local(
 def connect(
     config: str | Path,
     *,
+    model: str | None = None,
     max_length: int | None = None,
     batch_size: int = 16,
     ahead: int = 2,
@@ -106,6 +107,7 @@ def connect(
     Args:
         config: the data owner's TOML file, with `dealer` and `model_owner`. Where it names `replicas`, several sessions
             take turns between these and the first two.
+        model: the name of the model to ask, as the model owner calls it; None stands for the only one.
         max_length, batch_size, ahead, first, deal_ahead, lengths, sessions: as for `local`.
         patience_s: for how many seconds a session that begins waits for another party at most; the default is
             `join_timeout_s` of the file.
@@ -113,17 +115,7 @@ def connect(
     Raises:
         UserInputError: the file or an argument is wrong.
     """
-    path = Path(config)
-    loaded = load_party(path)
-    if not isinstance(loaded, DataOwnerConfig) or loaded.dealer is None:
-        raise UserInputError(
-            f"--config: {path} is not the file of a data owner that orders its own sessions",
-            "give a data owner's file with dealer and model_owner",
-        )
-    if patience_s is not None:
-        if not 0 < patience_s <= LONGEST_S:
-            raise UserInputError(f"patience_s: {patience_s} is outside 0..{LONGEST_S:.0f}", "give a number of seconds")
-        loaded = loaded.model_copy(update={"join_timeout_s": patience_s})
+    loaded = load_asking(config, patience_s).picked(model)
     options = checked_options(max_length, batch_size, ahead, first, deal_ahead, lengths)
     _check_sessions(sessions, deal_ahead)
     sites = [loaded, *(loaded.at(replica) for replica in loaded.replicas)]

@@ -34,7 +34,12 @@ class AskingSession:
 
     def __init__(self, config: DataOwnerConfig, public: PublicModel, student: str, *, largest: int) -> None:
         job = JobDescription(
-            task=TASK, split="", batch_size=largest, engine=config.engine, embeddings=public.embeddings
+            task=TASK,
+            split="",
+            batch_size=largest,
+            engine=config.engine,
+            embeddings=public.embeddings,
+            model=config.model or "",
         )
         self._config, self._threads = config, config.threads
         self._own = OwnSession(config, job)

@@ -50,5 +50,5 @@ def _holdings(config: AnyConfig) -> list[Finding]:
     if isinstance(config, CoordinatorConfig):
         return [holdings.job(config)]
     if isinstance(config, DataOwnerConfig):
-        return [holdings.public_model(config), holdings.data(config), *holdings.programs(config)]
-    return [holdings.student(config), *holdings.programs(config)] if config.role == "model-owner" else []
+        return [*holdings.public_models(config), holdings.data(config), *holdings.programs(config)]
+    return [*holdings.students(config), *holdings.programs(config)] if config.role == "model-owner" else []

@@ -1,6 +1,8 @@
 """Checks what a party holds: the student, its public files, the data. Findings never state content."""
 
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 
 from mpcformer.doctor import Finding
 from mpcformer.engines.base import PublicModel, load_public_model
@@ -18,34 +20,39 @@ from parties.stubs import parties_pb2 as pb
 EXPORT = "ask the model owner for the folder that mpcformer export wrote"
 
 
-def student(config: ModelOwnerConfig) -> Finding:
-    """Check that the model owner's student loads, and state which student it is."""
+def students(config: ModelOwnerConfig) -> list[Finding]:
+    """Check that the model owner's students load, and state which students they are."""
 
-    folder = config.student
-    if folder is None:
-        return Finding("student", "none: it serves programs alone")
-
-    def look() -> str:
+    def look(folder: Path) -> str:
         load_student(folder)
         load_tokenizer(folder)
         return f"{_described(load_public_model(folder))}; sha256 {sha256_file(folder / WEIGHTS)}"
 
-    return _finding("student", look)
+    if config.student is None and not config.students:
+        return [Finding("student", "none: it serves programs alone")]
+    return [
+        _finding("student" if config.student else f"student {entry.name}", partial(look, entry.path))
+        for entry in config.shelf()
+    ]
 
 
-def public_model(config: DataOwnerConfig) -> Finding:
-    """Check that the data owner has all public files, and state which student they belong to."""
+def public_models(config: DataOwnerConfig) -> list[Finding]:
+    """Check that the data owner has all public files, and state which students they belong to."""
 
-    folder = config.public_model
-    if folder is None:
-        return Finding("public_model", "none: it runs programs alone")
-
-    def look() -> str:
+    def look(picked: DataOwnerConfig) -> str:
+        folder = picked.folder_of_model()
         load_tokenizer(folder)
-        claimed = claim(config).student
+        claimed = claim(picked).student
         return f"{_described(load_public_model(folder))}; of the student with sha256 {claimed}"
 
-    return _finding("public_model", look, EXPORT)
+    if config.public_model is None and not config.models:
+        return [Finding("public_model", "none: it runs programs alone")]
+    if config.public_model is not None:
+        return [_finding("public_model", partial(look, config), EXPORT)]
+    return [
+        _finding(f"public_model {entry.name}", partial(look, config.picked(entry.name)), EXPORT)
+        for entry in config.models
+    ]
 
 
 def claim(config: DataOwnerConfig) -> pb.ModelClaim:

@@ -1,6 +1,7 @@
 """Checks the way to each peer that a party calls, and what the peer answers."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import grpc
@@ -8,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from mpcformer import __version__
 from mpcformer.doctor import Finding
-from mpcformer.errors import MPCFormerError
+from mpcformer.errors import MPCFormerError, escaped
 from parties.diagnosis import holdings
 from parties.diagnosis.findings import peer_wrong, warning
 from parties.diagnosis.probe import STEP_S, UnreachedError, probe
@@ -99,8 +100,8 @@ def look(visit: Visit) -> tuple[list[Finding], pb.DiagnoseReply | None]:
         rows += [_protocol(visit, reply), _clock(visit, reply.unix_time - middle), _served(visit, reply)]
         if visit.peer_role != "coordinator":
             rows.append(_health(visit, channel, reply))
-    if reply.HasField("model"):
-        rows.append(_student(visit, reply.model))
+    if visit.peer_role == "model-owner" and visit.role in reply.serves_as:
+        rows += _students(visit, reply.models)
     return rows, reply
 
 
@@ -164,14 +165,43 @@ def _health(visit: Visit, channel: grpc.Channel, reply: pb.DiagnoseReply) -> Fin
     return Finding(check, f"{name}; free sessions: {reply.free_sessions}")
 
 
-def _student(visit: Visit, claimed: pb.ModelClaim) -> Finding:
-    """State which student is served; for a data owner, check that its public files belong to that student."""
-    check, config = visit.row("student"), visit.config
-    if not isinstance(config, DataOwnerConfig) or config.public_model is None:
-        return Finding(check, f"sha256 {claimed.student}; public facts {claimed.facts.hex()[:16]}")
+def _students(visit: Visit, claims: Sequence[pb.ModelClaim]) -> list[Finding]:
+    """State which students this party may ask; for a data owner, check that its public files belong to them."""
+    config = visit.config
+    if not isinstance(config, DataOwnerConfig) or not (config.models or config.public_model):
+        return [Finding(_row(visit, each.name, claims), _shown(each)) for each in claims]
+    if config.models:
+        wanted: list[str | None] = [entry.name for entry in config.models]
+    else:
+        wanted = [config.model]
+    return [_compared(visit, config, name, claims) for name in wanted]
+
+
+def _row(visit: Visit, name: str, claims: Sequence[pb.ModelClaim]) -> str:
+    return visit.row("student" if len(claims) == 1 else f"student {escaped(name)}")
+
+
+def _shown(claim: pb.ModelClaim) -> str:
+    return f"sha256 {claim.student}; public facts {claim.facts.hex()[:16]}"
+
+
+def _compared(visit: Visit, config: DataOwnerConfig, name: str | None, claims: Sequence[pb.ModelClaim]) -> Finding:
+    """Compare the public files of a data owner's model, or of its only one, with what it may ask."""
+    check = visit.row("student" if name is None else f"student {name}")
+    offered = {each.name: each for each in claims}
+    if name is None and len(claims) > 1:
+        return peer_wrong(
+            check,
+            f"it lets us ask several: {escaped(', '.join(offered))}",
+            "name one: model, or [[models]], in the file",
+        )
+    claimed = claims[0] if name is None and claims else offered.get(name or "")
+    if claimed is None:
+        found = "it lets us ask none" if name is None else "it lets us ask no student of this name"
+        return peer_wrong(check, found, "mpcformer ask --list-models --config FILE; may_ask in its file decides")
     remedy = f"get the public files of {visit.peer.id}'s student (mpcformer export)"
     try:
-        expected = holdings.claim(config)
+        expected = holdings.claim(config.picked(name))
     except MPCFormerError:  # Another row reports this.
         return warning(check, f"sha256 {claimed.student}; not compared", remedy)
     if expected.student != claimed.student:

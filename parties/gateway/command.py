@@ -22,8 +22,11 @@ def gateway(
     config: Annotated[
         Path | None, options.file("--config", group=INPUT, about="A data owner's TOML file; the others are deployed.")
     ] = None,
+    model: Annotated[
+        list[str] | None, option(group=INPUT, about="With --config: these of its models; default: all in the file.")
+    ] = None,
     name: Annotated[
-        str | None, option(group=INPUT, about="The model's name in addresses; default: that of its folder.")
+        str | None, option(group=INPUT, about="The model's name in addresses; default: its own, or its folder's.")
     ] = None,
     max_length: Annotated[
         int | None, option(group=INPUT, about="Cut texts to this many tokens; default: refuse longer ones.")
@@ -50,32 +53,30 @@ def gateway(
         raise UserInputError(
             "give either --student or --config", "--student runs all parties here, --config asks deployed ones"
         )
+    if model and config is None:
+        raise UserInputError("--model: there is no --config", "give a data owner's file; --student is one model")
     if not 0 <= port <= 65535:
         raise UserInputError(f"--port: {port} is outside 0..65535", "give a free port, or 0 for any")
     keep_freed_memory()
     open_many_files()
     from mpcformer.console import console, err_console
-    from parties.ask.local import connect, local
-    from parties.gateway.served import ServedModel, check_name
+    from parties.gateway.models import chosen, opened
     from parties.gateway.server import place, serve
 
     given: dict[str, Any] = {"max_length": max_length, "batch_size": batch_size}
-    model_name = check_name(name or _name_of(student, config))
+    models = chosen(config, model, name, student)
     with place(port, folder, token_file) as site:
         if student is None and config is None:
             from parties.ask.command import SMALL_STUDENT
 
             err_console.print(SMALL_STUDENT, soft_wrap=True)
-        err_console.print("opening a session ...")
         if config is not None:
             _watch_certificates(config)
-        opened = (
-            connect(config, patience_s=PATIENCE_S, **given)
-            if config
-            else local(student, engine=engine, threads=threads, **given)
-        )
-        with opened as classify:
-            model = ServedModel(model_name, classify, is_local=config is None, max_length=max_length)
+            given |= {"patience_s": PATIENCE_S}
+        else:
+            given |= {"engine": engine, "threads": threads}
+        err_console.print("opening a session ..." if len(models) == 1 else "asking the model owner for its models ...")
+        with opened(models, config, student, given) as served:
 
             def on_start() -> None:
                 # What is no terminal may be a log, and a log must not hold what opens the page.
@@ -85,7 +86,7 @@ def gateway(
                 else:
                     console.print(f"Serving {site.address} with the token in {site.token_file}", soft_wrap=True)
 
-            left = serve(site, [model], most_upload_bytes=max_upload << 20, on_start=on_start)
+            left = serve(site, served, most_upload_bytes=max_upload << 20, on_start=on_start)
     if left:
         many = "uploads are" if left > 1 else "upload is"
         err_console.print(f"{left} {many} not finished; what is answered is kept, and goes on from the page")
@@ -98,17 +99,3 @@ def _watch_certificates(config: Path) -> None:
     files = load_party(config).tls
     if files is not None:
         watch_expiry(files)
-
-
-def _name_of(student: Path | None, config: Path | None) -> str:
-    """Return the name of the model's folder."""
-    if config is not None:
-        from parties.settings.config import DataOwnerConfig
-        from parties.settings.config_file import load_party
-
-        loaded = load_party(config)
-        folder = loaded.public_model if isinstance(loaded, DataOwnerConfig) else None
-        return config.stem if folder is None else folder.resolve().name
-    from mpcformer.modeling.folder import first_student
-
-    return (student or first_student()).resolve().name

@@ -43,10 +43,10 @@ def check(config: DataOwnerConfig) -> None:
     Raises:
         UserInputError: something is missing or damaged.
     """
-    folder = config.folder_of_model()
-    load_public_model(folder)
-    recorded_student(folder)
-    load_tokenizer(folder)
+    for folder in [entry.public_model for entry in config.models] or [config.folder_of_model()]:
+        load_public_model(folder)
+        recorded_student(folder)
+        load_tokenizer(folder)
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise UserInputError(f"data_dir: {config.data_dir} is not a folder", "create it, or correct data_dir")
     if config.data is not None:
@@ -55,10 +55,6 @@ def check(config: DataOwnerConfig) -> None:
 
 def run(config: DataOwnerConfig, membership: Membership) -> None:
     """Run the examples of one job through the model owner's student."""
-    folder = config.folder_of_model()
-    public = load_public_model(folder)
-    student = recorded_student(folder)
-    tokenizer = load_tokenizer(folder)
     job = membership.job()
     if job is None:
         return
@@ -76,6 +72,10 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
                 f"the job names {name} {named!r}", f"add it to {config.id}'s configuration if it is trusted"
             )
     asked = JobDescription.from_message(job)
+    folder = config.picked(asked.model or None).folder_of_model()
+    public = load_public_model(folder)
+    student = recorded_student(folder)
+    tokenizer = load_tokenizer(folder)
     data = load_job(
         asked.task,
         asked.split,

@@ -7,25 +7,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import grpc
 
-from mpcformer.engines.base import MODEL_OWNER, PublicModel, load_public_model
-from mpcformer.engines.registry import DEFAULT_ENGINE, create_engine, encode_weights
-from mpcformer.errors import PartyError, RangeError, UserInputError
-from mpcformer.files import sha256_file
-from mpcformer.modeling.folder import WEIGHTS
-from mpcformer.modeling.weights_file import load_weights
+from mpcformer.engines.base import MODEL_OWNER
+from mpcformer.engines.registry import create_engine
+from mpcformer.errors import PartyError, UserInputError
 from parties.program_process.link import FrameLink
 from parties.roles.hosted_program import run_hosted
-from parties.session.budget import Budget
+from parties.roles.shelf import Served, Shelf
+from parties.session.budget import Account, Budget
 from parties.session.failure import as_known, attended
 from parties.session.membership import Membership
 from parties.session.model_side import ModelSide
 from parties.session.owner_session import OwnerSession
-from parties.session.transcript import facts_digest
 from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
@@ -34,7 +30,8 @@ from parties.wire.guard import Rule
 from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
 
 log = logging.getLogger(__name__)
-LOCK_POLL_S = 0.5
+# The keys of a file that are taken up without a restart.
+RELOADED = "student", "students", "public_embeddings", "max_sentences_per_day", "max_sentences"
 
 
 class OwnersStream(Protocol):
@@ -105,83 +102,46 @@ class PeerService(rpc.PeerServicer):
         yield from channel.outgoing()
 
 
-class SharedWeights:
-    """The student's weights as an engine computes with them, which all sessions share.
-
-    They are those of the engine that was asked for last. The weights as they lie in the folder are not kept.
-
-    Raises:
-        UserInputError: the folder contains no student.
-    """
-
-    def __init__(self, folder: Path, public: PublicModel) -> None:
-        self._folder, self._public = folder, public
-        self.sha256 = sha256_file(folder / WEIGHTS)
-        self._lock = threading.Lock()
-        self._engine, self._encoded = "", None
-        try:
-            self.encoded(DEFAULT_ENGINE)
-        except RangeError:
-            log.info("engine %s does not run this student: it is refused when it is asked for", DEFAULT_ENGINE)
-
-    def encoded(self, engine: str, check: Callable[[], None] = lambda: None) -> Any:
-        """Return the weights for an engine.
-
-        Args:
-            engine: its name.
-            check: called while another session has its weights encoded; raises to end the wait.
-
-        Raises:
-            UserInputError: the weights have changed.
-            RangeError: ranges or weights that this engine cannot carry.
-        """
-        while not self._lock.acquire(timeout=LOCK_POLL_S):
-            check()
-        try:
-            if self._engine != engine:
-                weights = load_weights(self._folder)
-                if sha256_file(self._folder / WEIGHTS) != self.sha256:
-                    raise UserInputError(
-                        f"{self._folder / WEIGHTS} has changed since the model owner started",
-                        "restart the model owner to serve the new weights",
-                    )
-                self._engine, self._encoded = "", None
-                self._encoded = encode_weights(engine, self._public, weights)
-                self._engine = engine
-            return self._encoded
-        finally:
-            self._lock.release()
-
-    def __repr__(self) -> str:
-        return f"SharedWeights({self.sha256[:12]})"
-
-
-class Served:
-    """The student that a model owner serves.
-
-    Raises:
-        UserInputError: the folder contains no student.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.public = load_public_model(folder)
-        self.weights = SharedWeights(folder, self.public)
-        self.digest = self.weights.sha256
-
-
 class ModelOwner:
     """The model owner as a service.
 
     Raises:
-        UserInputError: the configured folder contains no student.
+        UserInputError: a configured folder contains no student.
+        RangeError: no engine can carry a student.
     """
 
     def __init__(self, config: ModelOwnerConfig) -> None:
         self._config = config
         self._peers = PeerService(config.data_owners)
-        self._budget = Budget(config.budget_file, *config.limits)
+        self._budget = Budget(config.budget_file)
         # A model owner that runs programs alone has no student.
-        self._served = None if config.student is None else Served(config.student)
+        self._shelf = Shelf(config)
+        self._open_budget(config)
+
+    def _open_budget(self, config: ModelOwnerConfig) -> None:
+        limits = [config.limits, *(entry.limits for entry in config.shelf())]
+        if any(limit is not None for pair in limits for limit in pair):
+            self._budget.open([each.student.digest for each in self._shelf.all()])
+
+    def reload(self, config: ModelOwnerConfig) -> None:
+        """Serve the students of this configuration from now on, with its budgets and permissions.
+
+        A session keeps the student that it began with. All other keys are those of the start.
+
+        Raises:
+            UserInputError, RangeError: a student cannot be served; everything stays as it was.
+        """
+        self._open_budget(config)
+        self._shelf.replace(config)
+        self._config = self._config.model_copy(update={name: getattr(config, name) for name in RELOADED})
+        now, then = config.model_dump(), self._config.model_dump()
+        if others := [name for name in now if now[name] != then[name]]:
+            log.warning("%s: changed too, but only a restart takes that up", ", ".join(others))
+
+    @property
+    def id(self) -> str:
+        """Its party id."""
+        return self._config.id
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -193,10 +153,23 @@ class ModelOwner:
         """Register the Peer service."""
         rpc.add_PeerServicer_to_server(self._peers, server)
 
-    def claim(self) -> pb.ModelClaim | None:
-        """Return which student this model owner serves, if it serves one."""
-        served = self._served
-        return None if served is None else pb.ModelClaim(student=served.digest, facts=facts_digest(served.public))
+    def models(self, caller: str) -> list[pb.ModelClaim]:
+        """Return the students that a caller may ask, with what is left of its budgets.
+
+        A coordinator is told those that every data owner may ask.
+        """
+        if caller not in self._config.data_owners:
+            return [each.student.claim(each.entry.name) for each in self._shelf.all() if each.entry.may_ask is None]
+        found = []
+        for each in self._shelf.for_data_owner(caller):
+            claim = each.student.claim(each.entry.name)
+            today, in_all = self._budget.left(self._shelf.account(caller, each))
+            if today is not None:
+                claim.left_today = today
+            if in_all is not None:
+                claim.left_in_all = in_all
+            found.append(claim)
+        return found
 
     def run_session(self, job: pb.Job, membership: Membership) -> None:
         """Run one session: a program, or a student from the data owner's announcement of its batches to the last."""
@@ -211,23 +184,20 @@ class ModelOwner:
             def expect(streams: dict[str, FrameLink]) -> AbstractContextManager[None]:
                 return self._peers.expect(job.session_id, job.data_owner, streams)
 
-            run_hosted(config, job, membership, expect, lambda n: self._budget.charge(job.data_owner, n))
+            account = Account(job.data_owner, config.limits)
+            run_hosted(config, job, membership, expect, lambda n: self._budget.charge(account, n))
             return
-        if self._served is None:
-            raise UserInputError(
-                f"{config.id} serves no student, but programs",
-                "name one of its programs: mpcformer run NAME --config FILE",
-            )
-        self._run_student(job, membership, self._served)
+        # The session keeps this student, whatever becomes of the shelf.
+        self._run_student(job, membership, self._shelf.pick(job.model, job.data_owner))
 
-    def _run_student(self, job: pb.Job, membership: Membership, served: "Served") -> None:
-        config, started = self._config, time.perf_counter()
-        if job.embeddings == "public_table" and not config.public_embeddings:
+    def _run_student(self, job: pb.Job, membership: Membership, served: Served) -> None:
+        config, student, started = self._config, served.student, time.perf_counter()
+        if job.embeddings == "public_table" and not served.entry.public_embeddings:
             raise UserInputError(
                 "the job asks for public_table, which discloses the embedding tables to the data owner",
                 "set public_embeddings = true in the model owner's configuration, or use private_table",
             )
-        public = replace(served.public, embeddings=job.embeddings)
+        public = replace(student.public, embeddings=job.embeddings)
         channels = {
             name: PeerChannel(party_id=config.id, peer_id=job.data_owner, session_id=job.session_id, stream=name)
             for name in (ASKING, DEALING)
@@ -239,7 +209,8 @@ class ModelOwner:
             job.data_owner, lambda: min(channel.idle_s() for channel in channels.values()), config.max_idle_s
         )
         with ExitStack() as left, self._peers.expect(job.session_id, job.data_owner, channels):
-            membership.send(ready=pb.Ready(student=served.digest))
+            left.callback(self._shelf.session_ended, served)
+            membership.send(ready=pb.Ready(student=student.digest))
             try:
                 session = OwnerSession(
                     rank=MODEL_OWNER,
@@ -255,10 +226,10 @@ class ModelOwner:
                     rank=MODEL_OWNER,
                     public=public,
                     channel=channels[ASKING],
-                    encoded=attended(lambda: served.weights.encoded(job.engine, membership.check), membership),
+                    encoded=attended(lambda: student.weights.encoded(job.engine, membership.check), membership),
                     session_id=session.drawn_id,
                 )
-                session.setup(engine, public, served.digest, started)
+                session.setup(engine, public, student.digest, started)
                 self._side(session, job, membership, served).serve()
                 session.report()
                 membership.dismissed()
@@ -271,19 +242,19 @@ class ModelOwner:
             for channel in channels.values():
                 channel.finish()
 
-    def _side(self, session: OwnerSession, job: pb.Job, membership: Membership, served: "Served") -> ModelSide:
+    def _side(self, session: OwnerSession, job: pb.Job, membership: Membership, served: Served) -> ModelSide:
         config, numbers = self._config, itertools.count(job.first_batch)
 
         def done(report: pb.BatchReport) -> None:
-            batch = pb.Batch(batch=next(numbers), report=report, student=served.digest, terms=session.terms)
+            batch = pb.Batch(batch=next(numbers), report=report, student=served.student.digest, terms=session.terms)
             membership.send(batch=batch)
 
         return ModelSide(
             session,
-            positions=served.public.config.max_position_embeddings,
+            positions=served.student.public.config.max_position_embeddings,
             max_sentences=job.batch_size,
             max_tokens=config.max_batch_tokens,
             pool_bytes=config.pool_mib << 20,
-            charge=lambda n_sentences: self._budget.charge(job.data_owner, n_sentences),
+            charge=lambda n_sentences: self._budget.charge(self._shelf.account(job.data_owner, served), n_sentences),
             done=done,
         )

@@ -24,7 +24,7 @@ from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
-from parties.wire.callers import at_end, first_message, refuse, require_caller
+from parties.wire.callers import at_end, caller_names, first_message, refuse, require_caller
 from parties.wire.diagnose_reply import answer_diagnose, callers_of
 from parties.wire.guard import Rule
 
@@ -52,7 +52,7 @@ class SessionHost(rpc.PartyServicer):
         role: the role that this party states when it says hello.
         run_session: does the work of a session, in a thread of its own; raises MPCFormerError.
         once: whether to take a single session only.
-        model: which student a model owner serves.
+        models: gives the students of a model owner that a caller, named by its id, may ask.
     """
 
     def __init__(
@@ -62,10 +62,10 @@ class SessionHost(rpc.PartyServicer):
         run_session: RunSession,
         *,
         once: bool = False,
-        model: pb.ModelClaim | None = None,
+        models: Callable[[str], list[pb.ModelClaim]] = lambda caller: [],
     ) -> None:
         self._config, self._role, self._run_session, self._once = config, role, run_session, once
-        self._model = model
+        self._models = models
         self._running: dict[bytes, Running] = {}
         self._changed = threading.Condition()
         self._draining = False
@@ -182,15 +182,14 @@ class SessionHost(rpc.PartyServicer):
     def Diagnose(  # noqa: N802 (gRPC's name)
         self, request_iterator: Iterator[pb.DiagnoseRequest], context: grpc.ServicerContext
     ) -> pb.DiagnoseReply:
-        """Say who this is; tell callers that are served also which student it has and how many sessions are free."""
+        """Say who this is; tell callers that are served also how many sessions are free, and what they may ask."""
         first_message(request_iterator, context)
         reply = answer_diagnose(context, self._config.id, self._role, callers_of(self._config))
         if reply.serves_as:
             with self._changed:
                 free = 0 if self._draining else max(0, self._config.max_sessions - len(self._running))
             reply.free_sessions = free
-            if self._model is not None:
-                reply.model.CopyFrom(self._model)
+            reply.models.extend(self._models(caller_names(context)[0]))
         return reply
 
     def wait_for_one(self, timeout_s: float, stop: threading.Event) -> int:

@@ -59,7 +59,7 @@ def run_party(path: Path, *, once: bool = False, address_file: Path | None = Non
         metrics.serve(config)
         if isinstance(config, DataOwnerConfig):
             return _take_part(config)
-        return _serve(config, once, address_file, with_parent)
+        return _serve(path, config, once, address_file, with_parent)
     except MPCFormerError as error:
         log.error("%s", by_keys(error))
         return error.exit_code
@@ -76,9 +76,10 @@ def _take_part(config: DataOwnerConfig) -> int:
     return report_failure_of(lambda: attended(lambda: data_owner.run(config, membership), membership), membership)
 
 
-def _serve(config: Service, once: bool, address_file: Path | None, with_parent: bool) -> int:
+def _serve(path: Path, config: Service, once: bool, address_file: Path | None, with_parent: bool) -> int:
     from parties.roles.dealer import Dealer
     from parties.roles.model_owner import ModelOwner
+    from parties.roles.reload import Reloading
     from parties.roles.service import SessionHost
     from parties.wire.frames import start_server
 
@@ -92,9 +93,15 @@ def _serve(config: Service, once: bool, address_file: Path | None, with_parent: 
         signal.signal(number, end)
     if with_parent:
         threading.Thread(target=_wait_for_parent, args=(stop,), name="parent", daemon=True).start()
-    party = Dealer(config) if config.role == "dealer" else ModelOwner(config)
-    model = party.claim() if isinstance(party, ModelOwner) else None
-    host = SessionHost(config, config.role, party.run_session, once=once, model=model)
+    if config.role == "dealer":
+        party: Dealer | ModelOwner = Dealer(config)
+        host = SessionHost(config, config.role, party.run_session, once=once)
+    else:
+        # A signal that comes while students are loaded must not end the process.
+        reloading = Reloading(path, stop)
+        party = ModelOwner(config)
+        host = SessionHost(config, config.role, party.run_session, once=once, models=party.models)
+        reloading.serve(party)
 
     def add(server: object) -> None:
         party.add_to(server)

@@ -171,8 +171,8 @@ class Orderer:
             self._wait(lambda: all(m.joined for m in self.members.values()), "did not join", lambda m: m.joined)
             # The dealer must know the session before an owner asks for a seed, and the model owner before the data
             # owner calls it.
-            for role in ("dealer", "model-owner"):
-                self._order(self.by_role[role], job)
+            self._order(self.by_role["dealer"], for_dealer(job))
+            self._order(self.by_role["model-owner"], job)
             ready()
             self.by_role["data-owner"].commands.put(pb.Command(job=job))
             self._wait(done)
@@ -386,6 +386,17 @@ class Orderer:
         with self.changed:
             self._evidence.add(weight, error, by)
             self.changed.notify_all()
+
+
+def for_dealer(job: pb.Job) -> pb.Job:
+    """Return what the dealer is told of a job: who takes part. It need not know what is asked, nor of which model."""
+    return pb.Job(
+        session_id=job.session_id,
+        dealer=job.dealer,
+        model_owner=job.model_owner,
+        data_owner=job.data_owner,
+        release=job.release,
+    )
 
 
 def digests_are_short(event: pb.PartyEvent) -> bool:

@@ -28,7 +28,7 @@ PER_SESSION = ("session", "drawn id", "job.first_batch", "job.examples_digest")
 NONCE_BYTES, ID_BYTES = 32, 16
 JOB_FIELDS = (
     *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "overlap", "on_refusal"),
-    *("task", "split", "limit", "batch_size", "max_length"),
+    *("task", "split", "limit", "batch_size", "max_length", "model"),
 )
 
 

@@ -2,7 +2,7 @@
 
 import ipaddress
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -50,6 +50,8 @@ def _distinct(ids: list[str]) -> list[str]:
 File = Annotated[Path, Field(strict=False)]
 # A certificate can name these.
 Id = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,253}$")]
+# It may be part of an address, and stand in a path.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}$")]
 # Longer than a year is a mistake, and beyond what timers can count.
 LONGEST_S = 366 * 86_400.0
 Seconds = Annotated[float, Field(gt=0, le=LONGEST_S)]
@@ -62,10 +64,20 @@ DEFAULT_POOL_MIB = 768
 AuditRate = Annotated[float, Field(ge=0, le=0.9)]
 # docs/security.md says what the attacks need that the defaults keep at a distance.
 Limit = Annotated[int, Field(ge=1)] | Literal["unlimited"]
+# By day and in all; None allows any number.
+Limits = tuple[int | None, int | None]
 # For local runs, in which one user holds text and weights.
 UNLIMITED: dict[str, Any] = {"max_sentences_per_day": "unlimited", "max_sentences": "unlimited"}
+# The name of a student that stands in its owner's file without one, and how many may stand there.
+ONLY_STUDENT, MOST_STUDENTS = "student", 64
 Ids = Annotated[list[Id], Field(min_length=1), AfterValidator(_distinct)]
 SomeIds = Annotated[list[Id], AfterValidator(_distinct)]
+
+
+def _limits(*given: int | Literal["unlimited"] | None) -> Limits:
+    """Return the limits by day and in all. Where nothing is said, nothing may be asked."""
+    per_day, in_all = (None if limit == "unlimited" else limit or 0 for limit in given)
+    return per_day, in_all
 
 
 class Strict(BaseModel):
@@ -135,14 +147,58 @@ class ProgramEntry(Strict):
     counts_as: Annotated[int, Field(ge=0, lt=1 << 63)] | None = None
 
 
-def _distinct_names(programs: list[ProgramEntry]) -> list[ProgramEntry]:
-    names = [entry.name for entry in programs]
-    if len(set(names)) != len(names):
-        raise ValueError("a name is listed twice")
-    return programs
+class StudentEntry(Strict):
+    """A student that a model owner serves under a name: one table `[[students]]` of its file.
+
+    Args:
+        name: what data owners ask for.
+        path: the student's folder.
+        may_ask: the ids of the data owners that may ask it; None stands for all of the file's `data_owners`.
+        max_sentences_per_day, max_sentences, public_embeddings: None stands for the file's own.
+    """
+
+    name: Name
+    path: File
+    may_ask: SomeIds | None = None
+    max_sentences_per_day: Limit | None = None
+    max_sentences: Limit | None = None
+    public_embeddings: bool | None = None
+
+    @property
+    def limits(self) -> Limits:
+        """How many sentences each data owner may ask of it in a day and in all."""
+        return _limits(self.max_sentences_per_day, self.max_sentences)
+
+    def allows(self, data_owner: str) -> bool:
+        """Return whether this data owner may ask it."""
+        return self.may_ask is None or data_owner in self.may_ask
+
+
+class ModelEntry(Strict):
+    """A model that a data owner asks: one table `[[models]]` of its file.
+
+    Args:
+        name: its name at the model owner.
+        public_model: the folder of its public files, written by `mpcformer export`.
+    """
+
+    name: Name
+    public_model: File
+
+
+Entry = TypeVar("Entry", ProgramEntry, StudentEntry, ModelEntry)
+
+
+def _distinct_names(entries: list[Entry]) -> list[Entry]:
+    names = [entry.name for entry in entries]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"the name {', '.join(twice)} is listed twice")
+    return entries
 
 
 Programs = Annotated[list[ProgramEntry], AfterValidator(_distinct_names)]
+Students = Annotated[list[StudentEntry], Field(max_length=MOST_STUDENTS), AfterValidator(_distinct_names)]
+Models = Annotated[list[ModelEntry], Field(max_length=MOST_STUDENTS), AfterValidator(_distinct_names)]
 
 
 class Common(Strict):
@@ -263,7 +319,9 @@ class ModelOwnerConfig(ServiceConfig):
     """The configuration of the model owner.
 
     Args:
-        student: the folder of the distilled student; a model owner that only runs programs has none.
+        student: the folder of the distilled student, if there is one alone. A model owner that only runs programs has
+            none.
+        students: several students by name, each with its own budget and permissions, see `StudentEntry`.
         programs: the programs that it runs with a data owner, see `ProgramEntry`.
         public_embeddings: whether a job may disclose the embedding tables to the data owner.
         max_batch_tokens: the limit for the number of sentences times the padded length of a batch.
@@ -271,7 +329,7 @@ class ModelOwnerConfig(ServiceConfig):
         pool_mib: how much each session keeps of correlations that were dealt ahead, MiB; the smaller of both owners'
             numbers counts. A batch that does not fit is dealt in parts.
         audit_rate, check_dealer: as for the data owner.
-        max_sentences_per_day: how many sentences each data owner may ask in a day (UTC), or "unlimited".
+        max_sentences_per_day: how many sentences each data owner may ask of a student in a day (UTC), or "unlimited".
         max_sentences: how many it may ask in all, or "unlimited".
         budget_file: where these are counted, across restarts; by default beside the configuration's file.
         max_idle_s: how long a data owner may ask and deal nothing before its session is ended, which makes room for
@@ -280,6 +338,7 @@ class ModelOwnerConfig(ServiceConfig):
 
     role: Literal["model-owner"]
     student: File | None = None
+    students: Students = []
     programs: Programs = []
     public_embeddings: bool = False
     max_batch_tokens: int = Field(default=1 << 16, ge=1, le=1 << 31)
@@ -294,15 +353,29 @@ class ModelOwnerConfig(ServiceConfig):
 
     @model_validator(mode="after")
     def _has_something_to_serve(self) -> Self:
-        if self.student is None and not self.programs:
-            raise ValueError("student: give the folder of a student, or programs, or both")
+        if self.student is None and not self.students and not self.programs:
+            raise ValueError("student: give the folder of a student, or students, or programs")
+        if self.student is not None and self.students:
+            raise ValueError("student, students: give one of the two; a table [[students]] has a name and a path")
+        for entry in self.students:
+            if strangers := sorted(set(entry.may_ask or []) - set(self.data_owners)):
+                raise ValueError(f"students: {entry.name}: may_ask: {', '.join(strangers)} is not in data_owners")
         return self
 
     @property
-    def limits(self) -> tuple[int | None, int | None]:
-        """How many sentences a data owner may ask in a day and in all; None allows any number."""
-        per_day, in_all = self.max_sentences_per_day, self.max_sentences
-        return None if per_day == "unlimited" else per_day, None if in_all == "unlimited" else in_all
+    def limits(self) -> Limits:
+        """How many sentences a data owner may ask in a day and in all, where nothing else is said."""
+        return _limits(self.max_sentences_per_day, self.max_sentences)
+
+    def shelf(self) -> list[StudentEntry]:
+        """Return all students, each with all of its settings."""
+        alone = [] if self.student is None else [StudentEntry(name=ONLY_STUDENT, path=self.student)]
+        own = "max_sentences_per_day", "max_sentences", "public_embeddings"
+        defaults = {name: getattr(self, name) for name in own}
+        return [
+            entry.model_copy(update={name: value for name, value in defaults.items() if getattr(entry, name) is None})
+            for entry in alone or self.students
+        ]
 
 
 class Replica(Strict):
@@ -325,6 +398,8 @@ class DataOwnerConfig(PartyCommon):
         dealers: the ids of the dealers that it trusts for randomness in a coordinator's jobs.
         public_model: a folder with config.json, ranges.json, student.json and the tokenizer, but no weights; a data
             owner that only runs programs has none.
+        model: the model's name at the model owner; it is needed if this data owner may ask several there.
+        models: several models by name in place of these two, see `ModelEntry`.
         programs: the programs that it runs with the model owner in sessions of its own, see `ProgramEntry`.
         data_dir: the folder of a task's data, as in `load_examples`.
         data: the file for a job on the data owner's own data (task own-data).
@@ -348,6 +423,8 @@ class DataOwnerConfig(PartyCommon):
     model_owners: SomeIds = []
     dealers: SomeIds = []
     public_model: File | None = None
+    model: Name | None = None
+    models: Models = []
     programs: Programs = []
     data_dir: File | None = None
     data: OwnData | None = None
@@ -363,14 +440,35 @@ class DataOwnerConfig(PartyCommon):
         """Return the folder of the student's public files.
 
         Raises:
-            UserInputError: this data owner only runs programs.
+            UserInputError: this data owner only runs programs, or it asks several models, see `picked`.
         """
+        if self.models:
+            return self.picked().folder_of_model()
         if self.public_model is None:
             raise UserInputError(
                 f"public_model: {self.id}'s file names none, so there is no student to ask",
                 "add the folder of its public files, or run a program: mpcformer run NAME --config FILE",
             )
         return self.public_model
+
+    def picked(self, name: str | None = None) -> "DataOwnerConfig":
+        """Return this configuration for one of its models.
+
+        Args:
+            name: the model's name; None stands for the only one.
+
+        Raises:
+            UserInputError: there is no such model, or there are several and none is named.
+        """
+        if not self.models:
+            return self if name is None else self.model_copy(update={"model": name})
+        known = {entry.name: entry for entry in self.models}
+        if name is None and len(known) == 1:
+            name = self.models[0].name
+        if name not in known:
+            what = f"{self.id}'s file names several" if name is None else f"{name!r} is not among models in the file"
+            raise UserInputError(f"model: {what}", f"choose one of: {', '.join(known)}")
+        return self.model_copy(update={"model": name, "public_model": known[name].public_model, "models": []})
 
     def at(self, replica: Replica) -> "DataOwnerConfig":
         """Return this configuration with a replica's dealer and model owner."""
@@ -382,8 +480,10 @@ class DataOwnerConfig(PartyCommon):
             raise ValueError("dealer, model_owner: give both, or, for a coordinator's jobs alone, neither")
         if self.coordinator is None and self.dealer is None:
             raise ValueError("give coordinator, or dealer and model_owner")
-        if self.public_model is None and not self.programs:
-            raise ValueError("public_model: give the folder of a student's public files, or programs, or both")
+        if self.models and (self.public_model is not None or self.model is not None):
+            raise ValueError("models: it takes the place of model and public_model: give one of the two")
+        if self.public_model is None and not self.models and not self.programs:
+            raise ValueError("public_model: give the folder of a student's public files, or models, or programs")
         if self.coordinator is not None and not (self.model_owners and self.dealers):
             raise ValueError("model_owners, dealers: list whom it works with in the coordinator's jobs")
         if self.replicas and self.dealer is None:

@@ -51,6 +51,7 @@ class JobDescription:
         max_length: the number of tokens to cut texts to; None refuses texts that exceed the model's positions.
         engine: one of `ENGINES`.
         embeddings: one of `EMBEDDINGS`.
+        model: the model's name at the model owner; empty where the data owner may ask a single one.
         on_refusal: whether sentences that left their ranges are skipped, or end the run with an error once all of it is
             computed (stop); until then nobody but the data owner can tell that there was one.
         overlap: whether a batch is dealt while the one before it is computed. That is faster, but what single batches
@@ -68,6 +69,7 @@ class JobDescription:
     embeddings: Annotated[str, AfterValidator(_known_embeddings)] = "private_table"
     overlap: Annotated[bool, Field(strict=True)] = True
     on_refusal: Annotated[str, AfterValidator(_known_way)] = "skip"
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{0,100}$")] = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return the description as JSON values, for journals and manifests."""

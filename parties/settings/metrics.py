@@ -21,13 +21,16 @@ rounds = Counter("mpcformer_rounds", "Communication rounds.", registry=REGISTRY)
 phase_seconds = Counter("mpcformer_phase_seconds", "Seconds of work by phase.", ["phase"], registry=REGISTRY)
 received_bytes = Counter("mpcformer_received_bytes", "Bytes of frames received.", ["sender"], registry=REGISTRY)
 audited = Counter("mpcformer_audited_batches", "Batches of which the dealer passed an audit.", registry=REGISTRY)
-budget_spent = Counter("mpcformer_budget_spent", "Sentences that a budget allowed.", ["data_owner"], registry=REGISTRY)
+_ACCOUNT = ["student", "data_owner"]
+budget_spent = Counter("mpcformer_budget_spent", "Sentences that a budget allowed.", _ACCOUNT, registry=REGISTRY)
 budget_refused = Counter(
-    "mpcformer_budget_refused", "Sentences that a budget did not allow.", ["data_owner"], registry=REGISTRY
+    "mpcformer_budget_refused", "Sentences that a budget did not allow.", _ACCOUNT, registry=REGISTRY
 )
 budget_left = Gauge(
-    "mpcformer_budget_left", "Sentences that a budget still allows.", ["data_owner", "period"], registry=REGISTRY
+    "mpcformer_budget_left", "Sentences that a budget still allows.", [*_ACCOUNT, "period"], registry=REGISTRY
 )
+shelf = Gauge("mpcformer_students", "Students that are served.", registry=REGISTRY)
+reloads = Counter("mpcformer_reloads", "Times that a model owner read its file again.", ["how"], registry=REGISTRY)
 asked_batches = Counter(
     "mpcformer_asked_batches",
     "Batches that the data owner asked, by when they were dealt.",
@@ -41,9 +44,16 @@ dealt_operations = Counter("mpcformer_dealt_operations", "Correlations dealt.", 
 
 # A rate of a series that appears with its first count would not show that count.
 WELL, FAILED, AHEAD, LATE = "well", "failed", "ahead", "late"
-for _counter, _labels in ((ended, (WELL, FAILED)), (asked_batches, (AHEAD, LATE))):
+for _counter, _labels in ((ended, (WELL, FAILED)), (asked_batches, (AHEAD, LATE)), (reloads, (WELL, FAILED))):
     for _label in _labels:
         _counter.labels(_label)
+
+
+def forget_budget(student: str) -> None:
+    """Forget what is left of the budgets of a student that is no longer served: an alert on it would never end."""
+    for sample in [sample for family in budget_left.collect() for sample in family.samples]:
+        if sample.labels["student"] == student:
+            budget_left.remove(*(sample.labels[name] for name in (*_ACCOUNT, "period")))
 
 
 def serve(config: PartyCommon) -> None:

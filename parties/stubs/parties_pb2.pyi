@@ -282,7 +282,7 @@ class Command(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan", "overlap", "on_refusal", "release", "program")
+    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan", "overlap", "on_refusal", "release", "program", "model")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     DEALER_FIELD_NUMBER: _ClassVar[int]
     MODEL_OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -302,6 +302,7 @@ class Job(_message.Message):
     ON_REFUSAL_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     dealer: str
     model_owner: str
@@ -321,7 +322,8 @@ class Job(_message.Message):
     on_refusal: str
     release: str
     program: str
-    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ..., overlap: _Optional[bool] = ..., on_refusal: _Optional[str] = ..., release: _Optional[str] = ..., program: _Optional[str] = ...) -> None: ...
+    model: str
+    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ..., overlap: _Optional[bool] = ..., on_refusal: _Optional[str] = ..., release: _Optional[str] = ..., program: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("culprit", "reason")
@@ -340,7 +342,7 @@ class DiagnoseRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DiagnoseReply(_message.Message):
-    __slots__ = ("protocol_version", "release", "role", "id", "unix_time", "serves_as", "free_sessions", "model", "peers")
+    __slots__ = ("protocol_version", "release", "role", "id", "unix_time", "serves_as", "free_sessions", "models", "peers")
     PROTOCOL_VERSION_FIELD_NUMBER: _ClassVar[int]
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     ROLE_FIELD_NUMBER: _ClassVar[int]
@@ -348,7 +350,7 @@ class DiagnoseReply(_message.Message):
     UNIX_TIME_FIELD_NUMBER: _ClassVar[int]
     SERVES_AS_FIELD_NUMBER: _ClassVar[int]
     FREE_SESSIONS_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
     PEERS_FIELD_NUMBER: _ClassVar[int]
     protocol_version: int
     release: str
@@ -357,17 +359,32 @@ class DiagnoseReply(_message.Message):
     unix_time: float
     serves_as: _containers.RepeatedScalarFieldContainer[str]
     free_sessions: int
-    model: ModelClaim
+    models: _containers.RepeatedCompositeFieldContainer[ModelClaim]
     peers: _containers.RepeatedCompositeFieldContainer[NamedAddress]
-    def __init__(self, protocol_version: _Optional[int] = ..., release: _Optional[str] = ..., role: _Optional[str] = ..., id: _Optional[str] = ..., unix_time: _Optional[float] = ..., serves_as: _Optional[_Iterable[str]] = ..., free_sessions: _Optional[int] = ..., model: _Optional[_Union[ModelClaim, _Mapping]] = ..., peers: _Optional[_Iterable[_Union[NamedAddress, _Mapping]]] = ...) -> None: ...
+    def __init__(self, protocol_version: _Optional[int] = ..., release: _Optional[str] = ..., role: _Optional[str] = ..., id: _Optional[str] = ..., unix_time: _Optional[float] = ..., serves_as: _Optional[_Iterable[str]] = ..., free_sessions: _Optional[int] = ..., models: _Optional[_Iterable[_Union[ModelClaim, _Mapping]]] = ..., peers: _Optional[_Iterable[_Union[NamedAddress, _Mapping]]] = ...) -> None: ...
 
 class ModelClaim(_message.Message):
-    __slots__ = ("student", "facts")
+    __slots__ = ("student", "facts", "name", "about", "left_today", "left_in_all")
+    class AboutEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     STUDENT_FIELD_NUMBER: _ClassVar[int]
     FACTS_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ABOUT_FIELD_NUMBER: _ClassVar[int]
+    LEFT_TODAY_FIELD_NUMBER: _ClassVar[int]
+    LEFT_IN_ALL_FIELD_NUMBER: _ClassVar[int]
     student: str
     facts: bytes
-    def __init__(self, student: _Optional[str] = ..., facts: _Optional[bytes] = ...) -> None: ...
+    name: str
+    about: _containers.ScalarMap[str, str]
+    left_today: int
+    left_in_all: int
+    def __init__(self, student: _Optional[str] = ..., facts: _Optional[bytes] = ..., name: _Optional[str] = ..., about: _Optional[_Mapping[str, str]] = ..., left_today: _Optional[int] = ..., left_in_all: _Optional[int] = ...) -> None: ...
 
 class NamedAddress(_message.Message):
     __slots__ = ("role", "id", "address")

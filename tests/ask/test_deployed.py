@@ -1,5 +1,8 @@
 """Tests of asking the parties of a deployment: who may order, and how much."""
 
+import os
+import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,10 +15,12 @@ from typer.testing import CliRunner
 import mpcformer
 from mpcformer.cli import build_app
 from mpcformer.errors import PartyError, UserInputError
+from parties.ask.models import models
 from parties.gateway.app import build
 from parties.gateway.served import ServedModel
 from parties.gateway.token_file import Token
 from parties.gateway.uploads import Uploads
+from parties.roles import reload
 from parties.settings.config import DataOwnerConfig, PeerAddress
 from parties.settings.config_file import to_toml
 from parties.settings.job import JobDescription
@@ -166,3 +171,52 @@ def test_an_idle_session_makes_room_for_others_and_the_next_question_opens_anoth
         time.sleep(0.5)
         second = list(classify("warm"))
     assert [answer["label"] for answer in second] == [answer["label"] for answer in first]
+
+
+def test_a_signal_lets_the_model_owner_read_its_file_again(deployed: Any, student: Path, tmp_path: Path) -> None:
+    cast, path = deployed()
+    process, file = cast.processes["model-owner"], tmp_path / "model-owner.toml"
+    (before,) = models(path)
+    assert (before["name"], before["public_files"]) == ("student", "match")
+    good = file.read_text()
+
+    def signalled(text: str, said: str) -> None:
+        n_before = cast.said("model-owner").count(said)
+        file.write_text(text)
+        os.kill(process.pid, signal.SIGHUP)
+        deadline = time.monotonic() + 20
+        while cast.said("model-owner").count(said) == n_before and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert cast.said("model-owner").count(said) == n_before + 1
+
+    signalled(good + "[students", "nothing is taken up of ")
+    assert models(path) == [before]
+    signalled(good.replace(str(cast.configs["model-owner"].student), str(student)), "model-owner.toml was read again")
+    (after,) = models(path)
+    assert (after["name"], after["public_files"]) == ("student", "of other weights")
+    signalled(good, "model-owner.toml was read again")
+    assert models(path) == [before]
+    process.terminate()
+    assert cast.wait("model-owner", 20) == 0
+
+
+def test_a_terminal_that_closes_ends_the_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SIGHUP also says that the terminal is gone in which a service was started."""
+    before, stop = signal.getsignal(signal.SIGHUP), threading.Event()
+    try:
+        monkeypatch.setattr(reload, "_has_terminal", lambda: True)
+        reload.Reloading(tmp_path / "none.toml", stop)
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.is_set()
+        monkeypatch.setattr(reload, "_has_terminal", lambda: False)
+        signal.raise_signal(signal.SIGHUP)
+        assert stop.is_set()
+        stop.clear()
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        monkeypatch.setattr(reload, "_has_terminal", lambda: True)
+        reload.Reloading(tmp_path / "none.toml", stop)
+        monkeypatch.setattr(reload, "_has_terminal", lambda: False)
+        signal.raise_signal(signal.SIGHUP)
+        assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -16,7 +16,7 @@ import torch
 from mpcformer.channel import memory_pair
 from mpcformer.engines.base import BatchInputs, PublicModel, load_public_model
 from mpcformer.modeling import Ranges, load_student
-from parties.session.budget import NEVER, Budget
+from parties.session.budget import NEVER, Account, Budget
 from parties.settings.config import ModelOwnerConfig, TlsFiles
 from tests.attacks.test_verdict_oracle import View
 from tests.pair import run_outcomes
@@ -75,11 +75,13 @@ def test_a_model_owner_has_a_budget_whose_file_says_nothing_of_it(tmp_path: Path
     assert per_day is not None
     assert in_all is not None
     assert in_all <= MEASURED // SMALL_MODELS
-    budget = Budget(tmp_path / "budget.json", *config.limits, lambda: now[0])
+    budget = Budget(tmp_path / "budget.json", lambda: now[0])
+    (entry,) = config.shelf()
+    account = Account("o", entry.limits, weights="ab", student=entry.name)
     answered = 0
     for _ in range(2 * in_all // per_day):
-        while budget.charge("o", 100) == 0:
+        while budget.charge(account, 100) == 0:
             answered += 100
         now[0] += datetime.timedelta(days=1)
     assert answered == in_all
-    assert budget.charge("o", 1) == NEVER
+    assert budget.charge(account, 1) == NEVER

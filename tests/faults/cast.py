@@ -47,7 +47,7 @@ POINTS: dict[str, tuple[str, int]] = {
     "tokenising": ("parties.roles.data_owner.encode", 1),
     "comparing": ("parties.roles.data_owner.examples_digest", 1),
     # The weights are encoded for the default engine at the start, and for another one in the session.
-    "encoding": ("parties.roles.model_owner.encode_weights", 2),
+    "encoding": ("parties.roles.shelf.encode_weights", 2),
     "setting up": ("mpcformer.engines.lift.engine.LiftEngine.setup", 1),
     # The beginnings and the ends of stages, in a run of six batches and two layers.
     "offline first": ("mpcformer.engines.lift.ahead.Ahead.offline", 1),

@@ -30,7 +30,7 @@ from parties.ask.answers import AnswerFile
 from parties.roles import data_owner
 from parties.roles.journal import Journal
 from parties.roles.model_owner import ModelOwner
-from parties.session.budget import Budget
+from parties.session.budget import Account, Budget
 from parties.settings.config_file import load_any, to_toml
 from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
@@ -129,8 +129,9 @@ def targets(folder: Path, student: Path, data_dir: Path) -> dict[str, Target]:
 
     found["answers"] = Target(answers.partial, "lines", resumed)
     budget = folder / "budget.json"
-    Budget(budget, 10).charge("data-owner", 3)
-    found["budget"] = Target(budget, "json", lambda: Budget(budget, 10).charge("data-owner", 1))
+    account = Account("data-owner", (10, None), weights="ab", student="films")
+    Budget(budget).charge(account, 3)
+    found["budget"] = Target(budget, "json", lambda: Budget(budget).charge(account, 1))
     rows = pq.read_table(next(data_dir.glob("validation*"))).to_pylist()
     (folder / "texts.parquet").write_bytes(next(data_dir.glob("validation*")).read_bytes())
     (folder / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

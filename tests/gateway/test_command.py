@@ -18,6 +18,7 @@ from tests.gateway.test_gate import TOKEN
         (["--student", "{nowhere}"], "--student: .*nowhere does not exist"),
         (["--student", "{picky}", "--port", "65536"], "--port: 65536 is outside"),
         (["--student", "{picky}", "--port", "-1"], "--port: -1 is outside"),
+        (["--student", "{picky}", "--model", "a"], "--model: there is no --config"),
         (["--student", "{picky}", "--name", "a/b"], "--name: 'a/b' cannot be part of an address"),
         (["--student", "{picky}", "--max-upload", "0"], "--max-upload: 0 is below 1"),
         (["--student", "{picky}", "--token-file", "{file}"], "--token-file: .* can be read or written by other users"),

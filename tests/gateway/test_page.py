@@ -7,7 +7,7 @@ import json
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar
@@ -185,10 +185,16 @@ class Impostor(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def without_parties(folder: Path, token: Token, port: int = 0) -> Iterator[str]:
-    """Serve a gateway of this process that asks nobody, and give its address."""
-    classify: Any = Mock(task="text-classification", labels=["a", "b"], model="00" * 32, positions=16, parties={})
-    app = build([ServedModel("none", classify, is_local=True)], Uploads(folder, {}), token, 1)
+def without_parties(folder: Path, token: Token, port: int = 0, names: Sequence[str] = ("none",)) -> Iterator[str]:
+    """Serve a gateway of this process that asks nobody, and give its address. Its models refuse every text."""
+    facts = {"task": "text-classification", "labels": ["a", "b"], "model": "00" * 32, "positions": 16, "parties": {}}
+
+    def refusing(name: str) -> Any:
+        reply = {"label": None, "score": None, "refused": True, "reason": f"{name} was asked"}
+        return Mock(**facts, answers=lambda texts, **more: (reply for _ in texts))
+
+    models = [ServedModel(name, refusing(name), is_local=True) for name in names]
+    app = build(models, Uploads(folder, {}), token, 1 << 20)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="off", timeout_graceful_shutdown=1))
     with socket.create_server(("127.0.0.1", port)) as listener:
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
@@ -198,6 +204,33 @@ def without_parties(folder: Path, token: Token, port: int = 0) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+def test_a_reader_picks_a_model(tmp_path: Path) -> None:
+    token = Token(SECRET)
+    chosen = "document.getElementById('models').value"
+    with browser(tmp_path) as page, without_parties(tmp_path / "u", token, names=("films", "news")) as address:
+        page.look(390)
+        page.open(token.address(address))
+        page.until("!document.getElementById('open').hidden")
+        assert (page.run(chosen), page.shown("#name")) == ("films", "films")
+        page.type("a text")
+        page.press("Enter", ctrl=True)
+        page.until("document.getElementById('problem').innerText.includes('films was asked')")
+        page.run("document.getElementById('models').focus()")
+        page.press("ArrowDown")
+        page.until(f"{chosen} === 'news'")
+        assert page.run("document.getElementById('problem').hidden")
+        assert page.shown("#name") == "news"
+        assert page.shown("#model").startswith("news: ")
+        assert page.run(TOO_WIDE) == []
+        page.run("document.getElementById('text').focus()")
+        page.press("Enter", ctrl=True)
+        page.until("document.getElementById('problem').innerText.includes('news was asked')")
+    with browser(tmp_path) as page, without_parties(tmp_path / "one", token := Token(SECRET)) as address:
+        page.open(token.address(address))
+        page.until("!document.getElementById('open').hidden")
+        assert page.run("document.getElementById('choice').hidden")
 
 
 def test_an_open_page_sends_an_impostor_nothing(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_every_reader_refuses_such_a_configuration(copy: Path, said: Any, messag
             read(copy)
     with pytest.raises(UserInputError, match=message):
         load_public_model(copy)
-    for finding in (holdings.student(model_owner(copy)), holdings.public_model(data_owner(public))):
+    for finding in (*holdings.students(model_owner(copy)), *holdings.public_models(data_owner(public))):
         assert finding.status, finding
         assert "Error" not in finding.found, "a refusal, and no error that nobody foresaw"
     assert time.monotonic() - started < 5
@@ -154,7 +154,7 @@ def test_a_good_student_is_read_by_all(copy: Path, tmp_path: Path, data_dir: Pat
         read(copy)
     description = described(json.loads((copy / "config.json").read_text()))
     assert expected(description, quantised=weight_bits is not None).keys() == header(copy).keys()
-    assert not holdings.student(model_owner(copy)).status
+    assert not holdings.students(model_owner(copy))[0].status
 
 
 @pytest.mark.parametrize(
@@ -234,7 +234,7 @@ def test_a_link_to_a_key_is_not_exported(copy: Path, tmp_path: Path) -> None:
 def test_public_files_that_name_no_student(copy: Path, text: str) -> None:
     public = export_public(copy, copy.with_name("public"))
     (public / "student.json").write_text(text)
-    assert holdings.public_model(data_owner(public)).status == 2
+    assert holdings.public_models(data_owner(public))[0].status == 2
 
 
 def test_a_class_may_be_called_by_a_negative_number() -> None:

@@ -10,9 +10,12 @@ from mpcformer.errors import UserInputError
 from parties.settings.config import (
     UNLIMITED,
     CoordinatorConfig,
+    DataOwnerConfig,
     DealerConfig,
     Insecure,
+    ModelEntry,
     ModelOwnerConfig,
+    PeerAddress,
     TlsFiles,
     is_loopback,
 )
@@ -51,6 +54,82 @@ def test_a_budget_is_lifted_by_name(tmp_path: Path) -> None:
     path.write_text(to_toml(config).replace('max_sentences = "unlimited"', "max_sentences = 0"))
     with pytest.raises(UserInputError, match="max_sentences"):
         load_party(path)
+
+
+STUDENTS = [{"name": "films", "path": Path("f")}, {"name": "news", "path": Path("n"), "may_ask": ["o"]}]
+
+
+def shelf(students: list[dict[str, Any]], **more: Any) -> ModelOwnerConfig:
+    return ModelOwnerConfig(
+        **{"role": "model-owner", "id": "m", "tls": TLS, "dealers": ["d"], **SERVICE, "students": students, **more}
+    )
+
+
+def test_a_shelf_takes_what_it_does_not_say_from_the_file(tmp_path: Path) -> None:
+    films, news = STUDENTS
+    given = [films | {"max_sentences": "unlimited"}, news | {"max_sentences_per_day": 7, "public_embeddings": True}]
+    path = tmp_path / "m.toml"
+    path.write_text(to_toml(shelf(given, max_sentences=99)))
+    read = load_party(path)
+    assert isinstance(read, ModelOwnerConfig)
+    first, second = read.shelf()
+    assert (first.path, second.path) == (tmp_path / "f", tmp_path / "n"), "relative to the file"
+    assert (first.limits, second.limits) == ((1000, None), (7, 99))
+    assert (first.public_embeddings, second.public_embeddings) == (False, True)
+    assert [first.allows("p"), second.allows("p"), second.allows("o")] == [True, False, True]
+    assert read.students[0].limits == (0, None), "where nothing is said, nothing may be asked"
+    alone = shelf([], student=Path("s")).shelf()
+    assert [(entry.name, entry.limits) for entry in alone] == [("student", (1000, 20_000))]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"students": [STUDENTS[0], STUDENTS[0]]}, "the name films is listed twice"),
+        ({"students": [{"name": "films"}]}, "path"),
+        ({"students": [{"path": Path("f")}]}, "name"),
+        ({"students": [{"name": "..", "path": Path("f")}]}, "name"),
+        ({"students": [{"name": "a b", "path": Path("f")}]}, "name"),
+        ({"students": [{"name": "a" * 101, "path": Path("f")}]}, "name"),
+        ({"students": [STUDENTS[0] | {"may_ask": ["z"]}]}, "films: may_ask: z is not in data_owners"),
+        ({"students": [STUDENTS[0] | {"may_ask": ["o", "o"]}]}, "listed twice"),
+        ({"students": [STUDENTS[0] | {"max_sentences": 0}]}, "max_sentences"),
+        ({"students": [STUDENTS[0] | {"student": "x"}]}, "student"),
+        ({"students": STUDENTS, "student": Path("s")}, "student, students: give one of the two"),
+        ({"students": []}, "give the folder of a student, or students, or programs"),
+        ({"students": [{"name": f"s{i}", "path": Path("f")} for i in range(65)]}, "at most 64"),
+    ],
+)
+def test_a_wrong_shelf_is_named(keys: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        shelf(**keys)
+
+
+def test_a_data_owner_names_its_models_in_one_way() -> None:
+    peers = {name: PeerAddress(id=name, address="127.0.0.1:1") for name in ("dealer", "model_owner")}
+    common: dict[str, Any] = {"role": "data-owner", "id": "o", "tls": TLS, **peers}
+    entries = [ModelEntry(name=name, public_model=Path(name)) for name in ("films", "news")]
+    several = DataOwnerConfig(**common, models=entries)
+    assert several.picked("news").folder_of_model() == Path("news")
+    assert several.picked("news").model == "news"
+    with pytest.raises(UserInputError, match="model: o's file names several"):
+        several.folder_of_model()
+    only = DataOwnerConfig(**common, models=entries[:1])
+    assert (only.picked().model, only.folder_of_model()) == ("films", Path("films"))
+    plain = DataOwnerConfig(**common, public_model=Path("p"))
+    assert (plain.picked().model, plain.picked("x").model, plain.picked("x").folder_of_model()) == (
+        None,
+        "x",
+        Path("p"),
+    )
+    for more, message in (
+        ({"models": entries, "public_model": Path("p")}, "give one of the two"),
+        ({"models": entries, "model": "films"}, "give one of the two"),
+        ({"models": [entries[0], entries[0]]}, "the name films is listed twice"),
+        ({}, "give the folder of a student's public files, or models, or programs"),
+    ):
+        with pytest.raises(ValidationError, match=message):
+            DataOwnerConfig(**common, **more)
 
 
 def test_all_errors_at_once(tmp_path: Path) -> None:

@@ -290,7 +290,7 @@ def test_doctor_looks_for_the_files_of_programs(tmp_path: Path) -> None:
     assert first.found.startswith("p.py with sha256 ")
     assert (second.check, second.status) == ("program b", 2)
     assert "x.npy" in second.found
-    assert holdings.public_model(config).found == "none: it runs programs alone"
+    assert [row.found for row in holdings.public_models(config)] == ["none: it runs programs alone"]
 
 
 def test_what_a_program_starts_ends_with_it(site: Any, tmp_path: Path) -> None:

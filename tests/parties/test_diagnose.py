@@ -2,7 +2,7 @@
 
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,7 +41,11 @@ from parties.wire.frames import start_server
 
 IDS = ["coordinator", "dealer", "model-owner", "data-owner"]
 PAST = timedelta(minutes=-1)
-MODEL = pb.ModelClaim(student="ab" * 32, facts=b"f" * 32)
+MODEL = pb.ModelClaim(student="ab" * 32, facts=b"f" * 32, name="student")
+
+
+def one_model(caller: str) -> list[pb.ModelClaim]:
+    return [MODEL]
 
 
 @dataclass
@@ -86,8 +90,10 @@ class Site:
             **self.common("data-owner", **values), coordinator=peer, public_model=public, data_dir=data
         )
 
-    def serve(self, config: DealerConfig | ModelOwnerConfig, model: pb.ModelClaim | None = None) -> str:
-        host = SessionHost(config, config.role, lambda job, membership: None, model=model)
+    def serve(
+        self, config: DealerConfig | ModelOwnerConfig, models: Callable[[str], list[pb.ModelClaim]] = lambda caller: []
+    ) -> str:
+        host = SessionHost(config, config.role, lambda job, membership: None, models=models)
         server, address = start_server(host.add_to, config.listen, config.credentials)
         self.servers.append(server)
         self.hosts.append(host)
@@ -132,7 +138,7 @@ def only(rows: dict[str, Finding], check: str, *texts: str) -> None:
 
 def test_all_well_as_the_coordinator_sees_it(site: Site, tmp_path: Path) -> None:
     dealer = site.serve(site.dealer())
-    model_owner = site.serve(site.model_owner(tmp_path), MODEL)
+    model_owner = site.serve(site.model_owner(tmp_path), one_model)
     rows = site.diagnose(site.coordinator(dealer, model_owner))
     assert not wrongs(rows), rows
     assert rows["dealer: serves us"].found == "as coordinator"
@@ -146,7 +152,7 @@ def test_all_well_as_the_data_owner_sees_it(site: Site, student: Path, data_dir:
     """It learns from the coordinator where the others are, and compares its public files with the model owner's."""
     public = export_public(student, tmp_path / "public")
     served = site.model_owner(student)
-    model_owner = site.serve(served, ModelOwner(served).claim())
+    model_owner = site.serve(served, ModelOwner(served).models)
     config = site.coordinator(site.serve(site.dealer()), model_owner)
     coordinator = Coordinator(config, journal=Journal(tmp_path / "journal", {}))
     try:
@@ -277,13 +283,13 @@ def test_other_versions(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_another_role(site: Site, tmp_path: Path) -> None:
     config = site.model_owner(tmp_path).model_copy(update={"id": "dealer", "tls": site.tls["dealer"]})
-    only(site.seen(site.serve(config, MODEL)), "protocol", "it is a model-owner, expected a dealer")
+    only(site.seen(site.serve(config, one_model)), "protocol", "it is a model-owner, expected a dealer")
 
 
 def test_not_in_its_lists(site: Site, tmp_path: Path) -> None:
     lists = {"coordinators": ["another"], "data_owners": ["coordinator"]}
     only(site.seen(site.serve(site.dealer(**lists))), "serves us", "it does not know 'coordinator' as a coordinator")
-    address = site.serve(site.model_owner(tmp_path, coordinators=["another"]), MODEL)
+    address = site.serve(site.model_owner(tmp_path, coordinators=["another"]), one_model)
     rows = site.diagnose(site.coordinator(site.serve(site.dealer()), address))
     only(rows, "model-owner: serves us")
     assert "coordinators in its file" in rows["model-owner: serves us"].remedy

@@ -149,7 +149,7 @@ def server_of(
         return coordinator._server, coordinator.address, coordinator.stop
     settings = ModelOwnerConfig(role="model-owner", id=role, student=student, dealers=["dealer"], **known)
     party = ModelOwner(settings)
-    host = SessionHost(settings, "model-owner", party.run_session, model=party.claim())
+    host = SessionHost(settings, "model-owner", party.run_session, models=party.models)
 
     def add(server: grpc.Server) -> None:
         party.add_to(server)

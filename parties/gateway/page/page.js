@@ -122,10 +122,23 @@ async function unlock(token) {
   const given = token || code;
   code = "";
   if (given) await enter(given, token ? WRONG : USED);
-  const [found] = await (await call("GET", "/models")).json();
-  model = found;
+  const models = await (await call("GET", "/models")).json();
   show("locked", false);
   show("open", true);
+  $("models").replaceChildren(...models.map(({ name }) => new Option(name, name)));
+  $("models").onchange = () => choose(models[$("models").selectedIndex]);
+  show("choice", models.length > 1);
+  choose(models[0]);
+  $("text").focus();
+  await refresh();
+}
+
+function choose(found) {
+  model = found;
+  // What is shown was another model's.
+  ["answer", "seen"].forEach((id) => show(id, false));
+  tell("problem", null);
+  $("status").textContent = "";
   $("name").textContent = model.name;
   show("local", model.local);
   const cut = model.max_length ? `cut to ${model.max_length} tokens` : `of up to ${model.positions} tokens`;
@@ -134,8 +147,6 @@ async function unlock(token) {
   const others = model.local ? "" : `; model owner ${owner}, dealer ${dealer}`;
   $("model").textContent = `${model.name}: ${what}, texts ${cut}; weights ${model.sha256.slice(0, 12)}…${others}`;
   show("model", true);
-  $("text").focus();
-  await refresh();
 }
 
 $("unlock").addEventListener("submit", (event) => {
@@ -166,7 +177,7 @@ async function ask() {
   const text = $("text").value, second = $("pair").open ? $("second").value : "";
   const inputs = second ? { text, text_pair: second } : text;
   asking = new AbortController();
-  $("send").disabled = true;
+  $("send").disabled = $("models").disabled = true;
   $("cancel").disabled = false;
   tell("problem", null);
   const began = performance.now();
@@ -191,7 +202,7 @@ async function ask() {
   } finally {
     clearInterval(clock);
     asking = null;
-    $("send").disabled = false;
+    $("send").disabled = $("models").disabled = false;
     $("send").textContent = "Ask";
     $("cancel").disabled = true;
   }
@@ -408,7 +419,7 @@ function fill(row, upload) {
   const put = (name, text) => { if (get(name).textContent !== text) get(name).textContent = text; };
   if (row.state && row.state !== state) $("file-status").textContent = `${upload.name}: ${STATES[state]}.`;
   row.state = state;
-  put(".upload-name", upload.name);
+  put(".upload-name", $("models").length > 1 ? `${upload.name}, for ${upload.model}` : upload.name);
   put(".upload-state", STATES[state]);
   const bar = get("progress");
   bar.max = upload.rows;
