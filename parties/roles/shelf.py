@@ -15,6 +15,7 @@ from mpcformer.engines.base import PublicModel, load_public_model
 from mpcformer.engines.registry import encode_weights, engine_names
 from mpcformer.errors import RangeError, UserInputError, os_remedy
 from mpcformer.files import sha256_file
+from mpcformer.machine import give_freed_memory_back
 from mpcformer.modeling.folder import RANGES, WEIGHTS
 from mpcformer.modeling.weights_file import load_weights
 from mpcformer.tasks.labels import known_names
@@ -84,6 +85,9 @@ class SharedWeights:
                 self._engine, self._encoded = "", None
                 self._encoded = encode_weights(engine, self._public, weights)
                 self._engine = engine
+                # Sessions need less memory than this did.
+                del weights
+                give_freed_memory_back()
             return self._encoded
         finally:
             self._lock.release()
