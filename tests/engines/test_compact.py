@@ -111,7 +111,7 @@ def test_every_chain_fits_its_rings(attended: float, output: float, log_keys: in
     assert 2 * (rings.score_bits - 2) + log_keys + fp.KEY_FACTOR_BITS < lift - 2  # the largest row, for the guard
     context = rings.numerator_scale + rings.value_scale
     assert left(min(rings.numerator_bits, rings.value_lift), context, rings.context_scale) >= rings.context_bits
-    divided = rings.context_scale + fp.ROW_SCALE
+    divided = rings.context_scale + rings.row_scale
     assert left(rings.context_lift, divided, rings.attended_scale) >= rings.output_bits
     for name, ring, scale, stream, residual, longest in (
         ("attention", rings.output_bits, rings.output_scale, rings.attention, "attention.residual", attended),

@@ -168,7 +168,7 @@ class PrivateAttention:
         bits, lift = rings.context_bits, rings.context_lift
         mask = Mask(party.take(lifted.request("scale", tuple(context.shape), bits, lift)), bits, "scale", lift)
         c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
-        down = rings.context_scale + fp.ROW_SCALE - rings.attended_scale
+        down = rings.context_scale + rings.row_scale - rings.attended_scale
         return self._rows(Opened(party, mask, c_context).times(opened_factor, down))
 
     def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads, rings: Rings) -> Half:

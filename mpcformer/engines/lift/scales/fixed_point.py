@@ -13,6 +13,7 @@ from mpcformer.modeling.precision import COMPACT
 from mpcformer.modeling.precision import WIDE as WIDE_NAME
 from mpcformer.ring.packing import WORD, packing_width
 
+# The fraction bits of 1 / row, where rings do not say otherwise.
 ROW_SCALE = 12
 # Rows that a constant divides may add up to more than rows that tables divide, so their context has a bit more room.
 CONST_CONTEXT_SCALE = 16
@@ -79,6 +80,7 @@ class Rings:
         first, attention, output: the stream of the embeddings, behind attention and behind the second map.
         square_scale, square_bits, square_lift, square_shift: in compact rings, the argument of Quad, and how far its
             square is shifted. For wide ones the form of GeLU states them.
+        row_scale: fraction bits of the factor 1 / row of the numerators' product with the values.
     """
 
     precision: str
@@ -118,6 +120,7 @@ class Rings:
     square_bits: int = 0
     square_lift: int = 0
     square_shift: int = 0
+    row_scale: int = ROW_SCALE
 
     @property
     def is_compact(self) -> bool:
@@ -200,8 +203,10 @@ WIDE = Rings(
     attention=_STREAM,
     output=_STREAM,
 )
-# Rows of squares of powers of e are far smaller where attention is spread evenly than where one key has all of it.
-EXPONENTIAL = replace(WIDE, numerator_scale=28, context_scale=25, context_bits=32)
+# Rows of squares of powers of e are far smaller where attention is spread evenly than where one key has all of it, and
+# at most a half. So their product with the values has more fraction bits than elsewhere, and 1 / row, which is 2 or
+# more, has fewer: the shift behind the product of both must leave the bits of the map that follows.
+EXPONENTIAL = replace(WIDE, numerator_scale=27, context_scale=20, context_bits=28, row_scale=9)
 # Scales of the compact rings, which the widths below follow from.
 _ROW, _STREAM_SCALE, _GAIN = 12, 12, 12
 _ATTENDED, _OUTPUT_WEIGHT = 11, 9

@@ -6,6 +6,7 @@ is computed by repeated squaring, with a table after each square.
 
 import math
 from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 
 from mpcformer.approximations import (
     ConstantRows,
@@ -18,6 +19,7 @@ from mpcformer.approximations import (
 )
 from mpcformer.approximations.forms import LIFT, RepeatedSquaring, SlopedScores, SquaredScores
 from mpcformer.approximations.softmax_exact import SCORE_MARGIN
+from mpcformer.correlations.window import BORROW, DECIMALS
 from mpcformer.engines.calibrated import CalibratedRanges, calibrated, even_shift, widened
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales.fixed_point import WIDE, Rings
@@ -103,7 +105,9 @@ class LayerScales:
     def row_limits(self) -> tuple[float, float]:
         """The interval in which a row's mean numerator, or a score of the exact softmax, is never marked."""
         if self.squarings:
-            largest = self.score_limit * 2.0 ** (self.score_shift - self.rings.score_scale)
+            # A score that is a little below the clamp's upper end may count as having reached it.
+            limit = self.score_limit - BORROW.early(self.rings.score_bits)
+            largest = limit * 2.0 ** (self.score_shift - self.rings.score_scale)
             return -largest, largest
         if not self.divided:
             return 0.0, self.unit / MOST_MEAN
@@ -269,7 +273,7 @@ def row_function(layer: LayerScales, log_keys: int) -> TableFunction:
         low,
         high,
         2.0**-bits,
-        fp.ROW_SCALE,
+        layer.rings.row_scale,
         RECIPROCAL_WIDTH,
         max_log_bins=MAX_ROW_LOG_BINS,
         guarded=not layer.squarings,
@@ -290,7 +294,7 @@ def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction,
     unit = 2.0 ** -fp.mean_scale(2 * fp.POWER_SCALE, log_keys)
     y = layer.score_limit * 2.0 ** (layer.score_shift - WIDE.score_scale - layer.squarings)
     # A coarse table is good from twice its low end on.
-    powers = 0.4 * math.exp(-y), MOST_MEAN * math.exp(y)
+    powers = 0.4 * _power_of_e(-y), MOST_MEAN * _power_of_e(y)
 
     def reciprocal(low: float, high: float) -> TableFunction:
         return table(
@@ -305,6 +309,12 @@ def softmax_functions(layer: LayerScales, log_keys: int) -> tuple[TableFunction,
         )
 
     return reciprocal(*powers), reciprocal(*_square_means(log_keys))
+
+
+def _power_of_e(y: float) -> float:
+    """Return exp(y), to the last bit the same at both owners: the C library's differs between systems."""
+    with localcontext(Context(prec=DECIMALS, rounding=ROUND_HALF_EVEN)):
+        return float(Decimal(y).exp())
 
 
 def _square_means(log_keys: int) -> tuple[float, float]:
