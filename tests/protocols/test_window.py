@@ -13,7 +13,10 @@ from mpcformer.approximations.gelu_exact import GELU_ERROR, LINES
 from mpcformer.correlations import Request, validate
 from mpcformer.correlations.kinds import KINDS
 from mpcformer.correlations.window import BORROW, N_BINS, correct_by_torch, power
+from mpcformer.engines.lift.scales.fixed_point import EXPONENTIAL as EXPONENTIAL_RINGS
+from mpcformer.engines.lift.scales.fixed_point import WIDE
 from mpcformer.engines.lift.scales.model import activation
+from mpcformer.engines.lift.scales.rows import LayerScales, softmax_exponential
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
 from mpcformer.protocols.window import ExponentialFunction, Windowed, WindowFunction, _rotated
@@ -123,6 +126,16 @@ def test_exponentials_are_exact_and_clamped(bits: int, limit: int, exponent_scal
     assert bool((error <= allowed + 3 * 2.0**-function.value_scale).all())
     assert bool((inside[(x >= -limit) & (x < limit - early)] == 1).all())
     assert bool((inside[(x < -limit - early) | (x >= limit)] == 0).all())
+
+
+@pytest.mark.parametrize("shift", [0, 6])
+def test_scores_within_the_stated_limits_are_never_outside(shift: int) -> None:
+    layer = LayerScales(shift, 0, 0.0, None, None, squarings=4, score_limit=40_000, rings=EXPONENTIAL_RINGS)  # type: ignore[arg-type]
+    low, high = (round(end * 2.0 ** (WIDE.score_scale - shift)) for end in layer.row_limits)
+    x = torch.cat([torch.arange(low - 100, low + 100), torch.arange(high - 100, high + 100)])
+    inside = torch.stack([evaluated(softmax_exponential(layer), x)[1] for _ in range(8)])
+    assert bool((inside[:, (x >= low) & (x < high)] == 1).all())
+    assert bool((inside[:, x >= high + BORROW.early(WIDE.score_bits)] == 0).all())
 
 
 @pytest.mark.skipif(load()[0] is None, reason=f"no compiled functions here: {load()[1]}")
