@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 
-from experiments.kinds import POOLS
 from experiments.spec import SCALES
 from experiments.spec.shapes import SHAPES
 from mpcformer import options
@@ -14,6 +13,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.modeling.precision import PRECISIONS
 from mpcformer.options import INPUT, MACHINE, OUTPUT, PRIVACY, choice, flag, option
 from parties.commands import Device, Network, Threads
+from parties.runs.cluster import POOLS
 
 SHIPPED = sorted(path.stem for path in Path(__file__).parent.glob("*.toml"))
 

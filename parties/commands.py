@@ -35,6 +35,12 @@ def _networks() -> Iterable[str]:
     return ("none", *PROFILES)
 
 
+def _pools() -> Iterable[str]:
+    from parties.runs.cluster import POOLS
+
+    return POOLS
+
+
 def _known_network(given: str) -> str:
     """Return the value of --network.
 
@@ -126,6 +132,14 @@ def infer(
     deadline_s: Annotated[
         float, option(group=MACHINE, about="Longest wait of one party for another, in seconds.")
     ] = 300.0,
+    pool: Annotated[
+        str,
+        choice("--pool", _pools, group=MACHINE, about="Where it runs: {}, a cluster that shares the folders."),
+    ] = "local",
+    jobs: Annotated[int, option(group=MACHINE, about="With --pool ray: simulations at the same time.")] = 2,
+    ray_address: Annotated[
+        str | None, option(group=MACHINE, about="The cluster; default: RAY_ADDRESS, else this machine.")
+    ] = None,
     on_refusal: Annotated[
         str, choice("--on-refusal", _ways, group=OUTPUT, about="When a text is refused: {}.")
     ] = "skip",
@@ -143,6 +157,7 @@ def infer(
     from mpcformer.tasks import described
     from parties.runs import local_run
     from parties.runs.network import network_profile
+    from parties.runs.parts import Pool
     from parties.runs.simulation import LocalRunOptions
     from parties.settings.job import JobDescription
 
@@ -172,10 +187,13 @@ def infer(
         deadline_s=deadline_s,
     )
     folder = out or Path("runs") / f"{own.path.stem if own else name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    local_run.check(run_options, folder, gelu=gelu, softmax=softmax)
+    if ray_address and pool != "ray":
+        raise UserInputError(f"--ray-address: {ray_address} is for --pool ray", "add --pool ray, or leave it out")
+    cluster = Pool(jobs, ray_address) if pool == "ray" else None
+    local_run.check(run_options, folder, gelu=gelu, softmax=softmax, pool=cluster)
     if own:
         console.print(described(own), soft_wrap=True, markup=False)
-    _show(local_run.run(run_options, folder, resume=resume), folder)
+    _show(local_run.run(run_options, folder, resume=resume, pool=cluster), folder)
 
 
 def _own_data(

@@ -1,4 +1,1 @@
 """The kinds of experiment, with one module for each kind, and the modules that they share."""
-
-# Where trainings may run.
-POOLS = ("local", "ray")

@@ -27,7 +27,6 @@ from distill.teacher import train_teacher
 from distill.training.device import autocast, pick_device
 from distill.training.versions import versions
 from distill.training.workspace import as_json, interrupted_recipe
-from experiments.kinds import POOLS, cluster
 from experiments.spec.spec import digest
 from mpcformer.console import console
 from mpcformer.errors import MPCFormerError, UserInputError
@@ -35,6 +34,8 @@ from mpcformer.files import sha256_file, write_json
 from mpcformer.modeling.folder import WEIGHTS
 from mpcformer.run_folder import RunFolder
 from mpcformer.tasks import Examples
+from parties.runs import cluster
+from parties.runs.cluster import POOLS
 
 Recipe = TeacherRecipe | GeneralRecipe | DistillRecipe
 

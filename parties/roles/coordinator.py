@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import grpc
 
@@ -26,6 +27,28 @@ POLL_S, WRITE_TIMEOUT_S = 0.5, 1.0
 OWNERS: tuple[Role, Role] = ("model-owner", "data-owner")
 
 
+@dataclass(frozen=True)
+class JobPart:
+    """Some of a job's batches, one after the other, which are computed in a session of their own.
+
+    Args:
+        begin, end: the first batch, and the one after the last.
+        first_operation: the number of operations of all batches before it. Under fixed keys the part then has the
+            results that it would have in the whole job.
+    """
+
+    begin: int
+    end: int
+    first_operation: int
+
+
+def left_range(data_owner: str) -> PartyError:
+    """Return the error of a job that a refused sentence ends."""
+    error = PartyError(data_owner, LEFT_RANGE, "leave them out, or give --on-refusal skip")
+    error.exit_code = RangeError.exit_code
+    return error
+
+
 class Coordinator(Orderer, rpc.CoordinatorServicer):
     """Serves the data owner, calls the two other parties, and runs one job (`run_job`).
 
@@ -34,6 +57,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         journal: the journal of finished batches.
         on_progress: called with the data owner's progress, whose `batch` includes the batches of an earlier run.
         route: as for `Orderer`.
+        part: the part of the job to run, whose first batch is the journal's next; None stands for all that is left.
     """
 
     def __init__(
@@ -43,10 +67,11 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         journal: Journal,
         on_progress: Callable[[pb.Progress], None] = lambda progress: None,
         route: Callable[[str], str] = lambda address: address,
+        part: JobPart | None = None,
     ) -> None:
         order = Order.of(config, config.dealer, config.model_owner, data_owner=config.data_owner, job=config.job)
         super().__init__(order, route=route)
-        self._config, self._journal, self._on_progress = config, journal, on_progress
+        self._config, self._journal, self._on_progress, self._part = config, journal, on_progress, part
         self._batches: dict[tuple[Role, int], pb.Batch] = {}
         self._writing = False
         self._unwritten: Exception | None = None
@@ -86,7 +111,12 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
             MPCFormerError: the first cause of a failure; the error names the party.
             OSError: the journal could not be written.
         """
-        job = self.new_job(first_batch=len(self._journal.batches), batch_plan=self._journal.batch_plan)
+        job = self.new_job(
+            first_batch=self._journal.next_batch,
+            batch_plan=self._journal.batch_plan,
+            end_batch=self._part.end if self._part else 0,
+            first_operation=self._part.first_operation if self._part else 0,
+        )
         writer = threading.Thread(target=self._write, name="journal", daemon=True)
         writer.start()
         try:
@@ -106,9 +136,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         """
         refused = results.scores.refused if results.scores is not None else sum(results.predictions.refused)
         if refused and self._config.job.on_refusal == "stop":
-            error = PartyError(self._config.data_owner, LEFT_RANGE, "leave them out, or give --on-refusal skip")
-            error.exit_code = RangeError.exit_code
-            raise error
+            raise left_range(self._config.data_owner)
         return results
 
     def stop(self) -> None:
@@ -130,7 +158,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
                     if self.finishing:
                         return
                     self.changed.wait(POLL_S)
-                index, self._writing = len(self._journal.batches), True
+                index, self._writing = self._journal.next_batch, True
                 pair = [self._batches.pop((role, index)) for role in OWNERS]
             try:
                 self._journal.add(*pair)
@@ -144,7 +172,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
 
     def _has_pair(self) -> bool:
         """Return whether both owners have sent the next batch of the journal."""
-        return all((role, len(self._journal.batches)) in self._batches for role in OWNERS)
+        return all((role, self._journal.next_batch) in self._batches for role in OWNERS)
 
     def _owners_done(self) -> bool:
         """Return whether both owners have reported, and all their batches are in the journal.
@@ -170,10 +198,7 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         """Keep a batch until it is written to the journal, or blame the party for a batch that must not come now."""
         index, first = batch.batch, self._journal.batches[0] if self._journal.batches else None
         known = {"model-owner": first[0].terms, "data-owner": first[1].terms}[role] if first else batch.terms
-        if (
-            not len(self._journal.batches) <= index < len(self._journal.batches) + WINDOW
-            or (role, index) in self._batches
-        ):
+        if not self._journal.next_batch <= index < self._journal.next_batch + WINDOW or (role, index) in self._batches:
             self.blame(Weight.CONFESSED, PartyError(party_id, f"it reported batch {index} out of turn"))
         elif role == "data-owner" and batch.HasField("predictions") and not is_whole(batch):
             self.blame(Weight.CONFESSED, PartyError(party_id, f"its predictions for batch {index} do not fit together"))
@@ -193,6 +218,10 @@ class Coordinator(Orderer, rpc.CoordinatorServicer):
         if data_owner.HasField("scores") and rows:
             raise PartyError(self._config.data_owner, "it withheld some answers and told others")
         if data_owner.HasField("scores"):
+            return
+        if self._part is not None:
+            if self._journal.next_batch != self._part.end or len(set(rows)) != len(rows):
+                raise PartyError(self._config.data_owner, "its batches are not those of the part that was asked for")
             return
         if sorted(rows) != list(range(len(rows))):
             raise PartyError(self._config.data_owner, "its batches do not contain every example once")

@@ -95,10 +95,11 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
             f"{config.id} withholds its answers (tell), so nobody has those of the run to be resumed",
             "start anew without --resume",
         )
-    if job.first_batch and job.batch_plan != digest:
+    # A part of a job knows no digest: whoever ordered it compares those of all parts.
+    if (job.batch_plan or (job.first_batch and not job.end_batch)) and job.batch_plan != digest:
         what = "the data, the job or digest_key (by default the certificate's key)"
         raise UserInputError(*causes.not_as_begun(what))
-    todo = batches[job.first_batch :]
+    todo = batches[job.first_batch : job.end_batch or None]
     padded = [pad_batch([encoded[i] for i in batch], tokenizer.pad_token_id) for batch in todo]
     inputs = [BatchInputs(p["attention_mask"], p["input_ids"], p["token_type_ids"]) for p in padded]
 

@@ -69,16 +69,19 @@ class Session:
         session_id: 16 bytes, the name of the session.
         model_owner, data_owner: party ids.
         evidence: what the owners are shown of the dealer's environment.
+        first_operation: the index of the first operation that is dealt, see the message `Job`.
     """
 
-    def __init__(self, session_id: bytes, model_owner: str, data_owner: str, evidence: bytes = b"") -> None:
+    def __init__(
+        self, session_id: bytes, model_owner: str, data_owner: str, evidence: bytes = b"", first_operation: int = 0
+    ) -> None:
         self.model_owner, self.data_owner, self.evidence = model_owner, data_owner, evidence
         self._name = session_id
         # What the owners have drawn, as the model owner says with its first plan.
         self._id = b""
         self._seeds = {model_owner: fresh_key(), data_owner: fresh_key()}
         self._opened: set[str] = set()
-        self._next_operation = 0
+        self._next_operation = first_operation
         self._dealing: Dealing | None = None
         # Called with an error that nobody foresaw.
         self.on_bug: Callable[[Exception], None] = lambda error: None
@@ -201,6 +204,7 @@ class DealerService(rpc.DealerServicer):
         data_owner: str,
         on_bug: Callable[[Exception], None] = lambda error: None,
         evidence: bytes = b"",
+        first_operation: int = 0,
     ) -> Iterator[None]:
         """Serve these two owners in this session; its seeds are forgotten afterwards.
 
@@ -209,8 +213,10 @@ class DealerService(rpc.DealerServicer):
             model_owner, data_owner: party ids.
             on_bug: called with an error in a call of the session that nobody foresaw.
             evidence: what the owners are shown of the dealer's environment.
+            first_operation: the index of the first operation that is dealt.
         """
-        session = self._sessions[session_id] = Session(session_id, model_owner, data_owner, evidence)
+        session = Session(session_id, model_owner, data_owner, evidence, first_operation)
+        self._sessions[session_id] = session
         session.on_bug = on_bug
         try:
             yield
@@ -299,7 +305,9 @@ class Dealer:
             membership.abort(as_known(error, self._config.id))
 
         evidence = attestation.read(self._config.evidence)
-        with self._service.session(job.session_id, job.model_owner, job.data_owner, failed, evidence):
+        with self._service.session(
+            job.session_id, job.model_owner, job.data_owner, failed, evidence, job.first_operation
+        ):
             # The dealer has no result of its own to report: its part is done when the owners' is.
             membership.part_done()
             membership.send(ready=pb.Ready())

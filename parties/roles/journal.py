@@ -25,13 +25,14 @@ class Journal:
         path: the file.
         facts: what the job is, as JSON values. The journal of another job is refused.
         resume: continue the file that exists instead of a new one.
+        begin: the number of the job's batches before the first one of this journal, which has a part of the job.
 
     Raises:
         UserInputError: there is no file to resume, it belongs to another job or is damaged, or another process uses it.
     """
 
-    def __init__(self, path: Path, facts: dict[str, Any], *, resume: bool = False) -> None:
-        self._path = path
+    def __init__(self, path: Path, facts: dict[str, Any], *, resume: bool = False, begin: int = 0) -> None:
+        self._path, self._begin = path, begin
         self.batches: list[tuple[pb.Batch, pb.Batch]] = []
         self.n_resumed = 0
         head = json.loads(json.dumps({"job": facts}, default=str))
@@ -53,7 +54,7 @@ class Journal:
             whole, _, torn = text.rpartition("\n")
             lines = whole.splitlines()
             found, *entries = (json.loads(line) for line in lines) if lines else [None]
-            self.batches = [_entry(entry, index) for index, entry in enumerate(entries)]
+            self.batches = [_entry(entry, index) for index, entry in enumerate(entries, start=self._begin)]
             if lines and not (isinstance(found, dict) and isinstance(found.get("job"), dict)):
                 raise ValueError("its first line names no job")
         except (json_format.ParseError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
@@ -67,6 +68,11 @@ class Journal:
         if torn:
             with self._path.open("r+b") as handle:
                 handle.truncate(len((whole + "\n").encode()))
+
+    @property
+    def next_batch(self) -> int:
+        """The number of the batch that comes next, counted in the whole job."""
+        return self._begin + len(self.batches)
 
     @property
     def batch_plan(self) -> bytes:

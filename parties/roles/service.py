@@ -31,6 +31,8 @@ from parties.wire.guard import Rule
 FIRST_COMMAND_TIMEOUT_S = 10.0
 # Orders that one caller may have open beyond its quota: they have not sent their job yet, or are about to be refused.
 SPARE_ORDERS = 4
+# No job has as many correlations before any of its parts.
+MOST_OPERATIONS = 1 << 48
 RunSession = Callable[[pb.Job, Membership], None]
 log = logging.getLogger(__name__)
 
@@ -122,6 +124,8 @@ class SessionHost(rpc.PartyServicer):
             raise ProtocolError(f"session id of {len(job.session_id)} bytes, expected {KEY_BYTES}")
         if job.data_owner not in self._config.data_owners:
             raise ProtocolError(f"data owner {job.data_owner!r} is not in {self._config.id}'s configuration")
+        if job.first_operation > MOST_OPERATIONS:
+            raise ProtocolError(f"a job that begins with operation {job.first_operation}")
         if coordinator not in self._config.coordinators and job.data_owner != coordinator:
             raise ProtocolError(f"{coordinator} may order sessions for itself alone, not for {job.data_owner!r}")
 

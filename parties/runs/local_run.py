@@ -29,20 +29,29 @@ from mpcformer.tasks import (
 from mpcformer.tasks.own import check_outputs, check_scored
 from parties.roles.journal import FILE_NAME as JOURNAL
 from parties.roles.journal import Journal, check_free
-from parties.runs import report
+from parties.runs import parts, report
 from parties.runs.live import Live
+from parties.runs.parts import Pool
 from parties.runs.simulation import LocalRunOptions, check_ports, plaintext, simulate
 from parties.settings.insecure import text as insecure_text
 from parties.settings.insecure import warn
 
 
-def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softmax: str | None = None) -> None:
+def check(
+    options: LocalRunOptions,
+    out: Path,
+    *,
+    gelu: str | None = None,
+    softmax: str | None = None,
+    pool: Pool | None = None,
+) -> None:
     """Check everything that can be wrong with the options, before any process starts.
 
     Args:
         options: what is to run.
         out: the folder that the run is to write.
         gelu, softmax: the forms that the student must have; None accepts any form.
+        pool: the cluster that is to run it; None stands for this machine.
 
     Raises:
         MPCFormerError: an option is wrong; the error names the option, its value and the remedy.
@@ -50,6 +59,8 @@ def check(options: LocalRunOptions, out: Path, *, gelu: str | None = None, softm
     job = options.job
     RunFolder(out).check_new()
     check_temporary_folder()
+    if pool:
+        parts.check(pool, options.port)
     if job.engine not in ENGINES:
         raise UserInputError(f"--engine: {job.engine!r} is unknown", f"choose one of: {', '.join(ENGINES)}")
     if job.embeddings not in EMBEDDINGS:
@@ -96,7 +107,7 @@ def _check_classes(models: dict[str, Any], task: Task) -> None:
         class_order(known_names(model.config), task, option)
 
 
-def run(options: LocalRunOptions, out: Path, *, resume: bool = False) -> dict[str, Any]:
+def run(options: LocalRunOptions, out: Path, *, resume: bool = False, pool: Pool | None = None) -> dict[str, Any]:
     """Run a job whose options were checked, write the folder `out` and return the value of results.json.
 
     A failed run leaves `<out>.failed` with the parties' logs, the journal of finished batches and nothing that looks
@@ -106,6 +117,7 @@ def run(options: LocalRunOptions, out: Path, *, resume: bool = False) -> dict[st
         options: what to run.
         out: the folder to write.
         resume: continue an unfinished or failed run of the same job.
+        pool: the cluster that runs it, in parts; None stands for this machine.
 
     Raises:
         MPCFormerError: a party failed; the error names it.
@@ -118,8 +130,11 @@ def run(options: LocalRunOptions, out: Path, *, resume: bool = False) -> dict[st
     try:
         with console.status("plaintext student and teacher, for comparison"):
             twins = plaintext(options, logs)
-        with Live() as live:
-            results = simulate(options, logs, journal, live.show)
+        if pool:
+            results = parts.run_in_parts(options, logs, journal, pool)
+        else:
+            with Live() as live:
+                results = simulate(options, logs, journal, live.show)
         values = report.build(options, results, twins)
         report.write(folder.partial, options.to_json(), values, results, report.twin_logits(twins))
         folder.publish()

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from mpcformer.ring.random import fixed_keys
 from mpcformer.tasks import OwnData
-from parties.roles.coordinator import Coordinator
+from parties.roles.coordinator import Coordinator, JobPart
 from parties.roles.journal import FILE_NAME, Journal
 from parties.roles.results import Results
 from parties.runs.network import NetworkProfile, Relays
@@ -89,6 +89,7 @@ def simulate(
     logs: Path,
     journal: Journal | None = None,
     on_progress: Callable[[pb.Progress], None] = lambda progress: None,
+    part: JobPart | None = None,
 ) -> Results:
     """Run a job with all parties on this machine.
 
@@ -96,12 +97,12 @@ def simulate(
         options: what to run.
         logs: the folder for the parties' logs, and for the journal if none is given.
         journal: the journal that finished batches are added to.
-        on_progress: see `Coordinator`.
+        on_progress, part: see `Coordinator`.
 
     Raises:
         MPCFormerError: a party failed; the error names it.
     """
-    journal = journal or Journal(logs / FILE_NAME, options.job.to_json())
+    journal = journal or Journal(logs / FILE_NAME, options.job.to_json(), begin=part.begin if part else 0)
     with _workspace() as folder:
         processes, relays = Processes(logs), Relays(options.network)
         coordinator: Coordinator | None = None
@@ -110,7 +111,7 @@ def simulate(
             for service in (site.dealer(), site.model_owner()):
                 processes.start(service.role, *site.command(service))
             config = site.coordinator()
-            coordinator = Coordinator(config, journal=journal, on_progress=on_progress, route=relays.route)
+            coordinator = Coordinator(config, journal=journal, on_progress=on_progress, route=relays.route, part=part)
             data_owner = site.data_owner(coordinator.address)
             processes.start(data_owner.role, *site.command(data_owner))
             for peer in (config.dealer, config.model_owner):

@@ -107,11 +107,14 @@ class Orderer:
         self._readers: list[threading.Thread] = []
         self.finishing = False
 
-    def new_job(self, *, first_batch: int = 0, batch_plan: bytes = b"") -> pb.Job:
+    def new_job(
+        self, *, first_batch: int = 0, batch_plan: bytes = b"", end_batch: int = 0, first_operation: int = 0
+    ) -> pb.Job:
         """Return the job with a session id of its own.
 
         Args:
             first_batch, batch_plan: of a run that is resumed, see the message `Job`.
+            end_batch, first_operation: of a part of a job.
         """
         order = self.asked
         return pb.Job(
@@ -124,6 +127,8 @@ class Orderer:
             **order.job.message_fields(),
             first_batch=first_batch,
             batch_plan=batch_plan,
+            end_batch=end_batch,
+            first_operation=first_operation,
             release=__version__,
         )
 
@@ -389,13 +394,17 @@ class Orderer:
 
 
 def for_dealer(job: pb.Job) -> pb.Job:
-    """Return what the dealer is told of a job: who takes part. It need not know what is asked, nor of which model."""
+    """Return what the dealer is told of a job: who takes part, and the number of its first operation.
+
+    It need not know what is asked, nor of which model.
+    """
     return pb.Job(
         session_id=job.session_id,
         dealer=job.dealer,
         model_owner=job.model_owner,
         data_owner=job.data_owner,
         release=job.release,
+        first_operation=job.first_operation,
     )
 
 

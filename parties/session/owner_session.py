@@ -21,6 +21,7 @@ from mpcformer.correlations import (
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
 from mpcformer.machine import give_freed_memory_back
+from mpcformer.ring.random import scoped_keys
 from parties.session import attestation, transcript
 from parties.session.audit import Audit
 from parties.session.membership import Membership, peak_rss_bytes
@@ -45,6 +46,7 @@ class Dealt:
         batch: the engine's side of it.
         n_segments: how many parts its computation has.
         n_bytes: the size of its corrections.
+        first_operation: the index of its first operation in the session.
         offline: what the offline part took.
     """
 
@@ -52,6 +54,7 @@ class Dealt:
     batch: Batch
     n_segments: int
     n_bytes: int
+    first_operation: int = 0
     offline: pb.Phase = field(default_factory=pb.Phase)
 
 
@@ -98,6 +101,7 @@ class OwnerSession:
             # What a coordinator chose enters no protocol.
             self.drawn_id = transcript.draw_together(asking, rank, job.session_id)
             self.store = CorrelationStore(rank=rank, seed=seed, session_id=self.drawn_id)
+            self.store.next_operation = job.first_operation
             self._audit = Audit(
                 rank=rank, rate=config.audit_rate, channel=dealing, session_id=self.drawn_id, dealer=job.dealer
             )
@@ -225,7 +229,7 @@ class OwnerSession:
         first = self.store.next_operation
         self._part = self.store.reserve(len(requests))
         batch = self.engine.batch(shape, self._part, self.dealing)
-        dealt = Dealt(shape, batch, len(segments), bytes_of(requests))
+        dealt = Dealt(shape, batch, len(segments), bytes_of(requests), first)
         dealt.offline.seconds = time.perf_counter() - start
         return dealt, segments, first
 
@@ -240,7 +244,7 @@ class OwnerSession:
             tell: called after each segment, with how many are done and how many there are.
         """
         report, outcome = self._report(dealt), None
-        with self._timed(self.asking, report.online):
+        with self._timed(self.asking, report.online), scoped_keys("batch", dealt.first_operation):
             dealt.batch.start(inputs, self.asking)
             for segment in range(dealt.n_segments):
                 outcome = dealt.batch.online(segment)
@@ -275,7 +279,7 @@ class OwnerSession:
                         self._offline(dealt.batch, segment, segments[segment], first, frames, report.offline)
                         first += len(segments[segment])
                 self._barrier()
-            with self._timed(self.dealing, report.online), online():
+            with self._timed(self.dealing, report.online), online(), scoped_keys("batch", first):
                 for segment in group:
                     outcome = dealt.batch.online(segment)
                     tell(segment + 1, len(segments))

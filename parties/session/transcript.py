@@ -23,12 +23,12 @@ from parties.settings.insecure import text as insecure_text
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
 
-PER_SESSION = ("session", "drawn id", "job.first_batch", "job.examples_digest")
+PER_SESSION = ("session", "drawn id", "job.first_batch", "job.end_batch", "job.first_operation", "job.examples_digest")
 # A nonce has as many bits as its commitment.
 NONCE_BYTES, ID_BYTES = 32, 16
 JOB_FIELDS = (
     *("dealer", "model_owner", "data_owner", "engine", "embeddings", "first_batch", "overlap", "on_refusal"),
-    *("task", "split", "limit", "batch_size", "max_length", "model"),
+    *("task", "split", "limit", "batch_size", "max_length", "model", "end_batch", "first_operation"),
 )
 
 

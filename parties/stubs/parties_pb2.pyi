@@ -282,7 +282,7 @@ class Command(_message.Message):
     def __init__(self, job: _Optional[_Union[Job, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., finish: _Optional[_Union[Finish, _Mapping]] = ..., heartbeat: _Optional[_Union[Heartbeat, _Mapping]] = ...) -> None: ...
 
 class Job(_message.Message):
-    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan", "overlap", "on_refusal", "release", "program", "model")
+    __slots__ = ("session_id", "dealer", "model_owner", "data_owner", "dealer_address", "model_owner_address", "engine", "task", "split", "limit", "batch_size", "max_length", "embeddings", "first_batch", "batch_plan", "overlap", "on_refusal", "release", "program", "model", "end_batch", "first_operation")
     SESSION_ID_FIELD_NUMBER: _ClassVar[int]
     DEALER_FIELD_NUMBER: _ClassVar[int]
     MODEL_OWNER_FIELD_NUMBER: _ClassVar[int]
@@ -303,6 +303,8 @@ class Job(_message.Message):
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     PROGRAM_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
+    END_BATCH_FIELD_NUMBER: _ClassVar[int]
+    FIRST_OPERATION_FIELD_NUMBER: _ClassVar[int]
     session_id: bytes
     dealer: str
     model_owner: str
@@ -323,7 +325,9 @@ class Job(_message.Message):
     release: str
     program: str
     model: str
-    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ..., overlap: _Optional[bool] = ..., on_refusal: _Optional[str] = ..., release: _Optional[str] = ..., program: _Optional[str] = ..., model: _Optional[str] = ...) -> None: ...
+    end_batch: int
+    first_operation: int
+    def __init__(self, session_id: _Optional[bytes] = ..., dealer: _Optional[str] = ..., model_owner: _Optional[str] = ..., data_owner: _Optional[str] = ..., dealer_address: _Optional[str] = ..., model_owner_address: _Optional[str] = ..., engine: _Optional[str] = ..., task: _Optional[str] = ..., split: _Optional[str] = ..., limit: _Optional[int] = ..., batch_size: _Optional[int] = ..., max_length: _Optional[int] = ..., embeddings: _Optional[str] = ..., first_batch: _Optional[int] = ..., batch_plan: _Optional[bytes] = ..., overlap: _Optional[bool] = ..., on_refusal: _Optional[str] = ..., release: _Optional[str] = ..., program: _Optional[str] = ..., model: _Optional[str] = ..., end_batch: _Optional[int] = ..., first_operation: _Optional[int] = ...) -> None: ...
 
 class Abort(_message.Message):
     __slots__ = ("culprit", "reason")

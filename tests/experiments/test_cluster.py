@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from distill.recipe import TeacherRecipe
-from experiments.kinds import cluster, models
-from experiments.kinds.cluster import Call
+from experiments.kinds import models
 from experiments.kinds.madeup import write_data, write_model
 from experiments.kinds.models import ModelCache, Training, examples_digest, make_elsewhere, model_digest
 from experiments.replay import ReplayOptions, run
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 from mpcformer.tasks import get_task, load_examples
+from parties.runs import cluster
+from parties.runs.cluster import Call
 from tests.ports import free_port
 
 

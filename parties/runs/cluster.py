@@ -7,13 +7,16 @@ import importlib
 import os
 import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from mpcformer.console import console
 from mpcformer.errors import DependencyError, MPCFormerError, UserInputError
 
+Value = TypeVar("Value")
+# Where work may run: on this machine, or on a cluster.
+POOLS = ("local", "ray")
 ADDRESS = "RAY_ADDRESS"
 CONNECT_S = 5.0
 
@@ -72,7 +75,16 @@ def _nobody(where: str, error: Exception) -> UserInputError:
     )
 
 
-def run(function: Callable[..., None], calls: Sequence[Call], *, jobs: int, address: str | None, gpu: bool) -> None:
+def run(
+    function: Callable[..., Value],
+    calls: Sequence[Call],
+    *,
+    jobs: int,
+    address: str | None,
+    gpu: bool,
+    verb: str = "trained",
+    done: Callable[[Call, Value], None] = lambda call, value: None,
+) -> None:
     """Call `function(*arguments, threads)` for each of `calls`, on whichever machine has room.
 
     Args:
@@ -83,6 +95,8 @@ def run(function: Callable[..., None], calls: Sequence[Call], *, jobs: int, addr
         address: the address of the cluster; None means the address in RAY_ADDRESS or, without that, a cluster on this
             machine for this run alone.
         gpu: whether each call needs a GPU.
+        verb: what a call has done, for the line that is printed then.
+        done: called with each call that is done and what it returned.
 
     Raises:
         UserInputError: no cluster answers, or none of its machines is suitable.
@@ -99,7 +113,10 @@ def run(function: Callable[..., None], calls: Sequence[Call], *, jobs: int, addr
     try:
         signal.signal(signal.SIGTERM, terminated)  # Ray's own handler aborts with a stack
         threads = _threads([node["Resources"] for node in ray.nodes() if node["Alive"]], jobs, gpu)
-        _all(ray, ray.remote(num_cpus=threads, num_gpus=int(gpu))(function), calls, jobs, threads)
+        remote = ray.remote(num_cpus=threads, num_gpus=int(gpu))(function)
+        for n_done, (call, value) in enumerate(_all(ray, remote, calls, jobs, threads), start=1):
+            done(call, value)
+            console.print(f"{n_done}/{len(calls)} {verb}: {call.label}", markup=False)
     finally:
         ray.shutdown()
 
@@ -116,8 +133,9 @@ def _threads(machines: Sequence[dict[str, float]], jobs: int, gpu: bool) -> int:
     return max(1, min(sum(cores) // jobs, *cores))
 
 
-def _all(ray: Any, remote: Any, calls: Sequence[Call], jobs: int, threads: int) -> None:
-    waiting, pending, n_done = list(calls), dict[Any, Call](), 0
+def _all(ray: Any, remote: Any, calls: Sequence[Call], jobs: int, threads: int) -> Iterator[tuple[Call, Any]]:
+    """Yield each call with what it returned; after a failure, those that were under way, and then raise."""
+    waiting, pending = list(calls), dict[Any, Call]()
     failure: MPCFormerError | None = None
     while pending or (waiting and failure is None):
         while waiting and failure is None and len(pending) < jobs:
@@ -126,12 +144,11 @@ def _all(ray: Any, remote: Any, calls: Sequence[Call], jobs: int, threads: int) 
         (ready,), _ = ray.wait(list(pending), num_returns=1)
         call = pending.pop(ready)
         try:
-            ray.get(ready)
+            value = ray.get(ready)
         except ray.exceptions.RayError as error:
             failure = failure or _failure(error, call)
         else:
-            n_done += 1
-            console.print(f"{n_done}/{len(calls)} trained: {call.label}")
+            yield call, value
     if failure:
         raise failure
 
