@@ -6,8 +6,9 @@ A page marks the place of a table with two comments:
     <!-- end -->
 
 The script puts the table `plaintext` of experiments/results/glue-cpu.json between them, with the command that makes the
-record. An image `figures/pareto-cpu-pareto-seconds-sst2.svg` is drawn from the record `pareto-cpu`. With `--check` the
-script changes nothing, and ends with status 1 if a page's tables or figures differ from its records.
+record. An image `figures/pareto-cpu-pareto-seconds-sst2.svg` is drawn from the record `pareto-cpu`. The record
+`throughput` is not an experiment's: it is experiments/measuring/throughput.json. With `--check` the script changes
+nothing, and ends with status 1 if a page's tables or figures differ from its records.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from typing import Any
 
 from experiments.render.figures import draw
 from experiments.render.tables import markdown
+from experiments.render.throughput import draw_throughput, throughput_tables
 from experiments.replay import tables_of
 from experiments.spec.quantities import Row
 from experiments.spec.spec import SHIPPED, load
@@ -28,6 +30,8 @@ RECORDS = ROOT / "experiments" / "results"
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"<!-- record (\S+) (\S+) -->\n.*?<!-- end -->", re.DOTALL)
 FIGURE = re.compile(r"\]\(figures/([\w-]+?-(?:smoke|cpu|full))-([\w-]+)\.svg\)")
+THROUGHPUT = "throughput"
+THROUGHPUT_RECORD = ROOT / "experiments" / "measuring" / "throughput.json"
 
 
 def main() -> int:
@@ -54,6 +58,9 @@ def filled(text: str) -> str:
 
 
 def _block(record: str, name: str) -> str:
+    if record == THROUGHPUT:
+        table = throughput_tables(read_json(THROUGHPUT_RECORD))[name]
+        return f"<!-- record {record} {name} -->\n{markdown(table)}<!-- end -->"
     values = read_json(RECORDS / f"{record}.json")
     tables = {table.name: table for table in tables_of(load(SHIPPED / f"{values['experiment']}.toml"), values)}
     data = "" if values["settings"].get("data") != "real" else " --data-dir DATA"
@@ -66,6 +73,8 @@ def _update(page: Path, check: bool) -> bool:
     before = page.read_text(encoding="utf-8")
     after = filled(before)
     wanted = sorted(set(FIGURE.findall(after)))
+    if f"](figures/{THROUGHPUT}.svg)" in after:
+        wanted.append((THROUGHPUT, ""))
     if check:
         return before != after or any(_stale(record, name) for record, name in wanted)
     for record, name in wanted:
@@ -78,7 +87,7 @@ def _update(page: Path, check: bool) -> bool:
 
 
 def _figure_path(record: str, name: str) -> Path:
-    return DOCS / "figures" / f"{record}-{name}.svg"
+    return DOCS / "figures" / (f"{record}-{name}.svg" if name else f"{record}.svg")
 
 
 def _stale(record: str, name: str) -> bool:
@@ -87,6 +96,8 @@ def _stale(record: str, name: str) -> bool:
 
 
 def _drawn(record: str, name: str) -> bytes:
+    if record == THROUGHPUT:
+        return draw_throughput(read_json(THROUGHPUT_RECORD)).svg
     values: dict[str, Any] = read_json(RECORDS / f"{record}.json")
     rows = [Row.from_json(row) for row in values["rows"]]
     spec = load(SHIPPED / f"{values['experiment']}.toml")

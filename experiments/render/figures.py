@@ -64,19 +64,20 @@ def draw(spec: FigureSpec, rows: Sequence[Row], curves: Curves | None = None) ->
         curves: for a figure of kind `curves`, the points by function: {"x": [...], FORM: [...]}.
     """
     if isinstance(spec, CurvesFigure):
-        return [_finished(spec.name, spec.title, lambda figure: _curves(figure, spec, curves or {}), TALL)]
+        return [finished(spec.name, spec.title, lambda figure: _curves(figure, spec, curves or {}), TALL)]
     rows = [row for row in rows if _has(row, spec)]
     if spec.each is None:
-        return [_finished(spec.name, spec.title, lambda figure: _panel(figure.subplots(), spec, rows))]
+        return [finished(spec.name, spec.title, lambda figure: _panel(figure.subplots(), spec, rows))]
     drawings = []
     for point in _points(rows, spec.each):
         chosen = [row for row in rows if row.key[spec.each] == point]
         name, title = f"{spec.name}-{str(point).replace(' ', '-')}", f"{spec.title}, {show(point)}"
-        drawings.append(_finished(name, title, lambda figure, chosen=chosen: _panel(figure.subplots(), spec, chosen)))
+        drawings.append(finished(name, title, lambda figure, chosen=chosen: _panel(figure.subplots(), spec, chosen)))
     return drawings
 
 
-def _finished(name: str, title: str, fill: Any, size: tuple[float, float] = SIZE) -> Drawing:
+def finished(name: str, title: str, fill: Any, size: tuple[float, float] = SIZE) -> Drawing:
+    """Return the figure that `fill` draws into an empty one, in this project's style."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=size)
         fill(figure)
