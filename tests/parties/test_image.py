@@ -94,7 +94,8 @@ def test_the_images_parties_do_a_job_in_namespaces(
     done = tmp_path / "out" / "volumes" / "runs" / "first"
     assert done.stat().st_uid == UID
     found = pq.read_table(done / "predictions.parquet").to_pydict()
-    assert json.loads((site / "budget" / "budget.json").read_text())["in_all"] == {"data-owner": len(found["id"])}
+    (counted,) = json.loads((site / "budget" / "budget.json").read_text())["students"].values()
+    assert counted["in_all"] == {"data-owner": len(found["id"])}
     job = load_coordinator(COMPOSE.parent / "two-machines" / "coordinator.toml").job
     local_run.run(LocalRunOptions(student, None, job, data_dir), tmp_path / "here")
     here = pq.read_table(tmp_path / "here" / "predictions.parquet").to_pydict()
