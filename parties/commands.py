@@ -129,16 +129,17 @@ def infer(
     threads: Threads = 1,
     device: Device = "cpu",
     port: Annotated[int, option(group=MACHINE, about="First of three fixed ports; 0: any free ones.")] = 0,
-    deadline_s: Annotated[
-        float, option(group=MACHINE, about="Longest wait of one party for another, in seconds.")
-    ] = 300.0,
+    deadline_s: Annotated[float, option(group=MACHINE, about="Longest wait for another party, in seconds.")] = 300.0,
     pool: Annotated[
         str,
-        choice("--pool", _pools, group=MACHINE, about="Where it runs: {}, a cluster that shares the folders."),
+        choice("--pool", _pools, group=MACHINE, about="{}; then --jobs N and --ray-address A."),
     ] = "local",
-    jobs: Annotated[int, option(group=MACHINE, about="With --pool ray: simulations at the same time.")] = 2,
+    # The help of --pool names these two, and one screen has no more room.
+    jobs: Annotated[
+        int, option(group=MACHINE, about="With --pool ray: simulations at the same time.", hidden=True)
+    ] = 2,
     ray_address: Annotated[
-        str | None, option(group=MACHINE, about="The cluster; default: RAY_ADDRESS, else this machine.")
+        str | None, option(group=MACHINE, about="The cluster; default: RAY_ADDRESS, else this machine.", hidden=True)
     ] = None,
     on_refusal: Annotated[
         str, choice("--on-refusal", _ways, group=OUTPUT, about="When a text is refused: {}.")

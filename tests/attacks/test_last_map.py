@@ -14,11 +14,11 @@ from scipy.linalg import hadamard
 
 from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.engines.lift.engine import engine_constants
-from mpcformer.engines.lift.maps import Evaluation
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.modeling import load_student
 from mpcformer.protocols import linear
 from mpcformer.protocols.party import DATA_OWNER, Half, Party
+from mpcformer.protocols.piecewise import Evaluation
 from mpcformer.ring.random import Stream, fresh_key
 from tests.pair import run_outcomes
 from tests.tiny import save_student
