@@ -20,12 +20,14 @@ from experiments.records import save
 from experiments.replay import ReplayOptions, run
 from experiments.spec.quantities import Row
 from experiments.spec.spec import find
+from mpcformer.approximations.gelu_exact import GELU_ERROR
 from mpcformer.errors import MPCFormerError, UserInputError
 from mpcformer.files import read_json, sha256_file, write_json
 from mpcformer.tasks import get_task, load_examples
 from parties.runs import local_run
 from parties.settings.threat_model import THREAT_MODEL
 from tests.browser import check_page
+from tests.experiments.test_replay_spec import NAMES
 from tests.replays import Counted, glue
 
 RESULTS = find("glue").parent / "results"
@@ -255,7 +257,7 @@ def test_approximations_on_the_command_line(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert "as recorded" in done.output
     rows = {row["key"]["form"]: row["values"] for row in read_json(tmp_path / "out" / "results.json")["rows"]}
-    assert rows["pieces"]["max_error"] < 0.0023  # the bound that approximations/gelu_exact.py states
+    assert rows["pieces"]["max_error"] < GELU_ERROR
     assert rows["quad"]["max_error"] == pytest.approx(3.5)  # (x + 1)^2 / 8 + 3 / 8 at 6, and at -6
     assert rows["squaring"]["max_error"] < rows["2relu"]["max_error"] < rows["2quad"]["max_error"]
 
@@ -276,19 +278,9 @@ def test_made_up_data_serves_every_task(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
+    # Quick tests compare these two.
     "name",
-    [
-        "ablation-data",
-        "ablation-recipe",
-        "breakdown",
-        "forms",
-        "glue",
-        "imdb",
-        "mpnet",
-        "networks",
-        "pareto",
-        "sentences",
-    ],
+    [name for name in NAMES if name not in ("approximations", "counts")],
 )
 def test_the_others_are_as_recorded(name: str, tmp_path: Path) -> None:
     record = RESULTS / f"{name}-smoke.json"  # this fails if the bytes or rounds of a protocol change

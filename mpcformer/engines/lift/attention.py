@@ -23,7 +23,7 @@ from mpcformer.engines.lift.scales.rows import (
     softmax_functions,
 )
 from mpcformer.engines.stopwatch import Stopwatch
-from mpcformer.protocols import lifted, matmul, piecewise
+from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, shift
 from mpcformer.protocols.table import TableFunction
@@ -117,10 +117,6 @@ class PrivateAttention:
     def _real(self, n_query: int, n_heads: int) -> torch.Tensor:
         return self._mask[:, None, :n_query].expand(-1, n_heads, -1).reshape(-1)
 
-    def _evaluation(self, function: piecewise.PiecewiseFunction, x: torch.Tensor) -> piecewise.Evaluation:
-        tensors = self._party.take(function.request(tuple(x.shape)))
-        return piecewise.Evaluation(function, tensors, self._party.rank)
-
     # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ---------
 
     def _numerators(
@@ -136,7 +132,7 @@ class PrivateAttention:
             opened = Opened(party, mask, open_scores(mask.half(scores, party.rank)))
             numerators = opened.square(round(kind.shift * 2.0**rings.score_scale)) * self._key_factors
         else:
-            evaluation = self._evaluation(kind, scores)
+            evaluation = kind.evaluation(party.take(kind.request(tuple(scores.shape))), party.rank)
             positive = evaluation.evaluate(party, open_scores(evaluation.half(scores))) << rings.score_scale
             numerators = positive * self._key_factors
         rows = numerators.sum(-1)

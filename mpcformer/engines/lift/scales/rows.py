@@ -7,6 +7,7 @@ is computed by repeated squaring, with a table after each square.
 import math
 from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
+from functools import lru_cache
 
 from mpcformer.approximations import (
     ConstantRows,
@@ -324,5 +325,10 @@ def _square_means(log_keys: int) -> tuple[float, float]:
 
 def softmax_exponential(layer: LayerScales) -> ExponentialFunction:
     """Return exp(score / 2^squarings) of the clamped score."""
-    scale = WIDE.score_scale - layer.score_shift + layer.squarings
-    return ExponentialFunction(WIDE.score_bits, layer.score_limit, scale, fp.EXPONENTIAL_SCALE)
+    return _exponential_of(layer.score_limit, WIDE.score_scale - layer.score_shift + layer.squarings)
+
+
+@lru_cache(maxsize=256)
+def _exponential_of(limit: int, exponent_scale: int) -> ExponentialFunction:
+    """Return the same object for the same numbers, because each computes its tables once."""
+    return ExponentialFunction(WIDE.score_bits, limit, exponent_scale, fp.EXPONENTIAL_SCALE)
