@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 JOBS   ?= 2
 PIP    := PIP_DISABLE_PIP_VERSION_CHECK=1 $(VENV)/bin/python -m pip --quiet
-STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml mpcformer/ring/*.c | sha256sum | cut -c1-16)
+STAMP  := $(VENV)/.installed-$(shell cat requirements.txt pyproject.toml mpcformer/ring/*.[ch] | sha256sum | cut -c1-16)
 
 .PHONY: help setup extras demo test test-all check conformance programs records docs proto lock clean
 help:  ## list the targets
@@ -13,7 +13,7 @@ setup: $(STAMP)  ## create .venv and install everything (again only when the pin
 
 # torch first and alone: it is the one package that cannot be pinned by hash (CPU and CUDA builds share a version).
 # Then the whole closure with --no-deps, crypten among it (its own metadata cannot be installed).
-$(STAMP): requirements.txt pyproject.toml mpcformer/ring/kernels.c mpcformer/ring/windows.c
+$(STAMP): requirements.txt pyproject.toml $(wildcard mpcformer/ring/*.[ch])
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "error: Python >= 3.11 is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.11 setup")'
 	@echo "setting up $(VENV) (some minutes the first time)"
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)

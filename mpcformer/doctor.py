@@ -133,12 +133,12 @@ def _python() -> Finding:
 
 def _products() -> Finding:
     """Say what multiplies. Without compiled products everything works, but more slowly."""
-    from mpcformer.ring import kernels
+    from mpcformer.ring import kernels, library
 
     found, reason = kernels.load()
     if found is not None:
         return Finding("ring products", f"compiled, {found.name}")
-    remedies = {kernels.OFF: f"unset {kernels.SWITCH}", kernels.NO_FILE: REBUILD, kernels.OTHER_FILE: REBUILD}
+    remedies = {library.OFF: f"unset {library.SWITCH}", library.NO_FILE: REBUILD, library.OTHER_FILE: REBUILD}
     return Finding("ring products", f"by torch, several times slower: {reason}", remedies.get(reason, ""))
 
 

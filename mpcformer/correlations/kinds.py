@@ -22,7 +22,7 @@ from mpcformer.correlations.window import Window
 from mpcformer.correlations.zero_test import ZeroTest
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import pack, unpack
-from mpcformer.ring.random import KEY_BYTES, Stream
+from mpcformer.ring.random import Stream
 
 KINDS: dict[str, Kind] = {
     "additive_triple": AdditiveTriple(),
@@ -156,7 +156,7 @@ class _MetaStream(Stream):
     """A stream that gives shapes only, for planning."""
 
     def __init__(self) -> None:
-        super().__init__(bytes(KEY_BYTES))
+        pass  # it has no key
 
     def int64(self, shape: Sequence[int]) -> torch.Tensor:
         """Return an int64 tensor of `shape` that takes no memory."""

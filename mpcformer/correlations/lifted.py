@@ -7,6 +7,7 @@ import torch
 from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.requests import Request, Shape
 from mpcformer.errors import ProtocolError
+from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WIDTHS, WORD, logical_shift, reduce
 from mpcformer.ring.random import Stream
 
@@ -118,17 +119,30 @@ class Lifted(Kind):
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute each product minus rank 1's share of it."""
-        spec = LiftedSpec.of(request)
-        bits, total = spec.bits, share_0[0] + share_1[0]
-        r = reduce(total, bits)
-        m = r >> (bits - 1)
-        values = [total >> bits, m]
-        if spec.has_squares:
-            squares = r * r
-            values += [r * m, squares if spec.use == "square" else squares.sum(-1, keepdim=True)]
-        if spec.has_factor:
-            beta = share_0[1] + share_1[1]
-            b = logical_shift(beta, FACTOR_EXTRA_BITS)
-            n = (beta < 0).long()
-            values += [b, n, r * b, m * b, *([r * n] * (spec.lift > FACTOR_BITS))]
-        return [value - share for value, share in zip(values, share_1[len(request.shapes) :], strict=True)]
+        spec, n_masks = LiftedSpec.of(request), len(request.shapes)
+        kernels, _ = load()
+        if kernels is None:
+            return correct_by_torch(spec, share_0, share_1)
+        names = ["carry", "m", *(["rm", "square"] if spec.has_squares else [])]
+        names += ["b", "n", "rb", "mb", *(["rn"] if spec.lift > FACTOR_BITS else [])] if spec.has_factor else []
+        masks = [share for pair in zip(share_0, share_1[:n_masks], strict=True) for share in pair]
+        squares = ("elements" if spec.use == "square" else "rows") if spec.has_squares else ""
+        shares = dict(zip(names, share_1[n_masks:], strict=True))
+        return kernels.lifting.correct(masks, shares, bits=spec.bits, squares=squares)
+
+
+def correct_by_torch(spec: LiftedSpec, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Do as `Lifted.correct` does, without the compiled functions."""
+    bits, total = spec.bits, share_0[0] + share_1[0]
+    r = reduce(total, bits)
+    m = r >> (bits - 1)
+    values = [total >> bits, m]
+    if spec.has_squares:
+        squares = r * r
+        values += [r * m, squares if spec.use == "square" else squares.sum(-1, keepdim=True)]
+    if spec.has_factor:
+        beta = share_0[1] + share_1[1]
+        b = logical_shift(beta, FACTOR_EXTRA_BITS)
+        n = (beta < 0).long()
+        values += [b, n, r * b, m * b, *([r * n] * (spec.lift > FACTOR_BITS))]
+    return [value - share for value, share in zip(values, share_1[1 + spec.has_factor :], strict=True)]

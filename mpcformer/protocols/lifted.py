@@ -153,13 +153,13 @@ class Opened:
         whole = self._arrays | arrays
         # A plan has no values, so loading must not test the compiled functions then.
         kernels = load()[0] if self._c.device.type == "cpu" else None
-        return (lifted_by_torch if kernels is None else kernels.lifted)(use, arrays=whole, **numbers)
+        return (lifted_by_torch if kernels is None else kernels.lifting.opened)(use, arrays=whole, **numbers)
 
 
 def lifted_by_torch(
     use: str, *, arrays: dict[str, torch.Tensor], bits: int, lift: int, rank: int, offset: int, down: int
 ) -> torch.Tensor:
-    """Do as `ring.kernels.Kernels.lifted`, which explains the arguments, without the compiled functions."""
+    """Do as `ring.lifting.LiftKernels.opened`, which explains the arguments, without the compiled functions."""
     c = arrays["c"]
     no_msb = 1 - (c >> (bits - 1))
     public, wrap = c - (1 << (bits - 2)) + offset, arrays["m"] * no_msb

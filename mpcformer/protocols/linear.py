@@ -84,13 +84,12 @@ def data_owner_share(
 
 
 def model_owner_share(
-    x_share: torch.Tensor,
-    masked_input: torch.Tensor,
+    known: torch.Tensor,
     weights: Sequence[torch.Tensor | ShortMatrix],
     tensors: list[torch.Tensor],
     widths: Sequence[int],
 ) -> list[torch.Tensor]:
-    """Compute the model owner's shares of x W_i from E = x_1 - A.
+    """Compute the model owner's shares of x W_i from x_0 + E, where E = x_1 - A came from the data owner.
 
     Ideal function: x W_i over Z_2^k for the width k of the weight's ring, without truncation. A diagonal weight
         multiplies the columns.
@@ -101,6 +100,5 @@ def model_owner_share(
         owner; k / 8 rows out dealer bytes.
     Source: W - B is sent once, as in the preprocessing of Delphi (Mishra et al., USENIX Security 2020), with a dealer.
     """
-    known = x_share + masked_input
     products = zip(weights, tensors, widths, strict=True)
     return [times_weight(known, weight, bits).add_(c) for weight, c, bits in products]

@@ -9,7 +9,7 @@ import torch
 
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import Dealt, Request
-from mpcformer.ring.packing import pack, packed_bytes, reduce, unpack
+from mpcformer.ring.packing import pack, packed_bytes, reduce, unpack, unpack_onto
 
 # The ranks of the two owners.
 MODEL_OWNER, DATA_OWNER = 0, 1
@@ -72,8 +72,7 @@ class Party:
         Cost for n bytes of packed halves: 1 round; n bytes each way.
         """
         self.send(halves)
-        shapes = shapes_of(halves)
-        return add_halves(halves, split(self.receive(shapes), shapes))
+        return add_message(halves, self.receive(shapes_of(halves)))
 
     def open_bits(self, share: torch.Tensor, bits: int) -> torch.Tensor:
         """Exchange XOR shares of `bits` bits an element, where `bits` is a packing width, and return their XOR.
@@ -104,6 +103,16 @@ def split(message: torch.Tensor, shapes: Sequence[HalfShape]) -> list[Half]:
         halves.append((unpack(message[at:end], sizes, bits), bits))
         at = end
     return halves
+
+
+def add_message(mine: Sequence[Half], message: torch.Tensor) -> list[torch.Tensor]:
+    """Add the halves in the other owner's message: the opened numbers, in [0, 2^bits)."""
+    opened, at = [], 0
+    for x, bits in mine:
+        end = at + half_bytes((tuple(x.shape), bits))
+        opened.append(unpack_onto(message[at:end], x, bits))
+        at = end
+    return opened
 
 
 def add_halves(mine: Sequence[Half], theirs: Sequence[Half]) -> list[torch.Tensor]:

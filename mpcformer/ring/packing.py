@@ -6,13 +6,17 @@ which is several times faster than byte by byte. If four bits are left, two elem
 first half of the elements has the low four bits of its bytes, and the second half the high ones.
 
 In memory an element of Z_2^k is an int64 whose bits from k up mean nothing. Sums, products and matrix products of such
-numbers are right modulo 2^k without a reduction.
+numbers are right modulo 2^k without a reduction. The compiled functions of `packing.c` do the same in one pass.
 """
 
+import ctypes
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 
 import torch
+
+from mpcformer.ring.library import load_library
 
 WORD = 64
 NIBBLE = 4
@@ -55,15 +59,81 @@ def packing_width(bits: int) -> int:
     return next(width for width in WIDTHS if width >= bits)
 
 
+class CompiledPacking:
+    """The compiled functions. Tensors are int64 and uint8; widths are those of WIDTHS but WORD.
+
+    Args:
+        library: the compiled file, loaded.
+
+    Raises:
+        AttributeError: the file has no such functions.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._pack, self._unpack = library.mpcformer_packing_pack, library.mpcformer_packing_unpack
+        self._pack.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, ctypes.c_void_p]
+        self._unpack.argtypes = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int, *[ctypes.c_void_p] * 2]
+
+    def pack(self, x: torch.Tensor, bits: int) -> torch.Tensor:
+        """Do as `pack`."""
+        x, out = x.contiguous(), torch.empty(packed_bytes(x.numel(), bits), dtype=torch.uint8)
+        if x.dtype != torch.int64 or self._pack(x.data_ptr(), x.numel(), bits, out.data_ptr()):
+            raise ValueError(f"packing.c does not pack {x.dtype} to {bits} bits")
+        return out
+
+    def unpack(
+        self, packed: torch.Tensor, shape: Sequence[int], bits: int, added: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Do as `unpack`, or with `added` as `unpack_onto`."""
+        packed, out = packed.contiguous(), torch.empty(tuple(shape), dtype=torch.int64)
+        fits = packed.dtype == torch.uint8 and packed.numel() == packed_bytes(out.numel(), bits)
+        if added is not None:
+            added = added.contiguous()
+            fits = fits and added.dtype == torch.int64 and added.shape == out.shape
+        pointers = (None if added is None else added.data_ptr()), out.data_ptr()
+        if not fits or self._unpack(packed.data_ptr(), out.numel(), bits, *pointers):
+            raise ValueError(f"packing.c does not unpack {packed.numel()} bytes to {tuple(shape)} of {bits} bits")
+        return out
+
+    def are_right(self) -> bool:
+        """Return whether they do the same as torch, for some numbers and all widths."""
+        x = torch.arange(1, 78, dtype=torch.int64) * 0x1E3779B97F4A7C15
+        for bits in WIDTHS[:-1]:
+            packed = pack_by_torch(x, bits)
+            numbers = unpack_by_torch(packed, x.shape, bits)
+            both = self.unpack(packed, x.shape, bits, x)
+            if not torch.equal(self.pack(x, bits), packed) or not torch.equal(both, reduce(numbers + x, bits)):
+                return False
+            if not torch.equal(self.unpack(packed, x.shape, bits), numbers):
+                return False
+        return True
+
+
+@cache
+def compiled() -> CompiledPacking | None:
+    """Return the compiled functions, if there are any and they are right."""
+    library, _ = load_library()
+    try:
+        found = None if library is None else CompiledPacking(library)
+    except AttributeError:
+        return None
+    return found if found is not None and found.are_right() else None
+
+
 def pack(x: torch.Tensor, bits: int) -> torch.Tensor:
-    """Pack the low `bits` bits of each element: uint8 (x.numel() bits / 8,)."""
+    """Pack the low `bits` bits of each element, int64 or int32: uint8 (x.numel() bits / 8,)."""
     n_bytes = packed_bytes(x.numel(), bits)
     if x.device.type == "meta":
         return torch.empty(n_bytes, dtype=torch.uint8, device="meta")
-    flat = x.contiguous().view(-1)
     if bits == WORD:
-        return flat.view(torch.uint8)
-    out = torch.empty(n_bytes, dtype=torch.uint8)
+        return x.contiguous().view(-1).view(torch.uint8)
+    fast = compiled() if x.dtype == torch.int64 else None
+    return pack_by_torch(x, bits) if fast is None else fast.pack(x, bits)
+
+
+def pack_by_torch(x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Do as `pack` does for less than a word, without the compiled functions."""
+    flat, out = x.contiguous().view(-1), torch.empty(packed_bytes(x.numel(), bits), dtype=torch.uint8)
     for low, width, part in _planes(x.numel(), bits):
         if width == NIBBLE:
             _pack_nibbles(flat, low, out[part])
@@ -94,6 +164,19 @@ def unpack(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tenso
         return torch.empty(tuple(shape), dtype=torch.int64, device="meta")
     if bits == WORD:  # the dealer does not pack such tensors: they may arrive as int64
         return (packed.clone() if packed.storage_offset() % 8 else packed).view(torch.int64).view(tuple(shape))
+    fast = compiled()
+    return unpack_by_torch(packed, shape, bits) if fast is None else fast.unpack(packed, shape, bits)
+
+
+def unpack_onto(packed: torch.Tensor, x: torch.Tensor, bits: int) -> torch.Tensor:
+    """Unpack bytes made by `pack` and add int64 x of the same shape: the sum, in [0, 2^bits) if that is not a word."""
+    if x.device.type == "meta" or bits == WORD or (fast := compiled()) is None:
+        return reduce(unpack(packed, x.shape, bits) + x, bits)
+    return fast.unpack(packed, x.shape, bits, x)
+
+
+def unpack_by_torch(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tensor:
+    """Do as `unpack` does for less than a word, without the compiled functions."""
     total: torch.Tensor | None = None
     n_elements = math.prod(shape)
     for low, width, part in _planes(n_elements, bits):

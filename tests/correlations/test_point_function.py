@@ -15,7 +15,9 @@ from mpcformer.ring import kernels
 from mpcformer.ring.random import Stream, block_hash, derive_key
 
 FOUND, WHY_NOT = kernels.load()
-needs_kernels = pytest.mark.skipif(FOUND is None or not FOUND.has_aes, reason=WHY_NOT or "no AES instructions here")
+needs_kernels = pytest.mark.skipif(
+    FOUND is None or not FOUND.points.has_aes, reason=WHY_NOT or "no AES instructions here"
+)
 
 
 def keys(seed: int, places: torch.Tensor, payload: torch.Tensor, n: int) -> tuple[list[torch.Tensor], ...]:
@@ -45,6 +47,17 @@ def test_the_compiled_expansion_is_the_same(seed: int, n: int, width: int, rows:
     key = stream.int64((rows, 2)), stream.int64((rows, n, 2)), stream.int64((rows, width))
     for rank in (0, 1):
         assert torch.equal(point_function.expand(rank, *key), point_function.expand_by_torch(rank, *key))
+
+
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 9), st.integers(1, 6), st.integers(1, 11))
+def test_the_compiled_corrections_are_the_same(seed: int, n: int, width: int, rows: int) -> None:
+    stream = Stream(derive_key(bytes(16), seed))
+    roots = stream.int64((rows, 2)), stream.int64((rows, 2))
+    rest = stream.bits((rows,), n), stream.int64((rows, width)), n
+    compiled, twin = point_function.corrections(roots, *rest), point_function.corrections_by_torch(roots, *rest)
+    assert all(torch.equal(a, b) for a, b in zip(compiled, twin, strict=True))
 
 
 def test_other_roots_give_other_keys_and_the_same_ones_the_same() -> None:

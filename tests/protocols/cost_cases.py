@@ -85,7 +85,7 @@ def linear_maps(bits: int) -> Case:
             party.send([(random(4, 6) - tensors[0], bits)])
             return
         ((x, _),) = split(party.receive([((4, 6), bits)]), [((4, 6), bits)])
-        linear.model_owner_share(random(4, 6), x, weights, tensors, [bits, bits])
+        linear.model_owner_share(random(4, 6) + x, weights, tensors, [bits, bits])
 
     weights = list(shapes.values())
     cost = linear.cost(4, weights, [bits, bits]) + linear.setup_cost(weights, bits)
@@ -113,7 +113,7 @@ def map_and_opening() -> Case:
             yield
             tensors, mask = party.take(maps), Mask(party.take(lift), 32, "square")
             ((x, _),) = split(party.receive([((4, 6), bits)]), [((4, 6), bits)])
-            z = linear.model_owner_share(random(4, 6), x, [random(6, 5)], tensors, [bits])[0]
+            z = linear.model_owner_share(random(4, 6) + x, [random(6, 5)], tensors, [bits])[0]
             half = mask.half(z, party.rank)
             party.send([half])
             opened = add_halves([half], split(ahead, wanted))

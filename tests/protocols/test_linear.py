@@ -5,7 +5,7 @@ import torch
 
 from mpcformer.protocols import linear, matmul
 from mpcformer.protocols.party import Party
-from mpcformer.ring.packing import reduce, unpack
+from mpcformer.ring.packing import reduce, unpack_onto
 from tests.pair import dealer_bytes, integers, run_protocol, share
 
 
@@ -45,8 +45,8 @@ def test_owner_known_weights(bits: int, narrow: int) -> None:
         key = party.store.weight_mask_key()  # type: ignore[attr-defined]
         tensors = party.take(linear.request(["w", "g"], 4, shapes, widths))
         if party.rank == 0:
-            masked = unpack(party.receive([((4, 6), bits)]), (4, 6), bits)
-            return linear.model_owner_share(shares[0], masked, list(weights.values()), tensors, widths)
+            known = unpack_onto(party.receive([((4, 6), bits)]), shares[0], bits)
+            return linear.model_owner_share(known, list(weights.values()), tensors, widths)
         named = zip(weights.items(), widths, strict=True)
         hidden = [linear.masked_weight(weight, key, name, width) for (name, weight), width in named]
         party.send([(shares[1] - tensors[0], bits)])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcformer.protocols.lifted import lifted_by_torch
-from mpcformer.ring import gemm, kernels
+from mpcformer.ring import gemm, kernels, library
 from mpcformer.ring.kernels import Kernels
 from mpcformer.ring.random import Stream, derive_key
 
@@ -24,7 +24,7 @@ needs_kernels = pytest.mark.skipif(FOUND is None, reason=WHY_NOT)
 @pytest.fixture(params=range(1, (FOUND.level if FOUND is not None else 0) + 1), ids=lambda level: kernels.LEVELS[level])
 def compiled(request: pytest.FixtureRequest) -> Kernels:
     """The compiled products at each level that this processor has."""
-    path = kernels.compiled_file()
+    path = library.compiled_file()
     assert path is not None
     return Kernels(ctypes.CDLL(str(path)), request.param)
 
@@ -68,7 +68,7 @@ SHAPES = st.tuples(
 @given(shape=SHAPES)
 @pytest.mark.parametrize("level", range(1, (FOUND.level if FOUND is not None else 0) + 1))
 def test_any_shape_gives_torchs_numbers(level: int, shape: tuple[int, tuple[int, ...], int, int, int, bool]) -> None:
-    path = kernels.compiled_file()
+    path = library.compiled_file()
     assert path is not None
     compare(Kernels(ctypes.CDLL(str(path)), level), *shape)
 
@@ -103,8 +103,13 @@ def test_strides_and_threads(compiled: Kernels, monkeypatch: pytest.MonkeyPatch)
 @pytest.fixture
 def fresh() -> Iterator[None]:
     """Let `load` look again, within the test and after it."""
-    kernels.load.cache_clear()
+    _forget()
     yield
+    _forget()
+
+
+def _forget() -> None:
+    library.load_library.cache_clear()
     kernels.load.cache_clear()
 
 
@@ -113,17 +118,17 @@ def test_without_the_compiled_file_torch_multiplies(monkeypatch: pytest.MonkeyPa
     stream = Stream(bytes(16))
     x, y = stream.int64((40, 50)), stream.int64((50, 60))
     expected = x @ y
-    monkeypatch.setenv(kernels.SWITCH, "off")
-    assert kernels.load() == (None, kernels.OFF)
+    monkeypatch.setenv(library.SWITCH, "off")
+    assert kernels.load() == (None, library.OFF)
     for capability in ("AVX2", "AVX512"):
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
         assert torch.equal(gemm.matmul(x, y), expected)
         assert torch.equal(gemm.matmul(x, y.to(torch.int32)), x @ y.to(torch.int32).long())
         assert torch.equal(gemm.matmul(x, y, 32), expected.to(torch.int32).long())
-    monkeypatch.delenv(kernels.SWITCH)
-    kernels.load.cache_clear()
-    monkeypatch.setattr(kernels, "compiled_file", lambda: None)
-    assert kernels.load() == (None, kernels.NO_FILE)
+    monkeypatch.delenv(library.SWITCH)
+    _forget()
+    monkeypatch.setattr(library, "compiled_file", lambda: None)
+    assert kernels.load() == (None, library.NO_FILE)
     assert torch.equal(gemm.matmul(x, y), expected)
 
 
@@ -142,7 +147,7 @@ def test_a_process_can_switch_them_off() -> None:
     for value, printed in (("off", "True"), ("on", "False")):
         done = subprocess.run(
             [sys.executable, "-c", code],
-            env=os.environ | {kernels.SWITCH: value},
+            env=os.environ | {library.SWITCH: value},
             capture_output=True,
             text=True,
             timeout=60,
@@ -181,7 +186,7 @@ def test_lifted_openings_give_the_twins_numbers(
             del arrays["rn"]
     options = {"bits": bits, "lift": lift, "rank": rank, "down": 0 if use == "length" else down}
     options["offset"] = seed % 1000 if use == "square" else 0
-    found = FOUND.lifted(use, arrays=arrays, **options)
+    found = FOUND.lifting.opened(use, arrays=arrays, **options)
     assert torch.equal(found, lifted_by_torch(use, arrays=arrays, **options))
 
 
@@ -191,7 +196,7 @@ def test_lifted_openings_of_other_shapes_and_types_are_refused() -> None:
     x = torch.zeros(3, 4, dtype=torch.int64)
     options = {"bits": 24, "lift": 64, "rank": 0, "offset": 0, "down": 0}
     whole = {"c": x, "r": x, "carry": x, "m": x}
-    assert FOUND.lifted("value", arrays=whole, **options).shape == (3, 4)
+    assert FOUND.lifting.opened("value", arrays=whole, **options).shape == (3, 4)
     for wrong in ({"m": x[:2]}, {"r": x.to(torch.int32)}, {"factor": x}):
         with pytest.raises(ValueError, match="does not fit c"):
-            FOUND.lifted("value", arrays=whole | wrong, **options)
+            FOUND.lifting.opened("value", arrays=whole | wrong, **options)

@@ -4,7 +4,9 @@ import threading
 
 import pytest
 import torch
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
@@ -38,6 +40,12 @@ def test_labels_are_not_confused_by_their_joints() -> None:
     keys = {derive_key(NIST_KEY, *label) for label in labels}
     assert len(keys) == len(labels)
     assert all(len(key) == KEY_BYTES for key in keys)
+
+
+def test_keys_are_derived_by_hkdf() -> None:
+    info = b"\x00\x00\x00\x03sab" + b"\x00\x00\x00\x09i" + (7).to_bytes(8, "big")
+    expected = HKDF(algorithm=hashes.SHA256(), length=KEY_BYTES, salt=b"mpcformer/v1", info=info).derive(NIST_KEY)
+    assert derive_key(NIST_KEY, "ab", 7) == expected
 
 
 def test_fresh_keys_differ_and_bad_keys_are_refused() -> None:

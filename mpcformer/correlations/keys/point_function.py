@@ -44,6 +44,16 @@ def corrections(
     """
     if payload.size(1) > MAX_PAYLOAD:
         raise ValueError(f"a payload has at most {MAX_PAYLOAD} numbers, not {payload.size(1)}")
+    kernels, _ = load()
+    if kernels is not None and kernels.points.has_aes:
+        return kernels.points.correct(roots, places, payload, n)
+    return corrections_by_torch(roots, places, payload, n)
+
+
+def corrections_by_torch(
+    roots: tuple[torch.Tensor, torch.Tensor], places: torch.Tensor, payload: torch.Tensor, n: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Do as `corrections` does, without the compiled functions."""
     # Both owners' nodes on the way to the place are hashed together: (2, R, 2).
     blocks = torch.stack([root & ~_lowest() for root in roots])
     bits = torch.stack([torch.zeros_like(places), torch.ones_like(places)])
@@ -78,9 +88,9 @@ def expand(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Te
         int64 (C, R, 2^n).
     """
     kernels, _ = load()
-    if kernels is not None and kernels.has_aes:
+    if kernels is not None and kernels.points.has_aes:
         starts = range(0, leaves.size(1), MAX_COMPILED)
-        parts = [kernels.expand(rank, root, levels, leaves[:, at : at + MAX_COMPILED], at) for at in starts]
+        parts = [kernels.points.expand(rank, root, levels, leaves[:, at : at + MAX_COMPILED], at) for at in starts]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
     return expand_by_torch(rank, root, levels, leaves)
 

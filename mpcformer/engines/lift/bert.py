@@ -29,10 +29,10 @@ from mpcformer.errors import ProtocolError
 from mpcformer.modeling.families.distances import distance_buckets
 from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, shapes_of, shift, split
+from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, add_message, shift, split
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.gemm import ShortMatrix
-from mpcformer.ring.packing import unpack
+from mpcformer.ring.packing import unpack_onto
 
 
 class PrivateBert:
@@ -105,12 +105,11 @@ class PrivateBert:
                 masked_input += x
             party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
-            mine, theirs = (split(half, known.shapes) for half in (known.message, party.receive(known.shapes)))
-            return add_halves(mine, theirs), following
+            return add_message(split(known.message, known.shapes), party.receive(known.shapes)), following
         tensors, following = party.take(request), [party.take(request) for request in item.following]
         shape = (item.rows, self._shapes[item.weights[0]][0])
-        masked = unpack(party.receive([(shape, bits)]), shape, bits)
-        z = linear.model_owner_share(x, masked, self._weights(item.weights), tensors, widths)
+        whole = unpack_onto(party.receive([(shape, bits)]), x.expand(shape), bits)
+        z = linear.model_owner_share(whole, self._weights(item.weights), tensors, widths)
         if self._owned is not None:
             for result, weight in zip(z, item.weights, strict=True):
                 bias = self._owned.biases.get(weight)
@@ -119,7 +118,7 @@ class PrivateBert:
         halves = item.halves(z, following)
         message = party.send(halves)
         known_half = self._known.pop(name).message if name in self._known else torch.empty_like(message)
-        return add_halves(halves, split(known_half, shapes_of(halves))), following
+        return add_message(halves, known_half), following
 
     def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
@@ -136,7 +135,7 @@ class PrivateBert:
             z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves([z], following)
         party.send([answers, *halves])
-        return add_halves(halves, split(party.receive(shapes), shapes)), following
+        return add_message(halves, party.receive(shapes)), following
 
     def _weights(self, names: list[str]) -> list[torch.Tensor | ShortMatrix]:
         if self._owned is None:  # planning

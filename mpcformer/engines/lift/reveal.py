@@ -134,9 +134,8 @@ def reveal(
     half = (marks if asked is None else marks * asked) + test[0]
     block = zero_test.verdict(test, theirs + half)
     weight, bias = classifier.weight_and_bias()
-    share = linear.model_owner_share(rows, masked_input, [weight], tensors[:1], [bits])[0] + classifier.by_row(
-        bias, rows
-    )
+    share = linear.model_owner_share(rows + masked_input, [weight], tensors[:1], [bits])[0]
+    share = share + classifier.by_row(bias, rows)
     if share.device.type != "meta":
         share += Stream(fresh_key()).bits(share.shape, low_bits)
     share = share.masked_fill(classifier.untold(asked, rows)[:, None], 0)

@@ -1,0 +1,113 @@
+"""The compiled functions of `lifting.c`: what follows the opening of a lifted mask, and the dealer's corrections.
+
+`protocols.lifted` and `correlations.lifted` compute the same with torch where `kernels.load` finds no compiled file.
+"""
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+
+USES = {"value": 0, "square": 1, "length": 2, "times": 3}
+OPENED_ARRAYS = ("c", "r", "carry", "m", "rm", "squares", "rb", "mb", "rn", "factor", "eta", "wrapped")
+MASKS = ("r_0", "r_1", "beta_0", "beta_1")
+SHARES = ("carry", "m", "rm", "square", "b", "n", "rb", "mb", "rn")
+# Whether the dealer shares squares: none, of each element, or summed over a row.
+SQUARES = {"": 0, "elements": 1, "rows": 2}
+
+
+class Lift(ctypes.Structure):
+    """The arguments of `mpcformer_lifting_open`, as lifting.c declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "width", "bits", "lift", "rank", "offset", "down")),
+        *((name, ctypes.c_void_p) for name in OPENED_ARRAYS),
+        ("out", ctypes.c_void_p),
+    )
+
+
+class LiftCorrection(ctypes.Structure):
+    """The arguments of `mpcformer_lifting_correct`, as lifting.c declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "width", "bits", "squares")),
+        *((name, ctypes.c_void_p) for name in MASKS),
+        *((name, ctypes.c_void_p) for name in SHARES),
+        *((f"out_{name}", ctypes.c_void_p) for name in SHARES),
+    )
+
+
+class LiftKernels:
+    """The compiled functions.
+
+    Args:
+        library: the file, loaded.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._open, self._correct = library.mpcformer_lifting_open, library.mpcformer_lifting_correct
+        self._open.argtypes = [ctypes.c_int, ctypes.POINTER(Lift)]
+        self._correct.argtypes = [ctypes.POINTER(LiftCorrection)]
+        self._correct.restype = None
+
+    def opened(self, use: str, *, arrays: dict[str, torch.Tensor], **numbers: int) -> torch.Tensor:
+        """Compute what follows the opening of a lifted mask, as `protocols.lifted.Opened` does.
+
+        Args:
+            use: one of USES.
+            arrays: int64 tensors by the names in OPENED_ARRAYS; those of whole values are shaped like c (..., width).
+            numbers: bits, lift, rank, offset and down, as `Lift` has them.
+
+        Raises:
+            ValueError: a tensor has another type or size.
+        """
+        c = arrays["c"]
+        rows, width = _rows_of(c)
+        of_rows = {"factor", "eta", "wrapped"} | ({"squares"} if use == "length" else set())
+        whole = {name: tensor.contiguous() for name, tensor in arrays.items()}
+        for name, tensor in whole.items():
+            _check(name, tensor, rows if name in of_rows else rows * width, c)
+        out = torch.empty((*c.shape[:-1], 1) if use == "length" else c.shape, dtype=torch.int64)
+        pointers = {name: tensor.data_ptr() for name, tensor in whole.items()}
+        arguments = Lift(rows=rows, width=width, out=out.data_ptr(), **numbers, **pointers)
+        if self._open(USES[use], ctypes.byref(arguments)):
+            raise ValueError(f"lifting.c has no {use}")
+        return out
+
+    def correct(
+        self, masks: Sequence[torch.Tensor], shares: dict[str, torch.Tensor], *, bits: int, squares: str
+    ) -> list[torch.Tensor]:
+        """Compute the dealer's corrections of a lifted mask, as `correlations.lifted.Lifted.correct` does.
+
+        Args:
+            masks: int64 tensors in the order of MASKS, all four or the first two.
+            shares: rank 1's shares by the names in SHARES, in that order.
+            bits: the width of the small ring.
+            squares: a key of SQUARES.
+
+        Returns:
+            The corrections in the order of the shares.
+
+        Raises:
+            ValueError: a tensor has another type or size.
+        """
+        rows, width = _rows_of(masks[0])
+        of_rows = {"beta_0", "beta_1", "b", "n"} | ({"square"} if squares == "rows" else set())
+        whole = {name: x.contiguous() for name, x in (*zip(MASKS, masks, strict=False), *shares.items())}
+        for name, tensor in whole.items():
+            _check(name, tensor, rows if name in of_rows else rows * width, masks[0])
+        found = {name: torch.empty_like(whole[name]) for name in shares}
+        pointers = {name: tensor.data_ptr() for name, tensor in whole.items()}
+        pointers |= {f"out_{name}": tensor.data_ptr() for name, tensor in found.items()}
+        self._correct(ctypes.byref(LiftCorrection(rows, width, bits, SQUARES[squares], **pointers)))
+        return list(found.values())
+
+
+def _rows_of(x: torch.Tensor) -> tuple[int, int]:
+    width = x.size(-1) if x.dim() else 1
+    return (x.numel() // width if width else 0), width
+
+
+def _check(name: str, tensor: torch.Tensor, n_elements: int, whole: torch.Tensor) -> None:
+    if tensor.dtype != torch.int64 or tensor.numel() != n_elements:
+        raise ValueError(f"{name} of {tensor.dtype} {tuple(tensor.shape)} does not fit c of {tuple(whole.shape)}")
