@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.kinds import KINDS, Dealt, correction_specs, expand, is_shared, unpacked
+from mpcformer.correlations.kinds import Dealt, correction_specs, expand, is_shared, unpacked
 from mpcformer.correlations.requests import MaskKeys, Request, mask_keys, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.packing import WORD, pack
 
 
 class CorrelationStore:
@@ -65,7 +64,7 @@ class CorrelationStore:
         return end
 
     def put(self, operation: int, request: Request, correction: list[torch.Tensor]) -> None:
-        """Unpack the dealer's correction for `operation` and keep it until it is taken.
+        """Keep the dealer's correction for `operation`, packed as it came, until it is taken.
 
         Rank 1 has those alone that rank 0 passes on.
 
@@ -81,7 +80,7 @@ class CorrelationStore:
         arrived = [Spec.of(tensor) for tensor in correction]
         if arrived != correction_specs(request):
             raise ProtocolError(f"operation {operation}: correction {arrived} for {request}")
-        self._corrections[operation] = request, unpacked(request, correction)
+        self._corrections[operation] = request, correction
 
     def passed_on(self, operation: int) -> list[torch.Tensor]:
         """Return the correction of an operation as it came from the dealer, for rank 1.
@@ -92,9 +91,7 @@ class CorrelationStore:
         known = operation in self._corrections and operation not in self._prepared
         if not known or not is_shared(self._corrections[operation][0]):
             raise ProtocolError(f"operation {operation} has no correction that rank 1 may see")
-        request, correction = self._corrections[operation]
-        layout = [bits for _, bits in KINDS[request.kind].layout(request)]
-        return [c if bits == WORD else pack(c, bits) for c, bits in zip(correction, layout, strict=True)]
+        return self._corrections[operation][1]
 
     def prepare(self, operation: int) -> None:
         """Expand an operation whose correction is here now, so that `take` need not.
@@ -105,7 +102,7 @@ class CorrelationStore:
         if operation not in self._corrections or operation in self._prepared:
             raise ProtocolError(f"operation {operation} has no correction, or was prepared before")
         request, correction = self._corrections[operation]
-        self._prepared[operation] = expand(request, self._key(operation, request), self.rank, correction)
+        self._prepared[operation] = self._expanded(operation, request, correction)
         self._corrections[operation] = request, []
 
     def give_up(self, requests: Sequence[Request]) -> tuple[list[bytes], MaskKeys]:
@@ -188,7 +185,11 @@ class CorrelationStore:
                 raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
         self._advance(request)
         prepared = self._prepared.pop(operation, None)
-        return prepared or expand(request, self._key(operation, request), self.rank, correction)
+        return prepared or self._expanded(operation, request, correction)
+
+    def _expanded(self, operation: int, request: Request, correction: list[torch.Tensor]) -> Dealt:
+        known = unpacked(request, correction) if correction else []
+        return expand(request, self._key(operation, request), self.rank, known)
 
     def _advance(self, request: Request) -> None:
         self._checked(1)

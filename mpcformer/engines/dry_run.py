@@ -76,7 +76,8 @@ def without_values(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
 
 def _combined(first: Any, second: Any, **_: Any) -> torch.Tensor:
     shapes = [value.shape for value in (first, second) if isinstance(value, torch.Tensor)]
-    return without_values(np.broadcast_shapes(*shapes), torch.result_type(first, second))
+    shape = shapes[0] if shapes[0] == shapes[-1] else np.broadcast_shapes(*shapes)
+    return without_values(shape, torch.result_type(first, second))
 
 
 def _compared(first: Any, second: Any) -> torch.Tensor:

@@ -258,25 +258,26 @@ def from_frames(
         frame = next(frames, None)
         if frame is None:
             raise StreamEndedError(f"{sender}'s stream ended in operation {operation} at byte {offset} of {total}")
-        _check(frame, specs, session_id=session_id, sender=sender, operation=operation, offset=offset, total=total)
-        _fill(views, offset, frame.payload)
-        offset += len(frame.payload)
+        payload = frame.payload  # a copy, each time
+        expected = {"session_id": session_id, "sender": sender, "operation": operation, "offset": offset}
+        _check(frame, len(payload), specs, expected, total)
+        _fill(views, offset, memoryview(payload))
+        offset += len(payload)
         n_wire += frame.ByteSize()
         if total == 0:
             break
     return tensors, n_wire
 
 
-def _check(
-    frame: pb.Frame, specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int, offset: int, total: int
-) -> None:
-    expected = {"session_id": session_id, "sender": sender, "operation": operation, "offset": offset}
+def _check(frame: pb.Frame, n_bytes: int, specs: Sequence[Spec], expected: dict[str, Any], total: int) -> None:
+    """Refuse a frame, whose payload has `n_bytes`, that is not the next one of a message of `total` bytes."""
+    sender, operation, offset = (expected[name] for name in ("sender", "operation", "offset"))
     for name, value in expected.items():
         if getattr(frame, name) != value:
             shown = "another" if name == "session_id" else _shown(getattr(frame, name))
             raise ProtocolError(f"frame from {sender}: {name} is {shown}, expected {value!r}")
-    if not 0 <= len(frame.payload) <= min(FRAME_BYTES, total - offset) or (total and not frame.payload):
-        raise ProtocolError(f"frame from {sender}: {len(frame.payload)} bytes at {offset} of {total}")
+    if not 0 <= n_bytes <= min(FRAME_BYTES, total - offset) or (total and not n_bytes):
+        raise ProtocolError(f"frame from {sender}: {n_bytes} bytes at {offset} of {total}")
     if offset == 0:
         _check_headers(frame, specs, f"frame from {sender}: operation {operation}")
     elif frame.tensors:
@@ -311,7 +312,7 @@ def _slice(views: list[memoryview], offset: int, length: int) -> bytes:
     return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
 
-def _fill(views: list[memoryview], offset: int, payload: bytes) -> None:
+def _fill(views: list[memoryview], offset: int, payload: memoryview) -> None:
     position = 0
     for view in views:
         if offset < len(view) and position < len(payload):

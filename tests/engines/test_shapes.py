@@ -79,11 +79,11 @@ import parties.roles.model_owner
 folder, shape = Path({str(folder)!r}), BatchShape(2, 16)
 public = load_public_model(folder)
 create_engine("lift", rank=0, public=public, channel=None, weights=load_weights(folder))
-plan, starts = dry_run(public, shape)
+planned = dry_run(public, shape)
 party = Party(0, SilentChannel(), PlanRecorder(0))
 ahead = Ahead(party, public.config, engine_constants(public), (2, 16), None, None)
-for segment in range(len(plan)):
-    ahead.offline(segment, starts)
+for segment in range(len(planned.segments)):
+    ahead.offline(segment, planned.starts)
 print(len(ahead.known) > 5, sorted({{"sympy", "torch._dynamo", "transformers"}} & sys.modules.keys()))
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)

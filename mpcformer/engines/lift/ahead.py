@@ -1,5 +1,6 @@
 """What the owners do for a batch before its text is there: the data owner sends its halves of the openings ahead."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,6 +43,7 @@ class Ahead:
         salt: decides the places of words in this session, see mpcformer/correlations/row_lookup.py.
         table_mask: the mask of the private table at the model owner, else None.
         is_plan: whether this is a dry run on meta tensors.
+        half_shapes: what a dry run has found out, see `Maps`.
 
     Attributes:
         maps: the linear maps of the batch.
@@ -62,6 +64,7 @@ class Ahead:
         salt: int = 0,
         table_mask: torch.Tensor | None = None,
         is_plan: bool = False,
+        half_shapes: Mapping[str, list[HalfShape]] | None = None,
     ) -> None:
         self._party, self._masked, self._constants = party, masked, constants
         self._shapes = weight_shapes(config, embeddings)
@@ -73,7 +76,7 @@ class Ahead:
                 request = row_lookup.request("embeddings", *wanted, salt)
                 self.words = PrivateWords(party, request, owned, table_mask, masked, is_plan)
         one_hot = embeddings == "private_table" and self.words is None
-        self.maps = Maps(party.rank, config, constants, size, self._shapes, one_hot)
+        self.maps = Maps(party.rank, config, constants, size, self._shapes, one_hot, half_shapes)
 
     def offline(self, segment: int, starts: dict[str, int]) -> None:
         """Send the data owner's halves of a segment's openings ahead.
@@ -97,5 +100,5 @@ class Ahead:
                 halves = item.halves(z, dealt[1:])
                 self.known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
             else:
-                shapes = self.maps.shapes_of_halves(item)
+                shapes = self.maps.shapes_of_halves(name)
                 self.known[name] = Known(self._party.receive(shapes), shapes)

@@ -29,7 +29,7 @@ from mpcformer.errors import ProtocolError
 from mpcformer.modeling.families.distances import distance_buckets
 from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, add_message, shift, split
+from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, add_message, shapes_of, shift, split
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.gemm import ShortMatrix
 from mpcformer.ring.packing import unpack_onto
@@ -116,6 +116,7 @@ class PrivateBert:
                 if bias is not None:
                     result += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
         halves = item.halves(z, following)
+        self.maps.half_shapes.setdefault(name, shapes_of(halves))
         message = party.send(halves)
         known_half = self._known.pop(name).message if name in self._known else torch.empty_like(message)
         return add_message(halves, known_half), following
@@ -124,7 +125,8 @@ class PrivateBert:
         """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
         item, party = self.maps["embeddings"], self._party
         words.take()
-        shapes, following = self.maps.shapes_of_halves(item), [party.take(request) for request in item.following]
+        shapes = self.maps.shapes_of_halves("embeddings")
+        following = [party.take(request) for request in item.following]
         if party.rank == DATA_OWNER:
             z, theirs = words.ask(columns, shapes)
             halves = item.halves([z], following)

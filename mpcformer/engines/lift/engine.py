@@ -4,7 +4,7 @@ The name comes from the lifted openings (`mpcformer.protocols.lifted`) that the 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import fields
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -28,7 +28,7 @@ from mpcformer.engines.lift.weights import (
 )
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
-from mpcformer.protocols.party import Party
+from mpcformer.protocols.party import HalfShape, Party
 from mpcformer.ring.packing import WORD, pack, packed_bytes, unpack, unpack_int32
 
 # How many shapes of batches keep their plan.
@@ -60,7 +60,7 @@ class LiftEngine:
         self._table_mask: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
-        self._plans: dict[BatchShape, tuple[list[list[Request]], dict[str, int]]] = {}
+        self._plans: dict[BatchShape, Planned] = {}
 
     @staticmethod
     def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> OwnedWeights:
@@ -112,9 +112,9 @@ class LiftEngine:
 
     def plan(self, shape: BatchShape) -> list[list[Request]]:
         """Run the pass on meta tensors and record the correlations that it asks for."""
-        return self._planned(shape)[0]
+        return self._planned(shape).segments
 
-    def _planned(self, shape: BatchShape) -> tuple[list[list[Request]], dict[str, int]]:
+    def _planned(self, shape: BatchShape) -> "Planned":
         # One thread may deal while another asks: what is found is kept, whatever the other one drops.
         found = self._plans.get(shape)
         if found is None:
@@ -126,7 +126,8 @@ class LiftEngine:
 
     def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "LiftBatch":
         """Begin a batch of this shape."""
-        starts = {name: at + store.next_operation for name, at in self._planned(shape)[1].items()}
+        planned = self._planned(shape)
+        starts = {name: at + store.next_operation for name, at in planned.starts.items()}
         party = Party(self._rank, channel, store)
         is_owner, n_keys = self._owned is not None, self._config.hidden_size
         tag_keys = weight_mask(store.batch_key(), TAGS, (n_keys,), WORD) if is_owner else None
@@ -140,6 +141,7 @@ class LiftEngine:
             embeddings=self._public.embeddings,
             salt=self._salt,
             table_mask=self._table_mask,
+            half_shapes=planned.half_shapes,
         )
 
         def begin(inputs: BatchInputs) -> PrivateBert:
@@ -234,8 +236,23 @@ def engine_constants(public: PublicModel) -> LiftScales:
     return lift_scales(public.config, public.ranges.bounds)
 
 
-def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list[list[Request]], dict[str, int]]:
-    """Return the plan by segments, and the index of the operation at which each linear map starts."""
+@dataclass(frozen=True)
+class Planned:
+    """What a dry run tells of batches of a shape.
+
+    Args:
+        segments: the plan.
+        starts: by map, the index of the operation at which it starts.
+        half_shapes: by map, shape and bits of each half of its opening.
+    """
+
+    segments: list[list[Request]]
+    starts: dict[str, int]
+    half_shapes: dict[str, list[HalfShape]]
+
+
+def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> Planned:
+    """Plan a batch by a pass without values."""
     recorder = PlanRecorder(MODEL_OWNER)
     party = Party(MODEL_OWNER, SilentChannel(), recorder)
     config, constants, embeddings = public.config, engine_constants(public), public.embeddings
@@ -254,4 +271,4 @@ def dry_run(public: PublicModel, shape: BatchShape, salt: int = 0) -> tuple[list
             starts[LinearSpec.of(request).names[0]] = i
         elif request.kind == "row_lookup":
             starts[LookupSpec.of(request).table] = i
-    return segments, starts
+    return Planned(segments, starts, bert.maps.half_shapes)

@@ -4,7 +4,7 @@ The halves of an opening are the same text at both owners. The data owner runs i
 Letters in the shapes beside the code are those of bert.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,6 +50,10 @@ class Maps:
         size: B and L.
         shapes: the shape of every weight, see `weight_shapes`.
         one_hot: whether the first map is that of the embeddings, of one-hot rows.
+        half_shapes: by map, shape and bits of each half that is known already.
+
+    Attributes:
+        half_shapes: by map, shape and bits of each half of its opening; maps that were not asked for may be missing.
     """
 
     def __init__(
@@ -60,9 +64,11 @@ class Maps:
         size: tuple[int, int],
         shapes: dict[str, tuple[int, ...]],
         one_hot: bool,
+        half_shapes: Mapping[str, list[HalfShape]] | None = None,
     ) -> None:
         self._rank, self._config, self._constants, self._rings = rank, config, constants, constants.rings
         self._shapes, self._one_hot = shapes, one_hot
+        self.half_shapes = dict(half_shapes or {})
         self._n_batch, self._n_positions = size
         # What the residual of the block at work adds, before it is shifted: this owner's share, and that of its mean,
         # which a residual that is centred itself does not have.
@@ -127,8 +133,13 @@ class Maps:
         lift = lifted.request(norm.op, (rows, hidden), norm.stream.bits, norm.stream.lift)
         return Map([name], rows, [lift], lambda z, t: [self._stream_half(z[0], product, norm, t[0])])
 
-    def shapes_of_halves(self, item: Map) -> list[HalfShape]:
-        """Return shape and bits of each half that `item.halves` will make, before any value is known."""
+    def shapes_of_halves(self, name: str) -> list[HalfShape]:
+        """Return shape and bits of each half that the map's `halves` will make, before any value is known."""
+        if name not in self.half_shapes:
+            self.half_shapes[name] = self._sketched(self[name])
+        return self.half_shapes[name]
+
+    def _sketched(self, item: Map) -> list[HalfShape]:
         before = self._residual
         n_rows = item.rows if before is None else before[0].size(0)
         with WithoutValues():
