@@ -78,7 +78,7 @@ def times_weight(x: torch.Tensor, weight: torch.Tensor | gemm.ShortMatrix, bits:
     """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
     if isinstance(weight, gemm.ShortMatrix):
         return gemm.matmul_short(x, weight, bits)
-    return gemm.matmul(x, weight, SHORT if bits <= SHORT else 64) if weight.dim() == 2 else x * weight
+    return gemm.matmul(x, weight, gemm.product_bits(bits)) if weight.dim() == 2 else x * weight
 
 
 class Linear(Kind):

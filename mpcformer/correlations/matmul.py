@@ -38,4 +38,5 @@ class MatmulMasks(Kind):
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the product minus rank 1's share of it."""
         b = share_0[1] + share_1[1]
-        return [gemm.matmul(share_0[0] + share_1[0], b.transpose(-1, -2)).sub_(share_1[2])]
+        bits = gemm.product_bits(request.bits)
+        return [gemm.matmul(share_0[0] + share_1[0], b.transpose(-1, -2), bits).sub_(share_1[2])]

@@ -23,13 +23,13 @@ def half(share: torch.Tensor, mask: torch.Tensor, bits: int) -> Half:
     return share - mask, bits
 
 
-def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Tensor]) -> torch.Tensor:
+def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Tensor], bits: int) -> torch.Tensor:
     """Compute [x y^T] from the opened d = x - a and e = y - b.
 
     Ideal function: matrix product over Z_2^k, without truncation.
     Shapes: x (..., m, n), y (..., p, n), result (..., m, p).
     Scale: f and g -> f + g.
-    Range and error: exact modulo 2^k, where k is the width of the ring of the masks and of d and e.
+    Range and error: exact modulo 2^k, where k = bits is the width of the ring of the masks and of d and e.
     Cost for b products with both openings in one message: 1 round; k / 8 b (m n + n p) bytes each way;
         k / 8 b m p dealer bytes.
     Source: Beaver, CRYPTO 1991.
@@ -37,4 +37,5 @@ def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Te
     a, b, c = masks
     own = e + b if party.rank == 0 else b
     # Two products are computed as one: (d | a) (own | e)^T.
-    return gemm.matmul(torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1).transpose(-1, -2)) + c
+    left, right = torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1)
+    return gemm.matmul(left, right.transpose(-1, -2), gemm.product_bits(bits)) + c

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from mpcformer.errors import UserInputError
-from mpcformer.ring.kernels import load
+from mpcformer.ring.kernels import IFMA_BITS, load
 from mpcformer.ring.short import WRAPPING_BITS, has_exact_blocks
 
 DEVICES = ("cpu", "cuda")
@@ -56,16 +56,16 @@ def matmul(x: torch.Tensor, y: torch.Tensor, bits: int = 64) -> torch.Tensor:
 
     Args:
         x, y: the factors; y may be int16 as well.
-        bits: the width of the ring, 32 or 64.
+        bits: the width of the ring, 32, 52 or 64.
 
     Returns:
-        int64 (..., m, p): the product modulo 2^bits, in [-2^(bits - 1), 2^(bits - 1)).
+        int64 (..., m, p): the product, which is right modulo 2^bits. If `bits` is 32 it lies in [-2^31, 2^31).
     """
     if x.device.type == "meta":
         return torch.matmul(x, y.long())
     if _device.type != "cpu":
         product = limb_matmul(x.to(_device), y.to(_device).long()).cpu()
-        return product if bits == 64 else product.to(torch.int32).long()
+        return product.to(torch.int32).long() if bits == 32 else product
     if y.dtype == torch.int16:
         y = y.to(torch.int32)
     kernels, _ = load()
@@ -100,6 +100,11 @@ class ShortMatrix:
         return cls(kept, sums.bit_length())
 
 
+def product_bits(bits: int) -> int:
+    """Return the smallest width of `matmul` that has room for a ring of `bits`."""
+    return next(width for width in (32, IFMA_BITS, 64) if width >= bits)
+
+
 def matmul_short(x: torch.Tensor, y: ShortMatrix, bits: int) -> torch.Tensor:
     """Multiply int64 (m, n) by a short matrix (n, p); the result, int64 (m, p), is right modulo 2^bits.
 
@@ -120,7 +125,7 @@ def matmul_in_doubles(x: torch.Tensor, y: ShortMatrix, bits: int) -> torch.Tenso
     """
     n_limbs = next(n for n in range(1, bits + 1) if -(-bits // n) - 1 + y.log_sum <= DOUBLE_BITS)
     if _device.type != "cpu" or x.size(0) < WORTH_DOUBLES or n_limbs > MAX_LIMBS:
-        return matmul(x, y.numbers, 32 if bits <= 32 else 64)
+        return matmul(x, y.numbers, product_bits(bits))
     width = -(-bits // n_limbs)
     stacked = torch.empty((n_limbs, *x.shape), dtype=torch.float64)
     half, rest = 1 << (width - 1), x

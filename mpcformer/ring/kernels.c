@@ -5,7 +5,7 @@
 
    A product C = A B is computed in blocks, as is usual: a panel of B of some columns and at most BLOCK rows is copied
    into a buffer that stays in the first cache, and the rows of A meet it there. A tile of C stays in registers
-   meanwhile. All sums wrap around, which is what a ring wants. */
+   meanwhile. All sums wrap around, which is what a ring wants; those modulo 2^52 wrap at 64 bits, which is a multiple. */
 
 #include <stdint.h>
 
@@ -13,7 +13,7 @@ typedef int64_t i64;
 typedef int32_t i32;
 typedef uint64_t u64;
 
-enum { NONE = 0, AVX2 = 1, AVX512 = 2 };
+enum { NONE = 0, AVX2 = 1, AVX512 = 2, IFMA = 3 };
 
 /* Rows of B in a panel, and rows of A that meet a panel before the next one is copied. */
 #define BLOCK 192
@@ -36,6 +36,7 @@ typedef struct {
 
 #define FOR_AVX2 __attribute__((target("avx2")))
 #define FOR_AVX512 __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl")))
+#define FOR_IFMA __attribute__((target("avx512f,avx512dq,avx512bw,avx512vl,avx512ifma")))
 
 #define EACH3(X) X(0) X(1) X(2)
 #define EACH6(X) X(0) X(1) X(2) X(3) X(4) X(5)
@@ -46,7 +47,7 @@ int mpcformer_kernels_level(void) {
   __builtin_cpu_init();
   if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl"))
-    return AVX512;
+    return __builtin_cpu_supports("avx512ifma") ? IFMA : AVX512;
   return __builtin_cpu_supports("avx2") ? AVX2 : NONE;
 }
 
@@ -102,6 +103,35 @@ FOR_AVX512 static void tile64_avx512(const i64 *const *row, const i64 *panel, i6
   s##i##0 = _mm512_add_epi64(s##i##0, _mm512_mullo_epi64(x, y0));                                                      \
   s##i##1 = _mm512_add_epi64(s##i##1, _mm512_mullo_epi64(x, y1));                                                      \
   s##i##2 = _mm512_add_epi64(s##i##2, _mm512_mullo_epi64(x, y2));
+    EACH8(STEP)
+#undef STEP
+  }
+#define STORE(i, j)                                                                                                    \
+  {                                                                                                                    \
+    i64 *at = out + i * stride + 8 * j;                                                                                \
+    _mm512_storeu_si512(at, first ? s##i##j : _mm512_add_epi64(s##i##j, _mm512_loadu_si512(at)));                      \
+  }
+#define STORES(i) STORE(i, 0) STORE(i, 1) STORE(i, 2)
+  EACH8(STORES)
+#undef STORES
+#undef STORE
+}
+
+/* Modulo 2^52 by AVX-512 IFMA, which adds the low 52 bits of products of 52 bits to sums of 64. */
+FOR_IFMA static void tile52_ifma(const i64 *const *row, const i64 *panel, i64 depth, i64 *out, i64 stride, int first) {
+#define START(i)                                                                                                       \
+  const i64 *r##i = row[i];                                                                                            \
+  __m512i s##i##0 = _mm512_setzero_si512(), s##i##1 = s##i##0, s##i##2 = s##i##0;
+  EACH8(START)
+#undef START
+  for (i64 k = 0; k < depth; k++) {
+    const __m512i *y = (const __m512i *)(panel + 24 * k);
+    __m512i y0 = y[0], y1 = y[1], y2 = y[2], x;
+#define STEP(i)                                                                                                        \
+  x = _mm512_set1_epi64(r##i[k]);                                                                                      \
+  s##i##0 = _mm512_madd52lo_epu64(s##i##0, x, y0);                                                                     \
+  s##i##1 = _mm512_madd52lo_epu64(s##i##1, x, y1);                                                                     \
+  s##i##2 = _mm512_madd52lo_epu64(s##i##2, x, y2);
     EACH8(STEP)
 #undef STEP
   }
@@ -234,15 +264,20 @@ PRODUCT(product64_avx2, FOR_AVX2, i64, i64, 3, 8, panel64_avx2, tile64_avx2)
 PRODUCT(product64_avx512, FOR_AVX512, i64, i64, 8, 24, panel64_avx512, tile64_avx512)
 PRODUCT(product64_avx2_short, FOR_AVX2, i32, i64, 3, 8, panel64_avx2_short, tile64_avx2)
 PRODUCT(product64_avx512_short, FOR_AVX512, i32, i64, 8, 24, panel64_avx512_short, tile64_avx512)
+PRODUCT(product52_ifma, FOR_IFMA, i64, i64, 8, 24, panel64_avx512, tile52_ifma)
+PRODUCT(product52_ifma_short, FOR_IFMA, i32, i64, 8, 24, panel64_avx512_short, tile52_ifma)
 PRODUCT(product32_avx2, FOR_AVX2, i32, i32, 6, 16, panel32_avx2, tile32_avx2)
 PRODUCT(product32_avx512, FOR_AVX512, i32, i32, 8, 48, panel32_avx512, tile32_avx512)
 
-/* Compute the products of int64 A by B modulo 2^bits into int64 C. B is int32 if it is short, else int64. Returns 0, or 1
-   if it does nothing, because there is no such product. */
+/* Compute the products of int64 A by B into int64 C, which are right modulo 2^bits for bits of 32, 52 or 64; C has no
+   higher bits only if there are 32. B is int32 if it is short, else int64. Returns 0, or 1 if it does nothing, because
+   there is no such product. */
 int mpcformer_kernels_matmul(int level, int bits, int is_short, const Product *p) {
   void (*product)(const Product *, i64) = 0;
-  if (level == AVX512 && bits == 64) product = is_short ? product64_avx512_short : product64_avx512;
-  if (level == AVX512 && bits == 32 && is_short) product = product32_avx512;
+  if (bits == 52 && level < IFMA) bits = 64;
+  if (level == IFMA && bits == 52) product = is_short ? product52_ifma_short : product52_ifma;
+  if (level >= AVX512 && bits == 64) product = is_short ? product64_avx512_short : product64_avx512;
+  if (level >= AVX512 && bits == 32 && is_short) product = product32_avx512;
   if (level == AVX2 && bits == 64) product = is_short ? product64_avx2_short : product64_avx2;
   if (level == AVX2 && bits == 32 && is_short) product = product32_avx2;
   if (!product) return 1;

@@ -20,7 +20,9 @@ from mpcformer.ring.windows import WindowKernels
 
 NO_LEVEL = "this processor has no AVX2"
 WRONG = "the compiled products give wrong numbers on this processor"
-LEVELS = {1: "AVX2", 2: "AVX-512"}
+LEVELS = {1: "AVX2", 2: "AVX-512", 3: "AVX-512 IFMA"}
+# Of AVX-512 IFMA. Where there is none, such products are those of 64 bits.
+IFMA_BITS = 52
 # A thread has to have so many multiplications, or waking it takes longer than it saves.
 WORTH_A_THREAD = 1 << 22
 # Columns are dealt out to threads by as many as the widest tile has.
@@ -119,6 +121,8 @@ class Kernels:
         x, y = numbers, numbers.t().contiguous().repeat(1, 5)[:, :53]
         short = y.to(torch.int32)
         cases = (y, 64, x @ y), (short, 64, x @ short.long()), (short, 32, (x.to(torch.int32) @ short).long())
+        if bool(((self.matmul(x, y, IFMA_BITS) - x @ y) << (64 - IFMA_BITS)).any()):
+            return False
         self.points.has_aes = self.points.has_aes and self.points.are_right()
         products = all(torch.equal(self.matmul(x, right, bits), expected) for right, bits, expected in cases)
         return products and self.short.are_right()

@@ -128,7 +128,7 @@ def matrix_product(bits: int) -> Case:
     def run(party: Party) -> None:
         masks = party.take(matmul.request(x, y, bits))
         halves = [matmul.half(random(*shape), mask, bits) for shape, mask in zip((x, y), masks, strict=False)]
-        matmul.product(party, *party.open(halves), masks)
+        matmul.product(party, *party.open(halves), masks, bits)
 
     sizes = {"k": bits, "b": 6, "m": 5, "n": 7, "p": 6}
     doc = matmul.product.__doc__

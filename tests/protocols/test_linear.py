@@ -18,7 +18,7 @@ def test_matrix_product(bits: int) -> None:
         masks = party.take(matmul.request(tuple(x.shape), tuple(y.shape), bits))
         mine = x_shares[party.rank], y_shares[party.rank]
         d, e = party.open([matmul.half(share, mask, bits) for share, mask in zip(mine, masks, strict=False)])
-        return matmul.product(party, d, e, masks)
+        return matmul.product(party, d, e, masks, bits)
 
     results, counters, requests = run_protocol(owner)
     assert torch.equal(reduce(results[0] + results[1], bits), reduce(x @ y.transpose(-1, -2), bits))

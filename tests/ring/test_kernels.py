@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from mpcformer.protocols.lifted import lifted_by_torch
 from mpcformer.ring import gemm, kernels, library
 from mpcformer.ring.kernels import Kernels
+from mpcformer.ring.packing import reduce
 from mpcformer.ring.random import Stream, derive_key
 
 EDGES = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 1, 2**31, -(2**31), 2**31 - 1, 2**32, 2**32 - 1, -(2**32), 2**62])
@@ -52,6 +53,9 @@ def compare(compiled: Kernels, seed: int, batch: tuple[int, ...], m: int, k: int
         (y, 32, narrow),
     )
     assert all(torch.equal(compiled.matmul(x, right, bits), expected) for right, bits, expected in cases)
+    for right in (y, short):
+        found = compiled.matmul(x, right, kernels.IFMA_BITS)
+        assert torch.equal(reduce(found, kernels.IFMA_BITS), reduce(x @ right.long(), kernels.IFMA_BITS))
 
 
 SHAPES = st.tuples(

@@ -79,7 +79,7 @@ class PrivateAttention:
             bias: at the model owner, what it adds to its share of the scores, (A, Q, L); None adds nothing.
         """
         party, rank, rings = self._party, self._party.rank, constants.rings
-        scores = matmul.product(party, heads.query, heads.key, heads.query_masks)  # (B, A, Q, L)
+        scores = matmul.product(party, heads.query, heads.key, heads.query_masks, rings.query_bits)  # (B, A, Q, L)
         scores = shift(scores, 2 * rings.query_scale - rings.score_scale, rank)
         if bias is not None:
             scores = scores + bias
@@ -176,8 +176,8 @@ class PrivateAttention:
         self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
     ) -> torch.Tensor:
         """Return the product with the values, (B, A, Q, D) at the layer's context_scale in Z_2^context_bits."""
-        context = matmul.product(self._party, numerators, opened_value, heads.context_masks)
-        rings = constants.rings
+        rings, masks = constants.rings, heads.context_masks
+        context = matmul.product(self._party, numerators, opened_value, masks, rings.numerator_bits)
         context = shift(context, rings.numerator_scale + rings.value_scale - constants.context_scale, self._party.rank)
         self._watch.lap("attention")
         return context
