@@ -72,6 +72,15 @@ class Channel(Protocol):
     def send(self, tensors: Sequence[torch.Tensor]) -> None:
         """Queue one message of several tensors and return without waiting for the receiver."""
 
+    def settle(self, n_bytes: int) -> None:
+        """Wait until at most so many bytes of messages are queued, so that their memory is free again.
+
+        Only an end that sends while the other one does nothing but receive may wait, or both might wait for each other.
+
+        Raises:
+            PartyError: the peer is gone or silent.
+        """
+
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """Return the next message, which must have exactly these dtypes and shapes.
 
@@ -100,6 +109,9 @@ class MemoryChannel:
         self.counters.messages_sent += 1
         self.counters.bytes_sent += sum(t.numel() * t.element_size() for t in tensors)
         self._outbox.put((self.counters.rounds, [t.clone() for t in tensors]))
+
+    def settle(self, n_bytes: int) -> None:
+        """Do nothing: what is queued has arrived."""
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """Return the next message; see `Channel.receive`."""

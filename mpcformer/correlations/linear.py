@@ -8,9 +8,11 @@ from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
-from mpcformer.ring.packing import WIDTHS
+from mpcformer.ring.packing import WIDTHS, PackedMatrix
 from mpcformer.ring.random import Stream, derive_key
 
+# A weight as an owner keeps it: in the clear, masked, or as the mask.
+Weight = torch.Tensor | PackedMatrix | gemm.ShortMatrix
 # Masks of such rings are kept as int32.
 SHORT = 32
 # The name of the keys of tags. They are a weight whose mask is the key itself, see `protocols.linear.tag`. No other
@@ -74,8 +76,10 @@ def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
     return stream.int32(shape) if bits <= SHORT else stream.int64(shape)
 
 
-def times_weight(x: torch.Tensor, weight: torch.Tensor | gemm.ShortMatrix, bits: int) -> torch.Tensor:
+def times_weight(x: torch.Tensor, weight: Weight, bits: int) -> torch.Tensor:
     """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
+    if isinstance(weight, PackedMatrix):
+        weight = weight.unpacked()
     if isinstance(weight, gemm.ShortMatrix):
         return gemm.matmul_short(x, weight, bits)
     return gemm.matmul(x, weight, gemm.product_bits(bits)) if weight.dim() == 2 else x * weight

@@ -43,6 +43,9 @@ class SilentChannel:
         self.counters.messages_sent += 1
         self.counters.bytes_sent += sum(t.numel() * t.element_size() for t in tensors)
 
+    def settle(self, n_bytes: int) -> None:
+        """Do nothing: nothing is queued."""
+
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """Count a message of the expected shapes."""
         self.counters.messages_received += 1

@@ -5,10 +5,9 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mpcformer.correlations import Request
-from mpcformer.correlations.linear import LinearSpec, times_weight, weight_mask
+from mpcformer.correlations.linear import LinearSpec, Weight, times_weight, weight_mask
 from mpcformer.protocols.cost import ProtocolCost, dealt, message
 from mpcformer.protocols.party import MODEL_OWNER, half_bytes
-from mpcformer.ring.gemm import ShortMatrix
 
 Shape = tuple[int, ...]
 
@@ -76,7 +75,7 @@ def expected_tag(
 
 
 def data_owner_share(
-    masked: list[torch.Tensor], tensors: list[torch.Tensor], widths: Sequence[int]
+    masked: Sequence[Weight], tensors: list[torch.Tensor], widths: Sequence[int]
 ) -> list[torch.Tensor]:
     """Compute A F_i + c_i: the data owner's shares of the results, which it knows before its input."""
     a, *c = tensors
@@ -85,7 +84,7 @@ def data_owner_share(
 
 def model_owner_share(
     known: torch.Tensor,
-    weights: Sequence[torch.Tensor | ShortMatrix],
+    weights: Sequence[Weight],
     tensors: list[torch.Tensor],
     widths: Sequence[int],
 ) -> list[torch.Tensor]:

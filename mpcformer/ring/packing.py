@@ -12,6 +12,7 @@ numbers are right modulo 2^k without a reduction. The compiled functions of `pac
 import ctypes
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -173,6 +174,30 @@ def unpack_onto(packed: torch.Tensor, x: torch.Tensor, bits: int) -> torch.Tenso
     if x.device.type == "meta" or bits == WORD or (fast := compiled()) is None:
         return reduce(unpack(packed, x.shape, bits) + x, bits)
     return fast.unpack(packed, x.shape, bits, x)
+
+
+@dataclass(frozen=True, repr=False)
+class PackedMatrix:
+    """Ring elements that are kept packed, because they are used one batch after the other and are many.
+
+    Args:
+        packed: the bytes that `pack` made.
+        shape: the shape of the elements.
+        bits: the width of their ring.
+    """
+
+    packed: torch.Tensor
+    shape: tuple[int, ...]
+    bits: int
+
+    def unpacked(self) -> torch.Tensor:
+        """Return the elements, as `unpack` does."""
+        return unpack(self.packed, self.shape, self.bits)
+
+
+def whole(x: torch.Tensor | PackedMatrix) -> torch.Tensor:
+    """Return a tensor itself, or the elements of a packed one."""
+    return x.unpacked() if isinstance(x, PackedMatrix) else x
 
 
 def unpack_by_torch(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tensor:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from mpcformer.errors import UserInputError
-from mpcformer.modeling.tokenizer import Limits
+from mpcformer.modeling.tokenizer import Limits, TextTokenizer
 from mpcformer.tasks.load import Examples
 
 BUCKET_BATCHES = 50
@@ -29,7 +29,7 @@ def encode(tokenizer: Any, examples: Examples, *, limits: Limits, max_length: in
     """Tokenise examples. Texts longer than `max_length` are cut.
 
     Args:
-        tokenizer: a Hugging Face tokenizer.
+        tokenizer: a Hugging Face tokenizer, or a `TextTokenizer` that cuts to `max_length`.
         examples: the examples, with one or two texts each.
         limits: what the model can read.
         max_length: the number of tokens to keep, with the special ones, at least 8; None refuses texts that are longer
@@ -54,16 +54,13 @@ def encode(tokenizer: Any, examples: Examples, *, limits: Limits, max_length: in
                     f"cut long texts with --max-length {positions}",
                 )
             column[index] = text[:LONGEST_TEXT]
-    options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
-    rows = tokenizer(*columns, return_token_type_ids=True, return_attention_mask=False, **options)
-    ids, types = rows["input_ids"], rows["token_type_ids"]
-    for i, texts in enumerate(examples.texts):
-        if (
-            len(texts) == 2 and not texts[1]
-        ):  # in a list transformers takes it for a text; alone, as asking does, for none
-            row = tokenizer(texts[0], return_token_type_ids=True, return_attention_mask=False, **options)
-            ids[i], types[i] = row["input_ids"], row["token_type_ids"]
-    encoded = [Encoded(*limits.checked(*row)) for row in zip(ids, types, strict=True)]
+    texts = list(zip(*columns, strict=True))
+    rows = (
+        [tokenizer.ids(*each) for each in texts]
+        if isinstance(tokenizer, TextTokenizer)
+        else _by_transformers(tokenizer, texts, max_length)
+    )
+    encoded = [Encoded(*limits.checked(*row)) for row in rows]
     for example, row in zip(examples.ids, encoded, strict=True):
         if len(row.input_ids) > positions:
             raise UserInputError(
@@ -71,6 +68,22 @@ def encode(tokenizer: Any, examples: Examples, *, limits: Limits, max_length: in
                 f"cut long texts with --max-length {positions}",
             )
     return encoded
+
+
+def _by_transformers(
+    tokenizer: Any, texts: list[tuple[str, ...]], max_length: int | None
+) -> list[tuple[list[int], list[int]]]:
+    """Return the ids and token types of texts, or of pairs of texts, by a Hugging Face tokenizer."""
+    options = {"truncation": max_length is not None, "max_length": max_length, "verbose": False}
+    options |= {"return_token_type_ids": True, "return_attention_mask": False}
+    rows = tokenizer(*(list(column) for column in zip(*texts, strict=True)), **options)
+    found = list(zip(rows["input_ids"], rows["token_type_ids"], strict=True))
+    for i, each in enumerate(texts):
+        # In a list transformers takes an empty second text for a text; alone, as asking does, for none.
+        if len(each) == 2 and not each[1]:
+            row = tokenizer(each[0], **options)
+            found[i] = row["input_ids"], row["token_type_ids"]
+    return found
 
 
 def length_batches(lengths: Sequence[int], batch_size: int, max_tokens: int | None = None) -> list[list[int]]:

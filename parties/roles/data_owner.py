@@ -13,8 +13,7 @@ import pyarrow.parquet as pq
 
 from mpcformer.engines.base import BatchInputs, Outcome, load_public_model
 from mpcformer.errors import RangeError, UserInputError, os_remedy
-from mpcformer.modeling import load_tokenizer
-from mpcformer.modeling.tokenizer import Limits
+from mpcformer.modeling.tokenizer import Limits, TextTokenizer
 from mpcformer.tasks import (
     Examples,
     JobData,
@@ -46,7 +45,7 @@ def check(config: DataOwnerConfig) -> None:
     for folder in [entry.public_model for entry in config.models] or [config.folder_of_model()]:
         load_public_model(folder)
         recorded_student(folder)
-        load_tokenizer(folder)
+        TextTokenizer(folder)
     if config.data_dir is not None and not config.data_dir.is_dir():
         raise UserInputError(f"data_dir: {config.data_dir} is not a folder", "create it, or correct data_dir")
     if config.data is not None:
@@ -75,7 +74,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
     folder = config.picked(asked.model or None).folder_of_model()
     public = load_public_model(folder)
     student = recorded_student(folder)
-    tokenizer = load_tokenizer(folder)
+    tokenizer = TextTokenizer(folder, asked.max_length)
     data = load_job(
         asked.task,
         asked.split,

@@ -23,6 +23,8 @@ from parties.wire.frames import StreamEndedError, from_frames, to_frames
 ASKING, DEALING = "asking", "dealing"
 MAX_ROUNDS = 1 << 31
 FLUSH_TIMEOUT_S = 5.0
+# How often a wait asks whether the stream still stands.
+POLL_S = 0.2
 
 
 class PeerChannel:
@@ -43,6 +45,7 @@ class PeerChannel:
         self._party_id, self._peer_id = party_id, peer_id
         self._session_id = derive_key(session_id, "stream", stream) if stream else session_id
         self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
+        self._n_queued, self._fewer_queued = 0, threading.Condition()
         self._incoming: Iterator[pb.Frame] | None = None
         self._attached = threading.Event()
         self._sent_all = threading.Event()
@@ -73,6 +76,7 @@ class PeerChannel:
                     if (tap := self.tap) is not None:
                         tap(frame)
                     yield frame
+                self._count_queued(-_n_bytes(tensors))
         finally:
             self._sent_all.set()
 
@@ -84,8 +88,33 @@ class PeerChannel:
         """
         if self._error:
             raise self._error
+        self._count_queued(_n_bytes(tensors))
         self._outbox.put((self.counters.messages_sent, self.counters.rounds, list(tensors)))
         self.counters.messages_sent += 1
+
+    def _count_queued(self, n_bytes: int) -> None:
+        with self._fewer_queued:
+            self._n_queued += n_bytes
+            self._fewer_queued.notify_all()
+
+    def settle(self, n_bytes: int) -> None:
+        """Wait until at most so many bytes of messages are queued; see `Channel.settle`.
+
+        Raises:
+            MPCFormerError: the session was aborted.
+            PartyError: the stream has ended before.
+        """
+        self._waiting_since = time.monotonic()
+        try:
+            with self._fewer_queued:
+                while self._n_queued > n_bytes:
+                    if self._error:
+                        raise self._error
+                    if self._sent_all.is_set():
+                        raise causes.connection_ended(self._peer_id)
+                    self._fewer_queued.wait(POLL_S)
+        finally:
+            self._waiting_since = None
 
     def receive(self, specs: Sequence[Spec]) -> list[torch.Tensor]:
         """Return the next message of the peer.
@@ -96,7 +125,7 @@ class PeerChannel:
         """
         self._waiting_since = start = time.monotonic()
         try:
-            while not self._attached.wait(0.2):
+            while not self._attached.wait(POLL_S):
                 if self._error:
                     raise self._error
             assert self._incoming is not None
@@ -134,7 +163,7 @@ class PeerChannel:
             yield frame
 
     def waited_s(self) -> float:
-        """Return for how many seconds `receive` has been waiting; 0 if it is not waiting."""
+        """Return for how many seconds `receive` or `settle` has been waiting; 0 if none is."""
         since = self._waiting_since
         return 0.0 if since is None or self._at_leisure else time.monotonic() - since
 
@@ -158,3 +187,7 @@ class PeerChannel:
         self.close()
         if not self._sent_all.wait(FLUSH_TIMEOUT_S):
             self._cancel()
+
+
+def _n_bytes(tensors: Sequence[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)

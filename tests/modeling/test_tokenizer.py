@@ -47,6 +47,17 @@ def test_both_tokenizers_agree(max_length: int | None) -> None:
                 assert ours.ids(first, second) == (row["input_ids"], row["token_type_ids"]), (first, second)
 
 
+@pytest.mark.parametrize("max_length", [None, 16])
+def test_examples_are_encoded_alike_by_both(max_length: int | None) -> None:
+    short = [text for text in TEXTS if len(text) < 100]
+    single, pairs = [(text,) for text in short], [(a, b) for a in short for b in short[:4]]
+    for texts in (single, pairs):
+        examples = Examples(list(range(len(texts))), texts, [0] * len(texts), [""] * len(texts))
+        known, ours = load_tokenizer(first_student()), TextTokenizer(first_student(), max_length)
+        rows = (encode(each, examples, limits=Limits(128), max_length=max_length) for each in (known, ours))
+        assert all(a == b for a, b in zip(*rows, strict=True))
+
+
 def test_a_folder_without_a_tokenizer_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserInputError, match=r"has no tokenizer\.json"):
         TextTokenizer(tmp_path)

@@ -13,6 +13,7 @@ from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, shapes_of
+from mpcformer.ring.packing import PackedMatrix, pack
 
 
 @dataclass(repr=False)
@@ -22,12 +23,12 @@ class Known:
     Args:
         message: the half, packed.
         shapes: shape and bits of each number in it.
-        minus_mask: at the data owner, -A of the map, to which the map's input is added.
+        minus_mask: at the data owner, -A of the map, to which the map's input is added; packed.
     """
 
     message: torch.Tensor = field(repr=False)
     shapes: list[HalfShape]
-    minus_mask: torch.Tensor | None = field(default=None, repr=False)
+    minus_mask: PackedMatrix | None = field(default=None, repr=False)
 
 
 class Ahead:
@@ -58,7 +59,7 @@ class Ahead:
         constants: LiftScales,
         size: tuple[int, int],
         owned: OwnedWeights | None,
-        masked: dict[str, torch.Tensor] | None,
+        masked: dict[str, torch.Tensor | PackedMatrix] | None,
         *,
         embeddings: str = "private_table",
         salt: int = 0,
@@ -98,7 +99,9 @@ class Ahead:
                 dealt = [self._party.store.preview(start + i, r).shares for i, r in enumerate(requests)]
                 z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0], widths)
                 halves = item.halves(z, dealt[1:])
-                self.known[name] = Known(self._party.send(halves), shapes_of(halves), dealt[0][0].neg_())
+                a, bits = dealt[0][0], max(widths)
+                minus_mask = PackedMatrix(pack(a.neg_(), bits), tuple(a.shape), bits)
+                self.known[name] = Known(self._party.send(halves), shapes_of(halves), minus_mask)
             else:
                 shapes = self.maps.shapes_of_halves(name)
                 self.known[name] = Known(self._party.receive(shapes), shapes)

@@ -32,7 +32,7 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, add_message, shapes_of, shift, split
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.gemm import ShortMatrix
-from mpcformer.ring.packing import unpack_onto
+from mpcformer.ring.packing import PackedMatrix, unpack_onto
 
 
 class PrivateBert:
@@ -57,7 +57,7 @@ class PrivateBert:
         constants: LiftScales,
         mask: torch.Tensor,
         owned: OwnedWeights | None,
-        masked: dict[str, torch.Tensor] | None,
+        masked: dict[str, torch.Tensor | PackedMatrix] | None,
         ahead: Ahead,
         embeddings: str = "private_table",
         asked: torch.Tensor | None = None,
@@ -98,11 +98,11 @@ class PrivateBert:
             if known is None or known.minus_mask is None:
                 raise ProtocolError("a map is used online before its offline part")
             party.store.skip(request)
-            masked_input = known.minus_mask
+            minus_mask = known.minus_mask
             if name == "embeddings":
-                masked_input.scatter_add_(1, x, torch.ones_like(x))
+                masked_input = minus_mask.unpacked().scatter_add_(1, x, torch.ones_like(x))
             else:
-                masked_input += x
+                masked_input = unpack_onto(minus_mask.packed, x, bits)
             party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
             return add_message(split(known.message, known.shapes), party.receive(known.shapes)), following

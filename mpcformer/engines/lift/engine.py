@@ -29,10 +29,12 @@ from mpcformer.engines.lift.weights import (
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import HalfShape, Party
-from mpcformer.ring.packing import WORD, pack, packed_bytes, unpack, unpack_int32
+from mpcformer.ring.packing import WORD, PackedMatrix, pack, packed_bytes, unpack, unpack_int32
 
 # How many shapes of batches keep their plan.
 MAX_PLANS = 32
+# The most bytes of masked weights that wait to be sent in the set-up.
+QUEUED_BYTES = 1 << 25
 
 
 class LiftEngine:
@@ -55,7 +57,7 @@ class LiftEngine:
         if rank == MODEL_OWNER and weights is None:
             raise ProtocolError("the model owner's engine needs the weights")
         self._owned = weights
-        self._masked: dict[str, torch.Tensor] | None = None
+        self._masked: dict[str, torch.Tensor | PackedMatrix] | None = None
         self._salt = salt_of(session_id)
         self._table_mask: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
@@ -87,6 +89,7 @@ class LiftEngine:
                 bits = self._constants.weight_bits(name)
                 masked = masked_weight(self._owned.weights[name], key, name, bits)
                 self._channel.send([pack(masked, bits)])
+                self._channel.settle(QUEUED_BYTES)
                 if name == "embeddings":
                     self._table_mask = self._owned.weights[name] - masked
             if self._public.embeddings == "public_table":
@@ -97,8 +100,7 @@ class LiftEngine:
         for name, spec in masked_specs(self._config, self._constants, self._public.embeddings):
             bits = self._constants.weight_bits(name)
             packed = self._channel.receive([spec])[0]
-            whole = unpack_int32(packed, shapes[name]) if bits == SHORT else unpack(packed, shapes[name], bits)
-            self._masked[name] = whole
+            self._masked[name] = _kept(name, packed, shapes[name], bits)
         if self._public.embeddings == "public_table":
             self._receive_tables(self._channel)
 
@@ -225,6 +227,15 @@ class LiftBatch:
     def waited(self) -> dict[str, float]:
         """Return the part of `breakdown` that was waiting."""
         return {} if self._bert is None else dict(self._bert.watch.waited)
+
+
+def _kept(name: str, packed: torch.Tensor, shape: tuple[int, ...], bits: int) -> torch.Tensor | PackedMatrix:
+    """Return a masked weight as the data owner keeps it: as int32, packed, or as int64 if it is small."""
+    if bits == SHORT:
+        return unpack_int32(packed, shape)
+    if len(shape) == 2 and bits < WORD and name not in ("embeddings", "classifier"):
+        return PackedMatrix(packed, shape, bits)
+    return unpack(packed, shape, bits)
 
 
 def engine_constants(public: PublicModel) -> LiftScales:

@@ -1,6 +1,6 @@
 """The rows of a batch's words from the model owner's private table, at both owners; bert.py opens them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -10,6 +10,7 @@ from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
 from mpcformer.protocols.party import DATA_OWNER, Half, HalfShape, Party, split
+from mpcformer.ring.packing import PackedMatrix, whole
 
 NAME = "embeddings"
 
@@ -32,7 +33,7 @@ class PrivateWords:
         request: Request,
         owned: OwnedWeights | None,
         mask: torch.Tensor | None,
-        masked: dict[str, torch.Tensor] | None,
+        masked: Mapping[str, torch.Tensor | PackedMatrix] | None,
         is_plan: bool,
     ) -> None:
         self._party, self._request, self._owned, self._masked = party, request, owned, masked
@@ -70,7 +71,7 @@ class PrivateWords:
         self._party.send(asked.halves(words, types - self._spec.n_words))
         shapes = [(self._spec.answers, BITS), *following]
         (answers, _), *halves = split(self._party.receive(shapes), shapes)
-        return asked.share(words, answers, self._masked[NAME]), halves
+        return asked.share(words, answers, whole(self._masked[NAME])), halves
 
     def answer(self) -> tuple[Half, torch.Tensor]:
         """Answer, at the model owner: return the answers, which are to be sent, and its share of the rows, (B L, H)."""
