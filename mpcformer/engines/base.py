@@ -164,8 +164,13 @@ class Engine(Protocol):
     ) -> None: ...
 
     @staticmethod
-    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> Any:
+    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor], *, frees: bool = False) -> Any:
         """Return a state dict as the engine computes with it; all sessions of a service share it, and change nothing.
+
+        Args:
+            public: what is public of the model.
+            weights: the state dict.
+            frees: whether a dictionary may be emptied, so that the memory of each weight is free when it is encoded.
 
         Raises:
             RangeError: ranges or weights that fixed point cannot carry.

@@ -124,11 +124,13 @@ def create_engine(
 def encode_weights(name: str, public: "PublicModel", weights: "Mapping[str, torch.Tensor]") -> Any:
     """Return a BERT state dict as an engine computes with it, for several calls of `create_engine`.
 
+    A dictionary may be empty afterwards, because the memory of each weight is freed when it is encoded.
+
     Raises:
         UserInputError: the engine is unknown.
         RangeError: ranges or weights that fixed point cannot carry.
     """
-    return ENGINES[canonical_name(name)].load().encode(public, weights)
+    return ENGINES[canonical_name(name)].load().encode(public, weights, frees=True)
 
 
 def estimate_batch(name: str, public: "PublicModel", shape: "BatchShape") -> "Cost":

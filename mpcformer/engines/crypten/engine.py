@@ -60,8 +60,10 @@ class CrypTenEngine:
         self._parameters: dict[str, Any] = {}
 
     @staticmethod
-    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Return the parameters of a state dict."""
+    def encode(
+        public: PublicModel, weights: Mapping[str, torch.Tensor], *, frees: bool = False
+    ) -> dict[str, torch.Tensor]:
+        """Return the parameters of a state dict; they share its memory, so nothing can be freed."""
         return parameter_values(public.config, constants_of(public), dict(weights))
 
     def fingerprint(self) -> str:

@@ -65,9 +65,9 @@ class LiftEngine:
         self._plans: dict[BatchShape, Planned] = {}
 
     @staticmethod
-    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor]) -> OwnedWeights:
+    def encode(public: PublicModel, weights: Mapping[str, torch.Tensor], *, frees: bool = False) -> OwnedWeights:
         """Return the integers of a state dict."""
-        return owned_weights(public.config, engine_constants(public), weights)
+        return owned_weights(public.config, engine_constants(public), weights, frees=frees)
 
     def fingerprint(self) -> str:
         """Return a hex digest of the derived constants."""

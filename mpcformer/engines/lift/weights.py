@@ -9,8 +9,8 @@ over the constant.
 """
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, MutableMapping
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -32,7 +32,7 @@ from mpcformer.ring.packing import packed_bytes
 Shape = tuple[int, ...]
 # The width in which public tables are sent.
 TABLE_BITS = 32
-ROWS_AT_ONCE = 4096
+ROWS_AT_ONCE = 1024
 
 
 def weight_shapes(config: ModelDescription, embeddings: str = "private_table") -> dict[str, Shape]:
@@ -164,8 +164,16 @@ class _Gain:
         return LinearWeights(_centred(linear.weight) / unit, _centred(linear.bias + self.bias) / unit)
 
 
-def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[str, torch.Tensor]) -> OwnedWeights:
+def owned_weights(
+    config: ModelDescription, scales: LiftScales, state: Mapping[str, torch.Tensor], *, frees: bool = False
+) -> OwnedWeights:
     """Return the integers of a BERT state dict.
+
+    Args:
+        config: the model's description.
+        scales: its scales.
+        state: the weights.
+        frees: whether to empty `state`, a dictionary, so that the memory of each weight is free when it is encoded.
 
     Raises:
         RangeError: a value that fixed point cannot carry, one that might overflow its ring for some text, or a head
@@ -174,11 +182,18 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
     """
     weights = bert_weights(state, config)
     bounds = check_overflow(config, scales, weights)
+    check_rounding(config, scales, state)
+    layers = list(weights.layers)
+    weights = replace(weights, layers=())
+    if frees and isinstance(state, MutableMapping):
+        state.clear()
     owned, rings = OwnedWeights(), scales.rings
     _put_embeddings(owned, weights, scales.embedding_norm)
+    weights = replace(weights, words=torch.empty(0), token_types=torch.empty(0), positions=torch.empty(0))
     gain = _Gain.of(weights.embedding_norm, scales.embedding_norm, weights.projection)
-    for n, (layer, layer_scales) in enumerate(zip(weights.layers, scales.layers, strict=True)):
-        name, smaller = f"layer.{n}", value_shift(layer_scales, bounds.layers[n].values)
+    for n, layer_scales in enumerate(scales.layers):
+        layer, name = layers.pop(0), f"layer.{n}"
+        smaller = value_shift(layer_scales, bounds.layers[n].values)
         _put_attention(owned, f"{name}.attention", layer, layer_scales, gain, smaller, config.head_size)
         gain = _Gain.of(layer.attention_norm, layer_scales.attention_norm)
         _put_feed_forward(owned, name, layer, layer_scales, gain, scales.activation)
@@ -191,7 +206,6 @@ def owned_weights(config: ModelDescription, scales: LiftScales, state: Mapping[s
         owned.put_map("pooler", gain.folded(weights.pooler.double()), rings.pooler_weight_scale, pooled)
     owned.put_map("classifier", classifier, head.weight_scale, head.total_scale)
     check_rounded_overflow(config, scales, owned.weights, owned.biases)
-    check_rounding(config, scales, state)
     return owned
 
 
@@ -202,8 +216,13 @@ def _put_embeddings(owned: OwnedWeights, weights: BertWeights, norm: Norm) -> No
             rows = table[first : first + ROWS_AT_ONCE].double()
             yield _encode("embeddings", _centred(rows) / norm.unit, norm.scale)
 
-    parts = [part.to(torch.int32) for table in (weights.words, weights.token_types) for part in encoded(table)]
-    owned.weights["embeddings"] = torch.cat(parts)
+    tables = weights.words, weights.token_types
+    rows = torch.empty((sum(table.size(0) for table in tables), weights.words.size(1)), dtype=torch.int32)
+    at = 0
+    for part in (part for table in tables for part in encoded(table)):
+        rows[at : at + part.size(0)] = part
+        at += part.size(0)
+    owned.weights["embeddings"] = rows
     owned.biases["embeddings"] = torch.cat(list(encoded(weights.positions)))
 
 
