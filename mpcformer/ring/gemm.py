@@ -92,9 +92,10 @@ class ShortMatrix:
         starts = range(0, numbers.size(1), PANEL)
         sums = max((int(numbers[:, a : a + PANEL].long().abs().sum(0).max()) for a in starts), default=0)
         fits = int(numbers.min()) >= -(1 << 15) and int(numbers.max()) < 1 << 15
-        if fits and load()[0] is not None:
-            kept = numbers.to(torch.int16).contiguous()
-            return cls(kept, sums.bit_length(), has_exact_blocks(kept))
+        kernels, _ = load()
+        if kernels is not None and (fits or kernels.has_fast_words):
+            kept = (numbers.to(torch.int16) if fits else numbers.to(torch.int32)).contiguous()
+            return cls(kept, sums.bit_length(), fits and has_exact_blocks(kept))
         # Columns are converted some at a time, so that they lie together.
         kept = (numbers.to(torch.int16) if fits else numbers).t().contiguous().t()
         return cls(kept, sums.bit_length())
@@ -108,13 +109,15 @@ def product_bits(bits: int) -> int:
 def matmul_short(x: torch.Tensor, y: ShortMatrix, bits: int) -> torch.Tensor:
     """Multiply int64 (m, n) by a short matrix (n, p); the result, int64 (m, p), is right modulo 2^bits.
 
-    The compiled products of short numbers take half the time of those modulo 2^32. Without them float64 does it.
+    The compiled products of short numbers take half the time of those modulo 2^32. Where they are not right, those of
+    AVX-512 for any numbers are the fastest, and float64 is elsewhere.
     """
     kernels, _ = load()
-    is_short = y.numbers.dtype == torch.int16 and (bits <= WRAPPING_BITS or y.has_exact_blocks)
-    if kernels is not None and is_short and _device.type == "cpu":
+    if kernels is None or _device.type != "cpu":
+        return matmul_in_doubles(x, y, bits)
+    if y.numbers.dtype == torch.int16 and (bits <= WRAPPING_BITS or y.has_exact_blocks):
         return kernels.matmul_short(x, y.numbers, bits)
-    return matmul_in_doubles(x, y, bits)
+    return matmul(x, y.numbers, product_bits(bits)) if kernels.has_fast_words else matmul_in_doubles(x, y, bits)
 
 
 def matmul_in_doubles(x: torch.Tensor, y: ShortMatrix, bits: int) -> torch.Tensor:

@@ -64,6 +64,11 @@ class Kernels:
         """What the functions are compiled for."""
         return LEVELS[self.level]
 
+    @property
+    def has_fast_words(self) -> bool:
+        """Whether products modulo 2^52 or 2^64 are at least as fast as those in float64."""
+        return self.level > min(LEVELS)
+
     def matmul(self, x: torch.Tensor, y: torch.Tensor, bits: int) -> torch.Tensor:
         """Do as `gemm.matmul` does.
 
