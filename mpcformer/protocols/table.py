@@ -1,5 +1,6 @@
 """A function of one private number a row, from public tables and secret keys; see `mpcformer.correlations.table`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +11,7 @@ from mpcformer.correlations.table import GUARD, TableSpec, pieces
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.matmul import half as masked_half
 from mpcformer.protocols.party import Half, Party, shift
+from mpcformer.ring.kernels import load
 
 
 @dataclass(frozen=True)
@@ -121,25 +123,52 @@ def _look_up(spec: TableSpec, tensors: list[torch.Tensor], c: torch.Tensor) -> l
     """
     if c.device.type == "meta":  # planning, in which no public number may be computed either
         return [c] if spec.function == GUARD else [c, c, c] if spec.has_lower or spec.tags else [c, c]
-    public = pieces(spec)
-    n, first = spec.n_bins, (spec.n_bins - 1 - (c >> spec.bin_bits)) % spec.n_bins
-    one, *powers = tensors[1]  # each (rows, bins), zero but at r_high
+    public, n = pieces(spec), spec.n_bins
+    # Place p of a row holds the number of bin c_high - p. Tables are turned in their reverse, so that rows are pieces.
+    first = (n - 1 - (c >> spec.bin_bits)) % n
+    marks = [public.outside, public.below] if spec.has_lower else [public.outside]
+    kernels, _ = load()
+    look_up = look_up_by_torch if kernels is None else kernels.tables.look_up
+    if spec.function == GUARD:
+        return look_up(tensors[1], first, marks)
+    return look_up(tensors[1], first, marks, public.coefficients, spec.step_of(c))
+
+
+def look_up_by_torch(
+    vectors: torch.Tensor,
+    first: torch.Tensor,
+    marks: Sequence[torch.Tensor],
+    coefficients: torch.Tensor | None = None,
+    x: torch.Tensor | None = None,
+) -> list[torch.Tensor]:
+    """Multiply turned tables by shares of the indicator of each row's bin, and add up.
+
+    Args:
+        vectors: shares that are zero but at r_high, (C, rows, bins): of 1, r_low and r_low^2; then, where results are
+            tagged, of the same times the row's key. Without coefficients the first alone is used.
+        first: where the turned tables of each row begin, (rows,).
+        marks: for each mark, the number of each bin, (bins,).
+        coefficients: (3, bins), of the function's quadratics; None: only marks are wanted.
+        x: the low bits of what was opened, (rows,).
+
+    Returns:
+        With coefficients [f]; then the share of each mark; then, where results are tagged, [f] times the key.
+    """
+    one, *powers = vectors  # each (rows, bins)
 
     def turned(numbers: torch.Tensor) -> torch.Tensor:
         """Return for each row and place the number of bin b = c_high - place, (rows, bins)."""
-        return numbers.flip(0).repeat(2).unfold(0, n, 1)[first]
+        return numbers.flip(0).repeat(2).unfold(0, numbers.numel(), 1)[first]
 
-    marks = [public.outside, public.below] if spec.has_lower else [public.outside]
     found = [(turned(mark) * one).sum(1) for mark in marks]
-    if spec.function == GUARD:
+    if coefficients is None or x is None:
         return found
-    x = spec.step_of(c)
-    k0, k1, k2 = (turned(coefficients) for coefficients in public.coefficients)
+    k0, k1, k2 = (turned(each) for each in coefficients)
 
     def quadratic(one: torch.Tensor, low: torch.Tensor, low_squared: torch.Tensor) -> torch.Tensor:
         """Return k0 + k1 (x - low) + k2 (x - low)^2 times what the first vector holds."""
         value = (k0 * one).sum(1) + x * (k1 * one).sum(1) - (k1 * low).sum(1)
         return value + x * x * (k2 * one).sum(1) - 2 * x * (k2 * low).sum(1) + (k2 * low_squared).sum(1)
 
-    tagged = [quadratic(*powers[2:])] if spec.tags else []
+    tagged = [quadratic(*powers[2:])] if len(powers) > 2 else []
     return [quadratic(one, *powers[:2]), *found, *tagged]

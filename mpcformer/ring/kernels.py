@@ -16,6 +16,7 @@ from mpcformer.ring.library import OTHER_FILE, load_library
 from mpcformer.ring.lifting import LiftKernels
 from mpcformer.ring.points import PointKernels
 from mpcformer.ring.short import ShortKernels
+from mpcformer.ring.tables import TableKernels
 from mpcformer.ring.windows import WindowKernels
 
 NO_LEVEL = "this processor has no AVX2"
@@ -56,6 +57,7 @@ class Kernels:
         self._matmul.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.POINTER(Product)]
         self.level = level
         self.lifting, self.points = LiftKernels(library), PointKernels(library)
+        self.tables = TableKernels(library)
         self.windows = WindowKernels(library)
         self.short = ShortKernels(library, None if level == max(LEVELS) else level)
 

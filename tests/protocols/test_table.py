@@ -21,8 +21,10 @@ from mpcformer.engines.lift.scales.rows import LayerScales, row_bits, row_functi
 from mpcformer.errors import RangeError
 from mpcformer.protocols import guard
 from mpcformer.protocols.party import Party
-from mpcformer.protocols.table import Lookup, TableFunction
+from mpcformer.protocols.table import Lookup, TableFunction, look_up_by_torch
+from mpcformer.ring import kernels
 from mpcformer.ring.packing import reduce
+from mpcformer.ring.random import Stream, derive_key
 from tests.pair import dealer_bytes, integers, run_protocol, share
 
 # SHA-256 of the coefficients that `test_every_processor_has_the_same_coefficients` makes.
@@ -250,3 +252,31 @@ print(digest.hexdigest())
     }
     assert len(found) == 1
     assert found == {f"{COEFFICIENTS}\n"}, "the numbers have changed: owners of two releases would not agree"
+
+
+FOUND, WHY_NOT = kernels.load()
+
+
+@pytest.mark.skipif(FOUND is None, reason=WHY_NOT)
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 9), st.integers(0, 7), st.integers(1, 2), st.sampled_from([1, 3, 6]), st.integers(0, 2**40))
+def test_the_compiled_look_up_gives_the_twins_numbers(
+    rows: int, log_n: int, n_marks: int, count: int, seed: int
+) -> None:
+    assert FOUND is not None
+    stream, n = Stream(derive_key(bytes(16), seed)), 1 << log_n
+    vectors, first = stream.int64((count, rows, n)), stream.bits((rows,), 20) % n
+    marks, coefficients = list(stream.int64((n_marks, n))), stream.int64((3, n))
+    rest = (coefficients, stream.int64((rows,))) if count > 1 else ()
+    found, twin = (look_up(vectors, first, marks, *rest) for look_up in (FOUND.tables.look_up, look_up_by_torch))
+    assert len(found) == len(twin) == n_marks + (0, 1, 2)[count // 3]
+    assert all(torch.equal(a, b) for a, b in zip(found, twin, strict=True))
+
+
+@pytest.mark.skipif(FOUND is None, reason=WHY_NOT)
+def test_what_does_not_fit_a_look_up_is_refused() -> None:
+    assert FOUND is not None
+    vectors, first = torch.zeros(3, 2, 4, dtype=torch.int64), torch.zeros(2, dtype=torch.int64)
+    for marks, begins in (([first], first), ([torch.zeros(4, dtype=torch.int64)], first[:1])):
+        with pytest.raises(ValueError, match="does not fit"):
+            FOUND.tables.look_up(vectors, begins, marks)
