@@ -16,24 +16,30 @@ from mpcformer.modeling.description import described
 from mpcformer.modeling.folder import read_config
 from mpcformer.ring import gemm, kernels
 from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.ring.short import LEVELS
 
 STUDENT = {"model_type": "mpcformer"}
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+SHORT_BITS = 8
 
 
-def ways() -> dict[str, Product]:
-    """Return the products that this machine can compute, by name."""
+def ways(x: torch.Tensor, y: torch.Tensor) -> dict[str, Callable[[], torch.Tensor]]:
+    """Return by name the products of ring elements that this machine can compute, for factors (m, n) and (n, p)."""
     compiled, _ = kernels.load()
-    found: dict[str, Product] = {}
+    narrow, short = y.to(torch.int32), (y & ((1 << SHORT_BITS) - 1)).to(torch.int16)
+    found: dict[str, Callable[[], torch.Tensor]] = {}
     if compiled is not None:
-        found |= {
-            f"64 bits, {compiled.name}": lambda x, y: compiled.matmul(x, y, 64),
-            f"32 bits, {compiled.name}": lambda x, y: compiled.matmul(x, y, 32),
+        name, short_name = compiled.name, LEVELS[compiled.short.level]
+        found = {
+            f"64 bits, {name}": lambda: compiled.matmul(x, y, 64),
+            f"52 bits, {name}": lambda: compiled.matmul(x, y, kernels.IFMA_BITS),
+            f"32 bits, {name}": lambda: compiled.matmul(x, narrow, 32),
+            f"48 bits by short weights, {short_name}": lambda: compiled.matmul_short(x, short, 48),
+            f"32 bits by short weights, {short_name}": lambda: compiled.matmul_short(x, short, 32),
         }
     return found | {
-        "64 bits, torch's int64": torch.matmul,
-        "64 bits, limbs in float64": gemm.limb_matmul,
-        "32 bits, torch's int32": lambda x, y: gemm.matmul_by_torch(x, y, 32),
+        "64 bits, torch's int64": lambda: torch.matmul(x, y),
+        "64 bits, limbs in float64": lambda: gemm.limb_matmul(x, y),
+        "32 bits, torch's int32": lambda: gemm.matmul_by_torch(x, y, 32),
     }
 
 
@@ -54,8 +60,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     try:
         for n, p in sorted(layer):
             x, y = stream.int64((rows, n)), stream.int64((n, p))
-            for name, product in ways().items():
-                seconds = min(_seconds(product, x, y) for _ in range(options.repeat))
+            for name, product in ways(x, y).items():
+                seconds = min(_seconds(product) for _ in range(options.repeat))
                 speeds.setdefault(name, {})[f"{rows} x {n} x {p}"] = rows * n * p / seconds / 1e9
     finally:
         torch.set_num_threads(before)
@@ -70,7 +76,7 @@ def run(options: BenchOptions) -> dict[str, Any]:
     return values
 
 
-def _seconds(product: Product, x: torch.Tensor, y: torch.Tensor) -> float:
+def _seconds(product: Callable[[], torch.Tensor]) -> float:
     start = time.perf_counter()
-    product(x, y)
+    product()
     return time.perf_counter() - start
