@@ -59,7 +59,7 @@ class Kernels:
         self.lifting, self.points = LiftKernels(library), PointKernels(library)
         self.tables = TableKernels(library)
         self.windows = WindowKernels(library)
-        self.short = ShortKernels(library, None if level == max(LEVELS) else level)
+        self.short = ShortKernels(library, None if level == library.mpcformer_kernels_level() else level)
 
     @property
     def name(self) -> str:

@@ -115,7 +115,8 @@ def compiled() -> CompiledPacking | None:
     """Return the compiled functions, if there are any and they are right."""
     library, _ = load_library()
     try:
-        found = None if library is None else CompiledPacking(library)
+        # They are compiled for AVX2, which the processor may lack.
+        found = CompiledPacking(library) if library is not None and library.mpcformer_kernels_level() else None
     except AttributeError:
         return None
     return found if found is not None and found.are_right() else None

@@ -1,5 +1,7 @@
 """Packing keeps exactly the low bits, wherever a packed part begins."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -81,6 +83,21 @@ def test_what_does_not_fit_is_refused() -> None:
             wrong()
     with pytest.raises(ValueError, match="does not pack into bytes"):
         COMPILED.pack(x, 23)
+
+
+@needs_compiled
+def test_a_processor_without_their_instructions_does_not_use_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Old:
+        def __getattr__(self, name: str) -> Callable[[], int]:
+            assert name == "mpcformer_kernels_level", "nothing else may be called"
+            return lambda: 0
+
+    monkeypatch.setattr(packing, "load_library", lambda: (Old(), ""))
+    packing.compiled.cache_clear()
+    try:
+        assert packing.compiled() is None
+    finally:
+        packing.compiled.cache_clear()
 
 
 @needs_compiled
