@@ -16,6 +16,12 @@ enum { NONE = 0, AES = 1, VAES = 2 };
 #include "aes.h"
 
 #define FOR_VAES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,aes,vaes")))
+/* Older compilers do not know this name of a processor's feature. */
+#if defined(__clang__) || __GNUC__ >= 11
+#define HAS_VAES() __builtin_cpu_supports("vaes")
+#else
+#define HAS_VAES() 0
+#endif
 #define UNROLLED _Pragma("GCC unroll 16")
 #define BLOCK 16
 /* So many blocks are encrypted side by side, because a processor begins a round long before the last one ends. */
@@ -25,7 +31,7 @@ int mpcformer_aes_level(void) {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("aes")) return NONE;
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                 __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("vaes")
+                 __builtin_cpu_supports("avx512vl") && HAS_VAES()
              ? VAES
              : AES;
 }

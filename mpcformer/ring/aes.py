@@ -1,6 +1,7 @@
 """AES-128 in counter mode over zeros: by the compiled function of `aes.c`, or else by the package cryptography."""
 
 import ctypes
+import threading
 from collections.abc import Callable
 from functools import cache
 from typing import Protocol
@@ -50,11 +51,13 @@ class CompiledStream:
 
     def __init__(self, write: Callable[[bytes, int, torch.Tensor], None], key: bytes) -> None:
         self._write, self._key, self._at = write, key, 0
+        self._lock = threading.Lock()
 
     def fill(self, out: torch.Tensor) -> None:
-        """Fill a contiguous tensor with the next bytes."""
-        self._write(self._key, self._at, out)
-        self._at += out.numel() * out.element_size()
+        """Fill a contiguous tensor with the next bytes; no two calls get the same ones, from whatever threads."""
+        with self._lock:
+            at, self._at = self._at, self._at + out.numel() * out.element_size()
+        self._write(self._key, at, out)
 
 
 def compiled(library: ctypes.CDLL, level: int | None = None) -> Callable[[bytes, int, torch.Tensor], None]:

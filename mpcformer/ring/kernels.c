@@ -13,6 +13,9 @@ typedef int64_t i64;
 typedef int32_t i32;
 typedef uint64_t u64;
 
+/* The version of the arguments of all compiled functions, which library.py expects. */
+int mpcformer_arguments_version(void) { return 2; }
+
 enum { NONE = 0, AVX2 = 1, AVX512 = 2, IFMA = 3 };
 
 /* Rows of B in a panel, and rows of A that meet a panel before the next one is copied. */

@@ -1,8 +1,8 @@
 """The one compiled file of the C functions in this folder, if there is one.
 
-The set-up compiles it if it finds a C compiler. Each module that uses functions of it compares small results with those
-of its other way before it relies on them, and takes the other way where there is no file, and wherever the environment
-variable MPCFORMER_KERNELS is `off`.
+The set-up compiles it if it finds a C compiler. Modules take their other way where there is no file, and wherever the
+environment variable MPCFORMER_KERNELS is `off`. Products, streams, packing and keys of tables are compared with the
+other way in each process before it relies on them.
 """
 
 import ctypes
@@ -13,8 +13,10 @@ from pathlib import Path
 
 SWITCH = "MPCFORMER_KERNELS"
 OFF = f"{SWITCH} is off"
-NO_FILE = "the set-up found no C compiler"
+NO_FILE = "the set-up found no C compiler, or one that failed"
 OTHER_FILE = "the compiled file is of another machine or version"
+# The version of the functions' arguments; to be raised in kernels.c too whenever a structure changes.
+ARGUMENTS_VERSION = 2
 
 
 def compiled_file() -> Path | None:
@@ -32,6 +34,8 @@ def load_library() -> tuple[ctypes.CDLL | None, str]:
     if path is None:
         return None, NO_FILE
     try:
-        return ctypes.CDLL(str(path)), ""
-    except OSError:
+        library = ctypes.CDLL(str(path))
+        is_ours = library.mpcformer_arguments_version() == ARGUMENTS_VERSION
+    except (OSError, AttributeError):
         return None, OTHER_FILE
+    return (library, "") if is_ours else (None, OTHER_FILE)

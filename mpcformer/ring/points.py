@@ -5,6 +5,7 @@ processor has no AES instructions.
 """
 
 import ctypes
+from collections.abc import Sequence
 
 import torch
 
@@ -12,6 +13,8 @@ from mpcformer.ring.random import BLOCK_WORDS, block_hash, hash_key
 
 # Of points.c: blocks that are hashed side by side, the hash functions of a tree, and numbers of payload.
 LANES, N_HASHES, MAX_PAYLOAD = 8, 4, 6
+# A tree of more levels fits no memory.
+MAX_LEVELS = 40
 
 
 class PointKernels:
@@ -40,8 +43,10 @@ class PointKernels:
         root, levels, leaves = (x.contiguous() for x in (root, levels, leaves))
         (rows, n), n_numbers = levels.shape[:2], leaves.size(1)
         shapes = (rows, BLOCK_WORDS), (rows, n, BLOCK_WORDS), (rows, n_numbers)
+        parts = (root, levels, leaves)
         if (root.shape, levels.shape, leaves.shape) != shapes or n_numbers > 2 * BLOCK_WORDS:
-            raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in (root, levels, leaves)]}")
+            raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in parts]}")
+        _check(parts, rank, n)
         nodes = torch.zeros(((1 << n) + LANES) * BLOCK_WORDS, dtype=torch.int64)
         bits = torch.zeros((1 << n) + LANES, dtype=torch.uint8)
         out = torch.empty((n_numbers, rows, 1 << n), dtype=torch.int64)
@@ -59,6 +64,7 @@ class PointKernels:
         places, payload = places.contiguous(), payload.contiguous()
         if both.shape != (2, rows, BLOCK_WORDS) or places.shape != (rows,) or n_numbers > MAX_PAYLOAD:
             raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in (both, places, payload)]}")
+        _check((both, places, payload), 0, n)
         levels = torch.empty((rows, n, BLOCK_WORDS), dtype=torch.int64)
         leaves = torch.empty((rows, n_numbers), dtype=torch.int64)
         pointers = (x.data_ptr() for x in (both, places, payload, levels, leaves))
@@ -79,3 +85,9 @@ class PointKernels:
         parts = self.correct(roots, torch.tensor([2]), leaves, 2)
         total = self.expand(0, roots[0], *parts) + self.expand(1, roots[1], *parts)
         return torch.equal(total, torch.tensor([0, 0, 1, 0]) * leaves.t()[..., None])
+
+
+def _check(parts: Sequence[torch.Tensor], rank: int, n: int) -> None:
+    if any(part.dtype != torch.int64 for part in parts) or rank not in (0, 1) or not 1 <= n <= MAX_LEVELS:
+        types = [part.dtype for part in parts]
+        raise ValueError(f"no point function of {n} levels has parts of {types} at rank {rank}")

@@ -76,7 +76,9 @@ class PeerChannel:
                     if (tap := self.tap) is not None:
                         tap(frame)
                     yield frame
-                self._count_queued(-_n_bytes(tensors))
+                n_bytes = _n_bytes(tensors)
+                del item, tensors, frames, frame  # or they would last until the next message
+                self._count_queued(-n_bytes)
         finally:
             self._sent_all.set()
 

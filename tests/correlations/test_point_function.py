@@ -60,6 +60,23 @@ def test_the_compiled_corrections_are_the_same(seed: int, n: int, width: int, ro
     assert all(torch.equal(a, b) for a, b in zip(compiled, twin, strict=True))
 
 
+@needs_kernels
+def test_parts_of_other_types_never_reach_the_compiled_functions() -> None:
+    assert FOUND is not None
+    roots, places = (torch.zeros(4, 2, dtype=torch.int64),) * 2, torch.zeros(4, dtype=torch.int64)
+    payload = torch.ones(4, 2, dtype=torch.int64)
+    levels, leaves = FOUND.points.correct(roots, places, payload, 3)
+    for wrong in (
+        lambda: FOUND.points.correct(roots, places.int(), payload.int(), 3),
+        lambda: FOUND.points.correct(roots, places, payload, 0),
+        lambda: FOUND.points.correct(roots, places, payload, 64),
+        lambda: FOUND.points.expand(0, roots[0], levels.int(), leaves),
+        lambda: FOUND.points.expand(2, roots[0], levels, leaves),
+    ):
+        with pytest.raises(ValueError, match="no point function of"):
+            wrong()
+
+
 def test_other_roots_give_other_keys_and_the_same_ones_the_same() -> None:
     places, payload = torch.tensor([3, 3]), torch.tensor([[1, 5, 25]] * 2)
     first, again, other = (keys(seed, places, payload, 5)[1] for seed in (1, 1, 2))

@@ -1,6 +1,7 @@
 """An end of the owners' stream can wait until little of what it sends is queued, and no such wait is without end."""
 
 import threading
+import weakref
 
 import pytest
 import torch
@@ -36,6 +37,19 @@ def test_it_waits_until_messages_have_left() -> None:
     assert done.wait(5)
     waiting.join(5)
     assert end.waited_s() == 0
+
+
+def test_what_has_left_is_not_kept() -> None:
+    end, message = channel(), torch.zeros(1000, dtype=torch.uint8)
+    sent, outgoing = weakref.ref(message), end.outgoing()
+    end.send([message])
+    del message
+    waiting = threading.Thread(target=lambda: list(outgoing), daemon=True)
+    waiting.start()
+    end.settle(0)
+    assert sent() is None
+    end.close()
+    waiting.join(5)
 
 
 def test_an_aborted_or_ended_stream_ends_the_wait() -> None:

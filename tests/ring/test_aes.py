@@ -1,6 +1,7 @@
 """The compiled streams give the bytes of the package cryptography, wherever a piece begins and ends."""
 
 import ctypes
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -38,6 +39,19 @@ def test_pieces_follow_each_other(stream: type[aes.PackageStream]) -> None:
         if piece.numel():
             found.fill(piece)
     assert torch.equal(torch.cat(pieces).view(torch.uint8), expected(4 * 70_106))
+
+
+@pytest.mark.skipif(not LEVEL, reason="no compiled stream here")
+def test_threads_never_get_the_same_bytes() -> None:
+    assert LIBRARY is not None
+    stream = aes.CompiledStream(aes.compiled(LIBRARY), KEY)
+    pieces = [torch.empty(200_000, dtype=torch.int64) for _ in range(16)]
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(stream.fill, pieces))
+    starts = sorted(piece[0].item() for piece in pieces)
+    assert len(set(starts)) == len(pieces)
+    whole = expected(8 * 200_000 * len(pieces)).view(torch.int64)
+    assert starts == sorted(whole[::200_000].tolist())
 
 
 @pytest.mark.skipif(LIBRARY is None, reason=WHY_NOT)
