@@ -152,6 +152,7 @@ class Tracker:
         self._replace(patch, kernels.load, lambda: (None, "off"))
         self._replace(patch, packing.pack, self.pack)
         self._replace(patch, packing.unpack, self.unpack)
+        self._replace(patch, packing.unpack_onto, self.unpack_onto)
         self._replace(patch, packing.unpack_int32, lambda packed, shape: self.unpack(packed, shape, 32).to(torch.int32))
         self._replace(patch, random.block_hash, self._opaque(random.block_hash))
         self._replace(patch, row_lookup.ask, self._opaque(row_lookup.ask))
@@ -309,6 +310,9 @@ class Tracker:
             inner = shadow
         layers = tuple(replace(layer, ids=layer.ids.reshape(tuple(shape))) for layer in inner.layers)
         return self.put(out, replace(inner, layers=layers))
+
+    def unpack_onto(self, packed: torch.Tensor, x: torch.Tensor, bits: int) -> torch.Tensor:
+        return packing.reduce(self.unpack(packed, x.shape, bits) + x, bits)
 
     # ---- what is sent --------------------------------------------------------------------------------------------
 
