@@ -13,8 +13,8 @@ from mpcformer.ring.random import BLOCK_WORDS, block_hash, hash_key
 
 # Of points.c: blocks that are hashed side by side, the hash functions of a tree, and numbers of payload.
 LANES, N_HASHES, MAX_PAYLOAD = 8, 4, 6
-# A tree of more levels fits no memory.
-MAX_LEVELS = 40
+# The levels of a way, and those of a whole tree that still fits into memory.
+MAX_WAY, MAX_TREE = 64, 40
 
 
 class PointKernels:
@@ -46,7 +46,7 @@ class PointKernels:
         parts = (root, levels, leaves)
         if (root.shape, levels.shape, leaves.shape) != shapes or n_numbers > 2 * BLOCK_WORDS:
             raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in parts]}")
-        _check(parts, rank, n)
+        _check(parts, rank, n, MAX_TREE)
         nodes = torch.zeros(((1 << n) + LANES) * BLOCK_WORDS, dtype=torch.int64)
         bits = torch.zeros((1 << n) + LANES, dtype=torch.uint8)
         out = torch.empty((n_numbers, rows, 1 << n), dtype=torch.int64)
@@ -64,7 +64,7 @@ class PointKernels:
         places, payload = places.contiguous(), payload.contiguous()
         if both.shape != (2, rows, BLOCK_WORDS) or places.shape != (rows,) or n_numbers > MAX_PAYLOAD:
             raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in (both, places, payload)]}")
-        _check((both, places, payload), 0, n)
+        _check((both, places, payload), 0, n, MAX_WAY)
         levels = torch.empty((rows, n, BLOCK_WORDS), dtype=torch.int64)
         leaves = torch.empty((rows, n_numbers), dtype=torch.int64)
         pointers = (x.data_ptr() for x in (both, places, payload, levels, leaves))
@@ -87,7 +87,7 @@ class PointKernels:
         return torch.equal(total, torch.tensor([0, 0, 1, 0]) * leaves.t()[..., None])
 
 
-def _check(parts: Sequence[torch.Tensor], rank: int, n: int) -> None:
-    if any(part.dtype != torch.int64 for part in parts) or rank not in (0, 1) or not 1 <= n <= MAX_LEVELS:
+def _check(parts: Sequence[torch.Tensor], rank: int, n: int, most: int) -> None:
+    if any(part.dtype != torch.int64 for part in parts) or rank not in (0, 1) or not 1 <= n <= most:
         types = [part.dtype for part in parts]
         raise ValueError(f"no point function of {n} levels has parts of {types} at rank {rank}")
