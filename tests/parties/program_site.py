@@ -1,5 +1,6 @@
 """Dealer and model owner as services of this process, with TLS, and the files of two owners who run programs."""
 
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from parties.wire.frames import start_server
 from parties.wire.tls import make_certificates
 
 DEALER, MODEL_OWNER, DATA_OWNER = "dealer", "model-owner", "data-owner"
+# The longest time until a service has ended its session.
+CLEAN_S = 10.0
 
 
 @dataclass
@@ -45,8 +48,16 @@ class Site:
         return sorted(path for path in (self.folder / party).rglob("*") if path.is_file())
 
     def is_clean(self) -> bool:
-        """Return whether nothing is left of runs that failed, and no session runs."""
-        return not list(self.folder.glob("*-owner/*.partial")) and not self.host._running
+        """Return whether soon nothing is left of runs that failed, and no session runs.
+
+        A service ends its session a moment after the data owner has its results.
+        """
+        end = time.monotonic() + CLEAN_S
+        while list(self.folder.glob("*-owner/*.partial")) or self.host._running:
+            if time.monotonic() > end:
+                return False
+            time.sleep(0.05)
+        return True
 
 
 def _serve(config: DealerConfig | ModelOwnerConfig, stop: ExitStack) -> tuple[SessionHost, str]:

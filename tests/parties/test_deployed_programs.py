@@ -108,14 +108,6 @@ def test_owners_that_do_not_agree_share_nothing(site: Any, model: str, data: str
         run_deployed(running.config, "score")
     assert not running.results(DATA_OWNER) + running.results(MODEL_OWNER)
     assert not (running.folder / DATA_OWNER).exists()
-    until_clean(running)
-
-
-def until_clean(running: Site) -> None:
-    """Wait until the model owner's session has ended too, and see that nothing is left of it."""
-    deadline = time.monotonic() + 10
-    while not running.is_clean() and time.monotonic() < deadline:
-        time.sleep(0.05)
     assert running.is_clean()
 
 
@@ -150,7 +142,7 @@ def test_a_file_that_does_not_fit_is_named(site: Any, entries: dict[str, Any], m
     with pytest.raises(MPCFormerError, match=message):
         run_deployed(running.config, "score")
     assert not running.results(DATA_OWNER) + running.results(MODEL_OWNER)
-    until_clean(running)
+    assert running.is_clean()
 
 
 def test_inputs_of_another_shape_are_refused_and_their_shape_is_not_told(site: Any, tmp_path: Path) -> None:
@@ -202,7 +194,7 @@ def test_what_shows_in_a_run_alone_is_refused_by_name_and_leaves_nothing(site: A
         run_deployed(running.config, "score")
     assert time.monotonic() - start < 40
     assert not running.results(DATA_OWNER) + running.results(MODEL_OWNER)
-    until_clean(running)
+    assert running.is_clean()
 
 
 def test_what_a_program_changes_in_its_process_changes_no_other_session(site: Any) -> None:
@@ -229,7 +221,7 @@ def test_a_run_counts_against_the_budget_of_the_data_owners_certificate(site: An
     counts = json.loads((running.folder / "budget.json").read_text())
     assert counts["sentences"] == {DATA_OWNER: 6}
     assert len(running.results(DATA_OWNER)) == 2
-    until_clean(running)
+    assert running.is_clean()
 
 
 def test_a_model_owner_can_say_what_a_run_counts_as(site: Any) -> None:
@@ -301,7 +293,7 @@ def test_what_a_program_starts_ends_with_it(site: Any, tmp_path: Path) -> None:
     start = time.monotonic()
     running = site(body + GOOD)
     run_deployed(running.config, "score")
-    until_clean(running)
+    assert running.is_clean()
     assert time.monotonic() - start < 6
     time.sleep(max(0.0, 7 + start - time.monotonic()))
     assert not left.exists()
