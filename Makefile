@@ -31,7 +31,7 @@ extras: setup  ## also install Ray and the schemas of Kubernetes; the tests that
 demo: setup  ## teacher -> student -> private inference by separate processes; the table at the end
 	$(VENV)/bin/mpcformer demo
 
-test: setup  ## the default suite (some 12 minutes on 2 cores), in JOBS processes
+test: setup  ## the default suite (some 10 minutes on 2 cores), in JOBS processes
 	$(VENV)/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 
 test-all: setup  ## every test, the slow ones too
