@@ -5,7 +5,6 @@ engine interprets or a function of the engine's own operations, which the engine
 therefore loads no engine, and this folder imports nothing but torch and the errors.
 """
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -68,11 +67,6 @@ class ShiftedSquare:
     factor: float
     shift: float
     offset: float
-
-    def longest(self, largest: float, length: float, n: int) -> float:
-        """Return a bound of the result's length, as `GeluForm.longest`."""
-        root = math.sqrt(n)
-        return (largest + self.shift) * (length + self.shift * root) * self.factor + self.offset * root
 
 
 @dataclass(frozen=True)
@@ -137,26 +131,20 @@ class GeluForm(Form):
 
     Args:
         function: the plaintext function, elementwise.
-        longest: (largest, length, n) -> a bound of the length of function(x), for all rows x of n numbers none of
-            which is larger than `largest` and whose length is at most `length`. The proof that no text overflows a
-            ring rests on it.
         square: the function as a shifted square, where it is one: students are fitted to a teacher by it.
+        growth: the largest |function(x)| / |x|, where it is none. The proof that no text overflows a ring rests on one
+            of the two.
     """
 
     kind = "gelu"
 
     function: Callable[[torch.Tensor], torch.Tensor]
-    longest: Callable[[float, float, int], float]
     square: ShiftedSquare | None = None
+    growth: float = 1.0
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Return the form of x (...), elementwise."""
         return self.function(x)
-
-
-def no_longer(largest: float, length: float, n: int) -> float:
-    """Return the bound of a function that makes no number larger, as `GeluForm.longest`."""
-    return length
 
 
 # ---- softmax --------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from mpcformer.approximations.forms import CRYPTEN, LIFT, GeluForm, LiftWindow, no_longer
+from mpcformer.approximations.forms import CRYPTEN, LIFT, GeluForm, LiftWindow
 from mpcformer.approximations.lines import Lines
 
 # Engine `lift` computes GeLU by lines on [-4, 4), as 0 below and as x above. At the ends both differ by 0.00013.
@@ -43,6 +43,5 @@ GELU = GeluForm(
     title="GeLU",
     description="x Phi(x), exact in plaintext",
     function=F.gelu,
-    longest=no_longer,
     private={LIFT: LiftWindow(LINES, bits=24, down=4, result_shift=4), CRYPTEN: _crypten},
 )

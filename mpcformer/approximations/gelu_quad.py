@@ -30,7 +30,6 @@ QUAD = GeluForm(
     title="Quad",
     description="(x + 1)^2 / 8 + 3/8",
     function=quad,
-    longest=SQUARE.longest,
     square=SQUARE,
     private={LIFT: LiftSquare(SQUARE, scale=13, bits=32, result_shift=16), CRYPTEN: _crypten},
 )

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from mpcformer.approximations.forms import CRYPTEN, LIFT, GeluForm, LiftPieces, no_longer
+from mpcformer.approximations.forms import CRYPTEN, LIFT, GeluForm, LiftPieces
 
 
 def _crypten(ops: Any, x: Any) -> Any:
@@ -16,7 +16,6 @@ RELU = GeluForm(
     title="ReLU",
     description="max(x, 0)",
     function=torch.relu,
-    longest=no_longer,
     private={
         LIFT: LiftPieces(pieces=(((0,), (0, 1)),), scale=13, bits=32, result_scale=13, result_shift=0),
         CRYPTEN: _crypten,

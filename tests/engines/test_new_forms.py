@@ -33,7 +33,6 @@ from mpcformer.approximations.forms import (
     ScoreUnit,
     SlopedScores,
     SquaredScores,
-    no_longer,
     normalised,
 )
 from mpcformer.engines.base import MODEL_OWNER, load_public_model
@@ -59,7 +58,6 @@ LEAKY = GeluForm(
     title="Leaky ReLU",
     description="max(x, x / 4)",
     function=lambda x: torch.maximum(x, x / 4),
-    longest=no_longer,
     private={
         LIFT: LiftPieces(
             pieces=(((0,), (0, 4)), ((LOWEST, 0), (0, 1))), scale=13, bits=32, result_scale=15, result_shift=2
@@ -246,7 +244,7 @@ def test_the_overflow_proof_takes_a_forms_own_bound(
     owner: dict[str, Any] = {"rank": MODEL_OWNER, "public": load_public_model(folder), "channel": None}
     owner["weights"] = load_student(folder).state_dict()
     create_engine(DEFAULT_ENGINE, **owner)
-    long = replace(LEAKY, longest=lambda largest, length, n: 1e6 * length)
+    long = replace(LEAKY, growth=1e6)
     monkeypatch.setitem(GELU_FORMS, LEAKY.name, long)
     with pytest.raises(RangeError, match=r"layer\.0\.output may reach"):
         create_engine(DEFAULT_ENGINE, **owner)

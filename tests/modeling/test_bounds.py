@@ -10,7 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.nn.functional import normalize
 
+from mpcformer.approximations import GELU_FORMS, gelu_form
 from mpcformer.correlations.table import MAX_LOG_BINS
 from mpcformer.engines.base import load_public_model
 from mpcformer.engines.lift.engine import engine_constants
@@ -22,7 +24,15 @@ from mpcformer.engines.lift.scales.rows import layer_scales, row_bits
 from mpcformer.engines.lift.weights import owned_weights
 from mpcformer.errors import RangeError
 from mpcformer.modeling import MPCFormerConfig, load_student
-from mpcformer.modeling.bounds import WorstCase, column_bound, head_length, score_bound, spectral_norm, worst_case
+from mpcformer.modeling.bounds import (
+    WorstCase,
+    activated_length,
+    column_bound,
+    head_length,
+    score_bound,
+    spectral_norm,
+    worst_case,
+)
 from mpcformer.modeling.weights import bert_weights
 from tests.tiny import save_student
 
@@ -79,6 +89,30 @@ def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int)
     scores = max(float((q[:, p] @ k[:, p].t()).abs().max()) / 2 for p in parts)
     assert scores <= score_bound(query, key, n_heads, math.sqrt(hidden))
     assert spectral_norm(query[0]) == pytest.approx(float(torch.linalg.matrix_norm(query[0], 2)))
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 10**6), st.sampled_from(sorted(GELU_FORMS)), st.floats(0.1, 10), st.integers(0, 3))
+def test_rows_behind_the_activation_stay_below_their_bound(seed: int, gelu: str, size: float, n_silent: int) -> None:
+    """Also the longest row that ascent finds. Of a square, the bound is not far above it."""
+    hidden, units, form = 6, 9, gelu_form(gelu)
+    generator = torch.Generator().manual_seed(seed)
+    shapes = (hidden, units), (units,), (units, hidden), (hidden,)
+    weight, bias, behind, offset = (torch.randn(*s, generator=generator, dtype=torch.float64) for s in shapes)
+    weight = weight * size * torch.rand(units, generator=generator, dtype=torch.float64) ** 4
+    weight[:, :n_silent], bias[:n_silent], behind[n_silent : 2 * n_silent] = 0, 0, 0
+
+    def results(rows: torch.Tensor) -> torch.Tensor:
+        return form(rows @ weight + bias) @ behind + offset
+
+    bound = activated_length((weight, bias), math.sqrt(hidden), (behind, offset), form.square)
+    rows = normal(200, hidden, seed)
+    for _ in range(30):
+        assert float(results(rows).norm(dim=1).max()) <= bound
+        (slope,) = torch.autograd.grad(results(rows.requires_grad_()).norm(dim=1).sum(), rows)
+        rows = normalize((rows + normalize(slope, dim=1)).detach(), dim=1) * math.sqrt(hidden)
+    if form.square is not None and size > 1:
+        assert float(results(rows).norm(dim=1).max()) > bound / 8
 
 
 @pytest.mark.parametrize(

@@ -18,13 +18,15 @@ from dataclasses import dataclass
 
 import torch
 
+from mpcformer.approximations import gelu_form
 from mpcformer.engines.lift.scales import fixed_point as fp
-from mpcformer.engines.lift.scales.model import LiftScales, computed_length
+from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.scales.norms import Norm
 from mpcformer.engines.lift.scales.rows import LayerScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.bounds import (
     WorstCase,
+    activated_length,
     column_bound,
     head_length,
     longest_row,
@@ -229,7 +231,7 @@ class _RoundedMaps:
         context = (1.0 if layer.divided else layer.row_slack) * head_length(value, n_heads, rows)
         outer = self.linear(f"{name}.attention.output", rings.output_weight_scale, rings.output_scale)
         norm = layer.attention_norm
-        attended = self._stream(outer, context, f"{name}.attention", rows)
+        attended = _length(outer, context) + self._residual(f"{name}.attention", rows)
         yield Room(f"{name}.attended", norm.unit * attended, stream_room(norm))
 
     def feed_forward(self, name: str, layer: LayerScales) -> Iterator[Room]:
@@ -238,23 +240,23 @@ class _RoundedMaps:
         rows = self.row_length(layer.attention_norm, self._config.hidden_size)
         scale = rings.inner_weight_scale
         inner = self.linear(f"{name}.inner", scale, rings.input_scale + scale)
-        largest, length = float(column_bound(*inner, rows).max()), _length(inner, rows)
+        largest = float(column_bound(*inner, rows).max())
         yield Room(f"{name}.activation", largest, ring_room(activation.bits, activation.scale))
-        length = computed_length(activation, self._config.gelu, largest, length, inner.bias.numel())
         outer = self.linear(f"{name}.outer", activation.weight_scale, rings.outer_scale)
         norm = layer.output_norm
-        output = self._stream(outer, length, name, rows)
+        growth = gelu_form(self._config.gelu).growth
+        output = activated_length(inner, rows, outer, activation.square, growth) + self._residual(name, rows)
         yield Room(f"{name}.output", norm.unit * output, stream_room(norm))
 
-    def _stream(self, outer: LinearWeights, length: float, residual: str, rows: float) -> float:
-        """Bound the length of a map of rows of `length`, plus gains of rows of length `rows`, less their mean."""
-        gain = self._weights[f"{residual}.residual"].double() * 2.0**-self._scales.rings.residual_scale
+    def _residual(self, name: str, rows: float) -> float:
+        """Bound the length of gains of rows of length `rows`, less their mean; `name` is the prefix of both."""
+        gain = self._weights[f"{name}.residual"].double() * 2.0**-self._scales.rings.residual_scale
         if gain.dim() == 2:  # a matrix, which is centred itself
-            return _length(outer, length) + spectral_norm(gain) * rows
-        mean = self._weights[f"{residual}.mean"][:, 0].double() * 2.0**-self._scales.rings.mean_scale
+            return spectral_norm(gain) * rows
+        mean = self._weights[f"{name}.mean"][:, 0].double() * 2.0**-self._scales.rings.mean_scale
         hidden = gain.numel()
         uncentred = math.sqrt(hidden) * float((gain / hidden - mean).norm())  # what rounding leaves of the mean
-        return _length(outer, length) + (float(gain.abs().max()) + uncentred) * rows
+        return (float(gain.abs().max()) + uncentred) * rows
 
 
 def _length(linear: LinearWeights, length: float) -> float:

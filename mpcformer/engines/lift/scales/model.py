@@ -61,6 +61,11 @@ class Activation:
     addend: float = 0.0
     lift: int = WORD
 
+    @property
+    def square(self) -> ShiftedSquare | None:
+        """Return g as a shifted square, or None where it is none."""
+        return ShiftedSquare(1.0, self.offset * 2.0**-self.scale, 0.0) if self.function is None else None
+
 
 @dataclass(frozen=True)
 class LiftScales:
@@ -142,13 +147,6 @@ def compact_rings(n_layers: int, hidden_size: int, bounds: CalibratedRanges) -> 
             "distil the student again, or with --weight-bits all",
         )
     return fp.compact(*lengths, *squares)
-
-
-def computed_length(activation: Activation, gelu: str, largest: float, length: float, n: int) -> float:
-    """Return a bound of the length of a row of g(x), as `GeluForm.longest` bounds that of the whole form."""
-    if activation.function is None:
-        return ShiftedSquare(1.0, activation.offset * 2.0**-activation.scale, 0.0).longest(largest, length, n)
-    return gelu_form(gelu).longest(largest, length, n)
 
 
 def activation(form: GeluForm, rings: Rings = fp.WIDE) -> Activation:
