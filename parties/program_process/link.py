@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Self
 
-from parties.stubs import parties_pb2 as pb
+from parties.wire.frame import Frame
 from parties.wire.peer_channel import PeerChannel
 
 LENGTH = struct.Struct("<I")
@@ -29,16 +29,16 @@ class FrameLink:
         self._own, self.theirs = socket.socketpair()
         self._cancel: Callable[[], object] = lambda: None
 
-    def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
+    def attach(self, incoming: Iterator[Frame], cancel: Callable[[], object]) -> None:
         """Join the data owner's stream; `cancel` ends it at once."""
         self._cancel = cancel
         threading.Thread(target=self._pass_on, args=(incoming,), name="frames", daemon=True).start()
 
-    def outgoing(self) -> Iterator[pb.Frame]:
+    def outgoing(self) -> Iterator[Frame]:
         """Yield the frames of the process, until it sends no more."""
         yield from _frames(self._own)
 
-    def _pass_on(self, incoming: Iterator[pb.Frame]) -> None:
+    def _pass_on(self, incoming: Iterator[Frame]) -> None:
         # A stream that breaks ends as one that is closed: the process sees that nothing comes any more.
         with suppress(Exception):
             _write(self._own, incoming)
@@ -86,20 +86,20 @@ def join(descriptor: int, channel: PeerChannel) -> None:
     threading.Thread(target=write, name="frames", daemon=True).start()
 
 
-def _write(end: socket.socket, frames: Iterator[pb.Frame]) -> None:
+def _write(end: socket.socket, frames: Iterator[Frame]) -> None:
     for frame in frames:
         content = frame.SerializeToString()
         end.sendall(LENGTH.pack(len(content)) + content)
 
 
-def _frames(end: socket.socket) -> Iterator[pb.Frame]:
+def _frames(end: socket.socket) -> Iterator[Frame]:
     """Yield the frames that arrive, until the other end sends no more."""
     while (head := _exactly(end, LENGTH.size)) is not None:
         (n_bytes,) = LENGTH.unpack(head)
         content = _exactly(end, n_bytes) if n_bytes <= MAX_BYTES else None
         if content is None:
             return
-        yield pb.Frame.FromString(content)
+        yield Frame.FromString(content)
 
 
 def _exactly(end: socket.socket, n_bytes: int) -> bytes | None:

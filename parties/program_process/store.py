@@ -14,6 +14,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
 from parties.wire.correlation_requests import to_wire
+from parties.wire.frame import Frame
 from parties.wire.frames import StreamEndedError, from_frames
 
 
@@ -54,7 +55,7 @@ class ProgramStore:
         self._n_ahead = n_fitting(plan, pool_bytes)
         self._whole = CorrelationStore(rank=rank, seed=seed, session_id=drawn_id)
         self._part, self._first, self._n_here = self._whole, 0, 0
-        self._frames: Iterator[pb.Frame] = iter(())
+        self._frames: Iterator[Frame] = iter(())
         self._waiting_since: float | None = None
 
     def deal(self) -> None:
@@ -116,7 +117,7 @@ class ProgramStore:
         )
         self._frames = self._noting_when(self._dealer.Deal(iter([request])))
 
-    def _noting_when(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
+    def _noting_when(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         self._waiting_since = time.monotonic()
         try:
             for frame in frames:

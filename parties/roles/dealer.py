@@ -25,6 +25,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.callers import at_end, first_message, refuse, refuse_unknown_session, require_caller
 from parties.wire.correlation_requests import from_wire
+from parties.wire.frame import Frame
 from parties.wire.frames import to_frames
 from parties.wire.guard import Rule
 
@@ -243,7 +244,7 @@ class DealerService(rpc.DealerServicer):
         except RefusedError as error:
             refuse(context, error.code, error.why)
 
-    def Deal(self, request_iterator: Iterator[pb.DealRequest], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
+    def Deal(self, request_iterator: Iterator[pb.DealRequest], context: grpc.ServicerContext) -> Iterator[Frame]:  # noqa: N802
         """Stream the corrections of a plan to the model owner."""
         require_caller(context, *self._owners)
         request = first_message(request_iterator, context)

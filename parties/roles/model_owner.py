@@ -26,6 +26,7 @@ from parties.settings.config import ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.callers import SESSION_HEADER, STREAM_HEADER, at_end, refuse, refuse_unknown_session, require_caller
+from parties.wire.frame import Frame
 from parties.wire.guard import Rule
 from parties.wire.peer_channel import ASKING, DEALING, PeerChannel
 
@@ -37,10 +38,10 @@ RELOADED = "student", "students", "public_embeddings", "max_sentences_per_day", 
 class OwnersStream(Protocol):
     """What takes over a stream to the data owner, such as a `PeerChannel`."""
 
-    def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
+    def attach(self, incoming: Iterator[Frame], cancel: Callable[[], object]) -> None:
         """Join the stream, whose `incoming` frames come from the data owner; `cancel` ends it at once."""
 
-    def outgoing(self) -> Iterator[pb.Frame]:
+    def outgoing(self) -> Iterator[Frame]:
         """Yield the frames to send."""
 
     def close(self) -> None:
@@ -86,7 +87,7 @@ class PeerService(rpc.PeerServicer):
         finally:
             del self._expected[session_id]
 
-    def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
+    def Exchange(self, request_iterator: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:  # noqa: N802
         """Serve a stream of a session to its data owner."""
         require_caller(context, *self._data_owners)
         headers = dict(context.invocation_metadata())

@@ -31,6 +31,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
 from parties.wire.correlation_requests import to_wire
+from parties.wire.frame import Frame
 from parties.wire.frames import StreamEndedError, from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
@@ -204,7 +205,7 @@ class OwnerSession:
         index: int,
         segment: list[Request],
         first: int,
-        frames: Iterator[pb.Frame],
+        frames: Iterator[Frame],
         phase: pb.Phase,
     ) -> None:
         """Do the offline part of a segment; its first operation is `first`, and the dealer's `frames` come now.
@@ -322,7 +323,7 @@ class OwnerSession:
         self.dealing.receive([Spec.of(barrier)])
 
     @contextmanager
-    def _dealt(self, plan: list[Request], first: int) -> Iterator[Iterator[pb.Frame]]:
+    def _dealt(self, plan: list[Request], first: int) -> Iterator[Iterator[Frame]]:
         """Ask the dealer for a plan whose first operation is `first`, and give the frames in which it comes.
 
         The dealer goes on while what has come is used, as far as the stream lets it.
@@ -361,7 +362,7 @@ class OwnerSession:
         except ProtocolError as error:
             raise PartyError(self.job.dealer, error.what, error.remedy) from None
 
-    def _receive(self, frames: Iterator[pb.Frame], plan: list[Request], first: int, phase: pb.Phase) -> None:
+    def _receive(self, frames: Iterator[Frame], plan: list[Request], first: int, phase: pb.Phase) -> None:
         """Put the dealer's corrections for a part of a plan into the model owner's store."""
         with self._blaming_dealer():
             for operation, item in enumerate(plan, start=first):
@@ -392,7 +393,7 @@ class OwnerSession:
         for operation, _ in shared:
             self._part.prepare(operation)
 
-    def _noting_when(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
+    def _noting_when(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         self._asked_dealer_at = time.monotonic()
         for frame in frames:
             self._asked_dealer_at = None

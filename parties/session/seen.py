@@ -11,7 +11,7 @@ import numpy as np
 
 from mpcformer.channel import Counters
 from mpcformer.correlations import Request
-from parties.stubs import parties_pb2 as pb
+from parties.wire.frame import Frame
 
 # How many of the first bytes are kept as they are, how many are counted, and how many different requests are listed.
 N_FIRST, N_COUNTED, N_KINDS = 256, 1 << 20, 24
@@ -64,10 +64,10 @@ class Tap:
         with self._lock:
             span[1] = self._counters.messages_sent
 
-    def __call__(self, frame: pb.Frame) -> None:
+    def __call__(self, frame: Frame) -> None:
         """Note the payload of a frame."""
         with self._lock:
-            if not any(first <= frame.operation < end for first, end in self._spans):
+            if not any(first <= frame.header.operation < end for first, end in self._spans):
                 return
             payload = frame.payload[: self._left]
             self._left -= len(payload)

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from parties.stubs import parties_pb2 as parties_dot_stubs_dot_parties__pb2
+from parties.wire import frame as parties_dot_wire_dot_frame
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -38,8 +39,8 @@ class PeerStub:
         """
         self.Exchange = channel.stream_stream(
                 '/mpcformer.v1.Peer/Exchange',
-                request_serializer=parties_dot_stubs_dot_parties__pb2.Frame.SerializeToString,
-                response_deserializer=parties_dot_stubs_dot_parties__pb2.Frame.FromString,
+                request_serializer=parties_dot_wire_dot_frame.Frame.SerializeToString,
+                response_deserializer=parties_dot_wire_dot_frame.Frame.FromString,
                 _registered_method=True)
 
 
@@ -59,8 +60,8 @@ def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Exchange': grpc.stream_stream_rpc_method_handler(
                     servicer.Exchange,
-                    request_deserializer=parties_dot_stubs_dot_parties__pb2.Frame.FromString,
-                    response_serializer=parties_dot_stubs_dot_parties__pb2.Frame.SerializeToString,
+                    request_deserializer=parties_dot_wire_dot_frame.Frame.FromString,
+                    response_serializer=parties_dot_wire_dot_frame.Frame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,8 +91,8 @@ class Peer:
             request_iterator,
             target,
             '/mpcformer.v1.Peer/Exchange',
-            parties_dot_stubs_dot_parties__pb2.Frame.SerializeToString,
-            parties_dot_stubs_dot_parties__pb2.Frame.FromString,
+            parties_dot_wire_dot_frame.Frame.SerializeToString,
+            parties_dot_wire_dot_frame.Frame.FromString,
             options,
             channel_credentials,
             insecure,
@@ -121,7 +122,7 @@ class DealerStub:
         self.Deal = channel.stream_stream(
                 '/mpcformer.v1.Dealer/Deal',
                 request_serializer=parties_dot_stubs_dot_parties__pb2.DealRequest.SerializeToString,
-                response_deserializer=parties_dot_stubs_dot_parties__pb2.Frame.FromString,
+                response_deserializer=parties_dot_wire_dot_frame.Frame.FromString,
                 _registered_method=True)
 
 
@@ -154,7 +155,7 @@ def add_DealerServicer_to_server(servicer, server):
             'Deal': grpc.stream_stream_rpc_method_handler(
                     servicer.Deal,
                     request_deserializer=parties_dot_stubs_dot_parties__pb2.DealRequest.FromString,
-                    response_serializer=parties_dot_stubs_dot_parties__pb2.Frame.SerializeToString,
+                    response_serializer=parties_dot_wire_dot_frame.Frame.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -211,7 +212,7 @@ class Dealer:
             target,
             '/mpcformer.v1.Dealer/Deal',
             parties_dot_stubs_dot_parties__pb2.DealRequest.SerializeToString,
-            parties_dot_stubs_dot_parties__pb2.Frame.FromString,
+            parties_dot_wire_dot_frame.Frame.FromString,
             options,
             channel_credentials,
             insecure,

@@ -23,6 +23,7 @@ from parties.settings.config import Credentials, Plaintext
 from parties.stubs import parties_pb2 as pb
 from parties.wire import causes, tls
 from parties.wire.callers import PARTY_HEADER
+from parties.wire.frame import Frame
 from parties.wire.guard import MAX_WAITING, Guard, Rules, Workers
 
 FRAME_BYTES = 1 << 20
@@ -222,28 +223,28 @@ class StreamEndedError(ProtocolError):
     """The peer ended its stream in the middle of a message."""
 
 
-def to_frames(tensors: Sequence[torch.Tensor], *, session_id: bytes, sender: str, operation: int) -> Iterator[pb.Frame]:
-    """Cut one message into frames. The payload is copied once, frame by frame, while the frames are sent."""
+def to_frames(tensors: Sequence[torch.Tensor], *, session_id: bytes, sender: str, operation: int) -> Iterator[Frame]:
+    """Cut one message into frames. The payload is copied once, when a frame is serialised."""
     headers = [pb.TensorHeader(dtype=DTYPES[t.dtype], shape=list(t.shape)) for t in tensors]
     views = [memoryview(t.contiguous().view(-1).numpy()).cast("B") for t in tensors]  # type: ignore[arg-type]
     total, offset = sum(len(view) for view in views), 0
     while offset < total or offset == 0:
-        payload = _slice(views, offset, min(FRAME_BYTES, total - offset))
-        yield pb.Frame(
+        n_bytes = min(FRAME_BYTES, total - offset)
+        header = pb.Frame(
             session_id=session_id,
             sender=sender,
             operation=operation,
             tensors=headers if offset == 0 else [],
             offset=offset,
-            payload=payload,
         )
-        offset += len(payload)
+        yield Frame(header, *_slices(views, offset, n_bytes))
+        offset += n_bytes
         if total == 0:
             return
 
 
 def from_frames(
-    frames: Iterator[pb.Frame], specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int
+    frames: Iterator[Frame], specs: Sequence[Spec], *, session_id: bytes, sender: str, operation: int
 ) -> tuple[list[torch.Tensor], int]:
     """Collect one message that matches `specs`; return its tensors and the size of its serialised frames in bytes.
 
@@ -258,10 +259,10 @@ def from_frames(
         frame = next(frames, None)
         if frame is None:
             raise StreamEndedError(f"{sender}'s stream ended in operation {operation} at byte {offset} of {total}")
-        payload = frame.payload  # a copy, each time
+        payload = memoryview(frame.payload)
         expected = {"session_id": session_id, "sender": sender, "operation": operation, "offset": offset}
-        _check(frame, len(payload), specs, expected, total)
-        _fill(views, offset, memoryview(payload))
+        _check(frame.header, len(payload), specs, expected, total)
+        _fill(views, offset, payload)
         offset += len(payload)
         n_wire += frame.ByteSize()
         if total == 0:
@@ -301,7 +302,7 @@ def _shown(value: str | int) -> str:
     return repr(value[:MAX_SHOWN] if isinstance(value, str) else value)
 
 
-def _slice(views: list[memoryview], offset: int, length: int) -> bytes:
+def _slices(views: list[memoryview], offset: int, length: int) -> list[memoryview]:
     parts = []
     for view in views:
         if length and offset < len(view):
@@ -309,7 +310,7 @@ def _slice(views: list[memoryview], offset: int, length: int) -> bytes:
             parts.append(part)
             length -= len(part)
         offset = max(0, offset - len(view))
-    return bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
+    return parts
 
 
 def _fill(views: list[memoryview], offset: int, payload: memoryview) -> None:

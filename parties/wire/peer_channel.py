@@ -15,8 +15,8 @@ import torch
 from mpcformer.channel import Counters, Spec
 from mpcformer.errors import MPCFormerError, ProtocolError
 from mpcformer.ring.random import derive_key
-from parties.stubs import parties_pb2 as pb
 from parties.wire import causes
+from parties.wire.frame import Frame
 from parties.wire.frames import StreamEndedError, from_frames, to_frames
 
 # The two streams of a session: correlations are dealt on one and used on the other.
@@ -41,12 +41,12 @@ class PeerChannel:
     def __init__(self, *, party_id: str, peer_id: str, session_id: bytes, stream: str = "") -> None:
         self.counters = Counters()
         # Looks at each frame that is sent, for whoever wants to see what crosses the wire.
-        self.tap: Callable[[pb.Frame], None] | None = None
+        self.tap: Callable[[Frame], None] | None = None
         self._party_id, self._peer_id = party_id, peer_id
         self._session_id = derive_key(session_id, "stream", stream) if stream else session_id
         self._outbox: queue.SimpleQueue[tuple[int, int, list[torch.Tensor]] | None] = queue.SimpleQueue()
         self._n_queued, self._fewer_queued = 0, threading.Condition()
-        self._incoming: Iterator[pb.Frame] | None = None
+        self._incoming: Iterator[Frame] | None = None
         self._attached = threading.Event()
         self._sent_all = threading.Event()
         self._cancel: Callable[[], object] = lambda: None
@@ -54,7 +54,7 @@ class PeerChannel:
         self._waiting_since: float | None = None
         self._at_leisure = False
 
-    def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
+    def attach(self, incoming: Iterator[Frame], cancel: Callable[[], object]) -> None:
         """Join the stream.
 
         Args:
@@ -64,14 +64,14 @@ class PeerChannel:
         self._incoming, self._cancel = incoming, cancel
         self._attached.set()
 
-    def outgoing(self) -> Iterator[pb.Frame]:
+    def outgoing(self) -> Iterator[Frame]:
         """Yield the frames to send, for gRPC to iterate over; end after `close`."""
         try:
             while (item := self._outbox.get()) is not None:
                 operation, rounds, tensors = item
                 frames = to_frames(tensors, session_id=self._session_id, sender=self._party_id, operation=operation)
                 for frame in frames:
-                    frame.round = rounds
+                    frame.header.round = rounds
                     self.counters.bytes_sent += frame.ByteSize()
                     if (tap := self.tap) is not None:
                         tap(frame)
@@ -159,9 +159,9 @@ class PeerChannel:
         finally:
             self._at_leisure = False
 
-    def _noting_rounds(self, frames: Iterator[pb.Frame]) -> Iterator[pb.Frame]:
+    def _noting_rounds(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         for frame in frames:
-            self.counters.rounds = max(self.counters.rounds, min(frame.round, MAX_ROUNDS) + 1)
+            self.counters.rounds = max(self.counters.rounds, min(frame.header.round, MAX_ROUNDS) + 1)
             yield frame
 
     def waited_s(self) -> float:

@@ -27,6 +27,7 @@ from parties.settings.job import JobDescription
 from parties.settings.public_files import export_public
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
+from parties.wire.frame import Frame
 from parties.wire.frames import open_channel
 from parties.wire.tls import make_certificates
 from tests.faults.cast import PARTIES, Cast, _child, _party
@@ -137,7 +138,7 @@ class Soak:
                 job = pb.Command(job=pb.Job(session_id=self.random.randbytes(16), data_owner="data-owner"))
                 calls: list[Callable[[], object]] = [
                     lambda: list(stub.Serve(iter([job]), timeout=5)),
-                    lambda: list(peer.Exchange(iter([pb.Frame(payload=self.random.randbytes(999))]), timeout=5)),
+                    lambda: list(peer.Exchange(iter([Frame(pb.Frame(), self.random.randbytes(999))]), timeout=5)),
                 ]
                 for call in calls:
                     with pytest.raises(grpc.RpcError):

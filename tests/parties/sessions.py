@@ -19,6 +19,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire.callers import require_caller
 from parties.wire.correlation_requests import to_wire
+from parties.wire.frame import Frame
 from parties.wire.frames import from_frames, open_channel, start_server
 from parties.wire.peer_channel import PeerChannel
 from tests.faults.injector import Fault, attacked
@@ -84,7 +85,7 @@ class PeerService(rpc.PeerServicer):
     def __init__(self, channel: PeerChannel) -> None:
         self._channel = channel
 
-    def Exchange(self, request_iterator: Iterator[pb.Frame], context: grpc.ServicerContext) -> Iterator[pb.Frame]:  # noqa: N802
+    def Exchange(self, request_iterator: Iterator[Frame], context: grpc.ServicerContext) -> Iterator[Frame]:  # noqa: N802
         require_caller(context, "data-owner")
         self._channel.attach(request_iterator, context.cancel)
         yield from self._channel.outgoing()

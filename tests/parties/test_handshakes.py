@@ -16,9 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from mpcformer.channel import Spec
 from mpcformer.errors import PartyError
 from parties.settings.config import TlsFiles
-from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import frames, tls
+from parties.wire.frame import Frame
 from parties.wire.frames import open_channel, start_server
 from parties.wire.peer_channel import PeerChannel
 from tests.parties.sessions import PeerService
@@ -71,7 +71,7 @@ class Served(PeerChannel):
 
     served = False
 
-    def attach(self, incoming: Iterator[pb.Frame], cancel: Callable[[], object]) -> None:
+    def attach(self, incoming: Iterator[Frame], cancel: Callable[[], object]) -> None:
         self.served = True
         super().attach(incoming, cancel)
 

@@ -17,6 +17,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import tls
 from parties.wire.correlation_requests import to_wire
+from parties.wire.frame import Frame
 from parties.wire.frames import from_frames, open_channel, start_server
 
 IDS = ["dealer", "model-owner", "data-owner", "stranger"]
@@ -122,7 +123,7 @@ def open_session(address: str, files: dict[str, TlsFiles], session: bytes) -> tu
     return tuple(call(address, files[name], session=session).seed for name in ("model-owner", "data-owner"))  # type: ignore[return-value]
 
 
-def deal_over_wire(address: str, files: TlsFiles, request: pb.DealRequest) -> Iterator[pb.Frame]:
+def deal_over_wire(address: str, files: TlsFiles, request: pb.DealRequest) -> Iterator[Frame]:
     with open_channel(address, "dealer", files) as channel:
         yield from rpc.DealerStub(channel).Deal(iter([request]), timeout=TIMEOUT_S)
 
