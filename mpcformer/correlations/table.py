@@ -21,7 +21,8 @@ error falls with the cube.
 """
 
 import math
-from dataclasses import astuple, dataclass
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from fractions import Fraction
 from functools import cache
@@ -131,23 +132,32 @@ class TableSpec:
         return spec
 
 
-def evaluate(spec: TableSpec, place: int) -> int:
-    """Return the function at (place + base) unit, times 2^(scale + GUARD_BITS), rounded down.
+def evaluator(spec: TableSpec) -> Callable[[int], int]:
+    """Return the function of a place v: its value at (v + base) unit, times 2^(scale + GUARD_BITS), rounded down.
 
     Both owners compute the coefficients, and every bit of a share counts: a coefficient that differs by one between two
     processors would make the result random. So there are integers and decimals here, and no floating point.
     """
-    numerator, denominator = spec.unit.as_integer_ratio()
-    argument = Fraction((place + spec.base) * numerator, denominator)
+    # Floats are integers over powers of two: here over the largest of their denominators.
+    exact = [Fraction(number) for number in (spec.unit, spec.low / 4, spec.epsilon)]
+    one = max(number.denominator for number in exact)
+    unit, low, epsilon = (number.numerator * (one // number.denominator) for number in exact)
     scale = spec.scale + GUARD_BITS
-    if spec.function == "tanh":
+
+    def positive(place: int) -> int:
+        return max((place + spec.base) * unit, low) + epsilon
+
+    def tanh(place: int) -> int:
+        argument = Fraction((place + spec.base) * unit, one)
         with localcontext(Context(prec=DECIMALS, rounding=ROUND_HALF_EVEN)):
             grown = (2 * Decimal(argument.numerator) / Decimal(argument.denominator)).exp()
             return math.floor((grown - 1) / (grown + 1) * (1 << scale))
-    positive = max(argument, Fraction(spec.low) / 4) + Fraction(spec.epsilon)
+
+    if spec.function == "tanh":
+        return tanh
     if spec.function == "reciprocal":
-        return (positive.denominator << scale) // positive.numerator
-    return math.isqrt((positive.denominator << (2 * scale)) // positive.numerator)
+        return lambda place: (one << scale) // positive(place)
+    return lambda place: math.isqrt((one << (2 * scale)) // positive(place))
 
 
 @dataclass(frozen=True)
@@ -166,9 +176,14 @@ class Pieces:
     below: torch.Tensor
 
 
-@cache
 def pieces(spec: TableSpec) -> Pieces:
-    """Fit the quadratics of a table, through three nodes each."""
+    """Fit the quadratics of a table, through three nodes each. Whether results are tagged changes nothing."""
+    return _pieces(replace(spec, tags=0))
+
+
+@cache
+def _pieces(spec: TableSpec) -> Pieces:
+    value_at = evaluator(spec)
     width, step = 1 << spec.bin_bits, 1 << (spec.bin_bits - LOG_STEPS)
     coefficients: list[tuple[int, int, int]] = []
     outside, below = [], []
@@ -185,7 +200,7 @@ def pieces(spec: TableSpec) -> Pieces:
         if is_outside or below[-1]:
             coefficients.append((0, 0, 0))
             continue
-        before, at, after = (evaluate(spec, start + node * step) for node in (-NODE, 0, NODE))
+        before, at, after = (value_at(start + node * step) for node in (-NODE, 0, NODE))
         coefficients.append(
             (
                 _rounded(at, 1),
