@@ -22,6 +22,7 @@ from mpcformer.correlations import (
     unpacked,
     weight_mask_key,
 )
+from mpcformer.correlations.linear import input_mask
 from mpcformer.engines.base import BatchInputs, Outcome, PublicModel, load_public_model
 from mpcformer.engines.crypten import compat as compat
 from mpcformer.engines.crypten import ops as ops
@@ -62,6 +63,11 @@ class InlineDealer:
 
     def skip(self, request: Request) -> None:
         self.requests.append(request)
+
+    def input_mask(self, request: Request) -> torch.Tensor:
+        key = session_key(self.seeds[self.rank], self.session_id, len(self.requests), request)
+        self.skip(request)
+        return input_mask(request, key)
 
     def weight_mask_key(self) -> bytes:
         return weight_mask_key(self.seeds[0], self.session_id)

@@ -76,6 +76,11 @@ def weight_mask(key: bytes, name: str, shape: Shape, bits: int) -> torch.Tensor:
     return stream.int32(shape) if bits <= SHORT else stream.int64(shape)
 
 
+def input_mask(request: Request, key: bytes) -> torch.Tensor:
+    """Derive A alone, (rows, in) as int64, from rank 1's key of a request."""
+    return Stream(key).int64(request.shapes[0])
+
+
 def times_weight(x: torch.Tensor, weight: Weight, bits: int) -> torch.Tensor:
     """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
     if isinstance(weight, PackedMatrix):

@@ -6,6 +6,7 @@ import torch
 
 from mpcformer.channel import Spec
 from mpcformer.correlations.kinds import Dealt, correction_specs, expand, is_shared, unpacked
+from mpcformer.correlations.linear import input_mask
 from mpcformer.correlations.requests import MaskKeys, Request, mask_keys, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
 
@@ -151,6 +152,18 @@ class CorrelationStore:
         if self.next_operation not in self._previewed:
             raise ProtocolError(f"operation {self.next_operation} was not looked at ahead of its use")
         self._advance(request)
+
+    def input_mask(self, request: Request) -> torch.Tensor:
+        """Do as `skip`, and return the mask of a linear map's input once more, as int64.
+
+        It is derived again, because that takes less time than keeping it packed takes memory.
+
+        Raises:
+            ProtocolError: as `skip`.
+        """
+        key = self._key(self.next_operation, request)
+        self.skip(request)
+        return input_mask(request, key)
 
     def weight_mask_key(self) -> bytes:
         """Return rank 0's key for the masks of its weights, once.

@@ -31,6 +31,11 @@ class PlanRecorder:
         """Note the request."""
         self.plan.append(request)
 
+    def input_mask(self, request: Request) -> torch.Tensor:
+        """Note the request, and return the mask without values."""
+        self.plan.append(request)
+        return sketch(request, self._rank).shares[0]
+
 
 class SilentChannel:
     """A channel for plans, on which every awaited message has arrived. It counts each message received as a round."""

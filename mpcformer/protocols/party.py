@@ -31,6 +31,9 @@ class Store(Protocol):
     def skip(self, request: Request) -> None:
         """Count the next operation as used by the data owner, who looked at it ahead."""
 
+    def input_mask(self, request: Request) -> torch.Tensor:
+        """Do as `skip`, and return the mask of a linear map's input."""
+
 
 @dataclass
 class Party:

@@ -17,6 +17,7 @@ from mpcformer.correlations import (
     unpacked,
 )
 from mpcformer.errors import ProtocolError
+from mpcformer.protocols import linear
 from mpcformer.ring.packing import logical_shift
 from mpcformer.ring.random import fresh_key
 
@@ -92,6 +93,18 @@ def test_a_correlation_is_used_once() -> None:
         store.put(0, request, correction)
     with pytest.raises(ProtocolError, match=r"operation 1 .* is missing"):
         store.take(request)
+
+
+def test_the_mask_of_a_maps_input_is_the_one_that_was_looked_at() -> None:
+    request = linear.request(["w"], 3, {"w": (4, 5)}, [32])
+    store = CorrelationStore(rank=1, seed=KEY_1, session_id=b"s" * 16)
+    with pytest.raises(ProtocolError, match="was not looked at"):
+        store.input_mask(request)
+    assert store.next_operation == 0
+    a, _ = store.preview(0, request).shares
+    assert torch.equal(store.input_mask(request), a)
+    with pytest.raises(ProtocolError, match="was not looked at"):
+        store.input_mask(request)
 
 
 def test_looking_ahead_is_done_once_and_binds() -> None:

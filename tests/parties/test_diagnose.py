@@ -322,6 +322,24 @@ def test_own_key(site: Site) -> None:
     assert not wrongs(site.diagnose(dealer))
 
 
+def test_a_key_may_be_lent_by_its_group(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a pod, the key of a secret belongs to root and to the group of the pod, with the mode 0440."""
+    dealer = site.dealer()
+    key = site.tls["dealer"].key
+    key.chmod(0o440)
+    only(site.diagnose(dealer), "key's permissions", "0440")
+    owner = key.stat().st_uid
+    monkeypatch.setattr("parties.diagnosis.own.os.geteuid", lambda: owner + 1)
+    assert not wrongs(site.diagnose(dealer))
+    for mode in (0o460, 0o444):
+        key.chmod(mode)
+        only(site.diagnose(dealer), "key's permissions", f"{mode:04o}")
+    key.chmod(0o440)
+    monkeypatch.setattr("parties.diagnosis.own.os.getegid", lambda: key.stat().st_gid + 1)
+    monkeypatch.setattr("parties.diagnosis.own.os.getgroups", list)
+    only(site.diagnose(dealer), "key's permissions", "0440")
+
+
 def test_own_certificate(site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     foreign = tls.make_certificates(tmp_path / "foreign", ["dealer"])["dealer"]
     mixed = foreign.model_copy(update={"authority": site.tls["dealer"].authority})

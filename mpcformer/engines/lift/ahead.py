@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from mpcformer.engines.lift.maps import Maps
+from mpcformer.engines.lift.maps import Map, Maps
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, shapes_of
-from mpcformer.ring.packing import PackedMatrix, pack
+from mpcformer.ring.packing import PackedMatrix
 
 
 @dataclass(repr=False)
@@ -23,12 +23,10 @@ class Known:
     Args:
         message: the half, packed.
         shapes: shape and bits of each number in it.
-        minus_mask: at the data owner, -A of the map, to which the map's input is added; packed.
     """
 
     message: torch.Tensor = field(repr=False)
     shapes: list[HalfShape]
-    minus_mask: PackedMatrix | None = field(default=None, repr=False)
 
 
 class Ahead:
@@ -89,19 +87,21 @@ class Ahead:
         if segment == 0 and self.words is not None:
             self.words.offline(starts["embeddings"])
         for name in self.maps.of_segment(segment):
-            item = self.maps[name]
             if self._party.rank == DATA_OWNER:
-                if self._masked is None:
-                    raise ProtocolError("the masked weights have not arrived")
-                widths = [self._constants.weight_bits(weight) for weight in item.weights]
-                requests = [linear.request(item.weights, item.rows, self._shapes, widths), *item.following]
-                start = starts[item.weights[0]]
-                dealt = [self._party.store.preview(start + i, r).shares for i, r in enumerate(requests)]
-                z = linear.data_owner_share([self._masked[weight] for weight in item.weights], dealt[0], widths)
-                halves = item.halves(z, dealt[1:])
-                a, bits = dealt[0][0], max(widths)
-                minus_mask = PackedMatrix(pack(a.neg_(), bits), tuple(a.shape), bits)
-                self.known[name] = Known(self._party.send(halves), shapes_of(halves), minus_mask)
+                self.known[name] = self._sent(self.maps[name], starts)
             else:
                 shapes = self.maps.shapes_of_halves(name)
                 self.known[name] = Known(self._party.receive(shapes), shapes)
+
+    def _sent(self, item: Map, starts: dict[str, int]) -> Known:
+        """Compute the data owner's halves of the opening after a map, and send them."""
+        if self._masked is None:
+            raise ProtocolError("the masked weights have not arrived")
+        preview, start = self._party.store.preview, starts[item.weights[0]]
+        widths = [self._constants.weight_bits(weight) for weight in item.weights]
+        request = linear.request(item.weights, item.rows, self._shapes, widths)
+        masked = [self._masked[weight] for weight in item.weights]
+        z = linear.data_owner_share(masked, preview(start, request).shares, widths)
+        following = [preview(start + 1 + i, request).shares for i, request in enumerate(item.following)]
+        halves = item.halves(z, following)
+        return Known(self._party.send(halves), shapes_of(halves))

@@ -95,14 +95,13 @@ class PrivateBert:
         request = linear.request(item.weights, item.rows, self._shapes, widths)
         if party.rank == DATA_OWNER:
             known = self._known.pop(name, None)
-            if known is None or known.minus_mask is None:
+            if known is None:
                 raise ProtocolError("a map is used online before its offline part")
-            party.store.skip(request)
-            minus_mask = known.minus_mask
+            masked_input = party.store.input_mask(request).neg_()
             if name == "embeddings":
-                masked_input = minus_mask.unpacked().scatter_add_(1, x, torch.ones_like(x))
+                masked_input.scatter_add_(1, x, torch.ones_like(x))
             else:
-                masked_input = unpack_onto(minus_mask.packed, x, bits)
+                masked_input += x
             party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
             return add_message(split(known.message, known.shapes), party.receive(known.shapes)), following
