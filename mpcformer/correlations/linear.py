@@ -8,11 +8,12 @@ from mpcformer.correlations.base import Kind, check_width
 from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
+from mpcformer.ring.filed import FiledTable
 from mpcformer.ring.packing import WIDTHS, PackedMatrix
 from mpcformer.ring.random import Stream, derive_key
 
 # A weight as an owner keeps it: in the clear, masked, or as the mask.
-Weight = torch.Tensor | PackedMatrix | gemm.ShortMatrix
+Weight = torch.Tensor | PackedMatrix | FiledTable | gemm.ShortMatrix
 # Masks of such rings are kept as int32.
 SHORT = 32
 # The name of the keys of tags. They are a weight whose mask is the key itself, see `protocols.linear.tag`. No other
@@ -83,7 +84,7 @@ def input_mask(request: Request, key: bytes) -> torch.Tensor:
 
 def times_weight(x: torch.Tensor, weight: Weight, bits: int) -> torch.Tensor:
     """Return x @ weight, or x * weight if the weight is a diagonal (n,), as int64 that is right modulo 2^bits."""
-    if isinstance(weight, PackedMatrix):
+    if isinstance(weight, PackedMatrix | FiledTable):
         weight = weight.unpacked()
     if isinstance(weight, gemm.ShortMatrix):
         return gemm.matmul_short(x, weight, bits)

@@ -24,6 +24,7 @@ from mpcformer.correlations.row_lookup import (
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.cost import ProtocolCost, dealt, message
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER, Half
+from mpcformer.ring.filed import FiledTable
 
 
 def request(name: str, n_rows: int, n_types: int, shape: tuple[int, ...], salt: int) -> Request:
@@ -125,7 +126,7 @@ class Asked:
         self._choices[part, row, spec.n_buckets + types] += 1
         return [(self._questions, BITS), (self._choices, BITS)]
 
-    def share(self, words: torch.Tensor, answers: torch.Tensor, masked: torch.Tensor) -> torch.Tensor:
+    def share(self, words: torch.Tensor, answers: torch.Tensor, masked: torch.Tensor | FiledTable) -> torch.Tensor:
         """Compute the data owner's share of the rows, (rows, H).
 
         Args:

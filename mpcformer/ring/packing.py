@@ -196,11 +196,6 @@ class PackedMatrix:
         return unpack(self.packed, self.shape, self.bits)
 
 
-def whole(x: torch.Tensor | PackedMatrix) -> torch.Tensor:
-    """Return a tensor itself, or the elements of a packed one."""
-    return x.unpacked() if isinstance(x, PackedMatrix) else x
-
-
 def unpack_by_torch(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tensor:
     """Do as `unpack` does for less than a word, without the compiled functions."""
     total: torch.Tensor | None = None
@@ -220,8 +215,8 @@ def unpack_by_torch(packed: torch.Tensor, shape: Sequence[int], bits: int) -> to
 
 
 def unpack_int32(packed: torch.Tensor, shape: Sequence[int]) -> torch.Tensor:
-    """Unpack bytes that `pack` made of 32 bits an element: int32 of `shape`, in memory of their own."""
-    return packed.clone().view(torch.int32).view(tuple(shape))
+    """Return bytes that `pack` made of 32 bits an element as int32 of `shape`, a copy only if they must be moved."""
+    return (packed.clone() if packed.storage_offset() % 4 else packed).view(torch.int32).view(tuple(shape))
 
 
 def _planes(n_elements: int, bits: int) -> Iterator[tuple[int, int, slice]]:

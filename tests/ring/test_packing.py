@@ -42,10 +42,13 @@ def test_packing_keeps_the_low_bits(bits: int, values: list[int]) -> None:
 
 def test_numbers_of_32_bits_are_read_as_they_are() -> None:
     x = torch.tensor([[-(2**31), -1, 0], [1, 2**31 - 1, 7]])
-    packed = torch.cat([torch.zeros(3, dtype=torch.uint8), pack(x, 32)])[3:]
-    found = unpack_int32(packed, (2, 3))
-    assert found.dtype == torch.int32
-    assert torch.equal(found.long(), x)
+    packed = pack(x, 32)
+    moved = torch.cat([torch.zeros(3, dtype=torch.uint8), packed])[3:]
+    for message in (packed, moved):
+        found = unpack_int32(message, (2, 3))
+        assert found.dtype == torch.int32
+        assert torch.equal(found.long(), x)
+    assert unpack_int32(packed, (2, 3)).data_ptr() == packed.data_ptr()
 
 
 @settings(max_examples=100)

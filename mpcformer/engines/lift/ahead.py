@@ -13,7 +13,7 @@ from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, row_lookup
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, shapes_of
-from mpcformer.ring.packing import PackedMatrix
+from mpcformer.ring.filed import Masked
 
 
 @dataclass(repr=False)
@@ -57,7 +57,7 @@ class Ahead:
         constants: LiftScales,
         size: tuple[int, int],
         owned: OwnedWeights | None,
-        masked: dict[str, torch.Tensor | PackedMatrix] | None,
+        masked: dict[str, Masked] | None,
         *,
         embeddings: str = "private_table",
         salt: int = 0,

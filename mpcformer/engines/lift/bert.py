@@ -31,8 +31,9 @@ from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, add_message, shapes_of, shift, split
 from mpcformer.protocols.table import TableFunction
+from mpcformer.ring.filed import Masked
 from mpcformer.ring.gemm import ShortMatrix
-from mpcformer.ring.packing import PackedMatrix, unpack_onto
+from mpcformer.ring.packing import unpack_onto
 
 
 class PrivateBert:
@@ -57,7 +58,7 @@ class PrivateBert:
         constants: LiftScales,
         mask: torch.Tensor,
         owned: OwnedWeights | None,
-        masked: dict[str, torch.Tensor | PackedMatrix] | None,
+        masked: dict[str, Masked] | None,
         ahead: Ahead,
         embeddings: str = "private_table",
         asked: torch.Tensor | None = None,

@@ -29,6 +29,7 @@ from mpcformer.engines.lift.weights import (
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import HalfShape, Party
+from mpcformer.ring.filed import Masked, kept_in_file
 from mpcformer.ring.packing import WORD, PackedMatrix, pack, packed_bytes, unpack, unpack_int32
 
 # How many shapes of batches keep their plan.
@@ -57,7 +58,7 @@ class LiftEngine:
         if rank == MODEL_OWNER and weights is None:
             raise ProtocolError("the model owner's engine needs the weights")
         self._owned = weights
-        self._masked: dict[str, torch.Tensor | PackedMatrix] | None = None
+        self._masked: dict[str, Masked] | None = None
         self._salt = salt_of(session_id)
         self._table_mask: torch.Tensor | None = None
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
@@ -229,10 +230,11 @@ class LiftBatch:
         return {} if self._bert is None else dict(self._bert.watch.waited)
 
 
-def _kept(name: str, packed: torch.Tensor, shape: tuple[int, ...], bits: int) -> torch.Tensor | PackedMatrix:
+def _kept(name: str, packed: torch.Tensor, shape: tuple[int, ...], bits: int) -> Masked:
     """Return a masked weight as the data owner keeps it: as int32, packed, or as int64 if it is small."""
     if bits == SHORT:
-        return unpack_int32(packed, shape)
+        weight = unpack_int32(packed, shape)
+        return kept_in_file(weight) if name == "embeddings" else weight
     if len(shape) == 2 and bits < WORD and name not in ("embeddings", "classifier"):
         return PackedMatrix(packed, shape, bits)
     return unpack(packed, shape, bits)

@@ -13,7 +13,7 @@ from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear, sealed, zero_test
 from mpcformer.protocols.party import DATA_OWNER, HalfShape, Party, split
-from mpcformer.ring.packing import PackedMatrix
+from mpcformer.ring.filed import Masked
 from mpcformer.ring.random import Stream, fresh_key
 
 
@@ -33,7 +33,7 @@ class Classifier:
     shape: tuple[int, ...]
     mask: torch.Tensor
     owned: OwnedWeights | None
-    masked: Mapping[str, torch.Tensor | PackedMatrix] | None
+    masked: Mapping[str, Masked] | None
     tag_keys: torch.Tensor | None = None
 
     def request(self, n_rows: int, is_tagged: bool) -> Request:

@@ -10,7 +10,8 @@ from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
 from mpcformer.protocols.party import DATA_OWNER, Half, HalfShape, Party, split
-from mpcformer.ring.packing import PackedMatrix, whole
+from mpcformer.ring.filed import Masked
+from mpcformer.ring.packing import PackedMatrix
 
 NAME = "embeddings"
 
@@ -33,7 +34,7 @@ class PrivateWords:
         request: Request,
         owned: OwnedWeights | None,
         mask: torch.Tensor | None,
-        masked: Mapping[str, torch.Tensor | PackedMatrix] | None,
+        masked: Mapping[str, Masked] | None,
         is_plan: bool,
     ) -> None:
         self._party, self._request, self._owned, self._masked = party, request, owned, masked
@@ -64,14 +65,15 @@ class PrivateWords:
         Returns:
             The data owner's share of the rows, (B L, H), and those halves.
         """
-        if self._asked is None or self._masked is None:
+        table = None if self._masked is None else self._masked[NAME]
+        if self._asked is None or table is None or isinstance(table, PackedMatrix):
             raise ProtocolError("words are asked for before their offline part")
         asked, self._asked = self._asked, None
         words, types = columns.unbind(1)
         self._party.send(asked.halves(words, types - self._spec.n_words))
         shapes = [(self._spec.answers, BITS), *following]
         (answers, _), *halves = split(self._party.receive(shapes), shapes)
-        return asked.share(words, answers, whole(self._masked[NAME])), halves
+        return asked.share(words, answers, table), halves
 
     def answer(self) -> tuple[Half, torch.Tensor]:
         """Answer, at the model owner: return the answers, which are to be sent, and its share of the rows, (B L, H)."""
