@@ -137,7 +137,7 @@ def _products() -> Finding:
 
     found, reason = kernels.load()
     if found is not None:
-        return Finding("ring products", f"compiled, {found.name}")
+        return Finding("ring products", f"compiled, {found.name}; by short weights, {found.short.name}")
     remedies = {library.OFF: f"unset {library.SWITCH}", library.NO_FILE: REBUILD, library.OTHER_FILE: REBUILD}
     return Finding("ring products", f"by torch, several times slower: {reason}", remedies.get(reason, ""))
 

@@ -40,6 +40,11 @@ class ShortKernels:
         self._matmul.argtypes = [ctypes.c_int, ctypes.POINTER(ShortProduct)]
         self.level = int(library.mpcformer_short_level()) if level is None else level
 
+    @property
+    def name(self) -> str:
+        """The processor's instructions that are used."""
+        return LEVELS[self.level]
+
     def matmul(self, x: torch.Tensor, y: torch.Tensor, bits: int, out: torch.Tensor) -> None:
         """Multiply int64 (m, n) by int16 (n, p) into int64 (m, p); the result is right modulo 2^bits.
 
