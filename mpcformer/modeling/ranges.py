@@ -3,9 +3,9 @@
 Their names, for layer N, are: embeddings.variance; layer.N.scores; layer.N.row_mean (the mean of a row's unmasked
 numerators); layer.N.attention.variance; layer.N.activation; layer.N.output.variance; layer.N.hidden; pooler.tanh;
 logits. Only real tokens count. More ranges follow from the weights: layer.N.score_reach, the power of two below
-which scores stay for any text, and in the compact precision layer.N.attended_reach and layer.N.output_reach, powers of
-two below which the lengths of rows before the layer's two LayerNorms stay. Both owners and the dealer learn the ranges,
-because they are public model data.
+which scores stay for any text, and layer.N.attended_reach and layer.N.output_reach, powers of two below which the
+lengths of rows before the layer's two LayerNorms stay. In the wide precision they are recorded only of rows that may be
+longer than LONG_ROW. Both owners and the dealer learn the ranges, because they are public model data.
 """
 
 import math
@@ -27,6 +27,8 @@ SCORE_REACH = "score_reach"
 STREAM_REACHES = ("attended_reach", "output_reach")
 REACHES = (SCORE_REACH, *STREAM_REACHES)
 REACH_SLACK = 1.1
+# Wide rings carry rows up to this length in any case.
+LONG_ROW = 2.0**12
 # Rows before a constant norm may have this many times the largest variance that was seen, and are refused beyond. It is
 # the margin of all ranges, 1.5, times the power of two in which a private guard compares.
 VARIANCE_REACH = 3.0
@@ -68,13 +70,13 @@ class Ranges:
     def note_reach(self, bounds: WorstCase, precision: str = WIDE) -> None:
         """Record how far each layer's scores reach, with REACH_SLACK, rounded up to tell little of the weights.
 
-        In the compact precision, also record how long the rows of the residual stream can be.
+        Also record how long the rows of the residual stream can be, in the wide precision only where that is much.
         """
         for n, layer in enumerate(bounds.layers):
             reach = _reach(layer.scores)
             self.bounds[f"layer.{n}.{SCORE_REACH}"] = (-reach, reach)
-            if precision == COMPACT:
-                for name, length in zip(STREAM_REACHES, (layer.attended, layer.output), strict=True):
+            for name, length in zip(STREAM_REACHES, (layer.attended, layer.output), strict=True):
+                if precision == COMPACT or length > LONG_ROW:
                     self.bounds[f"layer.{n}.{name}"] = (0.0, _reach(length))
 
     def norm_limits(self, names: Sequence[str]) -> dict[str, float]:

@@ -91,6 +91,27 @@ def test_linear_maps_and_scores_stay_below_their_bounds(seed: int, n_heads: int)
     assert spectral_norm(query[0]) == pytest.approx(float(torch.linalg.matrix_norm(query[0], 2)))
 
 
+def test_long_rows_take_the_room_that_small_rows_leave(student: Path) -> None:
+    """As in trained students of 12 layers, whose rows behind Quad are all large, and far larger for some text."""
+    public, state = load_public_model(student), load_student(student).state_dict()
+    name, weight = "layer.1.output", "bert.encoder.layer.1.output.dense.weight"
+    longest = checked(public.config, engine_constants(public), state).layers[1].output
+    state[weight] = state[weight] * (5e5 / longest)
+    public.ranges.bounds[f"{name}.variance"] = 64.0, 1000.0
+    with pytest.raises(RangeError, match=rf"{name} may reach"):
+        checked(public.config, engine_constants(public), state)
+
+    public.ranges.note_reach(worst_case(public.config, bert_weights(state, public.config)))
+    assert public.ranges.bounds[f"{name}_reach"] == (0.0, 2.0**19)
+    norm = engine_constants(public).norms[name]
+    assert norm.unit == 4.0, "two fraction bits fewer, which rows of this size can spare"
+    checked(public.config, engine_constants(public), state)
+
+    public.ranges.bounds[f"{name}.variance"] = 0.3, 1000.0
+    with pytest.raises(RangeError, match=rf"{name} may reach"):
+        checked(public.config, engine_constants(public), state)
+
+
 @settings(max_examples=30)
 @given(st.integers(0, 10**6), st.sampled_from(sorted(GELU_FORMS)), st.floats(0.1, 10), st.integers(0, 3))
 def test_rows_behind_the_activation_stay_below_their_bound(seed: int, gelu: str, size: float, n_silent: int) -> None:

@@ -93,6 +93,13 @@ def stream_of(name: str, rings: Rings) -> Stream:
     return rings.attention if name.endswith(".attention") else rings.output
 
 
+def _known_reach(name: str, bounds: CalibratedRanges) -> float | None:
+    """Return what `stream_reach` does, or None where the ranges do not tell."""
+    layer, _, part = name.rpartition(".")
+    known = f"{layer}.{dict(zip(NORM_PARTS, STREAM_REACHES, strict=True)).get(part)}" in bounds
+    return stream_reach(name, bounds) if known else None
+
+
 def stream_reach(name: str, bounds: CalibratedRanges) -> float:
     """Return below which length a row before a LayerNorm of a layer stays for any text.
 
@@ -173,6 +180,9 @@ def norm(
         # Behind large rows the largest unit decides: asking for more room never rejects a model.
         wide = max(ROOMY_BITS + log_small, MIN_STREAM_SCALE - MAX_LOG_UNIT)
         scale = wide if roomy else MIN_STREAM_SCALE + max(0, log_small)
+        if (reach := _known_reach(name, bounds)) is not None:
+            # Rows that may be long for some text take the room that they need, if the smallest rows leave it.
+            scale = min(scale, max(wide, stream.bits - 2 - math.ceil(math.log2(reach))))
         scale = min(scale, _largest_scale(high, stream))
         # Where the stream would be too coarse for its ring, it is computed in units instead.
         log_unit = max(0, MIN_STREAM_SCALE - scale)
