@@ -154,7 +154,7 @@ def test_the_check_adds_up_marks_by_sentence() -> None:
 
 
 def test_what_is_known_ahead_shows_no_mask() -> None:
-    assert "tensor" not in repr(Known(torch.ones(3), [((3,), 8)], torch.ones(3)))
+    assert "tensor" not in repr(Known(torch.ones(3), [((3,), 8)]))
 
 
 def test_an_outcome_shows_no_logit() -> None:
