@@ -154,7 +154,7 @@ class CorrelationStore:
         self._advance(request)
 
     def input_mask(self, request: Request) -> torch.Tensor:
-        """Do as `skip`, and return the mask of a linear map's input once more, as int64.
+        """Do as `skip`, and return the mask A of a linear map's input once more: int64 (rows, in).
 
         It is derived again, because that takes less time than keeping it packed takes memory.
 

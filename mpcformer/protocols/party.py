@@ -32,7 +32,7 @@ class Store(Protocol):
         """Count the next operation as used by the data owner, who looked at it ahead."""
 
     def input_mask(self, request: Request) -> torch.Tensor:
-        """Do as `skip`, and return the mask of a linear map's input."""
+        """Do as `skip`, and return the mask A of a linear map's input, int64 (rows, in)."""
 
 
 @dataclass

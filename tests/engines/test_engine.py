@@ -20,6 +20,7 @@ from mpcformer.engines.crypten.newton import rsqrt_plan
 from mpcformer.engines.registry import ENGINES, create_engine, estimate_batch
 from mpcformer.errors import ProtocolError, RangeError, UserInputError
 from mpcformer.modeling import Ranges, load_student
+from mpcformer.ring import filed
 from mpcformer.ring.random import fresh_key
 from tests.pair import batch_of, run_outcomes, run_pair, run_private, shared
 from tests.tiny import save_parquet, save_student
@@ -312,8 +313,14 @@ def test_a_row_above_its_range_never_passes_with_a_negative_root(ratio: float) -
 
 
 @pytest.mark.parametrize("task", ["sst2", "mrpc"])
-def test_words_of_a_large_vocabulary_are_looked_up_by_buckets(tmp_path: Path, task: str) -> None:
-    """Words, types, positions and padding, in several parts; fewer bytes than one-hot rows, and no round more."""
+def test_words_of_a_large_vocabulary_are_looked_up_by_buckets(
+    tmp_path: Path, task: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Words, types, positions and padding, in several parts; fewer bytes than one-hot rows, and no round more.
+
+    Both models' masked tables are kept in files; the second one's is read whole.
+    """
+    monkeypatch.setattr(filed, "LARGE_TABLE", 0)
     data = save_parquet(tmp_path / task, task=task, n_eval=40)
     folder = save_student(tmp_path / "student", data, task=task, vocab_size=7000)
     inputs, expected = batch_of(folder, data, task)

@@ -95,9 +95,13 @@ def stream_of(name: str, rings: Rings) -> Stream:
 
 def _known_reach(name: str, bounds: CalibratedRanges) -> float | None:
     """Return what `stream_reach` does, or None where the ranges do not tell."""
+    return stream_reach(name, bounds) if _name_of_reach(name) in bounds else None
+
+
+def _name_of_reach(name: str) -> str:
+    """Return the name of the range that tells how long the rows before a LayerNorm may be; "" for the embeddings'."""
     layer, _, part = name.rpartition(".")
-    known = f"{layer}.{dict(zip(NORM_PARTS, STREAM_REACHES, strict=True)).get(part)}" in bounds
-    return stream_reach(name, bounds) if known else None
+    return f"{layer}.{dict(zip(NORM_PARTS, STREAM_REACHES, strict=True))[part]}" if layer else ""
 
 
 def stream_reach(name: str, bounds: CalibratedRanges) -> float:
@@ -106,8 +110,7 @@ def stream_reach(name: str, bounds: CalibratedRanges) -> float:
     Raises:
         RangeError: the ranges do not tell, or it is not positive.
     """
-    layer, part = name.rsplit(".", 1)
-    reach = calibrated(bounds, f"{layer}.{dict(zip(NORM_PARTS, STREAM_REACHES, strict=True))[part]}")[1]
+    reach = calibrated(bounds, _name_of_reach(name))[1]
     if not reach > 0:
         raise RangeError(f"calibrated range {name}: a reach of {reach} is not positive", "distil the student again")
     return reach
