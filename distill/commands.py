@@ -243,6 +243,9 @@ def distill(
     intermediate: Annotated[
         int | None, option(group=TRAINING, about="Feed-forward units; default: the teacher's.")
     ] = None,
+    strides: Annotated[
+        str, option(group=TRAINING, about="Keep every n-th position, by layer, such as 1,4,1,1,1,1; default: all.")
+    ] = "",
     start: Annotated[
         str,
         choice("--from", _starts, group=TRAINING, about="{} or a general student.", check=_known_start),
@@ -282,7 +285,7 @@ def distill(
     from distill.recipe import LABELS_ALONE, DistillRecipe, paper_recipe
     from distill.student import distill_student
     from distill.teacher import columns_of
-    from mpcformer.modeling.description import carries_compact, described, split_norms
+    from mpcformer.modeling.description import carries_compact, described, split_norms, split_strides
     from mpcformer.modeling.folder import read_config
 
     chosen: dict[str, Any] = {
@@ -313,6 +316,7 @@ def distill(
         gelu=gelu,
         softmax=softmax,
         constant_norms=norms,
+        strides=split_strides(strides),
         engine_precision=WIDE if weight_bits == ALL_BITS else COMPACT,
         weight_bits=None if weight_bits == ALL_BITS else int(weight_bits),
         batch_size=batch_size,

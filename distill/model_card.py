@@ -118,7 +118,7 @@ def _settings(recipe: Any) -> dict[str, Any]:
     """Return the recipe's options, without those that contain a path."""
     values = {key: value for key, value in asked(recipe).items() if key != "task"}
     return {
-        key: ", ".join(value) if isinstance(value, tuple) else value
+        key: ", ".join(map(str, value)) if isinstance(value, tuple) else value
         for key, value in values.items()
         if key != "model" and not isinstance(value, Path) and not (isinstance(value, str) and set(value) & set("/\\"))
     }

@@ -134,6 +134,7 @@ class DistillRecipe:
             need the compact precision.
         layer_rates: the learning rate of a layer divided by that of the next higher layer, with the embeddings below
             the lowest layer; None: all rates are equal.
+        strides: for each layer, of how many of its positions it keeps one, see `ModelDescription`; empty: all are kept.
     """
 
     teacher: Path
@@ -172,6 +173,7 @@ class DistillRecipe:
     covers: str | None = None
     engine_precision: str | None = None
     weight_bits: int | None = None
+    strides: tuple[int, ...] = ()
 
 
 def asked(recipe: TeacherRecipe | GeneralRecipe | DistillRecipe) -> dict[str, Any]:

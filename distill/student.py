@@ -195,6 +195,11 @@ def _check_also(recipe: DistillRecipe) -> None:
         raise UserInputError(
             f"also2: {recipe.also2[0]} has no place in a training on labels alone", "leave also2 empty"
         )
+    if recipe.strides and recipe.match1 == "mixture":
+        raise UserInputError(
+            "match1: mixture runs layers of the teacher, which need the positions that strides drop",
+            "leave match1 at its default, or leave strides out",
+        )
     if recipe.also1 and recipe.match1 == "mixture":
         raise UserInputError(
             f"also1: {recipe.also1[0]} has no place beside match1 mixture, which matches logits alone",

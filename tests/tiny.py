@@ -101,6 +101,7 @@ def save_student(
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Sequence[str] = (),
+    strides: Sequence[int] = (),
     head_size: int | None = None,
     seed: int = 0,
     precision: str = WIDE,
@@ -116,6 +117,7 @@ def save_student(
         gelu: the form of GeLU.
         softmax: the form of softmax.
         constant_norms: the LayerNorms that divide by a constant.
+        strides: by layer, of how many positions it keeps one.
         head_size: the size of an attention head. If it is given, the student has random weights instead of its
             teacher's, because a BERT cannot have a head size of its own.
         seed: determines the weights.
@@ -126,7 +128,9 @@ def save_student(
     source = folder.with_name(f"{folder.name}-teacher")
     n_heads = changes.pop("num_attention_heads", 4)
     save_bert(source, num_labels=get_task(task).num_labels, seed=seed, **changes)
-    model = load_checkpoint(source, gelu=gelu, softmax=softmax, task=task, constant_norms=constant_norms)
+    model = load_checkpoint(
+        source, gelu=gelu, softmax=softmax, task=task, constant_norms=constant_norms, strides=strides
+    )
     if head_size is not None:
         torch.manual_seed(seed)
         config = MPCFormerConfig(**(model.config.to_dict() | {"num_attention_heads": n_heads, "head_size": head_size}))

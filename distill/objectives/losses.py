@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,8 @@ from distill.start.spans import Spans
 from mpcformer.approximations import QUAD_SHIFT
 from mpcformer.tasks import Task
 
+# As `ModelDescription.steps` gives them.
+Steps = Sequence[tuple[int, int]]
 # Smaller probabilities are raised to this value before a logarithm is taken.
 MIN_PROBABILITY = 1e-6
 # The temperature and the number of iterations of `sinkhorn_loss`.
@@ -19,38 +22,73 @@ TEMPERATURE = 0.1
 ITERATIONS = 20
 
 
-def state_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
-    """Mean squared error of hidden states over real tokens, summed over the embeddings and the student's layers.
+@dataclass(frozen=True)
+class LayerPair:
+    """What is compared of one layer of the student and the layer of its teacher; of the positions that are kept.
+
+    Args:
+        theirs, ours: the same value of the teacher and of the student: hidden states (B, Q, H), or raw scores
+            (B, A, Q, L).
+        rows: the mask of the queries, (B, Q).
+        keys: the mask of the keys, (B, L).
+    """
+
+    theirs: torch.Tensor
+    ours: torch.Tensor
+    rows: torch.Tensor
+    keys: torch.Tensor
+
+
+def state_pairs(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans, steps: Steps) -> list[LayerPair]:
+    """Return the hidden states of the embeddings and of the student's layers, with the teacher's for each.
 
     Args:
         theirs: the teacher's output with hidden_states, (B, L, H) each.
-        ours: the student's, in the same shape.
+        ours: the student's, of the positions that each layer keeps.
         mask: (B, L).
         spans: the teacher's layers that each student layer stands for, see `Spans`.
+        steps: of the student, see `ModelDescription.steps`.
     """
-    ends = [0, *(last for _, last in spans)]
-    pairs = zip([theirs.hidden_states[end] for end in ends], ours.hidden_states, strict=True)
-    return _squared_error(pairs, mask.float()[:, :, None])
+    ends, kept = [0, *(last for _, last in spans)], [1, *(after for _, after in steps)]
+    states = zip(ends, kept, ours.hidden_states, strict=True)
+    return [
+        LayerPair(theirs.hidden_states[end][:, ::step], state, mask[:, ::step], mask[:, ::step])
+        for end, step, state in states
+    ]
 
 
-def score_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
-    """Mean squared error of raw attention scores over pairs of real tokens, summed over the student's layers.
+def score_pairs(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans, steps: Steps) -> list[LayerPair]:
+    """Return the raw attention scores of the student's layers, with the teacher's for each.
 
     Args:
         theirs: the teacher's output with attention_scores, (B, A, L, L) each.
-        ours: the student's, in the same shape.
-        mask: (B, L).
-        spans: as in `state_loss`.
+        ours: the student's, of the positions that each layer gets and keeps.
+        mask, spans, steps: as in `state_pairs`.
     """
-    pairs = zip([theirs.attention_scores[first] for first, _ in spans], ours.attention_scores, strict=True)
-    return _squared_error(pairs, (mask[:, None, :, None] * mask[:, None, None, :]).float())
+    layers = zip(spans, steps, ours.attention_scores, strict=True)
+    return [
+        LayerPair(theirs.attention_scores[first][:, :, ::after, ::before], scores, mask[:, ::after], mask[:, ::before])
+        for (first, _), (before, after), scores in layers
+    ]
 
 
-def _squared_error(pairs: Iterable[tuple[torch.Tensor, torch.Tensor]], weight: torch.Tensor) -> torch.Tensor:
-    loss = torch.zeros((), device=weight.device)
-    for a, b in pairs:
+def state_loss(pairs: Iterable[LayerPair]) -> torch.Tensor:
+    """Mean squared error of hidden states over real tokens, summed over the embeddings and the student's layers."""
+    return _squared_error((pair.theirs, pair.ours, pair.rows.float()[:, :, None]) for pair in pairs)
+
+
+def score_loss(pairs: Iterable[LayerPair]) -> torch.Tensor:
+    """Mean squared error of raw attention scores over pairs of real tokens, summed over the student's layers."""
+    return _squared_error(
+        (pair.theirs, pair.ours, (pair.rows[:, None, :, None] * pair.keys[:, None, None, :]).float()) for pair in pairs
+    )
+
+
+def _squared_error(triples: Iterable[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> torch.Tensor:
+    loss = torch.zeros(())
+    for a, b, weight in triples:
         squared = (a.float() - b.float()) ** 2 * weight
-        loss = loss + squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
+        loss = loss.to(squared.device) + squared.sum() / (weight.sum() * (squared.numel() // weight.numel()))
     return loss
 
 
@@ -76,71 +114,66 @@ def answer_loss(task: Task, theirs: torch.Tensor, ours: torch.Tensor) -> torch.T
     return embedding_loss(theirs, ours) if task.is_embedding else logit_loss(theirs, ours, task.is_regression)
 
 
-def row_loss(ours: Any, mask: torch.Tensor, shift: float = QUAD_SHIFT) -> torch.Tensor:
+def row_loss(ours: Any, mask: torch.Tensor, steps: Steps, shift: float = QUAD_SHIFT) -> torch.Tensor:
     """Penalty for rows whose mean of (s + 5)^2 lies outside ROW_MEANS.
 
     It is the squared logarithm of the excess, averaged over rows and summed over layers. It keeps the calibrated ranges
     of 2Quad so narrow that the tables of a private reciprocal can cover them.
 
     Args:
-        ours: the student's output with attention_scores, (B, A, L, L) each.
+        ours: the student's output with attention_scores, (B, A, Q, L) each.
         mask: (B, L).
+        steps: as in `state_pairs`.
         shift: `square_shift` of the student's form of softmax: 5 in (s + 5)^2.
     """
-    keys = mask[:, None, None, :].float()
-    rows = mask[:, None, :].float()  # (B, 1, L)
     least, most = (math.log(bound) for bound in ROW_MEANS)
     loss = torch.zeros((), device=mask.device)
-    for scores in ours.attention_scores:
-        mean = (keys * (scores.float() + shift) ** 2).sum(-1) / keys.sum(-1)  # (B, A, L)
+    # A mixture of two models has the scores of some layers only, and all positions.
+    for scores, (before, after) in zip(ours.attention_scores, steps, strict=False):
+        keys, rows = mask[:, None, None, ::before].float(), mask[:, None, ::after].float()
+        mean = (keys * (scores.float() + shift) ** 2).sum(-1) / keys.sum(-1)  # (B, A, Q)
         log = mean.clamp(min=1e-6).log()
         outside = F.relu(least - log).square() + F.relu(log - most).square()
         loss = loss + (outside * rows).sum() / (rows.sum() * scores.size(1))
     return loss
 
 
-def direction_loss(theirs: Any, ours: Any, mask: torch.Tensor, spans: Spans) -> torch.Tensor:
+def direction_loss(pairs: Iterable[LayerPair]) -> torch.Tensor:
     """One minus the cosine similarity of hidden states.
 
     It is averaged over real tokens and summed over the embeddings and the student's layers.
 
-    Args:
-        theirs: the teacher's output with hidden_states, (B, L, H) each.
-        ours: the student's, in the same shape.
-        mask: (B, L).
-        spans: as in `state_loss`.
-
     Source: Sanh et al., DistilBERT, 2019.
     """
-    weight = mask.float()
-    loss = torch.zeros((), device=mask.device)
-    for end, state in zip([0, *(last for _, last in spans)], ours.hidden_states, strict=True):
-        cosine = F.cosine_similarity(theirs.hidden_states[end].float(), state.float(), dim=-1)
-        loss = loss + ((1 - cosine) * weight).sum() / weight.sum()
+    loss = torch.zeros(())
+    for pair in pairs:
+        cosine, weight = F.cosine_similarity(pair.theirs.float(), pair.ours.float(), dim=-1), pair.rows.float()
+        loss = loss.to(cosine.device) + ((1 - cosine) * weight).sum() / weight.sum()
     return loss
 
 
-def probability_loss(theirs: Sequence[torch.Tensor], ours: Sequence[torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+def probability_loss(pairs: Iterable[LayerPair]) -> torch.Tensor:
     """Divergence of the student's attention probabilities from the teacher's.
 
     The divergence of a row is sum_j t_j log(t_j / p_j) - t_j + p_j. If rows add up to one, this is the Kullback-Leibler
     divergence. The rows of 2quad-const need not, and for them too the divergence is zero only if both rows are equal.
     It is averaged over real queries and heads and summed over layers.
 
-    Args:
-        theirs: the teacher's probabilities, (B, A, L, L) for each layer of the student.
-        ours: the student's, in the same shape.
-        mask: (B, L).
-
     Source: Wang et al., MiniLM, NeurIPS 2020.
     """
-    keys, queries = mask[:, None, None, :].float(), mask[:, None, :].float()
-    loss = torch.zeros((), device=mask.device)
-    for t, p in zip(theirs, ours, strict=True):
-        t, p = t.float().clamp(min=MIN_PROBABILITY), p.float().clamp(min=MIN_PROBABILITY)
-        rows = ((t * (t / p).log() - t + p) * keys).sum(-1)  # (B, A, L)
-        loss = loss + (rows * queries).sum() / (queries.sum() * rows.size(1))
+    loss = torch.zeros(())
+    for pair in pairs:
+        keys, queries = pair.keys[:, None, None, :].float(), pair.rows[:, None, :].float()
+        t, p = (x.float().clamp(min=MIN_PROBABILITY) for x in (pair.theirs, pair.ours))
+        rows = ((t * (t / p).log() - t + p) * keys).sum(-1)  # (B, A, Q)
+        loss = loss.to(rows.device) + (rows * queries).sum() / (queries.sum() * rows.size(1))
     return loss
+
+
+def grouped(probabilities: torch.Tensor, step: int) -> torch.Tensor:
+    """Add up the probabilities (..., L) of the keys between two kept ones, which go to the first of them: (..., K)."""
+    padded = F.pad(probabilities, (0, -probabilities.size(-1) % step))
+    return padded.view(*padded.shape[:-1], -1, step).sum(-1)
 
 
 def sinkhorn_loss(theirs: torch.Tensor, ours: torch.Tensor, regression: bool) -> torch.Tensor:

@@ -9,13 +9,17 @@ from torch.nn import functional as F
 from distill.objectives.augment import replace_tokens
 from distill.objectives.closeness import closeness
 from distill.objectives.losses import (
+    LayerPair,
     answer_loss,
     direction_loss,
+    grouped,
     probability_loss,
     row_loss,
     score_loss,
+    score_pairs,
     sinkhorn_loss,
     state_loss,
+    state_pairs,
 )
 from distill.objectives.replacement import mixed_forward
 from distill.recipe import DistillRecipe, GeneralRecipe
@@ -100,6 +104,7 @@ class _InnerLosses:
         self.spans: Spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
         self.row_shift = softmax_form(recipe.softmax).square_shift
         self.narrow = narrow and self.row_shift is not None
+        self.steps = student.config.steps
 
     def inside(self, batch: Batch) -> torch.Tensor:
         """Match hidden states, and what the recipe's `also1` names."""
@@ -110,9 +115,10 @@ class _InnerLosses:
         inputs = self._inputs(batch) | {"output_hidden_states": True, "output_attention_scores": True}
         theirs, ours = self._teacher(inputs), self.student(**inputs)
         mask = batch["attention_mask"]
-        loss = batch.tokens * state_loss(theirs, ours, mask, self.spans)
+        states = state_pairs(theirs, ours, mask, self.spans, self.steps)
+        loss = batch.tokens * state_loss(states)
         if "directions" in self.recipe.also1:
-            loss = loss + batch.tokens * direction_loss(theirs, ours, mask, self.spans)
+            loss = loss + batch.tokens * direction_loss(states)
         if "probabilities" in self.recipe.also1:
             loss = loss + batch.tokens * self._probabilities(theirs, ours, mask)
         return self._add_row_loss(loss, batch, ours), theirs, ours
@@ -138,21 +144,19 @@ class _InnerLosses:
     def _add_row_loss(self, loss: torch.Tensor, batch: Batch, ours: Any) -> torch.Tensor:
         if not self.narrow or self.row_shift is None:
             return loss
-        return loss + batch.tokens * row_loss(ours, batch["attention_mask"], self.row_shift)
+        return loss + batch.tokens * row_loss(ours, batch["attention_mask"], self.steps, self.row_shift)
 
     def _probabilities(self, theirs: Any, ours: Any, mask: torch.Tensor) -> torch.Tensor:
         """Compute both models' attention probabilities from their scores, and return the loss between them."""
-        keys = mask[:, None, None, :].float()
-        with torch.no_grad():
-            wanted = [
-                _attention(self.teacher, first).probabilities(theirs.attention_scores[first].float(), keys)[0]
-                for first, _ in self.spans
-            ]
-        found = [
-            _attention(self.student, index).probabilities(scores.float(), keys)[0]
-            for index, scores in enumerate(ours.attention_scores)
-        ]
-        return probability_loss(wanted, found, mask)
+        keys, pairs = mask[:, None, None, :].float(), list[LayerPair]()
+        layers = zip(self.spans, self.steps, ours.attention_scores, strict=True)
+        for index, ((first, _), (before, after), scores) in enumerate(layers):
+            with torch.no_grad():
+                raw = theirs.attention_scores[first][:, :, ::after].float()
+                wanted = grouped(_attention(self.teacher, first).probabilities(raw, keys)[0], before)
+            found = _attention(self.student, index).probabilities(scores.float(), keys[..., ::before])[0]
+            pairs.append(LayerPair(wanted, found, mask[:, ::after], mask[:, ::before]))
+        return probability_loss(pairs)
 
 
 class _TaskLosses(_InnerLosses):
@@ -170,7 +174,9 @@ class _TaskLosses(_InnerLosses):
         """Stage 1: match the values inside the models, and the logits or, as published, the raw attention scores."""
         loss, theirs, ours = self._matched(batch)
         if self.published:
-            return loss + batch.pairs * score_loss(theirs, ours, batch["attention_mask"], self.spans)
+            return loss + batch.pairs * score_loss(
+                score_pairs(theirs, ours, batch["attention_mask"], self.spans, self.steps)
+            )
         return loss + answer_loss(self.task, theirs.logits, ours.logits)
 
     def mixture(self, batch: Batch) -> torch.Tensor:

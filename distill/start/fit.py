@@ -17,6 +17,7 @@ kept.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import cast
 
 import torch
@@ -57,13 +58,28 @@ def fit(
     spans = layer_spans(len(teacher.bert.layers), len(student.bert.layers))
     _copy_rest(teacher, student)
     texts = [_embed(teacher, student, batch) for batch in batches]
-    report = [
-        _fit_layer(teacher.bert.layers[first:last], layer, texts)
-        for (first, last), layer in zip(spans, student.bert.layers, strict=True)
-    ]
+    with _every_position(student.bert):
+        report = [
+            _fit_layer(teacher.bert.layers[first:last], layer, texts)
+            for (first, last), layer in zip(spans, student.bert.layers, strict=True)
+        ]
     if teacher.config.head_activation != "none":
         _fit_pooler(teacher.bert, student.bert, texts)
     return report
+
+
+@contextmanager
+def _every_position(student: Bert) -> Iterator[None]:
+    """Let every layer of a student keep all positions: each layer is fitted to the teacher's, which does."""
+    attentions = [LayerParts.of(layer).attention for layer in student.layers]
+    before = [(attention.step, attention.stride) for attention in attentions]
+    for attention in attentions:
+        attention.step = attention.stride = 1
+    try:
+        yield
+    finally:
+        for attention, (step, stride) in zip(attentions, before, strict=True):
+            attention.step, attention.stride = step, stride
 
 
 def _fit_pooler(teacher: Bert, student: Bert, texts: list[Text]) -> None:

@@ -50,6 +50,7 @@ def load_pair(recipe: DistillRecipe, task: Task) -> tuple[Model, Model]:
     if not task.is_embedding:
         order_head(teacher, task, f"--teacher: {recipe.teacher}")
     forms: dict[str, Any] = {"gelu": recipe.gelu, "softmax": recipe.softmax, "constant_norms": recipe.constant_norms}
+    forms["strides"] = recipe.strides
     sizes = _smaller_sizes(recipe, teacher)
     if recipe.start == "random" or sizes:
         config = MPCFormerConfig(**{**teacher.config.to_dict(), **sizes, **forms})

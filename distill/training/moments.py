@@ -32,10 +32,11 @@ def moments_of(
 
     def noting(rounded: RoundedMap) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
         gain, bias = (parameters[f"{rounded.norm}.{part}"] if rounded.norm else None for part in ("weight", "bias"))
+        step = _step(config, rounded.source)
 
         def note(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             rows = inputs[0].detach()
-            rows = rows[mask] if rows.dim() == 3 else rows
+            rows = rows[mask[:, ::step]] if rows.dim() == 3 else rows
             if gain is not None and bias is not None:
                 # The folded map takes the row before gain and bias.
                 rows = torch.where(gain == 0, 0.0, (rows - bias) / torch.where(gain == 0, 1.0, gain))
@@ -57,3 +58,11 @@ def moments_of(
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _step(config: ModelDescription, source: str) -> int:
+    """Return how far apart in the text the positions are of which a map takes the rows."""
+    if ".layer." not in source:  # the head's dense layer takes one row of a sentence
+        return 1
+    before, after = config.steps[int(source.split(".")[3])]
+    return before if source.endswith((".key", ".value")) else after

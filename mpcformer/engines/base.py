@@ -57,7 +57,7 @@ class PublicModel:
         keys = (
             "vocab_size type_vocab_size hidden_size num_hidden_layers num_attention_heads head_size intermediate_size"
             " max_position_embeddings num_labels layer_norm_eps gelu softmax constant_norms task embedding_size"
-            " projection score_buckets pooling head_activation output"
+            " projection score_buckets pooling head_activation output strides"
         )
         named = {key: str(getattr(self.config, key)) for key in keys.split()}
         return named | {"ranges": json.dumps(self.ranges.to_json(), sort_keys=True), "embeddings": self.embeddings}

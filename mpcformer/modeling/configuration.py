@@ -18,7 +18,8 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         constant_norms: LayerNorms that divide by a learnt constant instead of each row's deviation, as `chosen_norms`
             takes them; they are kept by their full names.
         head_size: the size of each attention head; None stands for hidden_size / num_attention_heads, as in every BERT.
-        precision, embedding_size, projection, score_buckets, pooling, head_activation, output: see `ModelDescription`.
+        precision, embedding_size, projection, score_buckets, pooling, head_activation, output, strides: see
+            `ModelDescription`.
 
     Raises:
         UserInputError: an unknown form or LayerNorm, an impossible size, or a variant that the private model does not
@@ -41,6 +42,7 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         pooling: str = "first",
         head_activation: str = "tanh",
         output: str = "logits",
+        strides: Sequence[int] = (),
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -48,11 +50,11 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
         self.precision, self.score_buckets = precision, score_buckets
         self.pooling, self.head_activation, self.output = pooling, head_activation, output
         self.embedding_size = self.hidden_size if embedding_size is None else embedding_size
-        self.projection = projection
+        self.projection, self.strides = projection, strides
         self.head_size = checked_head_size(self.hidden_size, self.num_attention_heads, head_size)
         settled = ModelDescription.of(self)
         self.gelu, self.softmax, self.constant_norms = settled.gelu, settled.softmax, list(settled.constant_norms)
-        self.projection = settled.projection
+        self.projection, self.strides = settled.projection, list(settled.strides)
 
     @property
     def attention_size(self) -> int:
@@ -63,6 +65,11 @@ class MPCFormerConfig(BertConfig):  # type: ignore[misc]
     def has_dense(self) -> bool:
         """Whether the head has a dense layer before the classifier."""
         return ModelDescription.of(self).has_dense
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """How far apart in the text the positions are that each layer gets, and those that it keeps."""
+        return ModelDescription.of(self).steps
 
     def norm_width(self, name: str) -> int:
         """Return the length of the rows of a LayerNorm of `norm_names`."""

@@ -4,6 +4,8 @@ The parties read it from the file. transformers' own configuration class, which 
 extends, is for those who train, and takes seconds to import.
 """
 
+import itertools
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -28,6 +30,8 @@ SIZES = (
 POOLINGS = ("first", "mean", "each")
 HEAD_ACTIVATIONS = ("tanh", "relu", "gelu", "none")
 OUTPUTS = ("logits", "embedding")
+# The largest number of positions of which a layer may keep one.
+MOST_STRIDE = 64
 
 
 def norm_names(n_layers: int) -> list[str]:
@@ -62,9 +66,49 @@ def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
     return [name for name in names if name in chosen]
 
 
+def checked_strides(strides: Sequence[int], n_layers: int, pooling: str) -> list[int]:
+    """Return the strides of a model's layers as a list, which is empty if every layer keeps all of its positions.
+
+    Args:
+        strides: as `ModelDescription` takes them.
+        n_layers: the number of encoder layers.
+        pooling: which rows the head takes.
+
+    Raises:
+        UserInputError: `strides` is not one positive integer for each layer, or the head needs every position.
+    """
+    if not isinstance(strides, list | tuple) or not all(type(n) is int and 1 <= n <= MOST_STRIDE for n in strides):
+        raise UserInputError(
+            f"strides: {strides!r} is no list of integers from 1 to {MOST_STRIDE}", "give a list such as [1, 2, 1]"
+        )
+    if strides and len(strides) != n_layers:
+        raise UserInputError(
+            f"strides: {len(strides)} numbers for a model of {n_layers} layers", "give one number for each layer"
+        )
+    if all(stride == 1 for stride in strides):
+        return []
+    if pooling == "each":
+        raise UserInputError(
+            f"strides: {list(strides)} drop positions, and the head gives an answer for each", "leave strides out"
+        )
+    return list(strides)
+
+
 def split_norms(listed: str) -> list[str]:
     """Return the names in a comma-separated list, as an option on the command line gives them."""
     return [name.strip() for name in listed.split(",") if name.strip()]
+
+
+def split_strides(listed: str) -> tuple[int, ...]:
+    """Return the numbers in a comma-separated list, as an option on the command line gives them.
+
+    Raises:
+        UserInputError: one of them is no integer.
+    """
+    try:
+        return tuple(int(number) for number in listed.split(",")) if listed.strip() else ()
+    except ValueError:
+        raise UserInputError(f"--strides: {listed!r} is no list of integers", "give one such as 1,2,1,1") from None
 
 
 def checked_head_size(hidden_size: int, n_heads: int, head_size: int | None) -> int:
@@ -139,6 +183,8 @@ class ModelDescription:
         task: the task that the student was distilled for.
         id2label: the names of the classes by the index of their logit.
         precision: compact or wide: the rings in which the engine `lift` computes. Files of older releases name none.
+        strides: for each layer, of how many of its positions it keeps one, from the first on. Attention still reads all
+            of them, but only the kept ones ask, and go on. Empty: every layer keeps all.
 
     Raises:
         UserInputError: an unknown form or LayerNorm, or an impossible size.
@@ -165,6 +211,7 @@ class ModelDescription:
     task: str | None = None
     id2label: Mapping[int, str] = field(default_factory=two_classes)
     precision: str = WIDE
+    strides: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         for name in SIZES:
@@ -179,6 +226,7 @@ class ModelDescription:
             "softmax": softmax_form(self.softmax).name,
             "constant_norms": chosen_norms(self.constant_norms, self.num_hidden_layers),
             "head_size": head_size,
+            "strides": checked_strides(self.strides, self.num_hidden_layers, self.pooling),
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)
@@ -222,6 +270,13 @@ class ModelDescription:
     def norm_width(self, name: str) -> int:
         """Return the length of the rows of a LayerNorm of `norm_names`."""
         return self.embedding_size if name == "embeddings" else self.hidden_size
+
+    @property
+    def steps(self) -> list[tuple[int, int]]:
+        """How far apart in the text the positions are that each layer gets, and those that it keeps."""
+        strides = self.strides or [1] * self.num_hidden_layers
+        kept = list(itertools.accumulate(strides, operator.mul, initial=1))
+        return list(itertools.pairwise(kept))
 
     @property
     def has_dense(self) -> bool:

@@ -5,7 +5,8 @@ families. They are built from a description, or from a configuration for transfo
 needs. An observer sees the input of every non-linearity that is private later. Nothing here imports transformers, so a
 model owner can run a student without it.
 
-Letters in the shapes beside the code: B sentences, L positions, E embedding size, H hidden, A heads, D head size.
+Letters in the shapes beside the code: B sentences, L positions, Q positions that a layer keeps, E embedding size,
+H hidden, A heads, D head size.
 """
 
 import math
@@ -33,28 +34,39 @@ class Context:
     """The values that all modules of one forward pass share.
 
     Args:
-        keys: the mask (B, 1, 1, L) of 0 and 1.
+        keys: the mask (B, 1, 1, L) of 0 and 1 of the positions that the layer at work gets.
         observer: is shown the inputs of non-linearities; may be None.
         scores: collects the raw attention scores of each layer.
+
+    Attributes:
+        rows: the mask (B, 1, 1, Q) of the positions that the layer at work keeps.
     """
 
     keys: torch.Tensor
     observer: Observer | None
     scores: list[torch.Tensor]
 
+    def __post_init__(self) -> None:
+        self.rows = self.keys
+
+    def enter(self, stride: int) -> None:
+        """Begin the next layer, which keeps every stride-th of the positions that it gets."""
+        self.keys = self.rows
+        self.rows = self.keys[..., ::stride]
+
     def observe(self, name: str, values: torch.Tensor, kind: str = "tokens") -> None:
         """Show values to the observer.
 
         Args:
             name: of the range that they belong to.
-            values: (B, L, ...) for tokens, (B, A, L, L) for scores, (B, A, L, ...) for queries, (B, ...) for sentences.
+            values: (B, Q, ...) for tokens, (B, A, Q, L) for scores, (B, A, Q, ...) for queries, (B, ...) for sentences.
             kind: tokens, scores, queries or sentences.
         """
         if self.observer is None:
             return
-        valid = self.keys[:, 0, 0, :].bool()  # (B, L)
+        valid = self.rows[:, 0, 0, :].bool()  # (B, Q)
         if kind == "scores":
-            valid = valid[:, None, :, None] & valid[:, None, None, :]
+            valid = valid[:, None, :, None] & self.keys.bool()
         elif kind == "queries":
             valid = valid[:, None, :, None]
         elif kind == "sentences":
@@ -117,10 +129,16 @@ class SelfAttention(nn.Module):
 
     If the form of softmax divides rows by a learnt constant c, the module has the weight `log_divisor`, the logarithm
     of c, which keeps c positive. Like all weights it is the model owner's secret.
+
+    Attributes:
+        stride: of how many positions one is kept, and asks.
+        step: how far apart in the text the positions are.
     """
 
-    def __init__(self, config: Description) -> None:
+    def __init__(self, config: Description, index: int) -> None:
         super().__init__()
+        before, after = config.steps[index]
+        self.step, self.stride = before, after // before
         self.n_heads = config.num_attention_heads
         self.form = softmax_form(config.softmax)
         divisor = self.form.divisor
@@ -133,31 +151,32 @@ class SelfAttention(nn.Module):
         self.dropout = _dropout(config, "attention_probs_dropout_prob")
 
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """Return the attended values (B, L, A D) of x (B, L, H)."""
-        n_batch, n_positions, _ = x.shape
-        shape = (n_batch, n_positions, self.n_heads, -1)
-        query, key, value = (part(x).view(shape).transpose(1, 2) for part in (self.query, self.key, self.value))
+        """Return the attended values (B, Q, A D) of x (B, L, H)."""
+        kept = x[:, :: self.stride]
+        inputs = ((self.query, kept), (self.key, x), (self.value, x))
+        query, key, value = (part(rows).unflatten(2, (self.n_heads, -1)).transpose(1, 2) for part, rows in inputs)
         scores = self.scores(query, key)
         context.scores.append(scores)
         context.observe(f"{name}.scores", scores, "scores")
         probabilities, row_mean = self.probabilities(scores, context.keys)
         context.observe(f"{name}.row_mean", row_mean, "queries")
         attended: torch.Tensor = self.dropout(probabilities) @ value
-        return attended.transpose(1, 2).reshape(n_batch, n_positions, -1)
+        return attended.transpose(1, 2).flatten(2)
 
     def scores(self, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-        """Return the raw scores (B, A, L, L) of queries and keys (B, A, L, D)."""
+        """Return the raw scores (B, A, Q, L) of queries (B, A, Q, D) and keys (B, A, L, D)."""
         scores = query @ key.transpose(2, 3) / math.sqrt(query.size(-1))
         return scores if self.score_bias is None else scores + self.bias(scores.size(-1))
 
     def bias(self, n_positions: int) -> torch.Tensor:
-        """Return what the scores are raised by, (A, L, L), in a layer that learns it."""
+        """Return what the scores are raised by, (A, Q, L), in a layer that learns it."""
         assert self.score_bias is not None
         table = self.score_bias.weight  # (buckets, A)
-        return table[distance_buckets(n_positions, table.size(0)).to(table.device)].permute(2, 0, 1)
+        buckets = distance_buckets(n_positions, table.size(0), self.step)[:: self.stride]
+        return table[buckets.to(table.device)].permute(2, 0, 1)
 
     def probabilities(self, scores: torch.Tensor, keys: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the weights and row means of scores (B, A, L, L) and keys (B, 1, 1, L), see `SoftmaxForm.__call__`."""
+        """Return the weights and row means of scores (B, A, Q, L) and keys (B, 1, 1, L), see `SoftmaxForm.__call__`."""
         return self.form(scores, keys, None if self.log_divisor is None else self.log_divisor.exp())
 
 
@@ -182,15 +201,23 @@ class Layer(nn.Module):
         super().__init__()
         name = f"layer.{index}"
         output = ResidualOutput(config, config.attention_size, f"{name}.attention")
-        self.attention = nn.ModuleDict({"self": SelfAttention(config), "output": output})
+        self.attention = nn.ModuleDict({"self": SelfAttention(config, index), "output": output})
         self.intermediate = nn.ModuleDict({"dense": nn.Linear(config.hidden_size, config.intermediate_size)})
         self.output = ResidualOutput(config, config.intermediate_size, f"{name}.output")
         self.activation = gelu_form(config.gelu)
 
+    @property
+    def stride(self) -> int:
+        """Of how many positions the layer keeps one."""
+        attention = self.attention["self"]
+        assert isinstance(attention, SelfAttention)
+        return attention.stride
+
     def forward(self, x: torch.Tensor, context: Context, name: str) -> torch.Tensor:
-        """Return the next hidden state (B, L, H) of x (B, L, H)."""
+        """Return the next hidden state (B, Q, H) of x (B, L, H)."""
+        context.enter(self.stride)
         attended = self.attention["self"](x, context, name)
-        x = self.attention["output"](attended, x, context, f"{name}.attention.variance")
+        x = self.attention["output"](attended, x[:, :: self.stride], context, f"{name}.attention.variance")
         inner = self.intermediate["dense"](x)
         context.observe(f"{name}.activation", inner)
         x = self.output(self.activation(inner), x, context, f"{name}.output.variance")
@@ -226,7 +253,7 @@ class Bert(nn.Module):
 
     def pool(self, x: torch.Tensor, context: Context) -> torch.Tensor:
         """Return what the classifier takes of the last hidden state (B, L, H), in the shape of `rows`."""
-        rows = self.rows(x, context.keys)
+        rows = self.rows(x, context.rows)
         if self.head_activation == "none":
             return rows
         before = self.pooler["dense"](rows)
@@ -236,7 +263,7 @@ class Bert(nn.Module):
     def forward(
         self, input_ids: torch.Tensor, token_type_ids: torch.Tensor, context: Context
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Return what the classifier takes, and the hidden states (B, L, H) of the embeddings and of each layer."""
+        """Return what the classifier takes, and the hidden states (B, Q, H) of the embeddings and of each layer."""
         x = self.embeddings(input_ids, token_type_ids, context)
         hidden = [x]
         for index, layer in enumerate(self.layers):

@@ -112,7 +112,8 @@ def require_teacher(folder: Path, option: str = "--teacher") -> None:
         return
     own = family_of(config, str(folder)).described(config)
     # A student's configuration says nothing of its teacher's activation; quad is no teacher's.
-    if own.get("gelu") == "quad" or own.get("softmax") != "softmax" or own.get("constant_norms"):
+    differs = own.get("constant_norms") or own.get("strides")
+    if own.get("gelu") == "quad" or own.get("softmax") != "softmax" or differs:
         raise UserInputError(
             f"{option}: {folder} holds a distilled student, not a teacher",
             "give the folder of a fine-tuned encoder: mpcformer teacher --task TASK --out DIR makes one",

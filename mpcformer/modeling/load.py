@@ -75,6 +75,7 @@ def load_checkpoint(
     softmax: str | None = None,
     task: str | None = None,
     constant_norms: Sequence[str] | None = None,
+    strides: Sequence[int] | None = None,
     seed: int | None = None,
     embedding: bool = False,
 ) -> "MPCFormerForSequenceClassification":
@@ -85,7 +86,7 @@ def load_checkpoint(
         num_labels: the number of logits; None stands for that of the checkpoint.
         gelu, softmax: the forms; None stands for those of the checkpoint, which are a plain model's own.
         task: the task that the configuration will name.
-        constant_norms: as `MPCFormerConfig` takes them; None stands for those of the checkpoint.
+        constant_norms, strides: as `MPCFormerConfig` takes them; None stands for those of the checkpoint.
         seed: from which the head is drawn anew if the checkpoint has none, or one of another size; None refuses such a
             checkpoint.
         embedding: whether to leave the head out and give sentence embeddings, by the pooling that the folder names. A
@@ -105,7 +106,7 @@ def load_checkpoint(
         known |= {"pooling": pooling_of(folder), "head_activation": "none", "output": "embedding"}
         known |= {"id2label": None, "label2id": None, "num_labels": None}
         known = {name: value for name, value in known.items() if value is not None}
-    asked = {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms}
+    asked = {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms, "strides": strides}
     known |= {name: value for name, value in asked.items() if value is not None} | {"task": task}
     try:
         config = MPCFormerConfig(**known)

@@ -44,7 +44,7 @@ from parties.stubs import parties_pb2 as pb
 # Two outputs of a regression agree when they differ by less than 1% of the range of STS-B's scores, 0 to 5.
 REGRESSION_TOLERANCE = 0.05
 # Private logits are right to about this much. A prediction whose two largest logits are closer than that is a tie:
-# chance may decide it, and another run may decide otherwise.
+# chance may decide it, and another run may decide otherwise. The plaintext student's logits tell, where they are known.
 RESOLUTION = 0.005
 OWNERS: tuple[Role, Role] = ("data-owner", "model-owner")
 # How many ids of refused examples the terminal shows.
@@ -71,8 +71,11 @@ def measured(
     told, near = results.scores, None
     private = dict(told.metrics) if told else _scores(task, logits, results.predictions)
     if told is None and not task.is_regression:
-        n_ties = int(ties(task, logits[answered], RESOLUTION).sum())
-        near = {"within": RESOLUTION, "predictions": n_ties, "agreeing": None}
+        near = {
+            "within": RESOLUTION,
+            "predictions": int(ties(task, logits[answered], RESOLUTION).sum()),
+            "agreeing": None,
+        }
     return {
         "task": task.name,
         "answers_withheld": told is not None,
@@ -127,9 +130,10 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
     scores = {name: _scores(task, logits, predictions) for name, logits in twins.items()}
     private, student = private[answered], twins["student"][answered]
     values = measured(options.job, results, options.insecure, task)
-    near = ties(task, private, RESOLUTION)
-    if values["ties"] is not None and near.any():
-        values["ties"] |= {"agreeing": round(agreement(task, private[near], student[near], 0.0) * near.sum())}
+    near = ties(task, student, RESOLUTION)
+    if values["ties"] is not None:
+        agreeing = round(agreement(task, private[near], student[near], 0.0) * near.sum()) if near.any() else None
+        values["ties"] |= {"predictions": int(near.sum()), "agreeing": agreeing}
     tolerance = _tolerance(task, student)
     values["metrics"] |= {"teacher": scores.get("teacher"), "student": scores["student"]}
     values["seeds"] |= {"training": distilled.get("recipe", {}).get("seed")}

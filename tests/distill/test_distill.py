@@ -36,6 +36,7 @@ from mpcformer.modeling import (
     load_student,
     load_tokenizer,
 )
+from mpcformer.modeling.precision import COMPACT
 from mpcformer.modeling.quantised import is_quantised
 from mpcformer.modeling.ranges import Ranges
 from mpcformer.modeling.tokenizer import Limits
@@ -250,6 +251,9 @@ def test_paper_recipe() -> None:
         ({"engine_precision": "compact", "weight_bits": 5}, "^--weight-bits: 5 is unknown"),
         ({"weight_bits": 8}, "^weight_bits: weights of 8 bits need the compact precision"),
         ({"start": "scratch"}, "--from: 'scratch' is unknown"),
+        ({"strides": (1, 2, 1)}, "^strides: 3 numbers for a model of 2 layers"),
+        ({"strides": (1, 0)}, r"^strides: \(1, 0\) is no list of integers from 1 to 64"),
+        ({"strides": (2, 1), "match1": "mixture", "also1": ()}, "^match1: mixture runs layers of the teacher"),
         ({"objective": "both"}, "--objective: 'both' is unknown"),
         ({"data_dir": Path("nowhere")}, "nowhere is not a folder"),
     ],
@@ -285,6 +289,23 @@ def test_all_forms_distil(teacher: Path, data_dir: Path, tmp_path: Path, gelu: s
     for layer in student.bert.layers:
         divisor = layer.attention["self"].log_divisor
         assert (divisor is not None) == (softmax == "2quad-const")
+
+
+@pytest.mark.parametrize("changes", [{}, {"recipe": "paper"}, {"start": "random", "layers": 1, "strides": (4,)}])
+def test_a_student_that_drops_positions(teacher: Path, data_dir: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    published = paper_recipe("sst2") | {"max_length": 32, "epochs1": 2, "epochs2": 2}
+    own = published if changes.pop("recipe", None) else {"weight_bits": 8, "engine_precision": COMPACT}
+    recipe = recipe_for(teacher, data_dir, **({"strides": (2, 1)} | own | changes))
+    record = distill_student(recipe, tmp_path / "student")
+    assert record["engines"]["lift"] == RUNS
+    student = load_student(tmp_path / "student")
+    assert student.config.strides == list(recipe.strides)
+    with torch.no_grad():
+        ids = torch.tensor([[2, 4, 12, 13, 3]])
+        states = student(ids, output_hidden_states=True).hidden_states
+    assert [state.size(1) for state in states] == [5, *((3, 3) if len(states) == 3 else (2,))]
+    with pytest.raises(UserInputError, match="holds a distilled student, not a teacher"):
+        distill_student(recipe_for(tmp_path / "student", data_dir), tmp_path / "again")
 
 
 def test_the_divisor_of_2quad_const_is_fitted_and_learnt(teacher: Path, data_dir: Path, tmp_path: Path) -> None:

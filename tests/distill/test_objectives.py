@@ -12,13 +12,17 @@ from safetensors.torch import load_file
 
 import distill.student
 from distill.objectives.losses import (
+    LayerPair,
     direction_loss,
+    grouped,
     logit_loss,
     probability_loss,
     row_loss,
     score_loss,
+    score_pairs,
     sinkhorn_loss,
     state_loss,
+    state_pairs,
 )
 from distill.objectives.replacement import FIRST, mixed_forward
 from distill.recipe import DistillRecipe, TeacherRecipe
@@ -53,11 +57,12 @@ def test_losses_by_hand() -> None:
     hidden, scores = torch.ones(1, 3, 2), torch.full((1, 2, 3, 3), 3.0)
     hidden[:, 2], scores[:, :, 2], scores[..., 2] = 1e6, 1e6, 1e6  # padding
     ours = SimpleNamespace(hidden_states=[hidden], attention_scores=[scores])
-    assert score_loss(theirs, ours, mask, [(0, 1)]).item() == pytest.approx(9.0)
-    assert state_loss(theirs, ours, mask, []).item() == pytest.approx(1.0)
+    assert score_loss(score_pairs(theirs, ours, mask, [(0, 1)], [(1, 1)])).item() == pytest.approx(9.0)
+    assert state_loss(state_pairs(theirs, ours, mask, [], [])).item() == pytest.approx(1.0)
     theirs.hidden_states = [torch.full((1, 3, 2), float(layer)) for layer in range(5)]
     ours.hidden_states = [torch.zeros(1, 3, 2), hidden, hidden]
-    assert state_loss(theirs, ours, mask, [(0, 2), (2, 4)]).item() == pytest.approx(1.0 + 9.0), "layers 2 and 4"
+    pairs = state_pairs(theirs, ours, mask, [(0, 2), (2, 4)], [(1, 1), (1, 1)])
+    assert state_loss(pairs).item() == pytest.approx(1.0 + 9.0), "layers 2 and 4"
     logits = torch.tensor([[2.0, -1.0]])
     probabilities = logits.softmax(-1)
     entropy = -(probabilities * probabilities.log()).sum()
@@ -69,11 +74,11 @@ def test_rows_inside_their_range_cost_nothing() -> None:
     mask = torch.tensor([[1, 1, 0]])
     scores = torch.zeros(1, 2, 3, 3)  # the mean of each row is 25
     scores[:, :, 2], scores[..., 2] = 1e3, 1e3  # padding
-    assert row_loss(SimpleNamespace(attention_scores=[scores]), mask).item() == 0.0
+    assert row_loss(SimpleNamespace(attention_scores=[scores]), mask, [(1, 1)]).item() == 0.0
     low, high = scores.clone(), scores.clone()
     low[0, 0, 0, :2] = -4.0  # one row of four gets a mean of 1
     high[0, 1, 1, :2] = 15.0  # and one gets a mean of 400
-    loss = row_loss(SimpleNamespace(attention_scores=[scores, low, high]), mask).item()
+    loss = row_loss(SimpleNamespace(attention_scores=[scores, low, high]), mask, [(1, 1)] * 3).item()
     least, most = ROW_MEANS
     assert loss == pytest.approx((math.log(least) ** 2 + math.log(400 / most) ** 2) / 4)
 
@@ -82,7 +87,7 @@ def test_directions_do_not_mind_lengths() -> None:
     theirs = torch.tensor([[[1.0, 0.0], [0.0, 2.0], [5.0, 5.0]]])
     ours = torch.tensor([[[3.0, 0.0], [4.0, 0.0], [-9.0, 9.0]]])  # the same direction, a right angle, and padding
     both = (SimpleNamespace(hidden_states=[theirs, theirs]), SimpleNamespace(hidden_states=[ours, ours]))
-    assert direction_loss(*both, MASK, [(0, 1)]).item() == pytest.approx(0.5 + 0.5)
+    assert direction_loss(state_pairs(*both, MASK, [(0, 1)], [(1, 1)])).item() == pytest.approx(0.5 + 0.5)
 
 
 def test_probabilities_are_compared_row_by_row() -> None:
@@ -90,10 +95,36 @@ def test_probabilities_are_compared_row_by_row() -> None:
     ours[0, 0, 0] = torch.tensor([0.75, 0.25, 9.0])
     ours[0, 0, 2] = 7.0  # padding has no effect
     divergence = 0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25)
-    assert probability_loss([theirs], [ours], MASK).item() == pytest.approx(divergence / 2)
-    assert probability_loss([theirs], [theirs], MASK).item() == 0.0
+    assert probability_loss([LayerPair(theirs, ours, MASK, MASK)]).item() == pytest.approx(divergence / 2)
+    assert probability_loss([LayerPair(theirs, theirs, MASK, MASK)]).item() == 0.0
     # Rows with another sum differ, even if they are proportional.
-    assert probability_loss([theirs], [0.5 * theirs], MASK).item() > 0.1
+    assert probability_loss([LayerPair(theirs, 0.5 * theirs, MASK, MASK)]).item() > 0.1
+
+
+def test_only_kept_positions_are_compared() -> None:
+    """The second layer keeps every second of five positions, the third every third of those three."""
+    mask = torch.tensor([[1, 1, 1, 1, 0]])
+    states = torch.arange(5.0)[None, :, None]
+    scores = (10 * torch.arange(5.0)[:, None] + torch.arange(5.0))[None, None]
+    theirs = SimpleNamespace(hidden_states=[states] * 4, attention_scores=[scores] * 3)
+    ours = SimpleNamespace(
+        hidden_states=[states, states, states[:, [0, 2, 4]], states[:, [0]]],
+        attention_scores=[scores, scores[:, :, [0, 2, 4]], scores[:, :, [0]][..., [0, 2, 4]]],
+    )
+    spans, steps = [(0, 1), (1, 2), (2, 3)], [(1, 1), (1, 2), (2, 6)]
+    for pair in (
+        *state_pairs(theirs, ours, mask, spans, steps)[1:],
+        *score_pairs(theirs, ours, mask, spans, steps),
+    ):
+        assert torch.equal(pair.theirs, pair.ours)
+    assert [pair.rows.tolist() for pair in score_pairs(theirs, ours, mask, spans, steps)] == [
+        [[1, 1, 1, 1, 0]],
+        [[1, 1, 0]],
+        [[1]],
+    ]
+    assert grouped(torch.tensor([[1.0, 2.0, 3.0, 4.0, 5.0]]), 2).tolist() == [[3.0, 7.0, 5.0]]
+    ours.hidden_states[2] = ours.hidden_states[2] + torch.tensor([1.0, 0.0, 7.0])[None, :, None]
+    assert state_loss(state_pairs(theirs, ours, mask, spans, steps)).item() == pytest.approx(0.5)
 
 
 @pytest.mark.parametrize("regression", [False, True])

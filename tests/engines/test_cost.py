@@ -19,6 +19,7 @@ CASES = [
     ({"softmax": "2quad-const", "constant_norms": ["all"]}, "lift", "public_table"),
     ({"head_size": 3, "num_attention_heads": 2, "num_hidden_layers": 3}, "lift", "public_table"),
     ({"vocab_size": 7000}, "lift", "private_table"),
+    ({"num_hidden_layers": 3, "strides": [1, 3, 1]}, "lift", "private_table"),
     ({}, "crypten", "private_table"),
 ]
 

@@ -113,6 +113,34 @@ def test_compact_students_of_other_families(tmp_path: Path, data_dir: Path, case
     assert next(compared(folder, data_dir, 0.01))[0] == "lift"
 
 
+@pytest.mark.parametrize(
+    ("case", "options"),
+    [
+        ("roberta", {"gelu": "quad", "softmax": "2quad"}),
+        ("mpnet", {"gelu": "quad", "softmax": "2quad-const"}),
+        ("mpnet", {"gelu": "quad", "softmax": "softmax"}),
+        ("mpnet", {"gelu": "quad", "softmax": "2quad", "embedding": True}),
+    ],
+    ids=["2quad", "2quad-const", "softmax", "mean"],
+)
+def test_students_that_drop_positions(tmp_path: Path, data_dir: Path, case: str, options: dict[str, Any]) -> None:
+    folder = save_family(tmp_path / "student", data_dir, case, strides=[2, 3], **options)
+    public = load_public_model(folder)
+    assert public.config.strides == [2, 3]
+    assert [engine for engine, _ in compared(folder, data_dir, 0.01)] == list(ENGINES)
+
+
+def test_dropping_positions_saves_what_they_cost(tmp_path: Path, data_dir: Path) -> None:
+    shape, online = BatchShape(2, 16), []
+    for strides in ([], [4, 1]):
+        case = f"roberta-{len(strides)}"
+        folder = save_family(tmp_path / case, data_dir, "roberta", gelu="quad", softmax="2quad", strides=strides)
+        cost = estimate_batch("lift", load_public_model(folder), shape)
+        online.append((cost.bytes_to_data_owner + cost.bytes_to_model_owner, cost.rounds))
+    assert online[1][0] < 0.7 * online[0][0]
+    assert online[1][1] == online[0][1]
+
+
 def test_a_bias_on_the_scores_costs_nothing(tmp_path: Path, data_dir: Path) -> None:
     costs = []
     for case in ("mpnet", "roberta"):

@@ -19,6 +19,7 @@ from mpcformer.modeling import (
     load_tokenizer,
 )
 from mpcformer.modeling.description import chosen_norms, norm_names, split_norms
+from mpcformer.modeling.encoder import Context
 from tests.tiny import WORDS, save_bert
 
 IDS = torch.tensor([[2, 4, 12, 3, 0, 0], [2, 8, 13, 14, 15, 3]])
@@ -71,6 +72,57 @@ def test_attention_scores_and_hidden_states(tmp_path: Path) -> None:
     output = model(**INPUTS, output_hidden_states=True, output_attention_scores=True)
     assert [tuple(s.shape) for s in output.attention_scores] == [(2, 4, 6, 6)] * 2
     assert [tuple(h.shape) for h in output.hidden_states] == [(2, 6, 32)] * 3
+
+
+@pytest.mark.parametrize("softmax", ["softmax", "2quad"])
+def test_a_layer_that_keeps_every_second_position(tmp_path: Path, softmax: str) -> None:
+    """Kept rows are those of a layer that keeps all, and a later layer reads them alone."""
+    folder, forms = save_bert(tmp_path / "bert"), {"gelu": "quad", "softmax": softmax}
+    outputs = {"output_hidden_states": True, "output_attention_scores": True}
+    whole = load_checkpoint(folder, **forms)
+    first, last = (load_checkpoint(folder, **forms, strides=strides) for strides in ([2, 1], [1, 2]))
+    with torch.no_grad():
+        all_kept, early, late = (model(**INPUTS, **outputs) for model in (whole, first, last))
+        hidden = first.bert.layers[1](
+            all_kept.hidden_states[1][:, ::2], Context(MASK[:, None, None, ::2], None, []), ""
+        )
+    assert torch.allclose(late.hidden_states[2], all_kept.hidden_states[2][:, ::2], atol=1e-6)
+    assert torch.allclose(early.hidden_states[1], all_kept.hidden_states[1][:, ::2], atol=1e-6)
+    assert torch.allclose(early.hidden_states[2], hidden, atol=1e-6)
+    assert [tuple(scores.shape[2:]) for scores in early.attention_scores] == [(3, 6), (3, 3)]
+    assert not torch.allclose(early.logits, all_kept.logits, atol=1e-3)
+    assert torch.allclose(late.logits, all_kept.logits, atol=1e-6), "the head takes the first position alone"
+
+
+def test_a_bias_on_the_scores_goes_by_distances_in_the_text() -> None:
+    settings = {"num_hidden_layers": 3, "hidden_size": 8, "num_attention_heads": 2, "score_buckets": 32}
+    every, second = (
+        MPCFormerForSequenceClassification(MPCFormerConfig(**settings, strides=s)) for s in ([], [1, 2, 3])
+    )
+    second.load_state_dict(every.state_dict())
+    biases = [model.bert.layers[2].attention["self"].bias for model in (every, second)]
+    assert torch.equal(biases[1](6), biases[0](11)[:, ::6, ::2])
+
+
+@pytest.mark.parametrize(
+    ("strides", "message"),
+    [
+        ([2], "1 numbers for a model of 2 layers"),
+        ([1, True], "no list of integers from 1 to 64"),
+        ([1, 65], "no list of integers from 1 to 64"),
+        ("12", "no list of integers"),
+        (3, "no list of integers"),
+    ],
+)
+def test_strides_are_a_number_for_each_layer(strides: Any, message: str) -> None:
+    with pytest.raises(UserInputError, match=f"^strides: .*{message}"):
+        MPCFormerConfig(num_hidden_layers=2, strides=strides)
+
+
+def test_strides_of_one_are_none_and_every_tokens_answer_needs_every_position() -> None:
+    assert MPCFormerConfig(num_hidden_layers=2, strides=(1, 1)).strides == []
+    with pytest.raises(UserInputError, match=r"strides: \[1, 2\] drop positions"):
+        MPCFormerConfig(num_hidden_layers=2, strides=[1, 2], pooling="each", head_activation="none")
 
 
 @pytest.mark.parametrize(("labels", "num_labels"), [([0, 1], 2), ([0.5, 3.0], 1)])

@@ -5,8 +5,8 @@ MPCFormer's own benchmark. It differs from that benchmark in six points: all Lay
 multiplies the scores, row sums are scaled by public powers of two before their reciprocal, the division follows the
 product with V, truncation is exact, and pooler and classifier are included.
 
-Letters in the shapes beside the code: B sentences, L positions, H hidden, A heads, D head size, V + T words and token
-types.
+Letters in the shapes beside the code: B sentences, L positions, Q positions that a layer keeps, H hidden, A heads,
+D head size, V + T words and token types.
 """
 
 import math
@@ -23,6 +23,8 @@ from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.modeling.families.distances import distance_buckets
 
 Shared = ops.Shared
+# Two shared values of the same rows, and the public mask (B, rows) of those rows.
+Pair = tuple[Any, Any, torch.Tensor]
 
 
 class CrypTenBert:
@@ -40,11 +42,13 @@ class CrypTenBert:
         self._config = config
         self._constants = constants
         self._watch = watch
+        # The mask (B, Q) of the rows that are computed now. What is kept below for the end has the mask of its rows.
+        self._rows = torch.empty(0)
         # Pairs (x, y) with y = x^(-1/2) or 1/x, whose products prove at the end that no value left its range.
-        self._rsqrt_pairs: list[tuple[Any, Any]] = []
-        self._reciprocal_pairs: list[tuple[Any, Any]] = []
+        self._rsqrt_pairs: list[Pair] = []
+        self._reciprocal_pairs: list[Pair] = []
         # The limit of the variance and the centred rows of each constant norm, which are checked at the end too.
-        self._constant_rows: list[tuple[float, Any]] = []
+        self._constant_rows: list[tuple[float, Any, torch.Tensor]] = []
         self._n_heads = config.num_attention_heads
 
     def forward(self, one_hot: Any, mask: torch.Tensor) -> tuple[Any, Any]:
@@ -57,6 +61,7 @@ class CrypTenBert:
             mask: public int64 (B, L), 1 at real tokens.
         """
         n_batch, n_positions = mask.shape
+        self._rows = mask
         words = ops.wrap(ops.beaver.matmul(one_hot, self._p["embeddings.words_and_types"]).share)  # (B L, H)
         x = ops.wrap(words.share.view(n_batch, n_positions, -1) + self._p["embeddings.positions"].share[:n_positions])
         self._watch.lap("embedding")
@@ -64,10 +69,10 @@ class CrypTenBert:
         if self._config.projection:
             x = self._linear(x, "embeddings.projection")
         for index, constants in enumerate(self._constants.layers):
-            x = self._layer(x, mask, f"layer.{index}", constants)
-        logits = self._linear(self._pool(x, mask), "classifier")
+            x = self._layer(x, index, constants)
+        logits = self._linear(self._pool(x, self._rows), "classifier")
         self._watch.lap("linear")
-        return logits, self._residual(mask)
+        return logits, self._residual(n_batch)
 
     def _pool(self, x: Any, mask: torch.Tensor) -> Any:
         """Return what the classifier takes of the last hidden state (B, L, H): (B, H), or (B, L, H) of each token."""
@@ -100,22 +105,26 @@ class CrypTenBert:
         mean = ops.times_public(ops.wrap(x.share.sum(-1, keepdim=True)), 1.0 / width)
         centred = ops.wrap(x.share - mean.share)
         if constants.plan is None:  # the gain carries the division
-            self._constant_rows.append((constants.limit, centred))
+            self._constant_rows.append((constants.limit, centred, self._rows))
             normal = centred
         else:
             # The variance is scaled by 2^-shift, because the Newton iteration works near 1.
             scaled = ops.times_public(ops.square_sum(centred, dim=-1), 2.0**-constants.shift / width)
             inverse = ops.rsqrt(scaled, constants.plan)
-            self._rsqrt_pairs.append((scaled, inverse))
+            self._rsqrt_pairs.append((scaled, inverse, self._rows))
             normal = ops.multiply(centred, inverse, shift=constants.shift // 2)
         result = ops.wrap(ops.multiply(normal, self._p[f"{name}.weight"]).share + self._p[f"{name}.bias"].share)
         self._watch.lap("norm")
         return result
 
-    def _layer(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
-        attended = self._linear(self._attention(x, mask, name, constants), f"{name}.attention.output")
+    def _layer(self, x: Any, index: int, constants: LayerScales) -> Any:
+        name, (before, after) = f"layer.{index}", self._config.steps[index]
+        keys, stride = self._rows, after // before
+        self._rows = keys[:, ::stride]
+        kept = ops.wrap(x.share[:, ::stride])
+        attended = self._linear(self._attention(x, kept, keys, index, constants), f"{name}.attention.output")
         self._watch.lap("linear")
-        x = self._layer_norm(ops.wrap(x.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
+        x = self._layer_norm(ops.wrap(kept.share + attended.share), f"{name}.attention.norm", constants.attention_norm)
         inner = self._linear(x, f"{name}.intermediate")  # (B, L, I)
         self._watch.lap("linear")
         inner = self._activation(inner)
@@ -127,19 +136,25 @@ class CrypTenBert:
     def _activation(self, u: Any) -> Any:
         return gelu_form(self._config.gelu).on(CRYPTEN)(ops, u)
 
-    def _attention(self, x: Any, mask: torch.Tensor, name: str, constants: LayerScales) -> Any:
-        n_batch, n_positions, _ = x.share.shape
+    def _attention(self, x: Any, kept: Any, mask: torch.Tensor, index: int, constants: LayerScales) -> Any:
+        """Return the attended rows (B, Q, A D) of the layer's input x (B, L, H), of which the rows `kept` ask."""
+        name, (n_batch, n_positions) = f"layer.{index}", mask.shape
 
-        def heads(part: str) -> torch.Tensor:
-            projected: torch.Tensor = self._linear(x, f"{name}.attention.{part}").share
-            return projected.view(n_batch, n_positions, self._n_heads, -1).transpose(1, 2)  # (B, A, L, D)
+        def heads(rows: Any, part: str) -> torch.Tensor:
+            projected: torch.Tensor = self._linear(rows, f"{name}.attention.{part}").share
+            return projected.view(n_batch, rows.share.size(1), self._n_heads, -1).transpose(1, 2)  # (B, A, L, D)
 
-        query, key, value = ops.wrap(heads("query")), ops.wrap(heads("key").transpose(2, 3)), ops.wrap(heads("value"))
+        query, key, value = (
+            ops.wrap(heads(kept, "query")),
+            ops.wrap(heads(x, "key").transpose(2, 3)),
+            ops.wrap(heads(x, "value")),
+        )
         self._watch.lap("linear")
-        scores = ops.matmul(query, key)  # (B, A, L, L), scaled down by sqrt(D) 2^score_scale within the query's weights
+        scores = ops.matmul(query, key)  # (B, A, Q, L), scaled down by sqrt(D) 2^score_scale within the query's weights
         if self._config.score_buckets:
             table = self._p[f"{name}.attention.score_bias"].share  # (groups, A), scaled down too
-            buckets = distance_buckets(n_positions, table.size(0)).to(table.device)
+            before, after = self._config.steps[index]
+            buckets = distance_buckets(n_positions, table.size(0), before)[:: after // before].to(table.device)
             scores = ops.wrap(scores.share + table[buckets].permute(2, 0, 1))
         self._watch.lap("attention")
         keys = mask[:, None, None, :]  # (B, 1, 1, L)
@@ -149,14 +164,14 @@ class CrypTenBert:
         common = math.ceil(math.log2(n_positions))
         numerators = ops.times_integers(numerators, _key_factors(mask, common))
         self._watch.lap("softmax")
-        context = ops.matmul(numerators, value, shift=common)  # (B, A, L, D)
+        context = ops.matmul(numerators, value, shift=common)  # (B, A, Q, D)
         self._watch.lap("attention")
         if constants.row is None:  # divided by 2^k so far; the map behind attention carries the learnt constant
             divided = ops.times_fractions(context, 1 / _key_share(mask))
         else:
             divided = self._divide(context, numerators, mask, common, constants, constants.row)
         self._watch.lap("softmax")
-        return ops.wrap(divided.share.transpose(1, 2).reshape(n_batch, n_positions, -1))
+        return ops.wrap(divided.share.transpose(1, 2).flatten(2))
 
     def _divide(
         self,
@@ -167,19 +182,19 @@ class CrypTenBert:
         constants: LayerScales,
         plan: NewtonPlan,
     ) -> Any:
-        """Return the context (B, A, L, D) times the reciprocal of the sums of its rows."""
-        row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, L, 1)
+        """Return the context (B, A, Q, D) times the reciprocal of the sums of its rows."""
+        row = ops.times_power_of_two(ops.wrap(numerators.share.sum(-1, keepdim=True)), -common)  # (B, A, Q, 1)
         if constants.row_offset:
             row = ops.add_public(row, constants.row_offset * _key_share(mask))
         inverse = ops.reciprocal(row, plan)
-        self._reciprocal_pairs.append((row, inverse))
+        self._reciprocal_pairs.append((row, inverse, self._rows.repeat(1, self._n_heads)))
         return ops.multiply(context, inverse)
 
     def _numerators(self, scores: Any, keys: torch.Tensor, constants: LayerScales) -> Any:
         unit = ScoreUnit(2.0**-constants.score_scale, constants.score_bound, keys)
         return softmax_form(self._config.softmax).on(CRYPTEN)(ops, scores, unit)
 
-    def _residual(self, mask: torch.Tensor) -> Any:
+    def _residual(self, n_batch: int) -> Any:
         """Return shared numbers (B,), each of which is near zero unless a row of its sentence left its range.
 
         Each adds up (x y^2 - 1)^4 and (x y - 1)^4 over all Newton iterations, one for each inverse root y that is
@@ -187,18 +202,16 @@ class CrypTenBert:
         fourth power keeps the rounding of very many good rows far below one bad row. The signs are needed because an
         iteration that starts above its range may find the negative root, whose square is right.
         """
-        n_batch, n_positions = mask.shape
-        total = mask.new_zeros(n_batch)
+        total = self._rows.new_zeros(n_batch)
         # Padding rows may hold anything; their keys are masked, so they reach no real token.
-        signs = []
-        pairs: list[tuple[Any, Any, torch.Tensor]] = []
+        signs: list[tuple[Any, torch.Tensor]] = []
+        pairs: list[Pair] = []
         if self._rsqrt_pairs:
-            x, y = _joined(self._rsqrt_pairs, n_batch)
-            signs.append(y)
-            pairs.append((x, ops.square(y), mask.repeat(1, len(self._rsqrt_pairs))))
+            x, y, rows = _joined(self._rsqrt_pairs, n_batch)
+            signs.append((y, rows))
+            pairs.append((x, ops.square(y), rows))
         if self._reciprocal_pairs:
-            rows = mask.repeat(1, self._n_heads * len(self._reciprocal_pairs))
-            pairs.append((*_joined(self._reciprocal_pairs, n_batch), rows))
+            pairs.append(_joined(self._reciprocal_pairs, n_batch))
         if pairs:
             xs, ys, flags = zip(*pairs, strict=True)
             left, right = (ops.wrap(torch.cat([part.share for part in side], dim=1)) for side in (xs, ys))
@@ -207,29 +220,32 @@ class CrypTenBert:
         if self._constant_rows:
             signs.extend(self._squares_and_room(n_batch))
         if signs:
-            below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign in signs], dim=1)))
-            counted = below * mask.repeat(1, below.size(1) // n_positions)
+            below = ops.less_than_zero(ops.wrap(torch.cat([sign.share for sign, _ in signs], dim=1)))
+            counted = below * torch.cat([rows for _, rows in signs], dim=1)
             total = total + ops.of_bits(counted.sum(1)).share
         return ops.wrap(total)
 
-    def _squares_and_room(self, n_batch: int) -> list[Any]:
-        """Return each row's sum of squares at the constant norms, and what it lacks to its limit: (B, rows) each.
+    def _squares_and_room(self, n_batch: int) -> list[tuple[Any, torch.Tensor]]:
+        """Return each row's sum of squares at the constant norms, and what it lacks to its limit, with the rows' masks.
 
         Neither may be negative. A sum from 2^30 on comes out modulo 2^32; where that is negative, the sum would seem to
         be below any limit.
         """
-        limits, rows = zip(*self._constant_rows, strict=True)
-        width = rows[0].share.size(-1)
+        limits, rows, masks = zip(*self._constant_rows, strict=True)
+        width, real = rows[0].share.size(-1), torch.cat(masks, dim=1)
         flat = [row.share.reshape(n_batch, -1, width) for row in rows]
         squares = ops.square_sum(ops.wrap(torch.cat(flat, dim=1)), dim=-1).share.squeeze(-1)
-        largest = torch.tensor(limits, dtype=torch.float64).repeat_interleave(flat[0].size(1)) * width
-        return [ops.wrap(squares), ops.add_public(ops.wrap(-squares), largest.to(squares.device))]
+        counts = torch.tensor([part.size(1) for part in flat])
+        largest = torch.tensor(limits, dtype=torch.float64).repeat_interleave(counts) * width
+        room = ops.add_public(ops.wrap(-squares), largest.to(squares.device))
+        return [(ops.wrap(squares), real), (room, real)]
 
 
-def _joined(pairs: list[tuple[Any, Any]], n_batch: int) -> tuple[Any, Any]:
-    """Join the rows of all pairs by sentence: (B, rows) each."""
-    xs, ys = zip(*pairs, strict=True)
-    return tuple(ops.wrap(torch.cat([t.share.reshape(n_batch, -1) for t in side], dim=1)) for side in (xs, ys))
+def _joined(pairs: list[Pair], n_batch: int) -> Pair:
+    """Join the rows of all pairs, and their masks, by sentence: (B, rows) each."""
+    xs, ys, rows = zip(*pairs, strict=True)
+    x, y = (ops.wrap(torch.cat([t.share.reshape(n_batch, -1) for t in side], dim=1)) for side in (xs, ys))
+    return x, y, torch.cat(rows, dim=1)
 
 
 def _key_share(mask: torch.Tensor) -> torch.Tensor:

@@ -3,6 +3,7 @@
 Letters in the shapes beside the code: B sentences, L positions, Q query positions, A heads, D head size.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -59,16 +60,17 @@ class PrivateAttention:
         party: this owner.
         softmax: the form of softmax.
         mask: public int64 (B, L), 1 at real tokens.
-        log_keys: log2 of the longest row, rounded up.
+        stride: of how many positions one asks.
         check, watch: the range check and the stopwatch of the whole pass.
     """
 
     def __init__(
-        self, party: Party, softmax: str, mask: torch.Tensor, log_keys: int, check: RangeCheck, watch: Stopwatch
+        self, party: Party, softmax: str, mask: torch.Tensor, stride: int, check: RangeCheck, watch: Stopwatch
     ) -> None:
-        self._party, self._form, self._mask, self._log_keys = party, softmax_form(softmax), mask, log_keys
+        self._party, self._form, self._mask, self._stride = party, softmax_form(softmax), mask, stride
         self._check, self._watch = check, watch
-        self._key_factors = self.sentences(fp.key_factor) * mask[:, None, None, :]
+        self._log_keys = log_keys(mask.size(1))
+        self._key_factors = self._sentences(fp.key_factor) * mask[:, None, None, :]
 
     def attend(self, heads: Heads, constants: LayerScales, bias: torch.Tensor | None = None) -> torch.Tensor:
         """Return the attended rows (B Q, A D) at attended_scale, of a layer with these scales.
@@ -87,7 +89,7 @@ class PrivateAttention:
         value_mask = Mask(heads.value_mask, rings.value_bits, "plain", rings.value_lift)
         value = Opened(party, value_mask, heads.value).value()  # (B, A, D, L)
         if not constants.divided:
-            value = shift(value * self.sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
+            value = shift(value * self._sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
         value_half = matmul.half(value, heads.context_masks[1], rings.numerator_bits)
         opened_value: list[torch.Tensor] = []
 
@@ -96,7 +98,7 @@ class PrivateAttention:
             opened_value.append(other)
             return opened
 
-        real = self._real(scores.size(2), scores.size(1))
+        real = self._mask[:, None, :: self._stride].expand(-1, scores.size(1), -1).reshape(-1)
         if constants.squarings:
             numerators = self._powers(scores, constants, open_scores, real) * self._key_factors
             rows = numerators.sum(-1)
@@ -108,14 +110,9 @@ class PrivateAttention:
             return self._multiplied_rows(numerators, bits, opened_value[0], heads, constants)
         return self._divided_rows(numerators, rows, opened_value[0], heads, constants, real)
 
-    def sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
+    def _sentences(self, factor: Callable[[int, int], int]) -> torch.Tensor:
         """Return the public factor(number of keys, log_keys) of each sentence, (B, 1, 1, 1)."""
-        if self._mask.device.type == "meta":
-            return self._mask[:, None, None, :1]
-        return torch.tensor([factor(n, self._log_keys) for n in self._mask.sum(1).tolist()])[:, None, None, None]
-
-    def _real(self, n_query: int, n_heads: int) -> torch.Tensor:
-        return self._mask[:, None, :n_query].expand(-1, n_heads, -1).reshape(-1)
+        return by_sentence(self._mask, lambda n: factor(n, self._log_keys))[:, :, None, None]
 
     # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ---------
 
@@ -240,3 +237,15 @@ class PrivateAttention:
         factor = self._check.evaluate(lookup, arguments, real).view(*rows.shape, 1)
         opened_factor = party.open([mask.factor_half(factor, rank)])[0]
         return Opened(party, mask, c).times(opened_factor)
+
+
+def log_keys(n_keys: int) -> int:
+    """Return log2 of the longest row, rounded up."""
+    return max(1, math.ceil(math.log2(n_keys)))
+
+
+def by_sentence(mask: torch.Tensor, factor: Callable[[int], int]) -> torch.Tensor:
+    """Return the public factor(number of real positions) of each sentence, (B, 1), for a mask (B, L)."""
+    if mask.device.type == "meta":
+        return mask[:, :1]
+    return torch.tensor([factor(n) for n in mask.sum(1).tolist()])[:, None]

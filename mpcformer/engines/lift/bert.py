@@ -5,19 +5,19 @@ its half of that opening is computed and sent before (ahead.py). The online part
 masked input, one product at the model owner, and one message back. Between two openings all is local. Rows that are
 looked up in a large table (words.py) are the exception: there the data owner's half goes online, and last.
 
-Letters in the shapes beside the code: B sentences, L positions, Q query positions (1 in the last layer, after which
-only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
+Letters in the shapes beside the code: B sentences, L positions, Q positions that a layer keeps (1 in the last layer,
+after which only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
 """
 
-import math
 from typing import Any
 
 import torch
 
 from mpcformer.engines.base import Outcome
 from mpcformer.engines.lift.ahead import Ahead
-from mpcformer.engines.lift.attention import Heads, PrivateAttention
+from mpcformer.engines.lift.attention import Heads, PrivateAttention, by_sentence
 from mpcformer.engines.lift.maps import Tensors
+from mpcformer.engines.lift.positions import Positions
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import Classifier, reveal
 from mpcformer.engines.lift.scales.model import LiftScales
@@ -67,16 +67,16 @@ class PrivateBert:
         self._party, self._config, self._constants, self._mask = party, config, constants, mask
         self._owned, self._masked = owned, masked
         self._n_batch, self._n_positions = mask.shape
+        # The mask of the positions that the last layer keeps if the head takes more than the first.
+        self._last_mask = mask[:, :: config.steps[-1][1]]
         self._n_heads = config.num_attention_heads
         self._embeddings, self._asked = embeddings, asked
         # The keys at the model owner, and this owner's shares of the tags of what enters the last map, (B, H).
         self._tag_keys = tag_keys
         self._tags: torch.Tensor | None = None
         self._shapes = weight_shapes(config, embeddings)
-        self._log_keys = max(1, math.ceil(math.log2(self._n_positions)))
         self.watch = Stopwatch(party.channel.counters)
         self._check = RangeCheck(party, mask)
-        self._attention = PrivateAttention(party, config.softmax, mask, self._log_keys, self._check, self.watch)
         self._x = torch.empty(0, device=mask.device)
         self._words, self.maps, self._known = ahead.words, ahead.maps, ahead.known
 
@@ -174,7 +174,7 @@ class PrivateBert:
         marks = self._check.totals()
         self.watch.lap("check")
         head, shape = self._constants.head, self._shapes["classifier"]
-        classifier = Classifier(head, shape, self._mask, self._owned, self._masked, self._tag_keys)
+        classifier = Classifier(head, shape, self._last_mask, self._owned, self._masked, self._tag_keys)
         outcome = reveal(self._party, classifier, pooled, marks, self._asked, self._tags)
         self.watch.lap("linear")
         return outcome
@@ -185,8 +185,9 @@ class PrivateBert:
         if head.function is None:
             if pooling != "mean":
                 return self._x
-            rows = (self._x.view(self._n_batch, self._n_positions, -1) * self._mask[:, :, None]).sum(1)
-            mean: torch.Tensor = rows * self._attention.sentences(lambda n, _: head.row_factor(n))[:, :, 0, 0]
+            mask = self._last_mask
+            rows = (self._x.view(*mask.shape, -1) * mask[:, :, None]).sum(1)
+            mean: torch.Tensor = rows * by_sentence(mask, head.row_factor)
             return mean
         opened, tensors = self._apply("pooler", self._x)
         self.watch.lap("linear")
@@ -233,12 +234,14 @@ class PrivateBert:
         return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
 
     def _layer(self, index: int) -> None:
-        name, constants, n_query = f"layer.{index}", self._constants.layers[index], self.maps.n_queries(index)
-        real = self._mask[:, :n_query].reshape(-1)
+        name, constants, at = f"layer.{index}", self._constants.layers[index], self.maps.positions(index)
+        keys = self._mask[:, :: at.step]
+        real = keys[:, :: at.stride].reshape(-1)
+        attention = PrivateAttention(self._party, self._config.softmax, keys, at.stride, self._check, self.watch)
         (query, key, value), masks = self._apply(f"{name}.attention", self._x)
         self.watch.lap("linear")
-        bias = self._score_bias(f"{name}.attention.score_bias", n_query)
-        attended = self._attention.attend(Heads(query, key, value, *masks), constants, bias)
+        bias = self._score_bias(f"{name}.attention.score_bias", at)
+        attended = attention.attend(Heads(query, key, value, *masks), constants, bias)
         opened, tensors = self._apply(f"{name}.attention.output", attended)
         self.watch.lap("linear")
         x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
@@ -250,12 +253,12 @@ class PrivateBert:
         self.watch.lap("linear")
         self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
 
-    def _score_bias(self, name: str, n_query: int) -> torch.Tensor | None:
+    def _score_bias(self, name: str, at: Positions) -> torch.Tensor | None:
         """Return what the model owner adds to its share of the scores, (A, Q, L); None for nothing."""
         table = None if self._owned is None else self._owned.biases.get(name)
         if table is None:
             return None
-        buckets = distance_buckets(self._n_positions, table.size(0))[:n_query]
+        buckets = distance_buckets(at.n, table.size(0), at.step)[:: at.stride]
         return table[buckets.to(table.device)].permute(2, 0, 1)
 
     def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:

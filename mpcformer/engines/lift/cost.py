@@ -11,6 +11,8 @@ import math
 from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
+from mpcformer.engines.lift.attention import log_keys
+from mpcformer.engines.lift.positions import positions
 from mpcformer.engines.lift.range_check import guard_bits
 from mpcformer.engines.lift.reveal import zero_test_half
 from mpcformer.engines.lift.scales import fixed_point as fp
@@ -46,7 +48,7 @@ class BatchCost:
         self._config, self._embeddings = public.config, public.embeddings
         self._scales, self._rings, self._shape = scales, scales.rings, shape
         self._weights = weight_shapes(self._config, public.embeddings)
-        self._log_keys = max(1, math.ceil(math.log2(shape.seq_len)))
+        self._log_keys = log_keys(shape.seq_len)
         # The groups that the range guard looks at after the last layer: (rows, bits).
         self._guarded: list[tuple[int, int]] = []
 
@@ -115,9 +117,9 @@ class BatchCost:
 
     def _layer(self, index: int) -> ProtocolCost:
         name, layer = f"layer.{index}", self._scales.layers[index]
-        n_batch, n_keys = self._shape.batch_size, self._shape.seq_len
-        is_last = index == self._config.num_hidden_layers - 1
-        n_query = 1 if is_last and self._config.pooling == "first" else n_keys
+        at, n_batch = positions(self._config, index, self._shape.seq_len), self._shape.batch_size
+        n_keys, n_query = at.n, at.n_kept
+        self._log_keys = log_keys(n_keys)
         heads, size = (n_batch, self._config.num_attention_heads), self._config.head_size
         query, key, value = (*heads, n_query, size), (*heads, n_keys, size), (*heads, size, n_keys)
         rows, hidden = n_batch * n_query, self._config.hidden_size

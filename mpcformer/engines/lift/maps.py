@@ -12,6 +12,7 @@ import torch
 
 from mpcformer.correlations import Request, sketch
 from mpcformer.engines.dry_run import WithoutValues
+from mpcformer.engines.lift.positions import Positions, positions
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.scales.norms import Norm
 from mpcformer.engines.lift.weights import attention_parts
@@ -87,13 +88,14 @@ class Maps:
         one_hot = ["embeddings"] if segment == 0 and self._one_hot else []
         return [*one_hot, *names, *head]
 
-    def n_queries(self, index: int) -> int:
-        """Return Q of a layer."""
-        return 1 if index == self.n_segments - 1 and self._config.pooling == "first" else self._n_positions
+    def positions(self, index: int) -> Positions:
+        """Return which positions a layer gets and keeps."""
+        return positions(self._config, index, self._n_positions)
 
     def __getitem__(self, name: str) -> Map:
-        n_rows, hidden = self._n_batch * self._n_positions, self._config.hidden_size
+        hidden = self._config.hidden_size
         if name == "embeddings":
+            n_rows = self._n_batch * self._n_positions
             before = self._constants.embedding_norm
             width = self._config.embedding_size
             lift = lifted.request(before.op, (n_rows, width), before.stream.bits, before.stream.lift)
@@ -110,14 +112,14 @@ class Maps:
 
             return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
         index = int(name.split(".")[1])
-        constants, n_query = self._constants.layers[index], self.n_queries(index)
-        rows = self._n_batch * n_query
+        constants, at = self._constants.layers[index], self.positions(index)
+        rows = self._n_batch * at.n_kept
         if name.endswith(".attention"):
             return Map(
                 [f"layer.{index}.{part}" for part in attention_parts(self._config, index)],
-                n_rows,
-                self._attention_requests(n_query),
-                lambda z, t: self._attention_halves(z, t, n_query),
+                self._n_batch * at.n,
+                self._attention_requests(at),
+                lambda z, t: self._attention_halves(z, t, at),
             )
         if name.endswith(".inner"):
             activation, shape = self._constants.activation, (rows, self._config.intermediate_size)
@@ -168,30 +170,30 @@ class Maps:
             total = total - shift(mean, rings.input_scale + rings.mean_scale - scale, rank)
         return self._lifted_half(total, scale, norm, tensors)
 
-    def _attention_requests(self, n_query: int) -> list[Request]:
+    def _attention_requests(self, at: Positions) -> list[Request]:
         rings = self._rings
         heads, size = (self._n_batch, self._config.num_attention_heads), self._config.head_size
-        query, key = (*heads, n_query, size), (*heads, self._n_positions, size)
-        value, scores = (*heads, size, self._n_positions), (*heads, n_query, self._n_positions)
+        query, key, value = (*heads, at.n_kept, size), (*heads, at.n, size), (*heads, size, at.n)
+        scores = *heads, at.n_kept, at.n
         return [
             matmul.request(query, key, rings.query_bits),
             lifted.request("plain", value, rings.value_bits, rings.value_lift),
             matmul.request(scores, value, rings.numerator_bits),
         ]
 
-    def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, n_query: int) -> list[Half]:
+    def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, at: Positions) -> list[Half]:
         rank, rings, n_heads = self._rank, self._rings, self._config.num_attention_heads
         both, values, residual, *mean = z
         down = rings.input_scale + rings.query_weight_scale - rings.query_scale
         value_down = rings.input_scale + rings.value_weight_scale - rings.value_scale
 
         def heads(part: torch.Tensor) -> torch.Tensor:  # (B, A, L, D)
-            return part.reshape(self._n_batch, self._n_positions, n_heads, -1).transpose(1, 2)
+            return part.reshape(self._n_batch, at.n, n_heads, -1).transpose(1, 2)
 
-        self._keep_residual(residual, mean[0] if mean else None, n_query)
+        self._keep_residual(residual, mean[0] if mean else None, at.stride)
         (a, b, _), value_mask, _ = tensors
         queries, keys = both.chunk(2, dim=1)
-        query = shift(heads(queries)[:, :, :n_query], down, rank)
+        query = shift(heads(queries)[:, :, :: at.stride], down, rank)
         key = shift(heads(keys), down, rank)
         value = shift(heads(values).transpose(2, 3), value_down, rank)
         return [
@@ -200,9 +202,9 @@ class Maps:
             Mask(value_mask, rings.value_bits, "plain", rings.value_lift).half(value, rank),
         ]
 
-    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor | None, n_query: int) -> None:
+    def _keep_residual(self, residual: torch.Tensor, mean: torch.Tensor | None, stride: int) -> None:
         def rows(x: torch.Tensor) -> torch.Tensor:
-            return x.view(self._n_batch, -1, x.size(-1))[:, :n_query].reshape(-1, x.size(-1))
+            return x.view(self._n_batch, -1, x.size(-1))[:, ::stride].reshape(-1, x.size(-1))
 
         self._residual = rows(residual), None if mean is None else rows(mean)
 

@@ -24,7 +24,7 @@ class Classifier:
     Args:
         head: the public numbers of the head.
         shape: (H, C) of the weight.
-        mask: public int64 (B, L), 1 at real tokens.
+        mask: public int64 (B, L), 1 at real tokens of the last layer.
         owned, masked: the weights at the model owner, the masked weights at the data owner.
         tag_keys: at the model owner, the keys (H,) of the tags of what the map takes.
     """

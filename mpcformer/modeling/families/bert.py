@@ -19,6 +19,7 @@ STUDENT = (
     "pooling",
     "head_activation",
     "output",
+    "strides",
 )
 
 

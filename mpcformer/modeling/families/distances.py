@@ -10,8 +10,8 @@ MAX_DISTANCE = 128
 
 
 @lru_cache(maxsize=64)
-def distance_buckets(n_positions: int, n_buckets: int) -> torch.Tensor:
-    """Return the groups of the distances between positions, int64 (L, L).
+def distance_buckets(n_positions: int, n_buckets: int, step: int = 1) -> torch.Tensor:
+    """Return the groups of the distances between positions, int64 (L, L), that lie `step` apart in the text.
 
     Half of the groups are for later positions. In each half, half of the groups hold one distance each, and the other
     ones grow with the logarithm of the distance, up to MAX_DISTANCE.
@@ -19,7 +19,7 @@ def distance_buckets(n_positions: int, n_buckets: int) -> torch.Tensor:
     """
     # What is kept may be made while somebody predicts, and used while somebody trains.
     with torch.inference_mode(False):
-        position = torch.arange(n_positions)
+        position = step * torch.arange(n_positions)
         ahead = position[None, :] - position[:, None]
         half, exact = n_buckets // 2, n_buckets // 4
         distance = ahead.abs()
