@@ -301,8 +301,9 @@ def test_a_row_above_its_range_never_passes_with_a_negative_root(ratio: float) -
             mine = shared(x)
             y = ops.rsqrt(mine, rsqrt_plan(high / ratio, high))
             bert = object.__new__(CrypTenBert)
-            bert._rsqrt_pairs, bert._reciprocal_pairs, bert._constant_rows, bert._n_heads = [(mine, y)], [], [], 1
-            return y.get_plain_text(), bert._residual(torch.ones((1, 1), dtype=torch.int64)).get_plain_text()
+            bert._rows = torch.ones((1, 1), dtype=torch.int64)
+            bert._rsqrt_pairs, bert._reciprocal_pairs, bert._constant_rows = [(mine, y, bert._rows)], [], []
+            return y.get_plain_text(), bert._residual(1).get_plain_text()
 
         ((y, residual), _), _, _ = run_pair(run)
         product = float(y * x.sqrt())
