@@ -24,6 +24,7 @@ def show(values: dict[str, Any]) -> None:
     """Print the figures of `measure` as a table with a column for each engine."""
     head = f"{values['model']}: {values['layers']} layers, {values['gelu']} + {values['softmax']},"
     head += f" {values['precision']},"
+    head += f" strides {', '.join(map(str, values['strides']))}," if values["strides"] else ""
     head += f" {values['batch_size']} x {values['seq_len']} tokens,"
     tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
     engines = values["engines"]

@@ -40,6 +40,9 @@ SeqLen = Annotated[int, option(group=INPUT, about="Tokens in a sentence.")]
 BatchSize = Annotated[int, option(group=INPUT, about="Sentences in the batch.")]
 Gelu = Annotated[str | None, options.gelu(INPUT, "Form in a named model; default: quad. One of {}.")]
 Softmax = Annotated[str | None, options.softmax(INPUT, "Form in a named model; default: 2quad. One of {}.")]
+Strides = Annotated[
+    str | None, option(group=INPUT, about="Keep every n-th position of a named model, by layer, such as 1,4,1.")
+]
 Precision = Annotated[
     str | None,
     choice(
@@ -76,6 +79,7 @@ def bench(
     batch_size: BatchSize = 1,
     gelu: Gelu = None,
     softmax: Softmax = None,
+    strides: Strides = None,
     precision: Precision = None,
     engine: Engines = None,
     transport: Annotated[
@@ -107,7 +111,7 @@ def bench(
         batch_size=batch_size,
         engines=_engines(engine, (DEFAULT_ENGINE,) if transport else engine_names()),
         network=network_profile(network),
-        **_forms(model, gelu=gelu, softmax=softmax, precision=precision),
+        **_forms(model, gelu=gelu, softmax=softmax, strides=strides, precision=precision),
         repeat=repeat,
         threads=threads,
         device=device,
@@ -128,6 +132,7 @@ def estimate(
     constant_norms: Annotated[
         str | None, option(group=INPUT, about="LayerNorms with a constant, in a named model: attention, output or all.")
     ] = None,
+    strides: Strides = None,
     precision: Precision = None,
     engine: Engines = None,
     network: Network = "lan",
@@ -147,7 +152,9 @@ def estimate(
         batch_size,
         _engines(engine, engine_names()),
         links,
-        **_forms(model, gelu=gelu, softmax=softmax, constant_norms=constant_norms, precision=precision),
+        **_forms(
+            model, gelu=gelu, softmax=softmax, constant_norms=constant_norms, strides=strides, precision=precision
+        ),
     )
 
 

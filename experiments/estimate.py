@@ -5,7 +5,7 @@ from mpcformer.console import PlainTable, console
 from mpcformer.engines.base import BatchShape, load_public_model
 from mpcformer.engines.cost import Cost
 from mpcformer.engines.registry import estimate_batch
-from mpcformer.modeling.description import split_norms
+from mpcformer.modeling.description import split_norms, split_strides
 from parties.runs.network import NetworkProfile
 
 
@@ -20,6 +20,7 @@ def run(
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: str = "",
+    strides: str = "",
     precision: str | None = None,
 ) -> dict[str, Cost]:
     """Count the rounds and bytes of a batch for each engine, show them as a table, and return them by engine.
@@ -31,20 +32,21 @@ def run(
         batch_size: the number of sentences.
         engines: the names of the engines.
         network: the link whose transfer time is added to the table; None: no time is shown.
-        gelu, softmax, constant_norms, precision: the forms and the precision of a named shape.
+        gelu, softmax, constant_norms, strides, precision: the forms and the precision of a named shape.
 
     Raises:
         UserInputError: an option is wrong.
     """
     check_shape(model, seq_len, batch_size)
     check_engines(engines)
-    made = bench_model(model, layers, seq_len, gelu, softmax, split_norms(constant_norms), precision)
-    with made as student:
+    forms = gelu, softmax, split_norms(constant_norms), split_strides(strides), precision
+    with bench_model(model, layers, seq_len, *forms) as student:
         public = load_public_model(student)
         costs = {engine: estimate_batch(engine, public, BatchShape(batch_size, seq_len)) for engine in engines}
     config = public.config
     title = f"{model}: {config.num_hidden_layers} layers, {config.gelu} + {config.softmax}, {config.precision}, "
     title += f"{len(config.constant_norms)} constant LayerNorms, " if config.constant_norms else ""
+    title += f"strides {', '.join(map(str, config.strides))}, " if config.strides else ""
     title += f"{batch_size} x {seq_len} tokens; counted, not run"
     grid = PlainTable(title, "quantity", *engines)
     grid.add_row("rounds", *(str(cost.rounds) for cost in costs.values()))

@@ -164,6 +164,7 @@ class Trainings:
             layers=model.layers,
             intermediate=model.intermediate,
             constant_norms=model.constant_norms,
+            strides=model.strides,
             **{name: getattr(scale.student, name) for name in rates},
         )
         if scale.student.replaced is not None:

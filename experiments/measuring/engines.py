@@ -16,6 +16,7 @@ from mpcformer.engines.registry import create_engine, engine_names
 from mpcformer.engines.stopwatch import OPERATIONS
 from mpcformer.errors import UserInputError
 from mpcformer.files import write_json
+from mpcformer.modeling.description import split_strides
 from mpcformer.ring import gemm
 from parties.roles.results import Results
 from parties.runs.network import NetworkProfile
@@ -37,6 +38,7 @@ class BenchOptions:
     network: NetworkProfile | None = None
     gelu: str = "quad"
     softmax: str = "2quad"
+    strides: str = ""
     precision: str | None = None
     repeat: int = 2
     threads: int = 1
@@ -60,6 +62,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         options.seq_len,
         options.gelu,
         options.softmax,
+        strides=split_strides(options.strides),
         precision=options.precision,
     )
     with made as student, tempfile.TemporaryDirectory() as work:
@@ -150,6 +153,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "batch_size": options.batch_size,
         "gelu": public.config.gelu,
         "softmax": public.config.softmax,
+        "strides": list(public.config.strides),
         "precision": public.config.precision,
         "threads_per_party": options.threads,
         "device": options.device,

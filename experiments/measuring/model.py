@@ -78,6 +78,7 @@ def bench_model(
     gelu: str = "quad",
     softmax: str = "2quad",
     constant_norms: Sequence[str] = (),
+    strides: Sequence[int] = (),
     precision: str | None = WIDE,
 ) -> Iterator[Path]:
     """Yield a student's folder: the given one, or a temporary one with random weights.
@@ -90,6 +91,7 @@ def bench_model(
         seq_len: tokens of a calibration sentence.
         gelu, softmax: the forms of a named model.
         constant_norms: LayerNorms of a named model that divide by a constant: attention, output, all, or names.
+        strides: of a named model: by layer, of how many positions it keeps one; empty: all are kept.
         precision: of a named model: wide, or compact, with weights of 8 bits; None: compact where it carries the forms.
 
     Raises:
@@ -110,6 +112,7 @@ def bench_model(
         if precision is None:
             precision = COMPACT if carries_compact(gelu, softmax, constant_norms) else WIDE
         shape |= {"gelu": gelu, "softmax": softmax, "constant_norms": constant_norms, "precision": precision}
+        shape |= {"strides": strides}
         config = MPCFormerConfig(task=TASK, num_labels=2, **shape)
         student = MPCFormerForSequenceClassification(config).eval()
         weights = round_weights(student, WEIGHT_BITS) if precision == COMPACT else None

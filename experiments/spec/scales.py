@@ -74,6 +74,7 @@ class ModelSpec(Strict):
         match1, also1, also2: what the two stages match; an empty list switches also1 off.
         layer_rates: the learning rate of a layer divided by that of the next higher layer; by default 1.
         learning_rate1: a rate that replaces that of the scale.
+        strides: for each layer, of how many positions it keeps one; empty: all are kept.
         untrained: whether the student is left as it starts.
     """
 
@@ -92,6 +93,7 @@ class ModelSpec(Strict):
     also2: tuple[Annotated[str, _known(ALSO["also2"], "also2")], ...] = Field(default=(), exclude_if=_is_empty)
     layer_rates: Share | None = Field(default=None, exclude_if=_is_none)
     learning_rate1: Rate | None = Field(default=None, exclude_if=_is_none)
+    strides: tuple[Positive, ...] = Field(default=(), exclude_if=_is_empty)
     untrained: bool = False
 
 

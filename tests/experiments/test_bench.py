@@ -98,6 +98,9 @@ def test_estimate_on_the_command_line(student: Path) -> None:
         (["--engine", "spdz"], "--engine: 'spdz' is unknown"),
         (["--gelu", "relu", "--model", "STUDENT"], "--gelu relu: a form is part of the student"),
         (["--constant-norms", "all", "--model", "STUDENT"], "--constant-norms all: a form is part"),
+        (["--strides", "1,2", "--model", "STUDENT"], "--strides 1,2: a form is part"),
+        (["--strides", "1,2"], "strides: 2 numbers for a model of 12 layers"),
+        (["--strides", "1,two"], "--strides: '1,two' is no list of integers"),
         (["--seq-len", "500", "--model", "STUDENT"], r"--seq-len: 500 exceeds \d\d positions"),
     ],
 )
