@@ -239,12 +239,14 @@ def distill(
     constant_norms: Annotated[
         str, option(group=TRAINING, about="LayerNorms with a learnt constant: attention, output or all.")
     ] = "",
-    layers: Annotated[int | None, option(group=TRAINING, about="Encoder layers; default: the teacher's.")] = None,
+    layers: Annotated[
+        int | None, option(group=TRAINING, about="Encoder layers, by default the teacher's; --intermediate: units.")
+    ] = None,
     intermediate: Annotated[
-        int | None, option(group=TRAINING, about="Feed-forward units; default: the teacher's.")
+        int | None, option(group=TRAINING, about="Feed-forward units, by default the teacher's.", hidden=True)
     ] = None,
     strides: Annotated[
-        str, option(group=TRAINING, about="Keep every n-th position, by layer, such as 1,4,1,1,1,1; default: all.")
+        str, option(group=TRAINING, about="Of how many positions each layer keeps one: 1,4,1,1,1,1.")
     ] = "",
     start: Annotated[
         str,

@@ -41,7 +41,7 @@ BatchSize = Annotated[int, option(group=INPUT, about="Sentences in the batch.")]
 Gelu = Annotated[str | None, options.gelu(INPUT, "Form in a named model; default: quad. One of {}.")]
 Softmax = Annotated[str | None, options.softmax(INPUT, "Form in a named model; default: 2quad. One of {}.")]
 Strides = Annotated[
-    str | None, option(group=INPUT, about="Keep every n-th position of a named model, by layer, such as 1,4,1.")
+    str | None, option(group=INPUT, about="Of how many positions each layer of a named model keeps one: 1,4,1.")
 ]
 Precision = Annotated[
     str | None,

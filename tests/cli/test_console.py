@@ -135,7 +135,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
         "breakdown": dict.fromkeys(OPERATIONS, 1.0),
     }
     values = {
-        "model": f"model {ODD}", "layers": 1, "gelu": "quad", "softmax": "2quad", "precision": "wide",
+        "model": f"model {ODD}", "layers": 1, "gelu": "quad", "softmax": "2quad", "strides": [], "precision": "wide",
         "batch_size": 1, "seq_len": 8,
         "threads_per_party": 1, "network": {"profile": "none"}, "engines": {"e": engine},
     }  # fmt: skip
