@@ -240,7 +240,7 @@ def distill(
         str, option(group=TRAINING, about="LayerNorms with a learnt constant: attention, output or all.")
     ] = "",
     layers: Annotated[
-        int | None, option(group=TRAINING, about="Encoder layers, by default the teacher's; --intermediate: units.")
+        int | None, option(group=TRAINING, about="Fewer encoder layers, and with --intermediate fewer units.")
     ] = None,
     intermediate: Annotated[
         int | None, option(group=TRAINING, about="Feed-forward units, by default the teacher's.", hidden=True)
