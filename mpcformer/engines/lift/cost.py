@@ -48,7 +48,6 @@ class BatchCost:
         self._config, self._embeddings = public.config, public.embeddings
         self._scales, self._rings, self._shape = scales, scales.rings, shape
         self._weights = weight_shapes(self._config, public.embeddings)
-        self._log_keys = log_keys(shape.seq_len)
         # The groups that the range guard looks at after the last layer: (rows, bits).
         self._guarded: list[tuple[int, int]] = []
 
@@ -119,7 +118,6 @@ class BatchCost:
         name, layer = f"layer.{index}", self._scales.layers[index]
         at, n_batch = positions(self._config, index, self._shape.seq_len), self._shape.batch_size
         n_keys, n_query = at.n, at.n_kept
-        self._log_keys = log_keys(n_keys)
         heads, size = (n_batch, self._config.num_attention_heads), self._config.head_size
         query, key, value = (*heads, n_query, size), (*heads, n_keys, size), (*heads, size, n_keys)
         rows, hidden = n_batch * n_query, self._config.hidden_size
@@ -149,32 +147,32 @@ class BatchCost:
             scores, attended: shapes (B, A, Q, L) and (B, A, Q, D).
             context: the cost of the numerators' product with the values.
         """
-        rings, n_rows = layer.rings, math.prod(scores[:-1])
+        rings, n_rows, log_n = layer.rings, math.prod(scores[:-1]), log_keys(scores[-1])
         if layer.squarings:
-            return self._powers(layer, scores, n_rows) + self._divided(layer, n_rows, attended, context)
+            return self._powers(layer, scores, n_rows) + self._divided(layer, n_rows, log_n, attended, context)
         kind = score_numerators(softmax_form(self._config.softmax), layer.score_shift)
         if isinstance(kind, SquaredScores):
-            cost = lifted.cost("square", scores, rings.score_bits, score_lift(layer, self._log_keys))
+            cost = lifted.cost("square", scores, rings.score_bits, score_lift(layer, log_n))
         else:
             cost = piecewise.cost(kind, scores)
         if not layer.divided:
-            self._guarded.append((n_rows, row_bits(layer, self._log_keys)))
+            self._guarded.append((n_rows, row_bits(layer, log_n)))
             return cost + context + lifted.cost("plain", attended, rings.context_bits)
-        return cost + self._divided(layer, n_rows, attended, context)
+        return cost + self._divided(layer, n_rows, log_n, attended, context)
 
     def _divided(
-        self, layer: LayerScales, n_rows: int, attended: tuple[int, ...], context: ProtocolCost
+        self, layer: LayerScales, n_rows: int, log_n: int, attended: tuple[int, ...], context: ProtocolCost
     ) -> ProtocolCost:
         """Return the cost of the numerators' product with the values, and of the division of its rows."""
-        rings, function = layer.rings, row_function(layer, self._log_keys)
+        rings, function = layer.rings, row_function(layer, log_n)
         if function.guard is not None:
-            self._guarded.append((n_rows, guard_bits(function.guard_bits, score_lift(layer, self._log_keys))))
+            self._guarded.append((n_rows, guard_bits(function.guard_bits, score_lift(layer, log_n))))
         divided = lifted.cost("scale", attended, rings.context_bits, rings.context_lift)
         return (context | table.cost(function, n_rows)) + (divided | lifted.factor_cost(attended))
 
     def _powers(self, layer: LayerScales, scores: tuple[int, ...], n_rows: int) -> ProtocolCost:
         """Return the cost of the exact softmax's exponential, and of the divisions and squares that follow it."""
-        first, middle = softmax_functions(layer, self._log_keys)
+        first, middle = softmax_functions(layer, log_keys(scores[-1]))
         scale = lifted.cost("scale", scores, fp.POWER_BITS)
         cost = softmax_exponential(layer).cost(scores)
         for step in range(layer.squarings):
