@@ -41,7 +41,7 @@ from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import tls
 from parties.wire.frames import open_channel, start_server
 from parties.wire.tls import make_certificates
-from tests.faults.cast import PARTIES, Cast, cast_of
+from tests.faults.cast import PARTIES, Cast, Gate, cast_of
 from tests.parties.test_handshakes import Authority
 from tests.parties.test_service import Service, ask_for_seed, session
 
@@ -285,7 +285,8 @@ def test_an_interrupted_coordinator_says_how_to_go_on(cast: Cast) -> None:
     path = written(
         cast.configs["coordinator"].model_copy(update={"job": JobDescription("sst2", batch_size=1)}), cast.folder
     )
-    cast.start("dealer", "model-owner", "data-owner")
+    # The data owner waits in the third batch, so that the run cannot end before it is interrupted.
+    cast.start("dealer", "model-owner", "data-owner", gates={"data-owner": Gate(cast.folder, "reveal")})
     command = [sys.executable, "-c", "from mpcformer.cli import main; main()", "coordinate", "--config", str(path)]
     with subprocess.Popen(
         [*command, "--out", str(cast.out)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
