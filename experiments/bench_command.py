@@ -42,6 +42,9 @@ def show(values: dict[str, Any]) -> None:
         ("setup_bytes", "MiB", 2**20),
     ):
         row(f"{key.replace('_', ' ')} [{unit}]", *(f"{e[key] / factor:.2f}" for e in engines.values()))
+    if values["batches"] > 1:
+        title = f"sentences a second, {values['batches']} batches"
+        row(title, *(f"{e['sentences_per_second']:.2f}" for e in engines.values()))
     row("rounds", *(str(e["rounds"]) for e in engines.values()))
     for party in ("model-owner", "data-owner", "dealer"):
         row(f"peak memory, {party} [MiB]", *(f"{e['peak_rss_bytes'][party] / 2**20:.0f}" for e in engines.values()))

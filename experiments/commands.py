@@ -91,6 +91,7 @@ def bench(
     products: Annotated[
         bool, flag("--products", group=MACHINE, about="Measure matrix products alone, in each way that is here.")
     ] = False,
+    batches: Annotated[int, option(group=MACHINE, about="Batches in a run; each is dealt beside another.")] = 1,
     repeat: Annotated[int, option(group=MACHINE, about="Runs of each engine, in turns.")] = 2,
     json: Annotated[Path | None, option(group=OUTPUT, about="Write the figures to this new file.")] = None,
 ) -> None:
@@ -112,6 +113,7 @@ def bench(
         engines=_engines(engine, (DEFAULT_ENGINE,) if transport else engine_names()),
         network=network_profile(network),
         **_forms(model, gelu=gelu, softmax=softmax, strides=strides, precision=precision),
+        batches=batches,
         repeat=repeat,
         threads=threads,
         device=device,

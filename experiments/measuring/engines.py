@@ -5,6 +5,7 @@ Every party is a process of its own and the transport is real. The engines take 
 
 import statistics
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,7 +21,7 @@ from mpcformer.modeling.description import split_strides
 from mpcformer.ring import gemm
 from parties.roles.results import Results
 from parties.runs.network import NetworkProfile
-from parties.runs.report import breakdown
+from parties.runs.report import OWNERS, breakdown
 from parties.runs.simulation import LocalRunOptions, simulate
 from parties.settings.config import Role
 from parties.settings.job import JobDescription
@@ -34,6 +35,7 @@ class BenchOptions:
     layers: int | None = None
     seq_len: int = 128
     batch_size: int = 1
+    batches: int = 1
     engines: tuple[str, ...] = engine_names()
     network: NetworkProfile | None = None
     gelu: str = "quad"
@@ -49,7 +51,8 @@ class BenchOptions:
 def measure(options: BenchOptions) -> dict[str, Any]:
     """Run every engine `options.repeat` times and return the figures; write them as JSON if `options.json` is set.
 
-    Seconds are medians over the runs. Keys name their unit: `online_seconds`, `online_bytes`, `rounds`.
+    Seconds are medians over the runs. Keys name their unit: `online_seconds`, `online_bytes`, `rounds`. Of several
+    batches in a run, seconds and bytes are those of one on average.
 
     Raises:
         UserInputError: an option is wrong; nothing has run then.
@@ -70,7 +73,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         for engine in options.engines:
             create_engine(engine, rank=1, public=public, channel=None, weights=None)
         data = Path(work) / "data"
-        random_sentences(data, options.batch_size, options.seq_len)
+        random_sentences(data, options.batches * options.batch_size, options.seq_len)
         runs: dict[str, list[Results]] = {engine: [] for engine in options.engines}
         with progress() as bar:
             task = bar.add_task("bench", total=options.repeat * len(options.engines), info="")
@@ -94,7 +97,7 @@ def check(options: BenchOptions) -> None:
         UserInputError: an option is wrong; the error names it.
     """
     check_shape(options.model, options.seq_len, options.batch_size)
-    for name, value in (("repeat", options.repeat), ("threads", options.threads)):
+    for name, value in (("repeat", options.repeat), ("threads", options.threads), ("batches", options.batches)):
         if value < 1:
             raise UserInputError(f"--{name}: {value} is below 1", "give a positive number")
     gemm.check_device(options.device)
@@ -129,20 +132,15 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             "online_seconds": median(_online(r) for r in results),
             "offline_seconds": median(_offline(r) for r in results),
             "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
-            "online_bytes": sum(
-                batch.online.bytes_received for batches in results[0].batches.values() for batch in batches
-            ),
-            "offline_bytes": sum(
-                batch.offline.bytes_received
-                for owner in ("model-owner", "data-owner")
-                for batch in results[0].batches[owner]
-            ),
-            "dealer_bytes": sum(batch.offline.bytes_from_dealer for batch in results[0].batches["model-owner"]),
+            "sentences_per_second": median(options.batches * options.batch_size / r.seconds for r in results),
+            "online_bytes": _bytes(results[0], lambda report: report.online.bytes_received),
+            "offline_bytes": _bytes(results[0], lambda report: report.offline.bytes_received),
+            "dealer_bytes": _bytes(results[0], lambda report: report.offline.bytes_from_dealer),
             "setup_bytes": results[0].reports["data-owner"].setup.bytes_received,
             "rounds": int(median(b.online.rounds for b in results[0].batches["data-owner"])),
             "correlations": sum(len(segment) for segment in plan),
             "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
-            "breakdown": {name: median(breakdown(r).get(name, 0.0) for r in results) for name in OPERATIONS},
+            "breakdown": {name: median(_mean(r, breakdown(r).get(name, 0.0)) for r in results) for name in OPERATIONS},
             "online_seconds_each": [_online(r) for r in results],
             "offline_seconds_each": [_offline(r) for r in results],
         }
@@ -151,6 +149,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "layers": public.config.num_hidden_layers,
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
+        "batches": options.batches,
         "gelu": public.config.gelu,
         "softmax": public.config.softmax,
         "strides": list(public.config.strides),
@@ -172,8 +171,18 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
 
 
 def _online(results: Results) -> float:
-    return float(sum(batch.online.seconds for batch in results.batches["data-owner"]))
+    return _mean(results, *(batch.online.seconds for batch in results.batches["data-owner"]))
 
 
 def _offline(results: Results) -> float:
-    return float(sum(batch.offline.seconds for batch in results.batches["model-owner"]))
+    return _mean(results, *(batch.offline.seconds for batch in results.batches["model-owner"]))
+
+
+def _bytes(results: Results, of: Callable[[Any], int]) -> int:
+    """Return the sum of some bytes of both owners' reports, for one batch on average."""
+    return round(_mean(results, *(of(report) for owner in OWNERS for report in results.batches[owner])))
+
+
+def _mean(results: Results, *amounts: float) -> float:
+    """Return what the amounts of all batches are for one of them."""
+    return float(sum(amounts)) / len(results.batches["data-owner"])

@@ -133,15 +133,23 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     engine |= {
         "peak_rss_bytes": dict.fromkeys(("model-owner", "data-owner", "dealer"), 1),
         "breakdown": dict.fromkeys(OPERATIONS, 1.0),
+        "sentences_per_second": 2.5,
     }
     values = {
         "model": f"model {ODD}", "layers": 1, "gelu": "quad", "softmax": "2quad", "strides": [], "precision": "wide",
-        "batch_size": 1, "seq_len": 8,
+        "batch_size": 1, "batches": 3, "seq_len": 8,
         "threads_per_party": 1, "network": {"profile": "none"}, "engines": {"e": engine},
     }  # fmt: skip
     bench_command.show(values)
     said = capsys.readouterr().out
-    for text in (f"model {ODD}: ", "┃ quantity", "│ online seconds [s] ", "│ dealer bytes [MiB] ", "dealer [MiB] "):
+    for text in (
+        f"model {ODD}: ",
+        "┃ quantity",
+        "│ online seconds [s] ",
+        "│ dealer bytes [MiB] ",
+        "dealer [MiB] ",
+        "second, 3 batches",
+    ):
         assert text in said
     both = {transport.TLS: 0.5, transport.PLAINTEXT: 0.25}
     found = {"online_seconds": both, "online_seconds_fastest": both, "ratio": 2.0, "ratio_fastest": 2.0, "ratios": [2]}

@@ -19,7 +19,7 @@ from parties.runs.network import PROFILES
 
 def test_bench_and_estimate_agree(student: Path, tmp_path: Path) -> None:
     file = tmp_path / "bench.json"
-    run(BenchOptions(model=str(student), seq_len=8, batch_size=2, repeat=1, json=file))
+    run(BenchOptions(model=str(student), seq_len=8, batch_size=2, batches=2, repeat=1, json=file))
     values = read_json(file)
     assert {"model", "layers", "seq_len", "batch_size", "engines", "ratio"} <= set(values)
     assert set(values["ratio"]) == {"online_seconds", "online_to_whole", "total_seconds"}
@@ -77,6 +77,7 @@ def test_a_named_model_has_its_shape_and_ranges() -> None:
         ({"json": Path(__file__)}, "exists"),
         ({"json": Path(__file__) / "figures.json"}, "is not a folder"),
         ({"threads": 0}, "--threads: 0 is below 1"),
+        ({"batches": 0}, "--batches: 0 is below 1"),
     ],
 )
 def test_bad_options(options: dict[str, object], message: str) -> None:
