@@ -117,11 +117,12 @@ def test_compact_students_of_other_families(tmp_path: Path, data_dir: Path, case
     ("case", "options"),
     [
         ("roberta", {"gelu": "quad", "softmax": "2quad"}),
+        ("roberta", {"gelu": "quad", "softmax": "2quad", "precision": COMPACT}),
         ("mpnet", {"gelu": "quad", "softmax": "2quad-const"}),
         ("mpnet", {"gelu": "quad", "softmax": "softmax"}),
         ("mpnet", {"gelu": "quad", "softmax": "2quad", "embedding": True}),
     ],
-    ids=["2quad", "2quad-const", "softmax", "mean"],
+    ids=["2quad", "compact", "2quad-const", "softmax", "mean"],
 )
 def test_students_that_drop_positions(tmp_path: Path, data_dir: Path, case: str, options: dict[str, Any]) -> None:
     folder = save_family(tmp_path / "student", data_dir, case, strides=[2, 3], **options)
