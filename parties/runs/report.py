@@ -143,6 +143,7 @@ def build(options: LocalRunOptions, results: Results, plaintext: Path) -> dict[s
             "gelu": config.gelu,
             "softmax": config.softmax,
             "precision": config.precision,
+            "strides": list(config.strides),
             "layers": config.num_hidden_layers,
             "hidden": config.hidden_size,
         },
@@ -319,7 +320,8 @@ def table(values: dict[str, Any]) -> Group:
     student = values["student"]
     head = f"{values['task']}: {values['examples']} examples of {', '.join(values['split'])}; "
     if student:
-        head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}, {student['precision']}; "
+        head += f"{student['layers']} layers, {student['gelu']} + {student['softmax']}, {student['precision']}"
+        head += f", strides {', '.join(map(str, student['strides']))}; " if student["strides"] else "; "
     head += f"engine {values['engine']}"
     head += ", public embeddings" if values["embeddings"] == "public_table" else ""
     grid = PlainTable(head, "quantity", *titles)

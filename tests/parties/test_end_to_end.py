@@ -65,7 +65,7 @@ def test_results_have_the_promised_shape(finished: Path, student: Path) -> None:
     promised = """task split examples batch_size engine student metrics label_agreement max_abs_logit_error
         online offline setup peak_rss_bytes network versions seeds threat_model"""
     assert not set(promised.split()) - set(values)
-    assert set(values["student"]) == {"sha256", "gelu", "softmax", "precision", "layers", "hidden"}
+    assert set(values["student"]) == {"sha256", "gelu", "softmax", "precision", "strides", "layers", "hidden"}
     assert values["student"]["sha256"] == sha256_file(student / "model.safetensors")
     assert set(values["metrics"]) == {"teacher", "student", "private"}
     assert values["metrics"]["teacher"] is not None
