@@ -121,6 +121,9 @@ def bench(
     )
     if transport and products:
         raise UserInputError("--transport and --products measure different things", "give one of them")
+    if batches != 1 and (transport or products):
+        other = "--transport" if transport else "--products"
+        raise UserInputError(f"--batches {batches}: {other} measures a number of its own", "leave --batches out")
     (products_alone.run if products else transports.run if transport else run)(options)
 
 

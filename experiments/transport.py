@@ -10,12 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from experiments.measuring.engines import BenchOptions, check, job_of
-from experiments.measuring.model import bench_model, random_sentences
+from experiments.measuring.engines import BenchOptions, check, job_of, model_of
+from experiments.measuring.model import random_sentences
 from mpcformer.console import PlainTable, console, progress
 from mpcformer.engines.base import load_public_model
 from mpcformer.files import write_json
-from mpcformer.modeling.description import split_strides
 from parties.roles.results import Results
 from parties.runs.simulation import LocalRunOptions, simulate
 from parties.settings.config import Insecure
@@ -36,17 +35,8 @@ def run(options: BenchOptions) -> dict[str, Any]:
     """
     check(options)
     warn(TRANSPORTS[PLAINTEXT])
-    made = bench_model(
-        options.model,
-        options.layers,
-        options.seq_len,
-        options.gelu,
-        options.softmax,
-        strides=split_strides(options.strides),
-        precision=options.precision,
-    )
     seconds: dict[str, Seconds] = {engine: {TLS: [], PLAINTEXT: []} for engine in options.engines}
-    with made as student, tempfile.TemporaryDirectory() as work, progress() as bar:
+    with model_of(options) as student, tempfile.TemporaryDirectory() as work, progress() as bar:
         config = load_public_model(student).config
         data = Path(work) / "data"
         random_sentences(data, BATCHES * options.batch_size, options.seq_len)

@@ -6,6 +6,7 @@ Every party is a process of its own and the transport is real. The engines take 
 import statistics
 import tempfile
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -59,16 +60,7 @@ def measure(options: BenchOptions) -> dict[str, Any]:
         MPCFormerError: a party failed.
     """
     check(options)
-    made = bench_model(
-        options.model,
-        options.layers,
-        options.seq_len,
-        options.gelu,
-        options.softmax,
-        strides=split_strides(options.strides),
-        precision=options.precision,
-    )
-    with made as student, tempfile.TemporaryDirectory() as work:
+    with model_of(options) as student, tempfile.TemporaryDirectory() as work:
         public = load_public_model(student)
         for engine in options.engines:
             create_engine(engine, rank=1, public=public, channel=None, weights=None)
@@ -88,6 +80,16 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     if options.json:
         write_json(options.json, values)
     return values
+
+
+def model_of(options: BenchOptions) -> AbstractContextManager[Path]:
+    """Return what yields the folder of the student that is measured, see `bench_model`.
+
+    Raises:
+        UserInputError: the model, its layers or its strides are wrong.
+    """
+    forms: dict[str, Any] = {"gelu": options.gelu, "softmax": options.softmax, "precision": options.precision}
+    return bench_model(options.model, options.layers, options.seq_len, strides=split_strides(options.strides), **forms)
 
 
 def check(options: BenchOptions) -> None:

@@ -5,6 +5,7 @@ extends, is for those who train, and takes seconds to import.
 """
 
 import itertools
+import math
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -66,16 +67,18 @@ def chosen_norms(asked: Sequence[str], n_layers: int) -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def checked_strides(strides: Sequence[int], n_layers: int, pooling: str) -> list[int]:
+def checked_strides(strides: Sequence[int], n_layers: int, n_positions: int, pooling: str) -> list[int]:
     """Return the strides of a model's layers as a list, which is empty if every layer keeps all of its positions.
 
     Args:
         strides: as `ModelDescription` takes them.
         n_layers: the number of encoder layers.
+        n_positions: the number of positions of the longest text.
         pooling: which rows the head takes.
 
     Raises:
-        UserInputError: `strides` is not one positive integer for each layer, or the head needs every position.
+        UserInputError: `strides` is not one positive integer for each layer, they drop more positions than any text
+            has, or the head needs every position.
     """
     if not isinstance(strides, list | tuple) or not all(type(n) is int and 1 <= n <= MOST_STRIDE for n in strides):
         raise UserInputError(
@@ -84,6 +87,12 @@ def checked_strides(strides: Sequence[int], n_layers: int, pooling: str) -> list
     if strides and len(strides) != n_layers:
         raise UserInputError(
             f"strides: {len(strides)} numbers for a model of {n_layers} layers", "give one number for each layer"
+        )
+    if math.prod(strides) > n_positions:
+        raise UserInputError(
+            f"strides: {list(strides)} keep one of {math.prod(strides)} positions, and no text has more than"
+            f" {n_positions}",
+            "give smaller numbers",
         )
     if all(stride == 1 for stride in strides):
         return []
@@ -226,7 +235,9 @@ class ModelDescription:
             "softmax": softmax_form(self.softmax).name,
             "constant_norms": chosen_norms(self.constant_norms, self.num_hidden_layers),
             "head_size": head_size,
-            "strides": checked_strides(self.strides, self.num_hidden_layers, self.pooling),
+            "strides": checked_strides(
+                self.strides, self.num_hidden_layers, self.max_position_embeddings, self.pooling
+            ),
         }
         for name, value in settled.items():
             object.__setattr__(self, name, value)

@@ -131,7 +131,7 @@ class SelfAttention(nn.Module):
     of c, which keeps c positive. Like all weights it is the model owner's secret.
 
     Attributes:
-        stride: of how many positions one is kept, and asks.
+        stride: the number of positions of which one is kept, and asks.
         step: how far apart in the text the positions are.
     """
 
@@ -208,7 +208,7 @@ class Layer(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Of how many positions the layer keeps one."""
+        """The number of positions of which the layer keeps one."""
         attention = self.attention["self"]
         assert isinstance(attention, SelfAttention)
         return attention.stride

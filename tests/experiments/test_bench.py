@@ -91,6 +91,12 @@ def test_estimate_on_the_command_line(student: Path) -> None:
     assert "rounds" in result.output
 
 
+@pytest.mark.parametrize("other", ["--transport", "--products"])
+def test_batches_are_for_the_engines(other: str) -> None:
+    with pytest.raises(UserInputError, match=f"--batches 3: {other} measures a number of its own"):
+        CliRunner().invoke(build_app(), ["bench", "--batches", "3", other], catch_exceptions=False)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -110,6 +110,7 @@ def test_a_bias_on_the_scores_goes_by_distances_in_the_text() -> None:
         ([2], "1 numbers for a model of 2 layers"),
         ([1, True], "no list of integers from 1 to 64"),
         ([1, 65], "no list of integers from 1 to 64"),
+        ([64, 9], r"\[64, 9\] keep one of 576 positions, and no text has more than 512"),
         ("12", "no list of integers"),
         (3, "no list of integers"),
     ],

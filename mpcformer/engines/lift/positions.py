@@ -20,7 +20,7 @@ class Positions:
 
     @property
     def n_kept(self) -> int:
-        """How many the layer keeps, Q."""
+        """The number of positions that the layer keeps, Q."""
         return -(-self.n // self.stride)
 
 
