@@ -13,6 +13,7 @@ from mpcformer.correlations import (
     CorrelationStore,
     Dealt,
     Request,
+    as_packed,
     correction_specs,
     deal,
     expand,
@@ -32,6 +33,7 @@ from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.tokenizer import Limits
 from mpcformer.programs import LoadedProgram, Plan, dry_run, run_program
 from mpcformer.protocols.party import Party
+from mpcformer.ring.packing import PackedMatrix
 from mpcformer.ring.random import Stream, fresh_key
 from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
 
@@ -56,6 +58,13 @@ class InlineDealer:
         correction = deal(request, *keys, mask_keys(self.seeds[0], self.session_id, 0)) if has_correction else []
         self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
         return expand(request, keys[self.rank], self.rank, unpacked(request, correction) if correction else [])
+
+    def take_packed(self, request: Request) -> list[PackedMatrix]:
+        keys = [session_key(seed, self.session_id, len(self.requests), request) for seed in self.seeds]
+        self.requests.append(request)
+        correction = deal(request, *keys, mask_keys(self.seeds[0], self.session_id, 0))
+        self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
+        return as_packed(request, correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         key = session_key(self.seeds[self.rank], self.session_id, operation, request)

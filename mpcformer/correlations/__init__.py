@@ -7,6 +7,7 @@ all.
 
 from mpcformer.correlations.kinds import (
     Dealt,
+    as_packed,
     correction_specs,
     deal,
     expand,
@@ -31,6 +32,7 @@ __all__ = [
     "Dealt",
     "MaskKeys",
     "Request",
+    "as_packed",
     "correction_specs",
     "correlation_plan_digest",
     "deal",

@@ -21,7 +21,7 @@ from mpcformer.correlations.table import Table
 from mpcformer.correlations.window import Window
 from mpcformer.correlations.zero_test import ZeroTest
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.packing import pack, unpack
+from mpcformer.ring.packing import PackedMatrix, pack
 from mpcformer.ring.random import Stream
 
 KINDS: dict[str, Kind] = {
@@ -125,8 +125,13 @@ def deal(request: Request, key_0: bytes, key_1: bytes, masks: MaskKeys) -> list[
 
 def unpacked(request: Request, correction: list[torch.Tensor]) -> list[torch.Tensor]:
     """Turn the dealer's packed tensors into int64 tensors."""
+    return [packed.unpacked() for packed in as_packed(request, correction)]
+
+
+def as_packed(request: Request, correction: list[torch.Tensor]) -> list[PackedMatrix]:
+    """Return the dealer's packed tensors with their shapes and widths."""
     layout = KINDS[request.kind].layout(request)
-    return [unpack(c, shape, bits) for c, (shape, bits) in zip(correction, layout, strict=True)]
+    return [PackedMatrix(c, shape, bits) for c, (shape, bits) in zip(correction, layout, strict=True)]
 
 
 def expand(request: Request, key: bytes, rank: int, correction: list[torch.Tensor]) -> Dealt:

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.kinds import Dealt, correction_specs, expand, is_shared, unpacked
+from mpcformer.correlations.kinds import Dealt, as_packed, correction_specs, expand, is_shared, unpacked
 from mpcformer.correlations.linear import input_mask
 from mpcformer.correlations.requests import MaskKeys, Request, mask_keys, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
+from mpcformer.ring.packing import PackedMatrix
 
 
 class CorrelationStore:
@@ -189,16 +190,32 @@ class CorrelationStore:
             ProtocolError: the correction is missing or was dealt for another request.
         """
         operation = self.next_operation
-        correction: list[torch.Tensor] = []
-        if self.rank == 0 or is_shared(request):
-            if operation not in self._corrections:
-                raise ProtocolError(f"the dealer's correction for operation {operation} ({request.kind}) is missing")
-            dealt_for, correction = self._corrections.pop(operation)
-            if dealt_for != request:
-                raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
+        correction = self._taken(request) if self.rank == 0 or is_shared(request) else []
         self._advance(request)
         prepared = self._prepared.pop(operation, None)
         return prepared or self._expanded(operation, request, correction)
+
+    def take_packed(self, request: Request) -> list[PackedMatrix]:
+        """Do as `take` at rank 0, for a kind of which the corrections are all that it has; they stay packed.
+
+        Raises:
+            ProtocolError: as `take`, or this is rank 1.
+        """
+        if self.rank != 0:
+            raise ProtocolError(f"rank 1 has no corrections of {request.kind}")
+        correction = self._taken(request)
+        self._advance(request)
+        return as_packed(request, correction)
+
+    def _taken(self, request: Request) -> list[torch.Tensor]:
+        """Return the correction of the next operation, which is not kept any longer."""
+        operation = self.next_operation
+        if operation not in self._corrections:
+            raise ProtocolError(f"the dealer's correction for operation {operation} ({request.kind}) is missing")
+        dealt_for, correction = self._corrections.pop(operation)
+        if dealt_for != request:
+            raise ProtocolError(f"operation {operation} was dealt for {dealt_for}, now {request} is asked for")
+        return correction
 
     def _expanded(self, operation: int, request: Request, correction: list[torch.Tensor]) -> Dealt:
         known = unpacked(request, correction) if correction else []

@@ -8,7 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mpcformer.channel import Counters, Spec
-from mpcformer.correlations import Dealt, Request, sketch
+from mpcformer.correlations import Dealt, Request, as_packed, sketch
+from mpcformer.ring.packing import PackedMatrix
 
 
 class PlanRecorder:
@@ -22,6 +23,11 @@ class PlanRecorder:
         """Note the request."""
         self.plan.append(request)
         return sketch(request, self._rank)
+
+    def take_packed(self, request: Request) -> list[PackedMatrix]:
+        """Note the request of a kind that has corrections and nothing else."""
+        self.plan.append(request)
+        return as_packed(request, sketch(request, self._rank).shares)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Return what will be asked for, without values."""

@@ -15,7 +15,7 @@ import torch
 from mpcformer.correlations import Request
 from mpcformer.correlations.lifted import FACTOR_BITS, FACTOR_EXTRA_BITS, LiftedSpec
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
-from mpcformer.protocols.party import Half, Party, shift
+from mpcformer.protocols.party import Half, Party, Share, fused, shift
 from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WORD, logical_shift
 
@@ -71,9 +71,9 @@ class Mask:
     use: str
     lift: int = WORD
 
-    def half(self, share: torch.Tensor, rank: int) -> Half:
+    def half(self, share: Share, rank: int) -> Half:
         """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
-        masked = share + self.tensors[0]
+        masked = fused(share) + self.tensors[0]
         return (masked + (1 << (self.bits - 2)) if rank == 0 else masked), self.bits
 
     def factor_half(self, factor: torch.Tensor, rank: int) -> Half:

@@ -8,6 +8,8 @@ from mpcformer.correlations import Request
 from mpcformer.correlations.linear import LinearSpec, Weight, times_weight, weight_mask
 from mpcformer.protocols.cost import ProtocolCost, dealt, message
 from mpcformer.protocols.party import MODEL_OWNER, half_bytes
+from mpcformer.ring.fused import Fused
+from mpcformer.ring.packing import PackedMatrix
 
 Shape = tuple[int, ...]
 
@@ -74,20 +76,18 @@ def expected_tag(
     return ((x_share + masked_input) * keys).sum(1) - tags.sum(1) + correction[:, 0]
 
 
-def data_owner_share(
-    masked: Sequence[Weight], tensors: list[torch.Tensor], widths: Sequence[int]
-) -> list[torch.Tensor]:
+def data_owner_share(masked: Sequence[Weight], tensors: list[torch.Tensor], widths: Sequence[int]) -> list[Fused]:
     """Compute A F_i + c_i: the data owner's shares of the results, which it knows before its input."""
     a, *c = tensors
-    return [times_weight(a, f, bits).add_(c_i) for f, c_i, bits in zip(masked, c, widths, strict=True)]
+    return [times(a, f, bits) + c_i for f, c_i, bits in zip(masked, c, widths, strict=True)]
 
 
 def model_owner_share(
     known: torch.Tensor,
     weights: Sequence[Weight],
-    tensors: list[torch.Tensor],
+    tensors: Sequence[torch.Tensor | PackedMatrix],
     widths: Sequence[int],
-) -> list[torch.Tensor]:
+) -> list[Fused]:
     """Compute the model owner's shares of x W_i from x_0 + E, where E = x_1 - A came from the data owner.
 
     Ideal function: x W_i over Z_2^k for the width k of the weight's ring, without truncation. A diagonal weight
@@ -100,4 +100,11 @@ def model_owner_share(
     Source: W - B is sent once, as in the preprocessing of Delphi (Mishra et al., USENIX Security 2020), with a dealer.
     """
     products = zip(weights, tensors, widths, strict=True)
-    return [times_weight(known, weight, bits).add_(c) for weight, c, bits in products]
+    return [times(known, weight, bits) + c for weight, c, bits in products]
+
+
+def times(x: torch.Tensor, weight: Weight, bits: int) -> Fused:
+    """Do as `times_weight`; the product with a diagonal is carried out together with what follows."""
+    if isinstance(weight, torch.Tensor) and weight.dim() == 1:
+        return Fused(x) * weight.long()
+    return Fused(times_weight(x, weight, bits))

@@ -4,8 +4,9 @@ import torch
 
 from mpcformer.correlations import Request
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
-from mpcformer.protocols.party import Half, Party
+from mpcformer.protocols.party import Half, Party, Share, fused
 from mpcformer.ring import gemm
+from mpcformer.ring.fused import Fused
 
 
 def request(x: tuple[int, ...], y: tuple[int, ...], bits: int) -> Request:
@@ -18,12 +19,12 @@ def cost(x: tuple[int, ...], y: tuple[int, ...], bits: int, *, ahead: bool = Fal
     return opening((x, bits), (y, bits), ahead=ahead) + dealt(request(x, y, bits))
 
 
-def half(share: torch.Tensor, mask: torch.Tensor, bits: int) -> Half:
+def half(share: Share, mask: torch.Tensor, bits: int) -> Half:
     """Return this owner's half of the opening of x - a."""
-    return share - mask, bits
+    return fused(share) - mask, bits
 
 
-def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Tensor], bits: int) -> torch.Tensor:
+def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Tensor], bits: int) -> Fused:
     """Compute [x y^T] from the opened d = x - a and e = y - b.
 
     Ideal function: matrix product over Z_2^k, without truncation.
@@ -38,4 +39,4 @@ def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Te
     own = e + b if party.rank == 0 else b
     # Two products are computed as one: (d | a) (own | e)^T.
     left, right = torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1)
-    return gemm.matmul(left, right.transpose(-1, -2), gemm.product_bits(bits)) + c
+    return Fused(gemm.matmul(left, right.transpose(-1, -2), gemm.product_bits(bits))) + c

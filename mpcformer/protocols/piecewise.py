@@ -15,7 +15,7 @@ from mpcformer.correlations.piecewise import BORROW, PiecewiseSpec
 from mpcformer.protocols.comparison import Comparisons
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import Half, Party
+from mpcformer.protocols.party import Half, Party, Share
 from mpcformer.ring.packing import packing_width
 
 # The bits of all pieces of an element travel in one byte.
@@ -129,7 +129,7 @@ class Evaluation:
         self._dealt = rest[n_products:]
         self._chosen = torch.empty(0)
 
-    def half(self, share: torch.Tensor) -> Half:
+    def half(self, share: Share) -> Half:
         """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
         return self._mask.half(share, self._rank)
 

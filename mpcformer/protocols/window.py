@@ -40,7 +40,7 @@ from mpcformer.correlations.window import (
 from mpcformer.protocols.comparison import Comparisons
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import Half, Party, add_halves, shapes_of, shift, split
+from mpcformer.protocols.party import Half, Party, Share, add_halves, shapes_of, shift, split
 from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WORD, packing_width
 
@@ -295,7 +295,7 @@ class Evaluation:
         )
         self.chosen = torch.empty(0)
 
-    def half(self, share: torch.Tensor) -> Half:
+    def half(self, share: Share) -> Half:
         """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
         return self._mask.half(share, self._rank)
 

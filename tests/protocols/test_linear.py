@@ -18,7 +18,7 @@ def test_matrix_product(bits: int) -> None:
         masks = party.take(matmul.request(tuple(x.shape), tuple(y.shape), bits))
         mine = x_shares[party.rank], y_shares[party.rank]
         d, e = party.open([matmul.half(share, mask, bits) for share, mask in zip(mine, masks, strict=False)])
-        return matmul.product(party, d, e, masks, bits)
+        return matmul.product(party, d, e, masks, bits).computed()
 
     results, counters, requests = run_protocol(owner)
     assert torch.equal(reduce(results[0] + results[1], bits), reduce(x @ y.transpose(-1, -2), bits))
@@ -46,11 +46,12 @@ def test_owner_known_weights(bits: int, narrow: int) -> None:
         tensors = party.take(linear.request(["w", "g"], 4, shapes, widths))
         if party.rank == 0:
             known = unpack_onto(party.receive([((4, 6), bits)]), shares[0], bits)
-            return linear.model_owner_share(known, list(weights.values()), tensors, widths)
+            z = linear.model_owner_share(known, list(weights.values()), tensors, widths)
+            return [share.computed() for share in z]
         named = zip(weights.items(), widths, strict=True)
         hidden = [linear.masked_weight(weight, key, name, width) for (name, weight), width in named]
         party.send([(shares[1] - tensors[0], bits)])
-        return linear.data_owner_share(hidden, tensors, widths)
+        return [share.computed() for share in linear.data_owner_share(hidden, tensors, widths)]
 
     results, counters, requests = run_protocol(owner)
     product, scaled = (reduce(a + b, width) for a, b, width in zip(*results, widths, strict=True))

@@ -26,8 +26,9 @@ from mpcformer.engines.lift.scales.rows import (
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import Half, Party, shift
+from mpcformer.protocols.party import Half, Party, Share, fused, shift
 from mpcformer.protocols.table import TableFunction
+from mpcformer.ring.fused import Fused
 
 # Opens the scores, together with the values' masked factor, and returns the opened scores.
 OpenScores = Callable[[Half], torch.Tensor]
@@ -87,9 +88,9 @@ class PrivateAttention:
             scores = scores + bias
         self._watch.lap("attention")
         value_mask = Mask(heads.value_mask, rings.value_bits, "plain", rings.value_lift)
-        value = Opened(party, value_mask, heads.value).value()  # (B, A, D, L)
+        value: Share = Opened(party, value_mask, heads.value).value()  # (B, A, D, L)
         if not constants.divided:
-            value = shift(value * self._sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
+            value = shift(fused(value) * self._sentences(fp.key_correction), fp.KEY_CORRECTION_SCALE, rank)
         value_half = matmul.half(value, heads.context_masks[1], rings.numerator_bits)
         opened_value: list[torch.Tensor] = []
 
@@ -98,7 +99,7 @@ class PrivateAttention:
             opened_value.append(other)
             return opened
 
-        real = self._mask[:, None, :: self._stride].expand(-1, scores.size(1), -1).reshape(-1)
+        real = self._mask[:, None, :: self._stride].expand(-1, scores.shape[1], -1).reshape(-1)
         if constants.squarings:
             numerators = self._powers(scores, constants, open_scores, real) * self._key_factors
             rows = numerators.sum(-1)
@@ -117,7 +118,7 @@ class PrivateAttention:
     # ---- rows of numerators: divided after the product with the values, or, by a learnt constant, not at all ---------
 
     def _numerators(
-        self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores
+        self, scores: Fused, constants: LayerScales, open_scores: OpenScores
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Return numerators (B, A, Q, L) at scale 2 score_scale times the keys' factors, and the sums of their rows."""
         party, rings = self._party, constants.rings
@@ -166,12 +167,12 @@ class PrivateAttention:
 
     def _masked_numerators(self, numerators: torch.Tensor, scale: int, heads: Heads, rings: Rings) -> Half:
         # A shift may turn zero into one, so padding is masked once more.
-        down = shift(numerators, scale - rings.numerator_scale, self._party.rank) * self._mask[:, None, None, :]
+        down = shift(Fused(numerators), scale - rings.numerator_scale, self._party.rank) * self._mask[:, None, None, :]
         return matmul.half(down, heads.context_masks[0], rings.numerator_bits)
 
     def _context(
         self, numerators: torch.Tensor, opened_value: torch.Tensor, heads: Heads, constants: LayerScales
-    ) -> torch.Tensor:
+    ) -> Fused:
         """Return the product with the values, (B, A, Q, D) at the layer's context_scale in Z_2^context_bits."""
         rings, masks = constants.rings, heads.context_masks
         context = matmul.product(self._party, numerators, opened_value, masks, rings.numerator_bits)
@@ -198,7 +199,7 @@ class PrivateAttention:
     # ---- softmax: `approximations.squared_softmax`, whose last division follows the product with the values ----------
 
     def _powers(
-        self, scores: torch.Tensor, constants: LayerScales, open_scores: OpenScores, real: torch.Tensor
+        self, scores: Fused, constants: LayerScales, open_scores: OpenScores, real: torch.Tensor
     ) -> torch.Tensor:
         """Return the squares (B, A, Q, L) whose rows are to be divided, at twice `last_power_scale`."""
         first, middle = softmax_functions(constants, self._log_keys)

@@ -29,9 +29,22 @@ from mpcformer.errors import ProtocolError
 from mpcformer.modeling.families.distances import distance_buckets
 from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import DATA_OWNER, Party, add_halves, add_message, shapes_of, shift, split
+from mpcformer.protocols.party import (
+    DATA_OWNER,
+    Party,
+    Share,
+    add_halves,
+    add_message,
+    add_messages,
+    computed,
+    fused,
+    shapes_of,
+    shift,
+    without_message,
+)
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.filed import Masked
+from mpcformer.ring.fused import Fused
 from mpcformer.ring.gemm import ShortMatrix
 from mpcformer.ring.packing import unpack_onto
 
@@ -98,28 +111,30 @@ class PrivateBert:
             known = self._known.pop(name, None)
             if known is None:
                 raise ProtocolError("a map is used online before its offline part")
-            masked_input = party.store.input_mask(request).neg_()
+            mask = party.store.input_mask(request)
             if name == "embeddings":
-                masked_input.scatter_add_(1, x, torch.ones_like(x))
+                masked_input: Share = mask.neg_().scatter_add_(1, x, torch.ones_like(x))
             else:
-                masked_input += x
+                masked_input = fused(x) - mask
             party.send([(masked_input, bits)])
             following = [party.take(request) for request in item.following]
-            return add_message(split(known.message, known.shapes), party.receive(known.shapes)), following
-        tensors, following = party.take(request), [party.take(request) for request in item.following]
+            return add_messages(known.message, party.receive(known.shapes), known.shapes), following
+        corrections, following = party.store.take_packed(request), [party.take(request) for request in item.following]
         shape = (item.rows, self._shapes[item.weights[0]][0])
         whole = unpack_onto(party.receive([(shape, bits)]), x.expand(shape), bits)
-        z = linear.model_owner_share(whole, self._weights(item.weights), tensors, widths)
-        if self._owned is not None:
-            for result, weight in zip(z, item.weights, strict=True):
-                bias = self._owned.biases.get(weight)
-                if bias is not None:
-                    result += bias if name != "embeddings" else bias[: self._n_positions].repeat(self._n_batch, 1)
+        z = linear.model_owner_share(whole, self._weights(item.weights), corrections, widths)
+        z = [self._with_bias(share, weight) for share, weight in zip(z, item.weights, strict=True)]
         halves = item.halves(z, following)
-        self.maps.half_shapes.setdefault(name, shapes_of(halves))
-        message = party.send(halves)
-        known_half = self._known.pop(name).message if name in self._known else torch.empty_like(message)
-        return add_message(halves, known_half), following
+        shapes = self.maps.half_shapes.setdefault(name, shapes_of(halves))
+        known_half = self._known.pop(name).message if name in self._known else without_message(shapes, x.device)
+        return party.send_onto(halves, known_half), following
+
+    def _with_bias(self, share: Fused, name: str) -> Fused:
+        """Add the bias of a map, if it has one; that of the embeddings differs between positions."""
+        bias = None if self._owned is None else self._owned.biases.get(name)
+        if bias is None:
+            return share
+        return share + (bias[: self._n_positions].repeat(self._n_batch, 1) if name == "embeddings" else bias)
 
     def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
@@ -129,15 +144,15 @@ class PrivateBert:
         following = [party.take(request) for request in item.following]
         if party.rank == DATA_OWNER:
             z, theirs = words.ask(columns, shapes)
-            halves = item.halves([z], following)
+            halves = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]
             party.send(halves)
             return add_halves(halves, theirs), following
         answers, z = words.answer()
         if self._owned is not None:
             z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
-        halves = item.halves([z], following)
-        party.send([answers, *halves])
-        return add_message(halves, party.receive(shapes)), following
+        mine = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]
+        party.send([answers, *mine])
+        return add_message(mine, party.receive(shapes)), following
 
     def _weights(self, names: list[str]) -> list[torch.Tensor | ShortMatrix]:
         if self._owned is None:  # planning

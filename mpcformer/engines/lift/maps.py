@@ -19,10 +19,11 @@ from mpcformer.engines.lift.weights import attention_parts
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
-from mpcformer.protocols.party import MODEL_OWNER, Half, HalfShape, shapes_of, shift
+from mpcformer.protocols.party import MODEL_OWNER, Half, HalfShape, shapes_of, shift, shift_rounding
+from mpcformer.ring.fused import Fused
 
 Tensors = list[list[torch.Tensor]]
-Halves = Callable[[list[torch.Tensor], Tensors], list[Half]]
+Halves = Callable[[list[Fused], Tensors], list[Half]]
 
 
 @dataclass
@@ -106,7 +107,7 @@ class Maps:
                 raise ProtocolError("a head without a dense layer has no pooler")
             product = self._rings.input_scale + self._rings.pooler_weight_scale
 
-            def pooled(z: list[torch.Tensor], t: Tensors) -> list[Half]:
+            def pooled(z: list[Fused], t: Tensors) -> list[Half]:
                 share = shift(z[0], product - self._constants.head.argument_scale, self._rank)
                 return [function.evaluation(t[0], self._rank).half(share)]
 
@@ -146,7 +147,7 @@ class Maps:
         n_rows = item.rows if before is None else before[0].size(0)
         with WithoutValues():
             dealt = [sketch(request, MODEL_OWNER).shares for request in item.following]
-            z = [torch.empty(item.rows, self._shapes[weight][-1]).long() for weight in item.weights]
+            z = [Fused(torch.empty(item.rows, self._shapes[weight][-1]).long()) for weight in item.weights]
             empty = torch.empty(n_rows, self._config.hidden_size).long()
             self._residual = empty, empty[:, :1]
             halves = item.halves(z, dealt)
@@ -155,19 +156,21 @@ class Maps:
 
     # ---- online -----------------------------------------------------------------------------------------------------
 
-    def _lifted_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+    def _lifted_half(self, z: Fused, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
         stream = shift(z, scale - norm.scale, self._rank)
         return Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift).half(stream, self._rank)
 
-    def _stream_half(self, z: torch.Tensor, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+    def _stream_half(self, z: Fused, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
         """Return the half of the residual stream: map plus residual, centred, at the next LayerNorm's scale."""
         if self._residual is None:
             raise ProtocolError("a residual is used before it is known")
         (residual, mean), self._residual = self._residual, None
         rank, rings = self._rank, self._rings
-        total = z + shift(residual, rings.input_scale + rings.residual_scale - scale, rank)
+        down = rings.input_scale + rings.residual_scale - scale
+        total = z.plus(residual, down) + shift_rounding(down, rank)
         if mean is not None:
-            total = total - shift(mean, rings.input_scale + rings.mean_scale - scale, rank)
+            down = rings.input_scale + rings.mean_scale - scale
+            total = total.minus(mean, down) + -shift_rounding(down, rank)
         return self._lifted_half(total, scale, norm, tensors)
 
     def _attention_requests(self, at: Positions) -> list[Request]:
@@ -181,21 +184,21 @@ class Maps:
             matmul.request(scores, value, rings.numerator_bits),
         ]
 
-    def _attention_halves(self, z: list[torch.Tensor], tensors: Tensors, at: Positions) -> list[Half]:
+    def _attention_halves(self, z: list[Fused], tensors: Tensors, at: Positions) -> list[Half]:
         rank, rings, n_heads = self._rank, self._rings, self._config.num_attention_heads
-        both, values, residual, *mean = z
+        both, values, residual, *mean = [share.computed() for share in z]
         down = rings.input_scale + rings.query_weight_scale - rings.query_scale
         value_down = rings.input_scale + rings.value_weight_scale - rings.value_scale
 
         def heads(part: torch.Tensor) -> torch.Tensor:  # (B, A, L, D)
-            return part.reshape(self._n_batch, at.n, n_heads, -1).transpose(1, 2)
+            return part.view(self._n_batch, at.n, n_heads, -1).transpose(1, 2)
 
         self._keep_residual(residual, mean[0] if mean else None, at.stride)
         (a, b, _), value_mask, _ = tensors
         queries, keys = both.chunk(2, dim=1)
-        query = shift(heads(queries)[:, :, :: at.stride], down, rank)
-        key = shift(heads(keys), down, rank)
-        value = shift(heads(values).transpose(2, 3), value_down, rank)
+        query = shift(Fused(heads(queries)[:, :, :: at.stride]), down, rank)
+        key = shift(Fused(heads(keys)), down, rank)
+        value = shift(Fused(heads(values).transpose(2, 3)), value_down, rank)
         return [
             matmul.half(query, a, rings.query_bits),
             matmul.half(key, b, rings.query_bits),
@@ -208,9 +211,9 @@ class Maps:
 
         self._residual = rows(residual), None if mean is None else rows(mean)
 
-    def _inner_halves(self, z: list[torch.Tensor], tensors: Tensors) -> list[Half]:
+    def _inner_halves(self, z: list[Fused], tensors: Tensors) -> list[Half]:
         rank, product = self._rank, self._rings.input_scale + self._rings.inner_weight_scale
-        self._residual = z[1], z[2]
+        self._residual = z[1].computed(), z[2].computed()
         activation = self._constants.activation
         inner = shift(z[0], product - activation.scale, rank)
         if activation.function is None:

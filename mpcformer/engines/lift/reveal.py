@@ -135,7 +135,7 @@ def reveal(
     half = (marks if asked is None else marks * asked) + test[0]
     block = zero_test.verdict(test, theirs + half)
     weight, bias = classifier.weight_and_bias()
-    share = linear.model_owner_share(rows + masked_input, [weight], tensors[:1], [bits])[0]
+    share = linear.model_owner_share(rows + masked_input, [weight], tensors[:1], [bits])[0].computed()
     share = share + classifier.by_row(bias, rows)
     if share.device.type != "meta":
         share += Stream(fresh_key()).bits(share.shape, low_bits)
@@ -158,7 +158,7 @@ def _receive_logits(
         raise ProtocolError("the masked weights have not arrived")
     n_batch, head = half.size(0), classifier.head
     party.send([(half, zero_test.WORD), (rows - tensors[0], head.bits)])
-    own = linear.data_owner_share([classifier.masked["classifier"]], tensors[:2], [head.bits])[0]
+    own = linear.data_owner_share([classifier.masked["classifier"]], tensors[:2], [head.bits])[0].computed()
     shapes = sealed.shapes(n_batch, own.numel() // n_batch, head.wire_bits)
     theirs, seals, told = _receive(party, zero_test_half(n_batch), *shapes)
     block = zero_test.verdict(test, theirs + half)

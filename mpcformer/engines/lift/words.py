@@ -9,7 +9,7 @@ from mpcformer.correlations.row_lookup import BITS, LookupSpec
 from mpcformer.engines.lift.weights import OwnedWeights
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
-from mpcformer.protocols.party import DATA_OWNER, Half, HalfShape, Party, split
+from mpcformer.protocols.party import DATA_OWNER, Half, HalfShape, NumbersAndBits, Party, split
 from mpcformer.ring.filed import Masked
 from mpcformer.ring.packing import PackedMatrix
 
@@ -55,7 +55,7 @@ class PrivateWords:
         else:
             self._tensors = self._party.take(self._request)
 
-    def ask(self, columns: torch.Tensor, following: Sequence[HalfShape]) -> tuple[torch.Tensor, list[Half]]:
+    def ask(self, columns: torch.Tensor, following: Sequence[HalfShape]) -> tuple[torch.Tensor, list[NumbersAndBits]]:
         """Ask for the rows, at the data owner, and receive the answer.
 
         Args:

@@ -1,0 +1,306 @@
+"""Elementwise computations that make one pass over memory, however many steps they have.
+
+Between two messages an owner adds corrections, biases and masks, shifts, and packs. As operations of torch each of
+these reads and writes all elements. A `Fused` only notes them, and carries all of them out when a result is wanted:
+with the compiled function of `fused.c`, or else one by one with torch, which gives the same bits.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+
+from mpcformer.ring.library import load_library
+from mpcformer.ring.packing import WORD, PackedMatrix, pack, packed_bytes, reduce, unpack, unpack_onto
+
+# The kinds of steps, as fused.c numbers them.
+SET, ADD, SUBTRACT, MULTIPLY, SET_PACKED, ADD_PACKED, ADD_NUMBER, SHIFT = range(8)
+N_SIZES = 4
+Operand = torch.Tensor | PackedMatrix
+
+
+class StepArguments(ctypes.Structure):
+    """A step, as fused.c declares it."""
+
+    _fields_ = (
+        ("kind", ctypes.c_int64),
+        ("number", ctypes.c_int64),
+        ("at", ctypes.c_void_p),
+        ("strides", ctypes.c_int64 * N_SIZES),
+    )
+
+
+class FusedArguments(ctypes.Structure):
+    """All steps and results, as fused.c declares them."""
+
+    _fields_ = (
+        ("sizes", ctypes.c_int64 * N_SIZES),
+        ("n_steps", ctypes.c_int64),
+        ("bits", ctypes.c_int64),
+        ("steps", ctypes.POINTER(StepArguments)),
+        *((name, ctypes.c_void_p) for name in ("packed", "stored", "theirs", "opened")),
+    )
+
+
+@dataclass(frozen=True, repr=False)
+class _Step:
+    kind: int
+    number: int = 0
+    operand: Operand | None = None
+
+
+@dataclass(repr=False)
+class _Results:
+    """Where results go: those that are not wanted are None. `theirs` is packed, and `opened` is the sum with it."""
+
+    packed: torch.Tensor | None = None
+    stored: torch.Tensor | None = None
+    theirs: torch.Tensor | None = None
+    opened: torch.Tensor | None = None
+
+
+class Fused:
+    """A computation modulo 2^64 on the elements of int64 tensors, which is carried out when a result is wanted.
+
+    Operands must not change before that. Those of other shapes broadcast to the shape of the first.
+
+    Args:
+        first: what the computation begins with, int64 or packed.
+    """
+
+    __slots__ = ("_steps", "device", "shape")
+
+    def __init__(self, first: Operand) -> None:
+        first = _without_words(first)
+        self.shape = torch.Size(first.shape)
+        is_packed = isinstance(first, PackedMatrix)
+        self.device = first.packed.device if isinstance(first, PackedMatrix) else first.device
+        self._steps: tuple[_Step, ...] = (_Step(SET_PACKED if is_packed else SET, 0, first),)
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return self.shape.numel()
+
+    def __add__(self, other: "Operand | int") -> "Fused":
+        """Add an operand or a number. A packed operand has all of the shape."""
+        if isinstance(other, int):
+            return self._then(_Step(ADD_NUMBER, other)) if other else self
+        other = _without_words(other)
+        return self._then(_Step(ADD_PACKED if isinstance(other, PackedMatrix) else ADD, 0, other))
+
+    def __sub__(self, other: torch.Tensor) -> "Fused":
+        """Subtract a tensor."""
+        return self._then(_Step(SUBTRACT, 0, other))
+
+    def __mul__(self, other: torch.Tensor) -> "Fused":
+        """Multiply by a tensor."""
+        return self._then(_Step(MULTIPLY, 0, other))
+
+    def __rshift__(self, bits: int) -> "Fused":
+        """Shift right, with the sign."""
+        return self._then(_Step(SHIFT, bits)) if bits else self
+
+    def __lshift__(self, bits: int) -> "Fused":
+        """Shift left."""
+        return self >> -bits
+
+    def plus(self, other: torch.Tensor, down: int) -> "Fused":
+        """Add a tensor that is shifted right by `down` bits before, or left if that is negative."""
+        return self._then(_Step(ADD, down, other))
+
+    def minus(self, other: torch.Tensor, down: int) -> "Fused":
+        """Subtract a tensor that is shifted right by `down` bits before, or left if that is negative."""
+        return self._then(_Step(SUBTRACT, down, other))
+
+    def _then(self, step: _Step) -> "Fused":
+        found = Fused.__new__(Fused)
+        found.shape, found.device, found._steps = self.shape, self.device, (*self._steps, step)
+        return found
+
+    # ---- results ----------------------------------------------------------------------------------------------------
+
+    def computed(self) -> torch.Tensor:
+        """Return the elements, int64."""
+        results = _Results(stored=self._int64())
+        self._run(results, WORD)
+        return _wanted(results.stored)
+
+    def packed(self, bits: int) -> torch.Tensor:
+        """Return the elements packed to `bits` bits, as `packing.pack` does it."""
+        if bits == WORD:
+            return pack(self.computed(), bits)
+        results = _Results(packed=self._bytes(bits))
+        self._run(results, bits)
+        return _wanted(results.packed)
+
+    def packed_and_computed(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return both at once."""
+        if bits == WORD:
+            elements = self.computed()
+            return pack(elements, bits), elements
+        results = _Results(self._bytes(bits), self._int64())
+        self._run(results, bits)
+        return _wanted(results.packed), _wanted(results.stored)
+
+    def packed_and_opened(self, bits: int, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the elements packed, and their sum with the packed `theirs`, in [0, 2^bits) if that is not a word."""
+        if bits == WORD:
+            elements = self.computed()
+            return pack(elements, bits), unpack_onto(theirs, elements, bits)
+        results = _Results(self._bytes(bits), theirs=theirs.contiguous(), opened=self._int64())
+        self._run(results, bits)
+        return _wanted(results.packed), _wanted(results.opened)
+
+    def opened(self, bits: int, theirs: torch.Tensor) -> torch.Tensor:
+        """Return the sum with the packed `theirs`, in [0, 2^bits) if that is not a word."""
+        if bits == WORD:
+            return unpack_onto(theirs, self.computed(), bits)
+        results = _Results(theirs=theirs.contiguous(), opened=self._int64())
+        self._run(results, bits)
+        return _wanted(results.opened)
+
+    def _int64(self) -> torch.Tensor:
+        return torch.empty(self.shape, dtype=torch.int64, device=self.device)
+
+    def _bytes(self, bits: int) -> torch.Tensor:
+        return torch.empty(packed_bytes(self.numel(), bits), dtype=torch.uint8, device=self.device)
+
+    def _run(self, results: _Results, bits: int) -> None:
+        if self.device.type == "meta":
+            return
+        if results.theirs is not None and results.theirs.numel() != packed_bytes(self.numel(), bits):
+            raise ValueError(f"{results.theirs.numel()} bytes are not {tuple(self.shape)} of {bits} bits")
+        function = compiled()
+        if function is None:
+            self._run_by_torch(results, bits)
+        elif function(self._arguments(results, bits)):
+            raise ValueError(f"fused.c does not compute {tuple(self.shape)} with results of {bits} bits")
+
+    def _arguments(self, results: _Results, bits: int) -> FusedArguments:
+        operands: list[torch.Tensor] = []
+        for step in self._steps:
+            if isinstance(step.operand, torch.Tensor):
+                if step.operand.dtype != torch.int64:
+                    raise ValueError(f"an operand is {step.operand.dtype}, not int64")
+                operands.append(step.operand.expand(self.shape))
+        sizes, strides = collapsed(self.shape, [operand.stride() for operand in operands])
+        if len(sizes) > N_SIZES:
+            operands = [operand.contiguous() for operand in operands]
+            sizes, strides = collapsed(self.shape, [operand.stride() for operand in operands])
+        missing, n_bytes = N_SIZES - len(sizes), self.numel()
+        steps, at = (StepArguments * len(self._steps))(), 0
+        for arguments, step in zip(steps, self._steps, strict=True):
+            arguments.kind, arguments.number = step.kind, step.number
+            if isinstance(step.operand, PackedMatrix):
+                packed, arguments.number = step.operand.packed, step.operand.bits
+                if packed.numel() != packed_bytes(n_bytes, step.operand.bits) or not packed.is_contiguous():
+                    raise ValueError(f"{packed.numel()} bytes are not {tuple(self.shape)} of {step.operand.bits} bits")
+                arguments.at = packed.data_ptr()
+            elif step.operand is not None:
+                arguments.at = operands[at].data_ptr()
+                arguments.strides[missing:] = strides[at]
+                at += 1
+        found = FusedArguments(n_steps=len(steps), bits=bits, steps=steps)
+        found.sizes[:] = [*[1] * missing, *sizes]
+        for name in ("packed", "stored", "theirs", "opened"):
+            tensor = getattr(results, name)
+            setattr(found, name, None if tensor is None else tensor.data_ptr())
+        # Copies live as long as the structure that points to them.
+        found.operands = operands
+        return found
+
+    def _run_by_torch(self, results: _Results, bits: int) -> None:
+        hand = torch.zeros((), dtype=torch.int64)
+        for step in self._steps:
+            hand = _stepped(hand, step)
+        if results.packed is not None:
+            results.packed.copy_(pack(hand, bits))
+        if results.stored is not None:
+            results.stored.copy_(hand)
+        if results.opened is not None and results.theirs is not None:
+            results.opened.copy_(reduce(unpack(results.theirs, self.shape, bits) + hand, bits))
+
+    def __repr__(self) -> str:
+        return f"Fused({tuple(self.shape)}, {len(self._steps)} steps)"
+
+
+def _without_words(operand: Operand) -> Operand:
+    """Return an operand whose packed elements are words as a tensor, which needs no copy."""
+    return operand.unpacked() if isinstance(operand, PackedMatrix) and operand.bits == WORD else operand
+
+
+def _wanted(result: torch.Tensor | None) -> torch.Tensor:
+    assert result is not None
+    return result
+
+
+def _stepped(hand: torch.Tensor, step: _Step) -> torch.Tensor:
+    operand, number = step.operand, step.number
+    if operand is None:
+        return hand + number if step.kind == ADD_NUMBER else _shifted(hand, number)
+    if isinstance(operand, PackedMatrix):
+        return operand.unpacked() if step.kind == SET_PACKED else hand + operand.unpacked()
+    if step.kind == MULTIPLY:
+        return hand * operand
+    operand = _shifted(operand, number)
+    return operand if step.kind == SET else hand + operand if step.kind == ADD else hand - operand
+
+
+def _shifted(x: torch.Tensor, down: int) -> torch.Tensor:
+    return x >> down if down >= 0 else x << -down
+
+
+def collapsed(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
+    """Join dimensions that all operands pass over in the same steps.
+
+    Args:
+        shape: of the elements.
+        strides: of each operand, for each dimension.
+
+    Returns:
+        The sizes that are left, and each operand's strides for them.
+    """
+    sizes: list[int] = []
+    found: list[list[int]] = [[] for _ in strides]
+    for d in reversed(range(len(shape))):
+        if shape[d] == 1:
+            continue
+        if sizes and all(own[d] == mine[0] * sizes[0] for own, mine in zip(strides, found, strict=True)):
+            sizes[0] *= shape[d]
+            continue
+        sizes.insert(0, shape[d])
+        for own, mine in zip(strides, found, strict=True):
+            mine.insert(0, own[d])
+    return sizes, found
+
+
+class CompiledFused:
+    """The compiled function; it takes a `FusedArguments`, and returns 0 if it knows all steps and widths.
+
+    Args:
+        library: the file, loaded.
+
+    Raises:
+        AttributeError: the file has no such function.
+    """
+
+    def __init__(self, library: ctypes.CDLL) -> None:
+        self._run = library.mpcformer_fused_run
+        self._run.argtypes = [ctypes.POINTER(FusedArguments)]
+
+    def __call__(self, arguments: FusedArguments) -> int:
+        """Run; return 0, or 1 if there is no such step or width."""
+        return int(self._run(ctypes.byref(arguments)))
+
+
+@cache
+def compiled() -> CompiledFused | None:
+    """Return the compiled function, if there is one that this processor can run."""
+    library, _ = load_library()
+    try:
+        # It is compiled for AVX2, which the processor may lack.
+        return CompiledFused(library) if library is not None and library.mpcformer_kernels_level() else None
+    except AttributeError:
+        return None
