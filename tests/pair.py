@@ -1,7 +1,7 @@
 """Two owners in two threads of this process, with a dealer: what most tests of shared computation run on."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ from mpcformer.correlations import (
     CorrelationStore,
     Dealt,
     Request,
-    as_packed,
     correction_specs,
     deal,
     expand,
     is_shared,
     mask_keys,
     session_key,
+    stays_packed,
     unpacked,
     weight_mask_key,
+    with_packed,
 )
 from mpcformer.correlations.linear import input_mask
 from mpcformer.engines.base import BatchInputs, Outcome, PublicModel, load_public_model
@@ -33,7 +34,7 @@ from mpcformer.modeling import load_student, load_tokenizer
 from mpcformer.modeling.tokenizer import Limits
 from mpcformer.programs import LoadedProgram, Plan, dry_run, run_program
 from mpcformer.protocols.party import Party
-from mpcformer.ring.packing import PackedMatrix
+from mpcformer.ring.packing import Operand
 from mpcformer.ring.random import Stream, fresh_key
 from mpcformer.tasks import EVAL, encode, get_task, load_examples, pad_batch
 
@@ -59,12 +60,14 @@ class InlineDealer:
         self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
         return expand(request, keys[self.rank], self.rank, unpacked(request, correction) if correction else [])
 
-    def take_packed(self, request: Request) -> list[PackedMatrix]:
+    def take_packed(self, request: Request) -> Sequence[Operand]:
+        if self.rank != 0 or not stays_packed(request):
+            return self.take(request).shares
         keys = [session_key(seed, self.session_id, len(self.requests), request) for seed in self.seeds]
         self.requests.append(request)
         correction = deal(request, *keys, mask_keys(self.seeds[0], self.session_id, 0))
         self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
-        return as_packed(request, correction)
+        return with_packed(request, keys[0], correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         key = session_key(self.seeds[self.rank], self.session_id, operation, request)

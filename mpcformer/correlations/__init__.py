@@ -7,15 +7,16 @@ all.
 
 from mpcformer.correlations.kinds import (
     Dealt,
-    as_packed,
     correction_specs,
     deal,
     expand,
     is_shared,
     kept_bytes,
     sketch,
+    stays_packed,
     unpacked,
     validate,
+    with_packed,
 )
 from mpcformer.correlations.requests import (
     MaskKeys,
@@ -32,7 +33,6 @@ __all__ = [
     "Dealt",
     "MaskKeys",
     "Request",
-    "as_packed",
     "correction_specs",
     "correlation_plan_digest",
     "deal",
@@ -42,7 +42,9 @@ __all__ = [
     "mask_keys",
     "session_key",
     "sketch",
+    "stays_packed",
     "unpacked",
     "validate",
     "weight_mask_key",
+    "with_packed",
 ]

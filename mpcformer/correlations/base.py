@@ -32,6 +32,8 @@ class Kind(ABC):
     """
 
     n_operands = 1
+    # Whether the protocol takes rank 0's corrections packed, as they came.
+    stays_packed = False
 
     def check(self, request: Request) -> None:
         """Refuse a malformed request.

@@ -21,7 +21,7 @@ from mpcformer.correlations.table import Table
 from mpcformer.correlations.window import Window
 from mpcformer.correlations.zero_test import ZeroTest
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.packing import PackedMatrix, pack
+from mpcformer.ring.packing import Operand, PackedMatrix, pack
 from mpcformer.ring.random import Stream
 
 KINDS: dict[str, Kind] = {
@@ -126,6 +126,24 @@ def deal(request: Request, key_0: bytes, key_1: bytes, masks: MaskKeys) -> list[
 def unpacked(request: Request, correction: list[torch.Tensor]) -> list[torch.Tensor]:
     """Turn the dealer's packed tensors into int64 tensors."""
     return [packed.unpacked() for packed in as_packed(request, correction)]
+
+
+def with_packed(request: Request, key: bytes, correction: list[torch.Tensor]) -> list[Operand]:
+    """Expand rank 0's key, as `expand` does, of a kind whose corrections stay packed.
+
+    Args:
+        request: what was dealt.
+        key: the owner's key of this operation.
+        correction: the dealer's, as it came.
+    """
+    kind = KINDS[request.kind]
+    drawn = kind.draw(request, Stream(key), 0)
+    return [*drawn, *(packed.operand for packed in as_packed(request, correction))]
+
+
+def stays_packed(request: Request) -> bool:
+    """Return whether the protocol takes rank 0's corrections packed."""
+    return KINDS[request.kind].stays_packed
 
 
 def as_packed(request: Request, correction: list[torch.Tensor]) -> list[PackedMatrix]:

@@ -94,6 +94,8 @@ class Lifted(Kind):
     23 n for scale, and 8 to 19 a row.
     """
 
+    stays_packed = True
+
     def check(self, request: Request) -> None:
         """Require a known use, a factor that broadcasts along the last axis, and a ring that packs into bytes."""
         check_width(request)

@@ -99,6 +99,8 @@ class Linear(Kind):
     Dealer bytes: bits / 8 for each element of the products, by the width of the weight's ring.
     """
 
+    stays_packed = True
+
     def check(self, request: Request) -> None:
         """Require a name for each weight, shapes that fit, and a ring that packs into bytes."""
         check_width(request)

@@ -17,6 +17,7 @@ class MatmulMasks(Kind):
     """
 
     n_operands = 2
+    stays_packed = True
 
     def check(self, request: Request) -> None:
         """Require two shapes that multiply, and a ring that packs into bytes."""

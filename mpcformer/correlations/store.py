@@ -5,11 +5,19 @@ from collections.abc import Sequence
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.correlations.kinds import Dealt, as_packed, correction_specs, expand, is_shared, unpacked
+from mpcformer.correlations.kinds import (
+    Dealt,
+    correction_specs,
+    expand,
+    is_shared,
+    stays_packed,
+    unpacked,
+    with_packed,
+)
 from mpcformer.correlations.linear import input_mask
 from mpcformer.correlations.requests import MaskKeys, Request, mask_keys, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
-from mpcformer.ring.packing import PackedMatrix
+from mpcformer.ring.packing import Operand
 
 
 class CorrelationStore:
@@ -195,17 +203,18 @@ class CorrelationStore:
         prepared = self._prepared.pop(operation, None)
         return prepared or self._expanded(operation, request, correction)
 
-    def take_packed(self, request: Request) -> list[PackedMatrix]:
-        """Do as `take` at rank 0, for a kind of which the corrections are all that it has; they stay packed.
+    def take_packed(self, request: Request) -> Sequence[Operand]:
+        """Do as `take`, but leave rank 0's corrections as they came where the protocol takes them like that.
 
         Raises:
-            ProtocolError: as `take`, or this is rank 1.
+            ProtocolError: as `take`.
         """
-        if self.rank != 0:
-            raise ProtocolError(f"rank 1 has no corrections of {request.kind}")
+        operation = self.next_operation
+        if self.rank != 0 or not stays_packed(request):
+            return self.take(request).shares
         correction = self._taken(request)
         self._advance(request)
-        return as_packed(request, correction)
+        return with_packed(request, self._key(operation, request), correction)
 
     def _taken(self, request: Request) -> list[torch.Tensor]:
         """Return the correction of the next operation, which is not kept any longer."""

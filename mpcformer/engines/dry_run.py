@@ -8,8 +8,8 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from mpcformer.channel import Counters, Spec
-from mpcformer.correlations import Dealt, Request, as_packed, sketch
-from mpcformer.ring.packing import PackedMatrix
+from mpcformer.correlations import Dealt, Request, sketch
+from mpcformer.ring.packing import Operand
 
 
 class PlanRecorder:
@@ -24,10 +24,9 @@ class PlanRecorder:
         self.plan.append(request)
         return sketch(request, self._rank)
 
-    def take_packed(self, request: Request) -> list[PackedMatrix]:
-        """Note the request of a kind that has corrections and nothing else."""
-        self.plan.append(request)
-        return as_packed(request, sketch(request, self._rank).shares)
+    def take_packed(self, request: Request) -> Sequence[Operand]:
+        """Note the request."""
+        return self.take(request).shares
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Return what will be asked for, without values."""

@@ -8,6 +8,7 @@ tells which of its two values rho has.
 Source: Escudero, Ghosh, Keller, Rachuri, Scholl, CRYPTO 2020, section 5; the products are ours.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -17,7 +18,7 @@ from mpcformer.correlations.lifted import FACTOR_BITS, FACTOR_EXTRA_BITS, Lifted
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.party import Half, Party, Share, fused, shift
 from mpcformer.ring.kernels import load
-from mpcformer.ring.packing import WORD, logical_shift
+from mpcformer.ring.packing import WORD, Operand, logical_shift, unpacked
 
 
 def request(use: str, shape: tuple[int, ...], bits: int, lift: int = WORD) -> Request:
@@ -66,19 +67,19 @@ class Mask:
         lift: the width of the large ring.
     """
 
-    tensors: list[torch.Tensor]
+    tensors: Sequence[Operand]
     bits: int
     use: str
     lift: int = WORD
 
     def half(self, share: Share, rank: int) -> Half:
         """Return this owner's half of the opening of `share`, which is valid over Z_2^bits."""
-        masked = fused(share) + self.tensors[0]
+        masked = fused(share) + unpacked(self.tensors[0])
         return (masked + (1 << (self.bits - 2)) if rank == 0 else masked), self.bits
 
     def factor_half(self, factor: torch.Tensor, rank: int) -> Half:
         """Return this owner's half of the opening of the rows' factor, which has FACTOR_EXTRA_BITS; norm and scale."""
-        masked = factor + self.tensors[1]
+        masked = factor + unpacked(self.tensors[1])
         return (masked + (1 << 62) if rank == 0 else masked), WORD
 
 
@@ -95,7 +96,7 @@ class Opened:
         self._party, self._mask, self._c = party, mask, c
         r, self._factor_masks = mask.tensors[0], mask.tensors[1:2] if mask.use in ("norm", "scale") else []
         carry, m, *self._rest = mask.tensors[1 + len(self._factor_masks) :]
-        self._arrays = {"c": c, "r": r, "carry": carry, "m": m}
+        self._arrays: dict[str, Operand] = {"c": c, "r": r, "carry": carry, "m": m}
 
     @property
     def public(self) -> torch.Tensor:
@@ -140,52 +141,55 @@ class Opened:
         Scale: f and g + FACTOR_EXTRA_BITS -> f + g, less `down`.
         Range and error: |x| < 2^(bits - 2), |y| < 2^62; 1 unit in the last place of y.
         """
-        b, n, r_b, m_b, *r_n = self._rest[2 if self._mask.use == "norm" else 0 :]
+        of_b, of_n, r_b, m_b, *r_n = self._rest[2 if self._mask.use == "norm" else 0 :]
+        b, n = unpacked(of_b), unpacked(of_n)
         wrapped = (opened_factor >= 0).long()
         public = logical_shift(opened_factor, FACTOR_EXTRA_BITS) - (1 << (62 - FACTOR_EXTRA_BITS))
-        arrays = {"rb": r_b, "mb": m_b, "factor": public, "eta": b - ((n * wrapped) << FACTOR_BITS)}
+        arrays: dict[str, Operand] = {"rb": r_b, "mb": m_b}
+        arrays |= {"factor": public, "eta": b - ((n * wrapped) << FACTOR_BITS)}
         arrays |= {"wrapped": wrapped, "rn": r_n[0]} if r_n else {"wrapped": wrapped}
         return self._computed("times", arrays, down=down)
 
-    def _computed(self, use: str, arrays: dict[str, torch.Tensor], *, offset: int = 0, down: int = 0) -> torch.Tensor:
+    def _computed(self, use: str, arrays: Mapping[str, Operand], *, offset: int = 0, down: int = 0) -> torch.Tensor:
         if self._c.device.type == "meta":  # a plan
             shape = (*self._c.shape[:-1], 1) if use == "length" else self._c.shape
             return torch.empty(shape, dtype=torch.int64, device="meta")
         numbers = {"bits": self._mask.bits, "lift": self._mask.lift, "rank": self._party.rank}
         numbers |= {"offset": offset, "down": down}
-        whole = self._arrays | arrays
+        whole = {**self._arrays, **arrays}
         kernels, _ = load()
         return (lifted_by_torch if kernels is None else kernels.lifting.opened)(use, arrays=whole, **numbers)
 
 
 def lifted_by_torch(
-    use: str, *, arrays: dict[str, torch.Tensor], bits: int, lift: int, rank: int, offset: int, down: int
+    use: str, *, arrays: Mapping[str, Operand], bits: int, lift: int, rank: int, offset: int, down: int
 ) -> torch.Tensor:
     """Do as `ring.lifting.LiftKernels.opened`, which explains the arguments, without the compiled functions."""
-    c = arrays["c"]
+    whole = {name: unpacked(array) for name, array in arrays.items()}
+    c = whole["c"]
     no_msb = 1 - (c >> (bits - 1))
-    public, wrap = c - (1 << (bits - 2)) + offset, arrays["m"] * no_msb
-    rho = arrays["r"] - ((arrays["carry"] + wrap) << bits)
+    public, wrap = c - (1 << (bits - 2)) + offset, whole["m"] * no_msb
+    rho = whole["r"] - ((whole["carry"] + wrap) << bits)
     if use == "value":
         found = public - rho if rank == 0 else -rho
     elif use == "times":
-        factor = arrays["factor"]
+        factor = whole["factor"]
         # rho eta = (r - 2^k m [..]) (b - 2^40 n [..]); the last product vanishes, as k + 40 >= T.
-        rho_eta = arrays["rb"] - ((arrays["mb"] * no_msb) << bits)
-        if "rn" in arrays:
-            rho_eta = rho_eta - ((arrays["rn"] * arrays["wrapped"]) << FACTOR_BITS)
-        found = rho_eta - public * arrays["eta"] - rho * factor
+        rho_eta = whole["rb"] - ((whole["mb"] * no_msb) << bits)
+        if "rn" in whole:
+            rho_eta = rho_eta - ((whole["rn"] * whole["wrapped"]) << FACTOR_BITS)
+        found = rho_eta - public * whole["eta"] - rho * factor
         if rank == 0:
             found = found + public * factor
     else:
         # [rho^2] - [r^2] = -2^(k+1) r m [msb c = 0] + 2^(2k) m [msb c = 0]
-        beyond = -((arrays["rm"] * no_msb) << (bits + 1))
+        beyond = -((whole["rm"] * no_msb) << (bits + 1))
         if 2 * bits < lift:
             beyond = beyond + (wrap << (2 * bits))
         found = beyond - 2 * public * rho
         if rank == 0:
             found = found + public * public
         if use == "length":
-            return found.sum(-1, keepdim=True) + arrays["squares"]
-        found = found + arrays["squares"]
+            return found.sum(-1, keepdim=True) + whole["squares"]
+        found = found + whole["squares"]
     return shift(found, down, rank)

@@ -9,7 +9,7 @@ from mpcformer.correlations.linear import LinearSpec, Weight, times_weight, weig
 from mpcformer.protocols.cost import ProtocolCost, dealt, message
 from mpcformer.protocols.party import MODEL_OWNER, half_bytes
 from mpcformer.ring.fused import Fused
-from mpcformer.ring.packing import PackedMatrix
+from mpcformer.ring.packing import Operand
 
 Shape = tuple[int, ...]
 
@@ -85,7 +85,7 @@ def data_owner_share(masked: Sequence[Weight], tensors: list[torch.Tensor], widt
 def model_owner_share(
     known: torch.Tensor,
     weights: Sequence[Weight],
-    tensors: Sequence[torch.Tensor | PackedMatrix],
+    tensors: Sequence[Operand],
     widths: Sequence[int],
 ) -> list[Fused]:
     """Compute the model owner's shares of x W_i from x_0 + E, where E = x_1 - A came from the data owner.

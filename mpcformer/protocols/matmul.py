@@ -1,5 +1,7 @@
 """The product of two shared matrices, from openings that are made elsewhere."""
 
+from collections.abc import Sequence
+
 import torch
 
 from mpcformer.correlations import Request
@@ -7,6 +9,7 @@ from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.party import Half, Party, Share, fused
 from mpcformer.ring import gemm
 from mpcformer.ring.fused import Fused
+from mpcformer.ring.packing import Operand, unpacked
 
 
 def request(x: tuple[int, ...], y: tuple[int, ...], bits: int) -> Request:
@@ -19,12 +22,12 @@ def cost(x: tuple[int, ...], y: tuple[int, ...], bits: int, *, ahead: bool = Fal
     return opening((x, bits), (y, bits), ahead=ahead) + dealt(request(x, y, bits))
 
 
-def half(share: Share, mask: torch.Tensor, bits: int) -> Half:
+def half(share: Share, mask: Operand, bits: int) -> Half:
     """Return this owner's half of the opening of x - a."""
-    return fused(share) - mask, bits
+    return fused(share) - unpacked(mask), bits
 
 
-def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Tensor], bits: int) -> Fused:
+def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: Sequence[Operand], bits: int) -> Fused:
     """Compute [x y^T] from the opened d = x - a and e = y - b.
 
     Ideal function: matrix product over Z_2^k, without truncation.
@@ -35,8 +38,7 @@ def product(party: Party, d: torch.Tensor, e: torch.Tensor, masks: list[torch.Te
         k / 8 b m p dealer bytes.
     Source: Beaver, CRYPTO 1991.
     """
-    a, b, c = masks
-    own = e + b if party.rank == 0 else b
-    # Two products are computed as one: (d | a) (own | e)^T.
-    left, right = torch.cat([d, a], dim=-1), torch.cat([own, e], dim=-1)
-    return Fused(gemm.matmul(left, right.transpose(-1, -2), gemm.product_bits(bits))) + c
+    a, b, c = unpacked(masks[0]), unpacked(masks[1]), masks[2]
+    own, width = e + b if party.rank == 0 else b, gemm.product_bits(bits)
+    product_of_d = gemm.matmul(d, own.transpose(-1, -2), width)
+    return Fused(product_of_d) + gemm.matmul(a, e.transpose(-1, -2), width) + c

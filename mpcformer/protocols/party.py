@@ -10,7 +10,7 @@ import torch
 from mpcformer.channel import Channel, Spec
 from mpcformer.correlations import Dealt, Request
 from mpcformer.ring.fused import Fused
-from mpcformer.ring.packing import PackedMatrix, pack, packed_bytes, reduce, unpack, unpack_onto
+from mpcformer.ring.packing import Operand, PackedMatrix, pack, packed_bytes, reduce, unpack, unpack_onto
 
 # The ranks of the two owners.
 MODEL_OWNER, DATA_OWNER = 0, 1
@@ -31,8 +31,8 @@ class Store(Protocol):
     def take(self, request: Request) -> Dealt:
         """Return the next operation's correlation."""
 
-    def take_packed(self, request: Request) -> list[PackedMatrix]:
-        """Return the model owner's corrections of the next operation, for a kind that has nothing else."""
+    def take_packed(self, request: Request) -> Sequence[Operand]:
+        """Do as `take`, where corrections that the protocol takes packed stay so."""
 
     def preview(self, operation: int, request: Request) -> Dealt:
         """Return the data owner's part of a later operation."""
@@ -61,6 +61,10 @@ class Party:
     def take(self, request: Request) -> list[torch.Tensor]:
         """Return this owner's tensors of the next correlation."""
         return self.store.take(request).shares
+
+    def take_packed(self, request: Request) -> Sequence[Operand]:
+        """Do as `take`, for a protocol that takes corrections packed: such tensors stay as the dealer sent them."""
+        return self.store.take_packed(request)
 
     def only(self, rank: int, value: torch.Tensor | int) -> torch.Tensor | int:
         """Return `value` at the owner with this rank and 0 at the other, so that a public number joins a sharing."""

@@ -16,7 +16,7 @@ from mpcformer.protocols.comparison import Comparisons
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, Share
-from mpcformer.ring.packing import packing_width
+from mpcformer.ring.packing import Operand, packing_width, unpacked
 
 # The bits of all pieces of an element travel in one byte.
 CHOSEN_BITS = 8
@@ -71,9 +71,9 @@ class PiecewiseFunction:
         degrees = tuple(len(piece.coefficients) - 1 for piece in self.pieces)
         return PiecewiseSpec(LiftedSpec(self.use, shape, self.bits), len(self.thresholds), degrees).request()
 
-    def evaluation(self, tensors: list[torch.Tensor], rank: int) -> "Evaluation":
+    def evaluation(self, tensors: Sequence[Operand], rank: int) -> "Evaluation":
         """Return the evaluation of this function with an owner's part of the correlation."""
-        return Evaluation(self, tensors, rank)
+        return Evaluation(self, [unpacked(tensor) for tensor in tensors], rank)
 
     def cost(self, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
         """Return what the function `cost` of this module returns."""
@@ -118,11 +118,12 @@ class Evaluation:
         self._function, self._rank = function, rank
         r, input_masks, self._bit_masks, *rest = tensors
         n_lifted = 4 if function.use == "square" else 2
-        self._mask = Mask([r, *rest[:n_lifted]], function.bits, function.use)
+        lifted = [r, *rest[:n_lifted]]
+        self._mask = Mask(lifted, function.bits, function.use)
         words, *rest = rest[n_lifted:]
         thresholds = function.thresholds
         n_products = len(BORROW.product_widths(len(thresholds)))
-        top = self._mask.tensors[2]  # the last bit of an additive share is an XOR share
+        top = lifted[2]  # the last bit of an additive share is an XOR share
         self._comparisons = Comparisons(
             BORROW, thresholds, function.bits, rank, input_masks, words, rest[:n_products], top
         )

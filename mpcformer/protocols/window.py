@@ -42,7 +42,7 @@ from mpcformer.protocols.cost import ProtocolCost, dealt, opening
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, Share, add_halves, shapes_of, shift, split
 from mpcformer.ring.kernels import load
-from mpcformer.ring.packing import WORD, packing_width
+from mpcformer.ring.packing import WORD, Operand, packing_width, unpacked
 
 INPUT_WIDTH = packing_width(N_THRESHOLDS * BORROW.input_bits)
 # The bits of both pieces of an element.
@@ -92,9 +92,9 @@ class Windowed(ABC):
         """Return the request for values of `shape`."""
         return self.spec(shape).request()
 
-    def evaluation(self, tensors: list[torch.Tensor], rank: int) -> "Evaluation":
+    def evaluation(self, tensors: Sequence[Operand], rank: int) -> "Evaluation":
         """Return the evaluation of this function with an owner's part of the correlation."""
-        return Evaluation(self, tensors, rank)
+        return Evaluation(self, [unpacked(tensor) for tensor in tensors], rank)
 
     def cost(self, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
         """Return what the function `cost` of this module returns."""
@@ -289,7 +289,8 @@ class Evaluation:
         self._products, dealt = (dealt[:n_line], dealt[n_line : 2 * n_line]), dealt[2 * n_line :]
         self._counted, dealt = (dealt[:1], dealt[1:]) if function.counted else ([], dealt)
         self._above, lifted = dealt[:3], dealt[3:]
-        self._mask = Mask([r, *lifted], function.bits, "plain", function.lift)
+        self._lifted = [r, *lifted]
+        self._mask = Mask(self._lifted, function.bits, "plain", function.lift)
         self.comparisons = Comparisons(
             BORROW, function.thresholds, function.bits, rank, input_masks, words, [products], products >> TOP
         )
@@ -346,10 +347,10 @@ class Evaluation:
             return self.combined_by_torch(party, c, opened)
         function, spec = self._function, self._spec
         constant, *factor = function.above
-        arrays = {"c": c, "r": self._mask.tensors[0], "chosen": self.chosen}
+        arrays = {"c": c, "r": self._lifted[0], "chosen": self.chosen}
         arrays |= dict(zip(("value", "slope"), opened, strict=False))
         arrays |= dict(zip(("above", "r_above", "top_above"), self._above, strict=False))
-        arrays |= dict(zip(("carry", "top"), self._mask.tensors[1:], strict=False))
+        arrays |= dict(zip(("carry", "top"), self._lifted[1:], strict=False))
         if function.function == EXPONENTIAL:
             arrays["counted"] = self._counted[0]
         numbers = {"bits": spec.bits, "down": spec.down, "value_bits": spec.value_bits, "slope_bits": spec.slope_bits}

@@ -13,12 +13,11 @@ from functools import cache
 import torch
 
 from mpcformer.ring.library import load_library
-from mpcformer.ring.packing import WORD, PackedMatrix, pack, packed_bytes, reduce, unpack, unpack_onto
+from mpcformer.ring.packing import WORD, Operand, PackedMatrix, pack, packed_bytes, reduce, unpack, unpack_onto
 
 # The kinds of steps, as fused.c numbers them.
 SET, ADD, SUBTRACT, MULTIPLY, SET_PACKED, ADD_PACKED, ADD_NUMBER, SHIFT = range(8)
 N_SIZES = 4
-Operand = torch.Tensor | PackedMatrix
 
 
 class StepArguments(ctypes.Structure):
@@ -73,7 +72,7 @@ class Fused:
     __slots__ = ("_steps", "device", "shape")
 
     def __init__(self, first: Operand) -> None:
-        first = _without_words(first)
+        first = first.operand if isinstance(first, PackedMatrix) else first
         self.shape = torch.Size(first.shape)
         is_packed = isinstance(first, PackedMatrix)
         self.device = first.packed.device if isinstance(first, PackedMatrix) else first.device
@@ -87,7 +86,7 @@ class Fused:
         """Add an operand or a number. A packed operand has all of the shape."""
         if isinstance(other, int):
             return self._then(_Step(ADD_NUMBER, other)) if other else self
-        other = _without_words(other)
+        other = other.operand if isinstance(other, PackedMatrix) else other
         return self._then(_Step(ADD_PACKED if isinstance(other, PackedMatrix) else ADD, 0, other))
 
     def __sub__(self, other: torch.Tensor) -> "Fused":
@@ -224,11 +223,6 @@ class Fused:
 
     def __repr__(self) -> str:
         return f"Fused({tuple(self.shape)}, {len(self._steps)} steps)"
-
-
-def _without_words(operand: Operand) -> Operand:
-    """Return an operand whose packed elements are words as a tensor, which needs no copy."""
-    return operand.unpacked() if isinstance(operand, PackedMatrix) and operand.bits == WORD else operand
 
 
 def _wanted(result: torch.Tensor | None) -> torch.Tensor:

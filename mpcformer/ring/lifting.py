@@ -8,8 +8,11 @@ from collections.abc import Sequence
 
 import torch
 
+from mpcformer.ring.packing import Operand, PackedMatrix, packed_bytes, unpacked
+
 USES = {"value": 0, "square": 1, "length": 2, "times": 3}
-OPENED_ARRAYS = ("c", "r", "carry", "m", "rm", "squares", "rb", "mb", "rn", "factor", "eta", "wrapped")
+# The arrays that may be packed, and those of rows that are there for a product with a factor.
+CORRECTED, OF_FACTORS = ("carry", "m", "rm", "squares", "rb", "mb", "rn"), ("factor", "eta", "wrapped")
 MASKS = ("r_0", "r_1", "beta_0", "beta_1")
 SHARES = ("carry", "m", "rm", "square", "b", "n", "rb", "mb", "rn")
 # Whether the dealer shares squares: none, of each element, or summed over a row.
@@ -21,8 +24,9 @@ class Lift(ctypes.Structure):
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("rows", "width", "bits", "lift", "rank", "offset", "down")),
-        *((name, ctypes.c_void_p) for name in OPENED_ARRAYS),
-        ("out", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("c", "r", *CORRECTED)),
+        *((f"{name}_bits", ctypes.c_int64) for name in CORRECTED),
+        *((name, ctypes.c_void_p) for name in (*OF_FACTORS, "out")),
     )
 
 
@@ -50,25 +54,36 @@ class LiftKernels:
         self._correct.argtypes = [ctypes.POINTER(LiftCorrection)]
         self._correct.restype = None
 
-    def opened(self, use: str, *, arrays: dict[str, torch.Tensor], **numbers: int) -> torch.Tensor:
+    def opened(self, use: str, *, arrays: dict[str, Operand], **numbers: int) -> torch.Tensor:
         """Compute what follows the opening of a lifted mask, as `protocols.lifted.Opened` does.
 
         Args:
             use: one of USES.
-            arrays: int64 tensors by the names in OPENED_ARRAYS; those of whole values are shaped like c (..., width).
+            arrays: int64 tensors by the names in `Lift`; those of whole values are shaped like c (..., width). Those
+                in CORRECTED may be packed.
             numbers: bits, lift, rank, offset and down, as `Lift` has them.
 
         Raises:
             ValueError: a tensor has another type or size.
         """
-        c = arrays["c"]
+        c = unpacked(arrays["c"])
         rows, width = _rows_of(c)
-        of_rows = {"factor", "eta", "wrapped"} | ({"squares"} if use == "length" else set())
-        whole = {name: tensor.contiguous() for name, tensor in arrays.items()}
-        for name, tensor in whole.items():
-            _check(name, tensor, rows if name in of_rows else rows * width, c)
+        of_rows = {*OF_FACTORS} | ({"squares"} if use == "length" else set())
+        kept, pointers = [], {}
+        for name, array in arrays.items():
+            n_elements = rows if name in of_rows else rows * width
+            if isinstance(array, PackedMatrix) and (name not in CORRECTED or name in of_rows):
+                array = array.unpacked()
+            if isinstance(array, PackedMatrix):
+                tensor, numbers[f"{name}_bits"] = array.packed.contiguous(), array.bits
+                if tensor.dtype != torch.uint8 or tensor.numel() != packed_bytes(n_elements, array.bits):
+                    raise ValueError(f"{name} of {tensor.numel()} bytes does not fit c of {tuple(c.shape)}")
+            else:
+                tensor = array.contiguous()
+                _check(name, tensor, n_elements, c)
+            kept.append(tensor)
+            pointers[name] = tensor.data_ptr()
         out = torch.empty((*c.shape[:-1], 1) if use == "length" else c.shape, dtype=torch.int64)
-        pointers = {name: tensor.data_ptr() for name, tensor in whole.items()}
         arguments = Lift(rows=rows, width=width, out=out.data_ptr(), **numbers, **pointers)
         if self._open(USES[use], ctypes.byref(arguments)):
             raise ValueError(f"lifting.c has no {use}")

@@ -16,6 +16,22 @@ INLINE void packed(const i64 *x, i64 n, int bits, u8 *bytes) {
   write_elements(&p, x, 0, n, bits);
 }
 
+INLINE void read_part(const u8 *bytes, i64 n, int bits, i64 from, i64 to, i64 *out) {
+  const Planes p = planes_of(bytes, n, bits);
+  EACH_ELEMENT(p, from, to, bits, out[i - from] = (i64)x);
+}
+
+FOR_AVX2 int mpcformer_packing_read(const u8 *bytes, i64 n, int bits, i64 from, i64 to, i64 *out) {
+  switch (bits) {
+#define READ(width)                                                                                                    \
+  case width:                                                                                                          \
+    read_part(bytes, n, width, from, to, out);                                                                         \
+    return 0;
+    EACH_WIDTH(READ)
+  }
+  return 1;
+}
+
 /* Pack the low bits of n elements. Returns 0, or 1 if elements of so many bits do not pack. */
 FOR_AVX2 int mpcformer_packing_pack(const i64 *x, i64 n, int bits, u8 *bytes) {
   switch (bits) {

@@ -77,6 +77,10 @@ INLINE u64 element(const Planes *p, i64 i, int bits) {
     }                                                                                                                  \
   } while (0)
 
+/* Read elements from `from` to `to` of all n into out[0] and so on. Returns 0, or 1 if elements of so many bits do not
+   pack. */
+int mpcformer_packing_read(const u8 *bytes, i64 n, int bits, i64 from, i64 to, i64 *out);
+
 /* Write elements from `from` to `to`, of which x[0] is the first. The first half of all must be written before. */
 INLINE void write_elements(const Planes *p, const i64 *x, i64 from, i64 to, int bits) {
   u8 *of_32 = (u8 *)p->of_32 + 4 * from, *of_16 = (u8 *)p->of_16 + 2 * from, *of_8 = (u8 *)p->of_8 + from;

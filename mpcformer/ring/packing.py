@@ -195,6 +195,20 @@ class PackedMatrix:
         """Return the elements, as `unpack` does."""
         return unpack(self.packed, self.shape, self.bits)
 
+    @property
+    def operand(self) -> "Operand":
+        """What may stand for it where a packed operand is allowed: words need not be packed."""
+        return self.unpacked() if self.bits == WORD else self
+
+
+# Numbers of which functions read each once: int64, or packed.
+Operand = torch.Tensor | PackedMatrix
+
+
+def unpacked(operand: Operand) -> torch.Tensor:
+    """Return the numbers, int64."""
+    return operand.unpacked() if isinstance(operand, PackedMatrix) else operand
+
 
 def unpack_by_torch(packed: torch.Tensor, shape: Sequence[int], bits: int) -> torch.Tensor:
     """Do as `unpack` does for less than a word, without the compiled functions."""

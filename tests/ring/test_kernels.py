@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcformer.protocols.lifted import lifted_by_torch
-from mpcformer.ring import gemm, kernels, library
+from mpcformer.ring import gemm, kernels, library, lifting
 from mpcformer.ring.kernels import Kernels
-from mpcformer.ring.packing import reduce
+from mpcformer.ring.packing import WIDTHS, Operand, PackedMatrix, pack, reduce
 from mpcformer.ring.random import Stream, derive_key
 
 EDGES = torch.tensor([-(2**63), 2**63 - 1, -1, 0, 1, 2**31, -(2**31), 2**31 - 1, 2**32, 2**32 - 1, -(2**32), 2**62])
@@ -167,7 +167,7 @@ LIFTS = st.tuples(st.integers(12, 40), st.sampled_from([24, 36, 48, 52, 56, 64])
 @given(
     st.integers(0, 2**40),
     st.sampled_from(["value", "square", "length", "times"]),
-    st.tuples(st.integers(0, 5), st.integers(1, 19)),
+    st.tuples(st.integers(0, 5), st.sampled_from([1, 2, 7, 19, 255, 256, 257, 600])),
     LIFTS,
     st.integers(0, 1),
     st.integers(-8, 40),
@@ -190,8 +190,23 @@ def test_lifted_openings_give_the_twins_numbers(
             del arrays["rn"]
     options = {"bits": bits, "lift": lift, "rank": rank, "down": 0 if use == "length" else down}
     options["offset"] = seed % 1000 if use == "square" else 0
-    found = FOUND.lifting.opened(use, arrays=arrays, **options)
-    assert torch.equal(found, lifted_by_torch(use, arrays=arrays, **options))
+    # Corrections may be packed; those of which the seed has a bit are.
+    whole: dict[str, Operand] = dict(arrays)
+    for index, name in enumerate(lifting.CORRECTED):
+        if name in arrays and seed >> index & 1:
+            width = WIDTHS[(seed >> 7) % len(WIDTHS[:-1])]
+            whole[name] = PackedMatrix(pack(arrays[name], width), tuple(arrays[name].shape), width)
+    found = FOUND.lifting.opened(use, arrays=whole, **options)
+    assert torch.equal(found, lifted_by_torch(use, arrays=whole, **options))
+
+
+@needs_kernels
+def test_packed_corrections_of_another_size_are_refused() -> None:
+    assert FOUND is not None
+    arrays: dict[str, Operand] = {name: torch.zeros(4, 300, dtype=torch.int64) for name in ("c", "r", "m")}
+    arrays["carry"] = PackedMatrix(torch.zeros(4 * 300 * 4 - 1, dtype=torch.uint8), (4, 300), 32)
+    with pytest.raises(ValueError, match="carry of 4799 bytes"):
+        FOUND.lifting.opened("value", arrays=arrays, bits=32, lift=64, rank=0, offset=0, down=0)
 
 
 @needs_kernels

@@ -4,7 +4,7 @@ Letters in the shapes beside the code: B sentences, L positions, Q query positio
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -29,6 +29,7 @@ from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import Half, Party, Share, fused, shift
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.fused import Fused
+from mpcformer.ring.packing import Operand
 
 # Opens the scores, together with the values' masked factor, and returns the opened scores.
 OpenScores = Callable[[Half], torch.Tensor]
@@ -49,9 +50,9 @@ class Heads:
     query: torch.Tensor
     key: torch.Tensor
     value: torch.Tensor
-    query_masks: list[torch.Tensor]
-    value_mask: list[torch.Tensor]
-    context_masks: list[torch.Tensor]
+    query_masks: Sequence[Operand]
+    value_mask: Sequence[Operand]
+    context_masks: Sequence[Operand]
 
 
 class PrivateAttention:
@@ -125,7 +126,7 @@ class PrivateAttention:
         kind = score_numerators(self._form, constants.score_shift)
         if isinstance(kind, SquaredScores):
             lift = score_lift(constants, self._log_keys)
-            tensors = party.take(lifted.request("square", tuple(scores.shape), rings.score_bits, lift))
+            tensors = party.take_packed(lifted.request("square", tuple(scores.shape), rings.score_bits, lift))
             mask = Mask(tensors, rings.score_bits, "square", lift)
             opened = Opened(party, mask, open_scores(mask.half(scores, party.rank)))
             numerators = opened.square(round(kind.shift * 2.0**rings.score_scale)) * self._key_factors
@@ -160,7 +161,7 @@ class PrivateAttention:
             self._check.guard(function.guard_bits, rows.reshape(-1), real, score_lift(constants, self._log_keys))
 
         bits, lift = rings.context_bits, rings.context_lift
-        mask = Mask(party.take(lifted.request("scale", tuple(context.shape), bits, lift)), bits, "scale", lift)
+        mask = Mask(party.take_packed(lifted.request("scale", tuple(context.shape), bits, lift)), bits, "scale", lift)
         c_context, opened_factor = party.open([mask.half(context, rank), mask.factor_half(factor, rank)])
         down = rings.context_scale + rings.row_scale - rings.attended_scale
         return self._rows(Opened(party, mask, c_context).times(opened_factor, down))
@@ -192,7 +193,7 @@ class PrivateAttention:
         opened = party.open([self._masked_numerators(numerators, scale, heads, constants.rings)])[0]
         self._watch.lap("softmax")
         context = self._context(opened, opened_value, heads, constants)
-        mask = Mask(party.take(lifted.request("plain", tuple(context.shape), bits)), bits, "plain")
+        mask = Mask(party.take_packed(lifted.request("plain", tuple(context.shape), bits)), bits, "plain")
         lifted_context = Opened(party, mask, party.open([mask.half(context, rank)])[0])
         return self._rows(lifted_context.value(constants.context_scale - constants.rings.attended_scale))
 
@@ -223,7 +224,7 @@ class PrivateAttention:
     def _square(self, x: torch.Tensor, bits: int) -> torch.Tensor:
         """Return shares of x^2 over Z_2^64, of x in Z_2^bits. 1 round."""
         party = self._party
-        mask = Mask(party.take(lifted.request("square", tuple(x.shape), bits)), bits, "square")
+        mask = Mask(party.take_packed(lifted.request("square", tuple(x.shape), bits)), bits, "square")
         return Opened(party, mask, party.open([mask.half(x, party.rank)])[0]).square()
 
     def _divide(self, x: torch.Tensor, scale: int, function: TableFunction, real: torch.Tensor) -> torch.Tensor:
@@ -231,7 +232,7 @@ class PrivateAttention:
         party, rank = self._party, self._party.rank
         rows = (x * self._key_factors).sum(-1)
         lookup = self._check.lookup(function, rows.numel())
-        tensors = party.take(lifted.request("scale", tuple(x.shape), fp.POWER_BITS))
+        tensors = party.take_packed(lifted.request("scale", tuple(x.shape), fp.POWER_BITS))
         mask = Mask(tensors, fp.POWER_BITS, "scale")
         half = mask.half(shift(x, 2 * fp.POWER_SCALE - scale, rank), rank)
         c, *arguments = party.open([half, *lookup.halves(rows.reshape(-1))])

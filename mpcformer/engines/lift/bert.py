@@ -9,6 +9,7 @@ Letters in the shapes beside the code: B sentences, L positions, Q positions tha
 after which only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.filed import Masked
 from mpcformer.ring.fused import Fused
 from mpcformer.ring.gemm import ShortMatrix
-from mpcformer.ring.packing import unpack_onto
+from mpcformer.ring.packing import Operand, unpack_onto
 
 
 class PrivateBert:
@@ -117,9 +118,9 @@ class PrivateBert:
             else:
                 masked_input = fused(x) - mask
             party.send([(masked_input, bits)])
-            following = [party.take(request) for request in item.following]
+            following = [party.take_packed(request) for request in item.following]
             return add_messages(known.message, party.receive(known.shapes), known.shapes), following
-        corrections, following = party.store.take_packed(request), [party.take(request) for request in item.following]
+        corrections, following = party.take_packed(request), [party.take(request) for request in item.following]
         shape = (item.rows, self._shapes[item.weights[0]][0])
         whole = unpack_onto(party.receive([(shape, bits)]), x.expand(shape), bits)
         z = linear.model_owner_share(whole, self._weights(item.weights), corrections, widths)
@@ -141,7 +142,7 @@ class PrivateBert:
         item, party = self.maps["embeddings"], self._party
         words.take()
         shapes = self.maps.shapes_of_halves("embeddings")
-        following = [party.take(request) for request in item.following]
+        following = [party.take_packed(request) for request in item.following]
         if party.rank == DATA_OWNER:
             z, theirs = words.ask(columns, shapes)
             halves = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]
@@ -225,7 +226,7 @@ class PrivateBert:
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
 
-    def _normalise(self, norm: Norm, c: torch.Tensor, tensors: list[torch.Tensor], real: torch.Tensor) -> torch.Tensor:
+    def _normalise(self, norm: Norm, c: torch.Tensor, tensors: Sequence[Operand], real: torch.Tensor) -> torch.Tensor:
         """Return the LayerNorm, without gain and bias, of an opened and centred stream: (rows, H) at input_scale."""
         party, scale = self._party, self._constants.rings.input_scale
         mask = Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift)
@@ -276,7 +277,7 @@ class PrivateBert:
         buckets = distance_buckets(at.n, table.size(0), at.step)[:: at.stride]
         return table[buckets.to(table.device)].permute(2, 0, 1)
 
-    def _activate(self, c: torch.Tensor, tensors: list[torch.Tensor]) -> torch.Tensor:
+    def _activate(self, c: torch.Tensor, tensors: Sequence[Operand]) -> torch.Tensor:
         """Return the form of GeLU of the opened first map (rows, I), as the second map takes it."""
         party, activation = self._party, self._constants.activation
         if activation.function is None:

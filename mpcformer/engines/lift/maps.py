@@ -4,7 +4,7 @@ The halves of an opening are the same text at both owners. The data owner runs i
 Letters in the shapes beside the code are those of bert.py.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,8 +21,9 @@ from mpcformer.protocols import lifted, matmul
 from mpcformer.protocols.lifted import Mask
 from mpcformer.protocols.party import MODEL_OWNER, Half, HalfShape, shapes_of, shift, shift_rounding
 from mpcformer.ring.fused import Fused
+from mpcformer.ring.packing import Operand
 
-Tensors = list[list[torch.Tensor]]
+Tensors = Sequence[Sequence[Operand]]
 Halves = Callable[[list[Fused], Tensors], list[Half]]
 
 
@@ -156,11 +157,11 @@ class Maps:
 
     # ---- online -----------------------------------------------------------------------------------------------------
 
-    def _lifted_half(self, z: Fused, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+    def _lifted_half(self, z: Fused, scale: int, norm: Norm, tensors: Sequence[Operand]) -> Half:
         stream = shift(z, scale - norm.scale, self._rank)
         return Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift).half(stream, self._rank)
 
-    def _stream_half(self, z: Fused, scale: int, norm: Norm, tensors: list[torch.Tensor]) -> Half:
+    def _stream_half(self, z: Fused, scale: int, norm: Norm, tensors: Sequence[Operand]) -> Half:
         """Return the half of the residual stream: map plus residual, centred, at the next LayerNorm's scale."""
         if self._residual is None:
             raise ProtocolError("a residual is used before it is known")
