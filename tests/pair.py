@@ -15,6 +15,7 @@ from mpcformer.correlations import (
     Request,
     correction_specs,
     deal,
+    drawn,
     expand,
     is_shared,
     mask_keys,
@@ -67,7 +68,7 @@ class InlineDealer:
         self.requests.append(request)
         correction = deal(request, *keys, mask_keys(self.seeds[0], self.session_id, 0))
         self.dealt_bytes += sum(tensor.numel() * tensor.element_size() for tensor in correction)
-        return with_packed(request, keys[0], correction)
+        return with_packed(request, drawn(request, keys[0]), correction)
 
     def preview(self, operation: int, request: Request) -> Dealt:
         key = session_key(self.seeds[self.rank], self.session_id, operation, request)
@@ -80,6 +81,9 @@ class InlineDealer:
         key = session_key(self.seeds[self.rank], self.session_id, len(self.requests), request)
         self.skip(request)
         return input_mask(request, key)
+
+    def work_ahead(self) -> None:
+        pass
 
     def weight_mask_key(self) -> bytes:
         return weight_mask_key(self.seeds[0], self.session_id)
@@ -239,7 +243,7 @@ def run_outcomes(
     stores = [CorrelationStore(rank=rank, seed=seeds[rank], session_id=session_id) for rank in (0, 1)]
     plan = engines[1].plan(inputs.shape)
     requests = [request for segment in plan for request in segment]
-    parts = [[store.reserve(len(requests)) for store in stores] for _ in range(n_batches)]
+    parts = [[store.reserve(len(requests), requests) for store in stores] for _ in range(n_batches)]
     for operation, request in enumerate(requests * n_batches):
         keys = [session_key(seed, session_id, operation, request) for seed in seeds]
         number = operation // len(requests)

@@ -67,13 +67,18 @@ def validate(request: Request) -> None:
             raise ProtocolError(f"{request.kind} with {n} {what}, more than {limit}")
     _check_sizes(request.shapes)
     kind.check(request)
-    made = [shape for shape, _ in kind.layout(request)]
-    _check_sizes(made)
-    total = sum(math.prod(shape) for shape in (*request.shapes, *made))
+    _check_sizes([shape for shape, _ in kind.layout(request)])
+    total = n_elements(request)
     if total > MAX_ELEMENTS:
         raise ProtocolError(
             f"{request.kind}: all its tensors exceed {MAX_ELEMENTS} elements, {total}", "use smaller batches"
         )
+
+
+def n_elements(request: Request) -> int:
+    """Return the number of elements of all tensors of a correlation."""
+    made = [shape for shape, _ in KINDS[request.kind].layout(request)]
+    return sum(math.prod(shape) for shape in (*request.shapes, *made))
 
 
 def _check_sizes(shapes: Sequence[Shape]) -> None:
@@ -128,17 +133,20 @@ def unpacked(request: Request, correction: list[torch.Tensor]) -> list[torch.Ten
     return [packed.unpacked() for packed in as_packed(request, correction)]
 
 
-def with_packed(request: Request, key: bytes, correction: list[torch.Tensor]) -> list[Operand]:
-    """Expand rank 0's key, as `expand` does, of a kind whose corrections stay packed.
+def drawn(request: Request, key: bytes) -> list[torch.Tensor]:
+    """Expand rank 0's key without the dealer's correction."""
+    return KINDS[request.kind].draw(request, Stream(key), 0)
+
+
+def with_packed(request: Request, shares: list[torch.Tensor], correction: list[torch.Tensor]) -> list[Operand]:
+    """Return what `expand` gives at rank 0, of a kind whose corrections stay packed.
 
     Args:
         request: what was dealt.
-        key: the owner's key of this operation.
+        shares: what `drawn` gave.
         correction: the dealer's, as it came.
     """
-    kind = KINDS[request.kind]
-    drawn = kind.draw(request, Stream(key), 0)
-    return [*drawn, *(packed.operand for packed in as_packed(request, correction))]
+    return [*shares, *(packed.operand for packed in as_packed(request, correction))]
 
 
 def stays_packed(request: Request) -> bool:

@@ -1,5 +1,6 @@
 """One owner's correlations of one session, which are used in order, each exactly once."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -8,8 +9,10 @@ from mpcformer.channel import Spec
 from mpcformer.correlations.kinds import (
     Dealt,
     correction_specs,
+    drawn,
     expand,
     is_shared,
+    n_elements,
     stays_packed,
     unpacked,
     with_packed,
@@ -18,6 +21,9 @@ from mpcformer.correlations.linear import input_mask
 from mpcformer.correlations.requests import MaskKeys, Request, mask_keys, session_key, weight_mask_key
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import Operand
+
+# So many elements may be expanded ahead of their use: 32 MiB.
+MOST_AHEAD = 1 << 22
 
 
 class CorrelationStore:
@@ -41,12 +47,16 @@ class CorrelationStore:
         self._corrections: dict[int, tuple[Request, list[torch.Tensor]]] = {}
         self._prepared: dict[int, Dealt] = {}
         self._previewed: dict[int, Request] = {}
+        # The operations of a reserved part, in order, and the masks of inputs that were derived ahead.
+        self._expected: Sequence[Request] = ()
+        self._input_masks: dict[int, torch.Tensor] = {}
+        self._drawn: dict[int, list[torch.Tensor]] = {}
         self._masked_weights = False
         # The first operation that is not this store's, if it is a part of another.
         self.first_operation = 0
         self._end: int | None = None
 
-    def reserve(self, n_operations: int) -> "CorrelationStore":
+    def reserve(self, n_operations: int, expected: Sequence[Request] = ()) -> "CorrelationStore":
         """Return a store of the next operations alone, which this one passes over.
 
         Batches whose computations overlap use a part of the session's operations each. Both owners reserve in the same
@@ -54,10 +64,11 @@ class CorrelationStore:
 
         Args:
             n_operations: how many; the part refuses more.
+            expected: what they will be, for `work_ahead`.
         """
         part = CorrelationStore(rank=self.rank, seed=self._seed, session_id=self._session_id)
         part.next_operation, part._end, part._masked_weights = self.next_operation, self._checked(n_operations), True
-        part.first_operation = part.next_operation
+        part.first_operation, part._expected = part.next_operation, expected
         self.next_operation = part._end
         return part
 
@@ -133,6 +144,8 @@ class CorrelationStore:
         self.next_operation = end
         self._corrections.clear()
         self._prepared.clear()
+        self._input_masks.clear()
+        self._drawn.clear()
         self._previewed.clear()
         keys = [self._key(first + n, request) for n, request in enumerate(requests)]
         return keys, mask_keys(self._seed, self._session_id, first)
@@ -170,9 +183,33 @@ class CorrelationStore:
         Raises:
             ProtocolError: as `skip`.
         """
-        key = self._key(self.next_operation, request)
+        operation = self.next_operation
         self.skip(request)
-        return input_mask(request, key)
+        ahead = self._input_masks.pop(operation, None)
+        return input_mask(request, self._key(operation, request)) if ahead is None else ahead
+
+    def work_ahead(self) -> None:
+        """Expand this owner's part of the operations that come next, up to the next linear map and what follows it.
+
+        It is to be called where the other owner is waited for, so that less is left to do when its message comes.
+        Nothing happens where the operations are not known.
+        """
+        # The data owner expands what follows a map while it waits for the map's result.
+        n_left, maps_left = MOST_AHEAD, 2 - self.rank
+        coming = self._expected[self.next_operation - self.first_operation :]
+        for operation, request in enumerate(coming, start=self.next_operation):
+            is_map = request.kind == "linear"
+            n_left -= math.prod(request.shapes[0]) if is_map else n_elements(request)
+            if n_left < 0 or not maps_left:
+                return
+            maps_left -= is_map
+            if is_map:
+                if operation in self._previewed and operation not in self._input_masks:
+                    self._input_masks[operation] = input_mask(request, self._key(operation, request))
+            elif self.rank == 0 and stays_packed(request) and operation not in self._drawn:
+                self._drawn[operation] = drawn(request, self._key(operation, request))
+            elif self.rank == 1 and not is_shared(request) and operation not in self._prepared:
+                self._prepared[operation] = self._expanded(operation, request, [])
 
     def weight_mask_key(self) -> bytes:
         """Return rank 0's key for the masks of its weights, once.
@@ -214,7 +251,9 @@ class CorrelationStore:
             return self.take(request).shares
         correction = self._taken(request)
         self._advance(request)
-        return with_packed(request, self._key(operation, request), correction)
+        ahead = self._drawn.pop(operation, None)
+        shares = drawn(request, self._key(operation, request)) if ahead is None else ahead
+        return with_packed(request, shares, correction)
 
     def _taken(self, request: Request) -> list[torch.Tensor]:
         """Return the correction of the next operation, which is not kept any longer."""

@@ -41,6 +41,9 @@ class PlanRecorder:
         self.plan.append(request)
         return sketch(request, self._rank).shares[0]
 
+    def work_ahead(self) -> None:
+        """Do nothing: a plan waits for nobody."""
+
 
 class SilentChannel:
     """A channel for plans, on which every awaited message has arrived. It counts each message received as a round."""

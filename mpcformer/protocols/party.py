@@ -43,6 +43,9 @@ class Store(Protocol):
     def input_mask(self, request: Request) -> torch.Tensor:
         """Do as `skip`, and return the mask A of a linear map's input, int64 (rows, in)."""
 
+    def work_ahead(self) -> None:
+        """Prepare what comes next, while the other owner is waited for."""
+
 
 @dataclass
 class Party:
@@ -106,6 +109,7 @@ class Party:
         both = [fused(x).packed_and_computed(bits) for x, bits in halves]
         self._send_packed([packed for packed, _ in both])
         mine = [(x, bits) for (_, x), (_, bits) in zip(both, halves, strict=True)]
+        self.store.work_ahead()
         return add_message(mine, self.receive(shapes_of(halves)))
 
     def open_bits(self, share: torch.Tensor, bits: int) -> torch.Tensor:

@@ -228,7 +228,7 @@ class OwnerSession:
         requests = [request for segment in segments for request in segment]
         self._compare_plans(requests)
         first = self.store.next_operation
-        self._part = self.store.reserve(len(requests))
+        self._part = self.store.reserve(len(requests), requests)
         batch = self.engine.batch(shape, self._part, self.dealing)
         dealt = Dealt(shape, batch, len(segments), bytes_of(requests), first)
         dealt.offline.seconds = time.perf_counter() - start

@@ -13,12 +13,15 @@ from mpcformer.correlations import (
     correlation_plan_digest,
     deal,
     expand,
+    mask_keys,
     session_key,
     unpacked,
 )
+from mpcformer.correlations.lifted import LiftedSpec
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols import linear
 from mpcformer.ring.packing import logical_shift
+from mpcformer.ring.packing import unpacked as unpacked_operand
 from mpcformer.ring.random import fresh_key
 
 KEY_0, KEY_1 = bytes(range(16)), bytes(range(16, 32))
@@ -105,6 +108,45 @@ def test_the_mask_of_a_maps_input_is_the_one_that_was_looked_at() -> None:
     assert torch.equal(store.input_mask(request), a)
     with pytest.raises(ProtocolError, match="was not looked at"):
         store.input_mask(request)
+
+
+def test_working_ahead_changes_nothing_but_when_the_work_is_done() -> None:
+    shapes = {"w": (6, 5), "v": (5, 3)}
+    plan = [
+        linear.request(["w"], 4, shapes, [32]),
+        LiftedSpec("square", (4, 5), 20, 40).request(),
+        Request("square_pair", ((3,),)),
+        linear.request(["v"], 4, shapes, [32]),
+        LiftedSpec("norm", (4, 3), 20, 44).request(),
+        linear.request(["w"], 4, shapes, [32]),
+        LiftedSpec("plain", (4, 5), 20).request(),
+    ]
+    seeds, session_id = [fresh_key(), fresh_key()], fresh_key()
+
+    def all_shares(rank: int, ahead: int) -> list[torch.Tensor]:
+        whole = CorrelationStore(rank=rank, seed=seeds[rank], session_id=session_id)
+        store = whole.reserve(len(plan), plan)
+        for operation, request in enumerate(plan):
+            keys = [session_key(seed, session_id, operation, request) for seed in seeds]
+            if rank == 0:
+                store.put(operation, request, deal(request, *keys, mask_keys(seeds[0], session_id, 0)))
+            elif request.kind == "linear":
+                store.preview(operation, request)
+        found: list[torch.Tensor] = []
+        for request in plan:
+            for _ in range(ahead):
+                store.work_ahead()
+            if rank == 1 and request.kind == "linear":
+                found.append(store.input_mask(request))
+            else:
+                found += [unpacked_operand(share) for share in store.take_packed(request)]
+        return found
+
+    for rank in (0, 1):
+        once, now, twice = (all_shares(rank, ahead) for ahead in (1, 0, 2))
+        assert len(now) > len(plan)
+        assert all(map(torch.equal, once, now))
+        assert all(map(torch.equal, twice, now))
 
 
 def test_looking_ahead_is_done_once_and_binds() -> None:

@@ -119,9 +119,11 @@ class PrivateBert:
                 masked_input = fused(x) - mask
             party.send([(masked_input, bits)])
             following = [party.take_packed(request) for request in item.following]
+            party.store.work_ahead()
             return add_messages(known.message, party.receive(known.shapes), known.shapes), following
-        corrections, following = party.take_packed(request), [party.take(request) for request in item.following]
+        corrections, following = party.take_packed(request), [party.take_packed(request) for request in item.following]
         shape = (item.rows, self._shapes[item.weights[0]][0])
+        party.store.work_ahead()
         whole = unpack_onto(party.receive([(shape, bits)]), x.expand(shape), bits)
         z = linear.model_owner_share(whole, self._weights(item.weights), corrections, widths)
         z = [self._with_bias(share, weight) for share, weight in zip(z, item.weights, strict=True)]
