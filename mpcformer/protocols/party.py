@@ -145,7 +145,12 @@ def without_message(shapes: Sequence[HalfShape], device: torch.device) -> torch.
 
 
 def _parts(message: torch.Tensor, shapes: Sequence[HalfShape]) -> list[torch.Tensor]:
-    return list(message.split_with_sizes([half_bytes(shape) for shape in shapes]))
+    parts, at = [], 0
+    for shape in shapes:
+        end = at + half_bytes(shape)
+        parts.append(message[at:end])
+        at = end
+    return parts
 
 
 def add_message(mine: Sequence[NumbersAndBits], message: torch.Tensor) -> list[torch.Tensor]:

@@ -13,7 +13,7 @@ from functools import cache
 import torch
 
 from mpcformer.ring.library import load_library
-from mpcformer.ring.packing import WORD, Operand, PackedMatrix, pack, packed_bytes, reduce, unpack, unpack_onto
+from mpcformer.ring.packing import WORD, Operand, PackedMatrix, pack, packed_bytes, unpack_onto
 
 # The kinds of steps, as fused.c numbers them.
 SET, ADD, SUBTRACT, MULTIPLY, SET_PACKED, ADD_PACKED, ADD_NUMBER, SHIFT = range(8)
@@ -122,60 +122,86 @@ class Fused:
 
     def computed(self) -> torch.Tensor:
         """Return the elements, int64."""
+        if (function := self._function()) is None:
+            return self._by_torch()
         results = _Results(stored=self._int64())
-        self._run(results, WORD)
+        self._run(function, results, WORD)
         return _wanted(results.stored)
 
     def packed(self, bits: int) -> torch.Tensor:
         """Return the elements packed to `bits` bits, as `packing.pack` does it."""
-        if bits == WORD:
+        function = self._function()
+        if function is None or bits == WORD:
             return pack(self.computed(), bits)
         results = _Results(packed=self._bytes(bits))
-        self._run(results, bits)
+        self._run(function, results, bits)
         return _wanted(results.packed)
 
     def packed_and_computed(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both at once."""
-        if bits == WORD:
+        function = self._function()
+        if function is None or bits == WORD:
             elements = self.computed()
             return pack(elements, bits), elements
         results = _Results(self._bytes(bits), self._int64())
-        self._run(results, bits)
+        self._run(function, results, bits)
         return _wanted(results.packed), _wanted(results.stored)
 
     def packed_and_opened(self, bits: int, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the elements packed, and their sum with the packed `theirs`, in [0, 2^bits) if that is not a word."""
-        if bits == WORD:
+        """Return the elements packed, and their sum with the packed `theirs`, in [0, 2^bits) if that is not a word.
+
+        Raises:
+            ValueError: `theirs` has another size.
+        """
+        self._check_size(theirs, bits)
+        function = self._function()
+        if function is None or bits == WORD:
             elements = self.computed()
             return pack(elements, bits), unpack_onto(theirs, elements, bits)
         results = _Results(self._bytes(bits), theirs=theirs.contiguous(), opened=self._int64())
-        self._run(results, bits)
+        self._run(function, results, bits)
         return _wanted(results.packed), _wanted(results.opened)
 
     def opened(self, bits: int, theirs: torch.Tensor) -> torch.Tensor:
-        """Return the sum with the packed `theirs`, in [0, 2^bits) if that is not a word."""
-        if bits == WORD:
+        """Return the sum with the packed `theirs`, in [0, 2^bits) if that is not a word.
+
+        Raises:
+            ValueError: `theirs` has another size.
+        """
+        self._check_size(theirs, bits)
+        function = self._function()
+        if function is None or bits == WORD:
             return unpack_onto(theirs, self.computed(), bits)
         results = _Results(theirs=theirs.contiguous(), opened=self._int64())
-        self._run(results, bits)
+        self._run(function, results, bits)
         return _wanted(results.opened)
 
     def _int64(self) -> torch.Tensor:
-        return torch.empty(self.shape, dtype=torch.int64, device=self.device)
+        return torch.empty(self.shape, dtype=torch.int64)
 
     def _bytes(self, bits: int) -> torch.Tensor:
-        return torch.empty(packed_bytes(self.numel(), bits), dtype=torch.uint8, device=self.device)
+        return torch.empty(packed_bytes(self.numel(), bits), dtype=torch.uint8)
 
-    def _run(self, results: _Results, bits: int) -> None:
-        if self.device.type == "meta":
-            return
-        if results.theirs is not None and results.theirs.numel() != packed_bytes(self.numel(), bits):
-            raise ValueError(f"{results.theirs.numel()} bytes are not {tuple(self.shape)} of {bits} bits")
-        function = compiled()
-        if function is None:
-            self._run_by_torch(results, bits)
-        elif function(self._arguments(results, bits)):
+    def _check_size(self, theirs: torch.Tensor, bits: int) -> None:
+        n_bytes = packed_bytes(self.numel(), bits)
+        if theirs.dtype == torch.uint8 and theirs.numel() != n_bytes:
+            raise ValueError(f"{theirs.numel()} bytes are not {tuple(self.shape)} of {bits} bits, which are {n_bytes}")
+
+    def _function(self) -> "CompiledFused | None":
+        """Return the compiled function, if it is of use here: a plan has no numbers."""
+        return None if self.device.type == "meta" else compiled()
+
+    def _run(self, function: "CompiledFused", results: _Results, bits: int) -> None:
+        if function(self._arguments(results, bits)):
             raise ValueError(f"fused.c does not compute {tuple(self.shape)} with results of {bits} bits")
+
+    def _by_torch(self) -> torch.Tensor:
+        if self.device.type == "meta":
+            return torch.empty(self.shape, dtype=torch.int64, device=self.device)
+        hand = torch.zeros((), dtype=torch.int64)
+        for step in self._steps:
+            hand = _stepped(hand, step)
+        return hand
 
     def _arguments(self, results: _Results, bits: int) -> FusedArguments:
         operands: list[torch.Tensor] = []
@@ -210,17 +236,6 @@ class Fused:
         found.operands = operands
         return found
 
-    def _run_by_torch(self, results: _Results, bits: int) -> None:
-        hand = torch.zeros((), dtype=torch.int64)
-        for step in self._steps:
-            hand = _stepped(hand, step)
-        if results.packed is not None:
-            results.packed.copy_(pack(hand, bits))
-        if results.stored is not None:
-            results.stored.copy_(hand)
-        if results.opened is not None and results.theirs is not None:
-            results.opened.copy_(reduce(unpack(results.theirs, self.shape, bits) + hand, bits))
-
     def __repr__(self) -> str:
         return f"Fused({tuple(self.shape)}, {len(self._steps)} steps)"
 
@@ -243,7 +258,9 @@ def _stepped(hand: torch.Tensor, step: _Step) -> torch.Tensor:
 
 
 def _shifted(x: torch.Tensor, down: int) -> torch.Tensor:
-    return x >> down if down >= 0 else x << -down
+    if not down:
+        return x
+    return x >> down if down > 0 else x << -down
 
 
 def collapsed(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:

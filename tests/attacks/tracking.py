@@ -30,7 +30,7 @@ from mpcformer.correlations.requests import Request
 from mpcformer.engines.crypten.compat import fixed_point
 from mpcformer.engines.lift import weights
 from mpcformer.protocols import sealed
-from mpcformer.ring import kernels, packing, random
+from mpcformer.ring import fused, kernels, packing, random
 from tests import pair
 
 DEALER = 2
@@ -150,6 +150,7 @@ class Tracker:
 
         self._replace(patch, random.Stream, Watched)
         self._replace(patch, kernels.load, lambda: (None, "off"))
+        self._replace(patch, fused.compiled, lambda: None)
         self._replace(patch, packing.pack, self.pack)
         self._replace(patch, packing.unpack, self.unpack)
         self._replace(patch, packing.unpack_onto, self.unpack_onto)
