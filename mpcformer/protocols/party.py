@@ -106,7 +106,7 @@ class Party:
 
         Cost for n bytes of packed halves: 1 round; n bytes each way.
         """
-        both = [fused(x).packed_and_computed(bits) for x, bits in halves]
+        both = [x.packed_and_computed(bits) if isinstance(x, Fused) else (pack(x, bits), x) for x, bits in halves]
         self._send_packed([packed for packed, _ in both])
         mine = [(x, bits) for (_, x), (_, bits) in zip(both, halves, strict=True)]
         self.store.work_ahead()

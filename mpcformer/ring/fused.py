@@ -6,14 +6,25 @@ with the compiled function of `fused.c`, or else one by one with torch, which gi
 """
 
 import ctypes
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 
 import torch
 
 from mpcformer.ring.library import load_library
-from mpcformer.ring.packing import WORD, Operand, PackedMatrix, pack, packed_bytes, unpack_onto
+from mpcformer.ring.packing import (
+    WIDTHS,
+    WORD,
+    Operand,
+    PackedMatrix,
+    pack,
+    pack_by_torch,
+    packed_bytes,
+    reduce,
+    unpack_by_torch,
+    unpack_onto,
+)
 
 # The kinds of steps, as fused.c numbers them.
 SET, ADD, SUBTRACT, MULTIPLY, SET_PACKED, ADD_PACKED, ADD_NUMBER, SHIFT = range(8)
@@ -48,16 +59,6 @@ class _Step:
     kind: int
     number: int = 0
     operand: Operand | None = None
-
-
-@dataclass(repr=False)
-class _Results:
-    """Where results go: those that are not wanted are None. `theirs` is packed, and `opened` is the sum with it."""
-
-    packed: torch.Tensor | None = None
-    stored: torch.Tensor | None = None
-    theirs: torch.Tensor | None = None
-    opened: torch.Tensor | None = None
 
 
 class Fused:
@@ -124,18 +125,18 @@ class Fused:
         """Return the elements, int64."""
         if (function := self._function()) is None:
             return self._by_torch()
-        results = _Results(stored=self._int64())
-        self._run(function, results, WORD)
-        return _wanted(results.stored)
+        elements = self._int64()
+        self._run(function, WORD, stored=elements)
+        return elements
 
     def packed(self, bits: int) -> torch.Tensor:
         """Return the elements packed to `bits` bits, as `packing.pack` does it."""
         function = self._function()
         if function is None or bits == WORD:
             return pack(self.computed(), bits)
-        results = _Results(packed=self._bytes(bits))
-        self._run(function, results, bits)
-        return _wanted(results.packed)
+        message = self._bytes(bits)
+        self._run(function, bits, packed=message)
+        return message
 
     def packed_and_computed(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return both at once."""
@@ -143,9 +144,9 @@ class Fused:
         if function is None or bits == WORD:
             elements = self.computed()
             return pack(elements, bits), elements
-        results = _Results(self._bytes(bits), self._int64())
-        self._run(function, results, bits)
-        return _wanted(results.packed), _wanted(results.stored)
+        message, elements = self._bytes(bits), self._int64()
+        self._run(function, bits, packed=message, stored=elements)
+        return message, elements
 
     def packed_and_opened(self, bits: int, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the elements packed, and their sum with the packed `theirs`, in [0, 2^bits) if that is not a word.
@@ -158,9 +159,9 @@ class Fused:
         if function is None or bits == WORD:
             elements = self.computed()
             return pack(elements, bits), unpack_onto(theirs, elements, bits)
-        results = _Results(self._bytes(bits), theirs=theirs.contiguous(), opened=self._int64())
-        self._run(function, results, bits)
-        return _wanted(results.packed), _wanted(results.opened)
+        message, opened = self._bytes(bits), self._int64()
+        self._run(function, bits, packed=message, theirs=theirs.contiguous(), opened=opened)
+        return message, opened
 
     def opened(self, bits: int, theirs: torch.Tensor) -> torch.Tensor:
         """Return the sum with the packed `theirs`, in [0, 2^bits) if that is not a word.
@@ -172,9 +173,9 @@ class Fused:
         function = self._function()
         if function is None or bits == WORD:
             return unpack_onto(theirs, self.computed(), bits)
-        results = _Results(theirs=theirs.contiguous(), opened=self._int64())
-        self._run(function, results, bits)
-        return _wanted(results.opened)
+        opened = self._int64()
+        self._run(function, bits, theirs=theirs.contiguous(), opened=opened)
+        return opened
 
     def _int64(self) -> torch.Tensor:
         return torch.empty(self.shape, dtype=torch.int64)
@@ -191,8 +192,9 @@ class Fused:
         """Return the compiled function, if it is of use here: a plan has no numbers."""
         return None if self.device.type == "meta" else compiled()
 
-    def _run(self, function: "CompiledFused", results: _Results, bits: int) -> None:
-        if function(self._arguments(results, bits)):
+    def _run(self, function: "CompiledFused", bits: int, **results: torch.Tensor) -> None:
+        """Compute into `results`, which are named as in `FusedArguments`; of these `theirs` is read."""
+        if function(self._arguments(bits, results)):
             raise ValueError(f"fused.c does not compute {tuple(self.shape)} with results of {bits} bits")
 
     def _by_torch(self) -> torch.Tensor:
@@ -203,7 +205,7 @@ class Fused:
             hand = _stepped(hand, step)
         return hand
 
-    def _arguments(self, results: _Results, bits: int) -> FusedArguments:
+    def _arguments(self, bits: int, results: Mapping[str, torch.Tensor]) -> FusedArguments:
         operands: list[torch.Tensor] = []
         for step in self._steps:
             if isinstance(step.operand, torch.Tensor):
@@ -214,13 +216,13 @@ class Fused:
         if len(sizes) > N_SIZES:
             operands = [operand.contiguous() for operand in operands]
             sizes, strides = collapsed(self.shape, [operand.stride() for operand in operands])
-        missing, n_bytes = N_SIZES - len(sizes), self.numel()
+        missing = N_SIZES - len(sizes)
         steps, at = (StepArguments * len(self._steps))(), 0
         for arguments, step in zip(steps, self._steps, strict=True):
             arguments.kind, arguments.number = step.kind, step.number
             if isinstance(step.operand, PackedMatrix):
                 packed, arguments.number = step.operand.packed, step.operand.bits
-                if packed.numel() != packed_bytes(n_bytes, step.operand.bits) or not packed.is_contiguous():
+                if packed.numel() != packed_bytes(self.numel(), step.operand.bits) or not packed.is_contiguous():
                     raise ValueError(f"{packed.numel()} bytes are not {tuple(self.shape)} of {step.operand.bits} bits")
                 arguments.at = packed.data_ptr()
             elif step.operand is not None:
@@ -229,20 +231,14 @@ class Fused:
                 at += 1
         found = FusedArguments(n_steps=len(steps), bits=bits, steps=steps)
         found.sizes[:] = [*[1] * missing, *sizes]
-        for name in ("packed", "stored", "theirs", "opened"):
-            tensor = getattr(results, name)
-            setattr(found, name, None if tensor is None else tensor.data_ptr())
+        for name, tensor in results.items():
+            setattr(found, name, tensor.data_ptr())
         # Copies live as long as the structure that points to them.
         found.operands = operands
         return found
 
     def __repr__(self) -> str:
         return f"Fused({tuple(self.shape)}, {len(self._steps)} steps)"
-
-
-def _wanted(result: torch.Tensor | None) -> torch.Tensor:
-    assert result is not None
-    return result
 
 
 def _stepped(hand: torch.Tensor, step: _Step) -> torch.Tensor:
@@ -305,13 +301,32 @@ class CompiledFused:
         """Run; return 0, or 1 if there is no such step or width."""
         return int(self._run(ctypes.byref(arguments)))
 
+    def are_right(self) -> bool:
+        """Return whether all kinds of steps and widths give what torch gives, for some numbers."""
+        x = torch.arange(1, 16, dtype=torch.int64).view(5, 3) * 0x1E3779B97F4A7C15
+        row, column = x[0], x[:, :1]
+        for bits in WIDTHS[:-1]:
+            message = pack_by_torch(x, bits)
+            packed = PackedMatrix(message, (5, 3), bits)
+            computation = ((Fused(packed) + packed + row) * x >> 3) + 7 - column
+            computation = (computation.plus(x, 5) << 1).minus(x.t().reshape(3, 5).t(), -2)
+            expected = computation._by_torch()
+            own, elements, opened = computation._bytes(bits), torch.empty_like(x), torch.empty_like(x)
+            computation._run(self, bits, packed=own, stored=elements, theirs=message, opened=opened)
+            both = reduce(unpack_by_torch(message, (5, 3), bits) + expected, bits)
+            right = zip((own, elements, opened), (pack_by_torch(expected, bits), expected, both), strict=True)
+            if not all(torch.equal(found, wanted) for found, wanted in right):
+                return False
+        return True
+
 
 @cache
 def compiled() -> CompiledFused | None:
-    """Return the compiled function, if there is one that this processor can run."""
+    """Return the compiled function, if there is one and it is right."""
     library, _ = load_library()
     try:
         # It is compiled for AVX2, which the processor may lack.
-        return CompiledFused(library) if library is not None and library.mpcformer_kernels_level() else None
+        found = CompiledFused(library) if library is not None and library.mpcformer_kernels_level() else None
     except AttributeError:
         return None
+    return found if found is not None and found.are_right() else None

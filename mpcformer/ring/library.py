@@ -1,7 +1,8 @@
 """The one compiled file of the C functions in this folder, if there is one.
 
 The set-up compiles it if it finds a C compiler. Modules take their other way where there is no file, and wherever the
-environment variable MPCFORMER_KERNELS is `off`. Products, streams, packing and keys of tables are compared with the
+environment variable MPCFORMER_KERNELS is `off`. Products, streams, packing, fused passes and keys of tables are
+compared with the
 other way in each process before it relies on them.
 """
 

@@ -72,8 +72,8 @@ class LiftKernels:
         kept, pointers = [], {}
         for name, array in arrays.items():
             n_elements = rows if name in of_rows else rows * width
-            if isinstance(array, PackedMatrix) and (name not in CORRECTED or name in of_rows):
-                array = array.unpacked()
+            if isinstance(array, PackedMatrix):
+                array = array.operand if name in CORRECTED and name not in of_rows else array.unpacked()
             if isinstance(array, PackedMatrix):
                 tensor, numbers[f"{name}_bits"] = array.packed.contiguous(), array.bits
                 if tensor.dtype != torch.uint8 or tensor.numel() != packed_bytes(n_elements, array.bits):

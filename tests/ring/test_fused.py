@@ -6,10 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mpcformer.ring import fused
-from mpcformer.ring.fused import Fused, collapsed
+from mpcformer.ring.fused import CompiledFused, Fused, collapsed
 from mpcformer.ring.packing import WIDTHS, WORD, PackedMatrix, pack, packed_bytes, reduce, unpack
 from mpcformer.ring.random import Stream, derive_key
 
+COMPILED = fused.compiled()
+needs_compiled = pytest.mark.skipif(COMPILED is None, reason="no compiled file here")
 SHAPES = [(0,), (1,), (7,), (3, 5), (2, 1, 700), (1, 33, 65), (2, 3, 4, 5), (3, 2, 2, 3, 2), (1, 1), ()]
 
 
@@ -56,14 +58,12 @@ def steps(stream: Stream, shape: tuple[int, ...], kinds: list[tuple[int, int, in
 KINDS = st.lists(st.tuples(st.integers(0, 7), st.integers(0, 4), st.integers(-(2**62), 2**62)), max_size=6)
 
 
-@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("is_compiled", [pytest.param(True, marks=needs_compiled), False])
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(SHAPES), KINDS, st.sampled_from(WIDTHS), st.integers(0, 2**40))
 def test_steps_together_are_the_steps_one_by_one(
     is_compiled: bool, shape: tuple[int, ...], kinds: list[tuple[int, int, int]], bits: int, seed: int
 ) -> None:
-    if is_compiled and fused.compiled() is None:
-        pytest.skip("no compiled file here")
     stream = Stream(derive_key(bytes(16), seed))
     computation, expected = steps(stream, shape, kinds)
     theirs = stream.int64(shape)
@@ -77,7 +77,6 @@ def test_steps_together_are_the_steps_one_by_one(
         packed, numbers = computation.packed_and_computed(bits)
         assert torch.equal(packed, pack(expected, bits))
         assert torch.equal(numbers, expected)
-        # The message of another shape would be read beyond its end.
         packed, numbers = computation.packed_and_opened(bits, message)
         assert torch.equal(packed, pack(expected, bits))
         assert torch.equal(reduce(numbers, bits), opened)
@@ -98,11 +97,30 @@ def test_what_does_not_fit_is_refused() -> None:
     x = torch.zeros(4, 5, dtype=torch.int64)
     with pytest.raises(ValueError, match="bytes are not"):
         Fused(x).opened(32, torch.zeros(packed_bytes(20, 32) - 1, dtype=torch.uint8))
-    if fused.compiled() is not None:
-        with pytest.raises(ValueError, match="not int64"):
-            (Fused(x) + x.float()).computed()
-        with pytest.raises(ValueError, match="bytes are not"):
-            (Fused(x) + PackedMatrix(torch.zeros(3, dtype=torch.uint8), (4, 5), 8)).computed()
+
+
+@needs_compiled
+def test_operands_that_do_not_fit_are_refused() -> None:
+    x = torch.zeros(4, 5, dtype=torch.int64)
+    with pytest.raises(ValueError, match="not int64"):
+        (Fused(x) + x.float()).computed()
+    with pytest.raises(ValueError, match="bytes are not"):
+        (Fused(x) + PackedMatrix(torch.zeros(3, dtype=torch.uint8), (4, 5), 8)).computed()
+
+
+@needs_compiled
+def test_a_function_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert COMPILED is not None
+    assert COMPILED.are_right()
+    run = CompiledFused.__call__
+
+    def without_rounding(function: CompiledFused, arguments: fused.FusedArguments) -> int:
+        for step in arguments.steps[: arguments.n_steps]:
+            step.number -= step.kind == fused.ADD_NUMBER
+        return run(function, arguments)
+
+    monkeypatch.setattr(CompiledFused, "__call__", without_rounding)
+    assert not COMPILED.are_right()
 
 
 def test_words_are_packed_as_they_are() -> None:

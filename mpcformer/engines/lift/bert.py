@@ -32,6 +32,7 @@ from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import (
     DATA_OWNER,
+    MODEL_OWNER,
     Party,
     Share,
     add_halves,
@@ -108,10 +109,12 @@ class PrivateBert:
         widths = [self._constants.weight_bits(weight) for weight in item.weights]
         bits = max(widths)
         request = linear.request(item.weights, item.rows, self._shapes, widths)
+        known = self._known.pop(name, None)
+        is_plan = party.rank == MODEL_OWNER and self._owned is None
+        if known is None and not is_plan:
+            raise ProtocolError("a map is used online before its offline part")
         if party.rank == DATA_OWNER:
-            known = self._known.pop(name, None)
-            if known is None:
-                raise ProtocolError("a map is used online before its offline part")
+            assert known is not None
             mask = party.store.input_mask(request)
             if name == "embeddings":
                 masked_input: Share = mask.neg_().scatter_add_(1, x, torch.ones_like(x))
@@ -129,8 +132,8 @@ class PrivateBert:
         z = [self._with_bias(share, weight) for share, weight in zip(z, item.weights, strict=True)]
         halves = item.halves(z, following)
         shapes = self.maps.half_shapes.setdefault(name, shapes_of(halves))
-        known_half = self._known.pop(name).message if name in self._known else without_message(shapes, x.device)
-        return party.send_onto(halves, known_half), following
+        theirs = without_message(shapes, x.device) if known is None else known.message
+        return party.send_onto(halves, theirs), following
 
     def _with_bias(self, share: Fused, name: str) -> Fused:
         """Add the bias of a map, if it has one; that of the embeddings differs between positions."""
