@@ -2,8 +2,7 @@
 
 The set-up compiles it if it finds a C compiler. Modules take their other way where there is no file, and wherever the
 environment variable MPCFORMER_KERNELS is `off`. Products, streams, packing, fused passes and keys of tables are
-compared with the
-other way in each process before it relies on them.
+compared with the other way in each process before it relies on them.
 """
 
 import ctypes
