@@ -8,7 +8,7 @@ quadratic for each b, fitted to the two bins around its start, gives the functio
 The dealer knows r. It shares a point function (`point_function`) that is 1, r_low and r_low^2 at the place r_high and
 zero elsewhere. Each owner expands its key over all bins, turns the coefficients by the public c_high, and adds up
 locally: a share of the quadratic's value, and of whether b is a bin beyond the range, which is the mark. Low parts are
-cut to 11 bits; that moves the argument by a 2048th of a bin.
+cut to 11 bits, and for tanh to 13; that moves the argument by a 2048th or an 8192nd of a bin.
 
 Where one table would need too many bins (because the function varies most at the low end), two share the work. The
 upper table spans the whole range with coarse bins, is zero below `split`, and tells whether the argument lies there;
@@ -37,13 +37,16 @@ from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import WORD, reduce
 from mpcformer.ring.random import Stream
 
-LOG_STEPS = 11
 GUARD = "guard"
 FUNCTIONS = ("reciprocal", "rsqrt", "tanh", GUARD)
+# How many bits of an argument's low part count. More of them leave fewer for the coefficients. What is cut off is a
+# coin that both owners see, and those of tanh tell something of the head's weights: see docs/security.md.
+LOG_STEPS = {"tanh": 13}
+USUAL_LOG_STEPS = 11
 MAX_LOG_BINS = 13
 MAX_BASE = 1 << 53  # float64 is not exact beyond
-# The Chebyshev nodes of a quadratic are 0 and this many steps on either side: 2^11 cos(pi / 6).
-NODE = 1774
+# The Chebyshev nodes of a quadratic are 0 and this part of a bin, cos(pi / 6), on either side.
+NODE = 0.8660254037844387
 # Values of functions have so many bits beyond the scale before the coefficients are rounded, and tanh so many digits.
 GUARD_BITS, DECIMALS = 40, 60
 ROWS_AT_ONCE = 1 << 16
@@ -87,9 +90,14 @@ class TableSpec:
         """log2 of the width of a bin, in units of v."""
         return self.BITS - self.log_bins
 
+    @property
+    def log_steps(self) -> int:
+        """log2 of the number of steps in a bin that an argument is rounded to."""
+        return min(LOG_STEPS.get(self.function, USUAL_LOG_STEPS), self.bin_bits)
+
     def step_of(self, c: torch.Tensor) -> torch.Tensor:
-        """Return the low part of 24-bit numbers, cut to LOG_STEPS bits."""
-        return (c >> (self.bin_bits - LOG_STEPS)) & ((1 << LOG_STEPS) - 1)
+        """Return the low part of 24-bit numbers, cut to `log_steps` bits."""
+        return (c >> (self.bin_bits - self.log_steps)) & ((1 << self.log_steps) - 1)
 
     @property
     def n_shared(self) -> int:
@@ -184,7 +192,8 @@ def pieces(spec: TableSpec) -> Pieces:
 @cache
 def _pieces(spec: TableSpec) -> Pieces:
     value_at = evaluator(spec)
-    width, step = 1 << spec.bin_bits, 1 << (spec.bin_bits - LOG_STEPS)
+    width, step = 1 << spec.bin_bits, 1 << (spec.bin_bits - spec.log_steps)
+    node = round(NODE * (1 << spec.log_steps))
     coefficients: list[tuple[int, int, int]] = []
     outside, below = [], []
     for start in range(0, spec.n_bins * width, width):
@@ -200,12 +209,12 @@ def _pieces(spec: TableSpec) -> Pieces:
         if is_outside or below[-1]:
             coefficients.append((0, 0, 0))
             continue
-        before, at, after = (value_at(start + node * step) for node in (-NODE, 0, NODE))
+        before, at, after = (value_at(start + steps * step) for steps in (-node, 0, node))
         coefficients.append(
             (
                 _rounded(at, 1),
-                _rounded(after - before, 2 * NODE),
-                _rounded(after - 2 * at + before, 2 * NODE**2),
+                _rounded(after - before, 2 * node),
+                _rounded(after - 2 * at + before, 2 * node**2),
             )
         )
     by_power = torch.tensor(coefficients, dtype=torch.int64).view(-1, 3).t().contiguous()

@@ -5,7 +5,8 @@ numerators); layer.N.attention.variance; layer.N.activation; layer.N.output.vari
 logits. Only real tokens count. More ranges follow from the weights: layer.N.score_reach, the power of two below
 which scores stay for any text, and layer.N.attended_reach and layer.N.output_reach, powers of two below which the
 lengths of rows before the layer's two LayerNorms stay. In the wide precision they are recorded only of rows that may be
-longer than LONG_ROW. Both owners and the dealer learn the ranges, because they are public model data.
+longer than LONG_ROW. pooler.reach is the power of two below which the argument of the head's activation stays, where
+the head has one. Both owners and the dealer learn the ranges, because they are public model data.
 """
 
 import math
@@ -25,7 +26,8 @@ from mpcformer.modeling.precision import COMPACT, WIDE
 SCORE_REACH = "score_reach"
 # The length of rows before the LayerNorm behind attention, and before that behind GeLU.
 STREAM_REACHES = ("attended_reach", "output_reach")
-REACHES = (SCORE_REACH, *STREAM_REACHES)
+POOLER_REACH = "pooler.reach"
+REACHES = (SCORE_REACH, *STREAM_REACHES, POOLER_REACH)
 REACH_SLACK = 1.1
 # Wide rings carry rows up to this length in any case.
 LONG_ROW = 2.0**12
@@ -78,6 +80,9 @@ class Ranges:
             for name, length in zip(STREAM_REACHES, (layer.attended, layer.output), strict=True):
                 if precision == COMPACT or length > LONG_ROW:
                     self.bounds[f"layer.{n}.{name}"] = (0.0, _reach(length))
+        if bounds.pooler:
+            reach = _reach(bounds.pooler)
+            self.bounds[POOLER_REACH] = (-reach, reach)
 
     def norm_limits(self, names: Sequence[str]) -> dict[str, float]:
         """Return by name the largest variance that each of these constant LayerNorms may meet.

@@ -1,11 +1,16 @@
-"""The range guard: tells by random marks whether any row's number lies above what its tables can see."""
+"""The range guard: tells by random marks whether any row's number lies above what its tables can see.
+
+Its three openings need not be messages of their own: `Marking` lets other openings take them along.
+"""
+
+from collections.abc import Generator
 
 import torch
 
 from mpcformer.correlations import Request
 from mpcformer.correlations.beaver import TripleSpec
 from mpcformer.protocols.cost import ProtocolCost, dealt, opening
-from mpcformer.protocols.party import Party
+from mpcformer.protocols.party import Half, Party
 from mpcformer.ring.packing import logical_shift
 
 
@@ -18,8 +23,13 @@ def requests(sizes: list[tuple[int, int]]) -> list[Request]:
 
 def cost(sizes: list[tuple[int, int]]) -> ProtocolCost:
     """Return the cost of a mark for groups of (rows, bits), as `mark` states it."""
-    words = (sum(rows for rows, _ in sizes),), 64
-    return opening(words) + opening(words) + opening(words) + dealt(*requests(sizes))
+    each = step_cost(sizes)
+    return each + each + each + dealt(*requests(sizes))
+
+
+def step_cost(sizes: list[tuple[int, int]]) -> ProtocolCost:
+    """Return the cost of one of the three openings of a mark for groups of (rows, bits)."""
+    return opening(((sum(rows for rows, _ in sizes),), 64))
 
 
 def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]], n_marks: int) -> torch.Tensor:
@@ -40,18 +50,52 @@ def mark(party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]], n_m
     Source: the truncation is that of `engines.crypten.compat.truncate`. The mask b is the second factor of a Beaver
         triple, which is never opened.
     """
+    marking = Marking(party, groups, n_marks)
+    while halves := marking.halves:
+        marking.take(party.open(halves))
+    return marking.marks
+
+
+class Marking:
+    """A mark in progress: its next opening, and what was found in the end.
+
+    The arguments are those of `mark`.
+
+    Attributes:
+        halves: this owner's halves of the next opening; empty if there is none left.
+        marks: the shares of the marks, (n_marks,), after the last opening.
+    """
+
+    def __init__(self, party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]], n_marks: int) -> None:
+        self._steps = _steps(party, groups, n_marks)
+        self.halves, self.marks = next(self._steps), torch.empty(0)
+
+    def take(self, opened: list[torch.Tensor]) -> None:
+        """Go on with the opened numbers of `halves`."""
+        try:
+            self.halves = self._steps.send(opened)
+        except StopIteration as end:
+            self.halves, self.marks = [], end.value
+
+
+def _steps(
+    party: Party, groups: list[tuple[torch.Tensor, int, torch.Tensor]], n_marks: int
+) -> Generator[list[Half], list[torch.Tensor], torch.Tensor]:
+    """Yield the halves of each opening, take what was opened, and return the marks."""
     sizes = [(x.numel(), bits) for x, bits, _ in groups]
     *truncations, (r, r_squared), (a, b, c) = [party.take(request) for request in requests(sizes)]
-    halves = [(x + t[0] + party.only(0, 1 << 62), 64) for (x, _, _), t in zip(groups, truncations, strict=True)]
+    halves: list[Half] = [
+        (x + t[0] + party.only(0, 1 << 62), 64) for (x, _, _), t in zip(groups, truncations, strict=True)
+    ]
     parts = []
-    for opened, (_, shifted, top), (_, bits) in zip(party.open(halves), truncations, sizes, strict=True):
+    for opened, (_, shifted, top), (_, bits) in zip((yield halves), truncations, sizes, strict=True):
         wrapped = (top * (opened >= 0).long()) << (64 - bits)
         public = logical_shift(opened, bits) - (1 << (62 - bits))
         parts.append(party.only(0, public) + wrapped - shifted)
     t = torch.cat(parts)
-    d = party.open([(t - r, 64)])[0]
+    (d,) = yield [(t - r, 64)]
     product = party.only(0, d * d) + 2 * d * r + r_squared - t
-    e = party.open([(product - a, 64)])[0]
+    (e,) = yield [(product - a, 64)]
     marks = (e * b + c).split_with_sizes([rows for rows, _ in sizes])
     counted = [(own * real).view(n_marks, -1) for own, (_, _, real) in zip(marks, groups, strict=True)]
     return torch.cat(counted, dim=1).sum(1)

@@ -85,12 +85,6 @@ def relu(bits: int) -> PiecewiseFunction:
     return PiecewiseFunction(bits, (Piece((0,), (0, 1)),))
 
 
-def clamp(bits: int, bound: int) -> PiecewiseFunction:
-    """Return max(-bound, min(x, bound)), at the scale of x."""
-    upper, lower = Piece((bound,), (bound,)), Piece((-bound,), (bound,))
-    return PiecewiseFunction(bits, (Piece((-bound, bound), (0, 1)), upper, lower), -bound)
-
-
 def cost(function: PiecewiseFunction, shape: Sequence[int], *, ahead: bool = False) -> ProtocolCost:
     """Return the cost of a function with the opening of its argument, as `Evaluation` states it.
 

@@ -9,32 +9,16 @@ typedef int64_t i64;
 typedef uint64_t u64;
 typedef uint8_t u8;
 
-/* aes.py knows these: the instructions for a block, and those for four blocks at once. */
-enum { NONE = 0, AES = 1, VAES = 2 };
-
-#if defined(__x86_64__) && defined(__GNUC__)
 #include "aes.h"
 
-#define FOR_VAES __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,aes,vaes")))
-/* Older compilers do not know this name of a processor's feature. */
-#if defined(__clang__) || __GNUC__ >= 11
-#define HAS_VAES() __builtin_cpu_supports("vaes")
-#else
-#define HAS_VAES() 0
-#endif
+#ifdef HAS_AES
+
 #define UNROLLED _Pragma("GCC unroll 16")
 #define BLOCK 16
 /* So many blocks are encrypted side by side, because a processor begins a round long before the last one ends. */
 #define LANES 16
 
-int mpcformer_aes_level(void) {
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("aes")) return NONE;
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-                 __builtin_cpu_supports("avx512vl") && HAS_VAES()
-             ? VAES
-             : AES;
-}
+int mpcformer_aes_level(void) { return aes_level(); }
 
 /* Encrypt `groups` times LANES blocks, of which the first has this number. */
 FOR_AES static void blocks_aes(const __m128i *keys, u64 first, i64 groups, u8 *out) {

@@ -12,6 +12,8 @@ from cryptography.hazmat.primitives.ciphers import Cipher, CipherContext, algori
 from mpcformer.ring.library import load_library
 
 BLOCK_BYTES = 16
+# Which instructions a processor has, as aes.h numbers them: none, those for a block, or those for four at once.
+NONE, AES, VAES = 0, 1, 2
 # What the package encrypts at a time: it stays in the processor's cache.
 ZEROS = bytes(1 << 18)
 
@@ -65,8 +67,7 @@ def compiled(library: ctypes.CDLL, level: int | None = None) -> Callable[[bytes,
 
     Args:
         library: the compiled file.
-        level: 1 for a block at a time, 2 for four; None: what the processor has. The function raises ValueError if it
-            has none of them.
+        level: AES or VAES; None: what the processor has. The function raises ValueError if it has none of them.
 
     Raises:
         AttributeError: the file has no such function.

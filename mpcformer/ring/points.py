@@ -9,12 +9,24 @@ from collections.abc import Sequence
 
 import torch
 
+from mpcformer.ring.aes import NONE
 from mpcformer.ring.random import BLOCK_WORDS, block_hash, hash_key
 
-# Of points.c: blocks that are hashed side by side, the hash functions of a tree, and numbers of payload.
-LANES, N_HASHES, MAX_PAYLOAD = 8, 4, 6
+# Of points.c: numbers of payload, the hash functions of a tree, rows that are expanded together in trees of at most so
+# many levels, and for how many blocks there must be room beyond the tree's.
+MAX_PAYLOAD = 6
+N_HASHES, ROWS_TOGETHER, DEEP, SPARE_BLOCKS = 2 + MAX_PAYLOAD // BLOCK_WORDS, 16, 10, 32
 # The levels of a way, and those of a whole tree that still fits into memory.
 MAX_WAY, MAX_TREE = 64, 40
+
+
+class _Expand(ctypes.Structure):
+    """What the function that expands keys is told: the structure of the same name in points.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("rows", "n", "numbers", "rank")),
+        *((name, ctypes.c_void_p) for name in ("roots", "levels", "leaves", "nodes", "bits", "out")),
+    )
 
 
 class PointKernels:
@@ -26,34 +38,36 @@ class PointKernels:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._expand, self._correct = library.mpcformer_points_expand, library.mpcformer_points_correct
-        self._expand.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 4, *[ctypes.c_void_p] * 6]
+        self._expand.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.POINTER(_Expand)]
         self._correct.argtypes = [ctypes.c_char_p, *[ctypes.c_int64] * 3, *[ctypes.c_void_p] * 5]
         self._expand.restype = self._correct.restype = None
-        self.has_aes = bool(library.mpcformer_points_has_aes())
+        # The processor's instructions, as `ring.aes` numbers them, and whether the functions may be used.
+        self.level = int(library.mpcformer_points_level())
+        self.has_aes = self.level > NONE
 
     def expand(
-        self, rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor, skipped: int = 0
+        self, rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Tensor, level: int | None = None
     ) -> torch.Tensor:
         """Do as `point_function.expand` does, on a processor that has AES instructions; see `has_aes`.
 
         Args:
-            rank, root, levels, leaves: as there, for at most four numbers of the payload.
-            skipped: how many numbers of the payload come before them, an even number.
+            rank, root, levels, leaves: as there.
+            level: the instructions to use, at most the processor's; None for these.
         """
         root, levels, leaves = (x.contiguous() for x in (root, levels, leaves))
         (rows, n), n_numbers = levels.shape[:2], leaves.size(1)
         shapes = (rows, BLOCK_WORDS), (rows, n, BLOCK_WORDS), (rows, n_numbers)
         parts = (root, levels, leaves)
-        if (root.shape, levels.shape, leaves.shape) != shapes or n_numbers > 2 * BLOCK_WORDS:
+        if (root.shape, levels.shape, leaves.shape) != shapes or n_numbers > MAX_PAYLOAD:
             raise ValueError(f"no point function has parts of {[tuple(x.shape) for x in parts]}")
         _check(parts, rank, n, MAX_TREE)
-        nodes = torch.zeros(((1 << n) + LANES) * BLOCK_WORDS, dtype=torch.int64)
-        bits = torch.zeros((1 << n) + LANES, dtype=torch.uint8)
+        together = 1 if n > DEEP else ROWS_TOGETHER
+        nodes = torch.zeros(((together << n) + SPARE_BLOCKS) * BLOCK_WORDS, dtype=torch.int64)
+        bits = torch.zeros((1 << n) + SPARE_BLOCKS, dtype=torch.uint8)
         out = torch.empty((n_numbers, rows, 1 << n), dtype=torch.int64)
         pointers = (x.data_ptr() for x in (root, levels, leaves, nodes, bits, out))
-        # Two hashes make the tree, the others two numbers each.
-        hashes = [0, 1, *(which + skipped // BLOCK_WORDS for which in range(2, N_HASHES))]
-        self._expand(b"".join(map(hash_key, hashes)), rows, n, n_numbers, rank, *pointers)
+        told = _Expand(rows, n, n_numbers, rank, *pointers)
+        self._expand(self.level if level is None else level, _hash_keys(), told)
         return out
 
     def correct(
@@ -68,8 +82,7 @@ class PointKernels:
         levels = torch.empty((rows, n, BLOCK_WORDS), dtype=torch.int64)
         leaves = torch.empty((rows, n_numbers), dtype=torch.int64)
         pointers = (x.data_ptr() for x in (both, places, payload, levels, leaves))
-        hashes = range(2 + MAX_PAYLOAD // BLOCK_WORDS)
-        self._correct(b"".join(map(hash_key, hashes)), rows, n, n_numbers, *pointers)
+        self._correct(_hash_keys(), rows, n, n_numbers, *pointers)
         return levels, leaves
 
     def are_right(self) -> bool:
@@ -85,6 +98,11 @@ class PointKernels:
         parts = self.correct(roots, torch.tensor([2]), leaves, 2)
         total = self.expand(0, roots[0], *parts) + self.expand(1, roots[1], *parts)
         return torch.equal(total, torch.tensor([0, 0, 1, 0]) * leaves.t()[..., None])
+
+
+def _hash_keys() -> bytes:
+    """Return the keys of all hash functions: two make the tree, the others two numbers each."""
+    return b"".join(map(hash_key, range(N_HASHES)))
 
 
 def _check(parts: Sequence[torch.Tensor], rank: int, n: int, most: int) -> None:

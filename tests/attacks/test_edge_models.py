@@ -16,6 +16,9 @@ from mpcformer.engines.lift import rounding, weights
 from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.errors import RangeError
 from mpcformer.modeling import load_student
+from mpcformer.modeling.bounds import worst_case
+from mpcformer.modeling.ranges import load_ranges
+from mpcformer.modeling.weights import bert_weights
 from tests.pair import batch_of, run_outcomes
 from tests.tiny import save_student
 
@@ -23,10 +26,21 @@ from tests.tiny import save_student
 def edge_model(folder: Path, data: Path, *, head: float, seed: int, norms: tuple[str, ...] = ("all",)) -> Path:
     """Save a student whose pooler and classifier are `head` times as large as those of a fresh BERT."""
     save_student(folder, data, softmax="2quad-const", constant_norms=norms, seed=seed)
+    return with_head(folder, head)
+
+
+def with_head(folder: Path, head: float, words: float = 1.0) -> Path:
+    """Multiply a student's pooler and classifier, and the words that its calibration did not see; it notes that."""
     state = load_file(folder / "model.safetensors")
+    state["bert.embeddings.word_embeddings.weight"][22:] *= words
     for name in ("bert.pooler.dense.weight", "classifier.weight"):
         state[name] *= head
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    ranges, config = load_ranges(folder), load_public_model(folder).config
+    limits = ranges.norm_limits(config.constant_norms)
+    ranges.note_reach(worst_case(config, bert_weights(state, config), norm_limits=limits), config.precision)
+    (folder / "ranges.json").unlink()
+    ranges.save(folder)
     return folder
 
 
@@ -63,11 +77,7 @@ def test_words_that_leave_the_ranges_do_not_hide_it(
     folder = save_student(
         tmp_path / "student", data_dir, softmax="2quad-const", constant_norms=("all",), vocab_size=400
     )
-    state = load_file(folder / "model.safetensors")
-    state["bert.embeddings.word_embeddings.weight"][22:] *= factor
-    for name in ("bert.pooler.dense.weight", "classifier.weight"):
-        state[name] *= 40.0
-    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    with_head(folder, 40.0, factor)
     error = error_of(folder, data_dir, monkeypatch)
     with pytest.raises(RangeError, match="logits: rounding may move them") as caught:
         run_outcomes(folder, batch_of(folder, data_dir)[0], engine="lift")

@@ -44,6 +44,17 @@ def test_owners_send_what_is_estimated(
     assert ends[1].counters.bytes_received == cost.setup_bytes + n_batches * cost.bytes_to_data_owner
 
 
+@pytest.mark.parametrize("changes", [{}, {"strides": [1, 3]}, {"precision": "compact", "weight_bits": 8}])
+def test_a_layer_takes_14_rounds_and_the_head_with_its_guard_2(
+    tmp_path: Path, data_dir: Path, changes: dict[str, Any]
+) -> None:
+    """The pooler's map, tanh, the guard and the last map ride on openings that are there anyway."""
+    public = load_public_model(save_student(tmp_path / "student", data_dir, **changes), "public_table")
+    layers = public.config.num_hidden_layers
+    for shape in (BatchShape(1, 4), BatchShape(3, 32)):
+        assert estimate_batch("lift", public, shape).rounds == 14 * layers + 2
+
+
 @pytest.mark.parametrize("shape", [BatchShape(1, 2), BatchShape(1, 32), BatchShape(5, 7)])
 def test_the_plan_deals_what_is_estimated(student: Path, shape: BatchShape) -> None:
     for embeddings in ("private_table", "public_table"):

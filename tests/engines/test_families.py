@@ -12,6 +12,7 @@ from distill.training.calibrate import calibrate
 from mpcformer.engines.base import BatchInputs, BatchShape, load_public_model
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales.head import head_scales
+from mpcformer.engines.lift.scales.norms import Norm
 from mpcformer.engines.registry import ENGINES, estimate_batch
 from mpcformer.errors import RangeError
 from mpcformer.modeling import load_checkpoint, load_student, load_tokenizer
@@ -154,6 +155,7 @@ def test_a_bias_on_the_scores_costs_nothing(tmp_path: Path, data_dir: Path) -> N
 def test_the_mean_of_very_many_rows_needs_wide_rings() -> None:
     settings = {"pooling": "mean", "head_activation": "none", "max_position_embeddings": 1 << 13}
     config = ModelDescription(**settings)  # type: ignore[arg-type]
-    assert head_scales(config, fp.WIDE).weight_scale >= 10
+    norm = Norm(scale=13, factor_scale=13, function=None)
+    assert head_scales(config, fp.WIDE, norm, {}).weight_scale >= 10
     with pytest.raises(RangeError, match="max_position_embeddings"):
-        head_scales(config, fp.compact(1.0, 1.0))
+        head_scales(config, fp.compact(1.0, 1.0), norm, {})

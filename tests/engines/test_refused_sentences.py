@@ -10,8 +10,10 @@ from safetensors.torch import load_file, save_file
 from mpcformer.engines.base import BatchInputs, Outcome, PublicModel, load_public_model
 from mpcformer.engines.lift.ahead import Known
 from mpcformer.engines.lift.range_check import TABLE_MARK_SHIFT, RangeCheck
+from mpcformer.engines.lift.scales.head import MAX_REACH
 from mpcformer.engines.registry import ENGINES
 from mpcformer.modeling import Ranges, load_student
+from mpcformer.modeling.ranges import POOLER_REACH
 from mpcformer.protocols.party import Party
 from tests.pair import run_outcomes, run_protocol, share
 from tests.tiny import save_student
@@ -103,6 +105,7 @@ def test_every_site_counts_its_rows_by_sentence(
         good = spanned([ranges.bounds[site] for i, ranges in enumerate(seen) if i != long])
         assert bounds[site][1] > 5 * good[1], "the site tells the sentences apart"
         reach = {f"layer.{n}.score_reach": (-(2.0**13), 2.0**13) for n in range(2)}
+        reach[POOLER_REACH] = (-MAX_REACH, MAX_REACH)
         moved = PublicModel(public.config, Ranges(public.ranges.bounds | bounds | reach | {site: good}, 1))
         with torch.no_grad():
             expected = student(inputs.input_ids, inputs.attention_mask).logits

@@ -19,6 +19,7 @@ from mpcformer.engines.lift.engine import engine_constants
 from mpcformer.engines.lift.overflow import check_overflow, rooms, rounded_rooms, value_shift
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales import norms
+from mpcformer.engines.lift.scales.head import MAX_REACH
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.scales.rows import layer_scales, row_bits
 from mpcformer.engines.lift.weights import owned_weights
@@ -33,6 +34,7 @@ from mpcformer.modeling.bounds import (
     spectral_norm,
     worst_case,
 )
+from mpcformer.modeling.ranges import POOLER_REACH
 from mpcformer.modeling.weights import bert_weights
 from tests.tiny import save_student
 
@@ -246,13 +248,14 @@ def test_weights_that_rounding_makes_too_large_are_refused(tmp_path: Path, data_
     """Behind them rows so long that the constant LayerNorm's unit leaves their entries half a last place and more."""
     name, source = "layer.1.output", "bert.encoder.layer.1"
     public = load_public_model(save_student(tmp_path / "student", data_dir, constant_norms=[name]))
-    public.ranges.bounds[f"{name}.variance"] = (1.0, 1e6)
+    public.ranges.bounds |= {f"{name}.variance": (1.0, 1e6), POOLER_REACH: (-MAX_REACH, MAX_REACH)}
     constants, state = engine_constants(public), load_student(tmp_path / "student").state_dict()
     last_place = constants.layers[1].output_norm.unit * 8 * 2.0**-constants.activation.weight_scale
     signs = torch.ones_like(state[f"{source}.output.dense.weight"])
     signs[::2] = -1
     state[f"{source}.output.dense.weight"] = 0.6 * last_place * signs
     inner = state[f"{source}.intermediate.dense.weight"]
+    state["bert.pooler.dense.weight"] *= 1e-3  # its argument keeps its room
     refusals = []
     for factor in 1.2 ** torch.arange(60):
         state[f"{source}.intermediate.dense.weight"] = factor * inner

@@ -290,7 +290,6 @@ CASES = [
     looked_up("two tables", 0.003, False),
     looked_up("two tables with a guard", 0.003, True),
     pieces("relu", piecewise.relu(24)),
-    pieces("clamp", piecewise.clamp(32, 1000)),
     pieces("steps", STEPS),
     window_of("gelu", WindowFunction(24, 52, 14, (30_000,) * 128, (70,) * 128, (0, 64), down=4)),
     window_of("counted lines", WindowFunction(28, 64, 12, (100,) * 128, (7,) * 128, (3,), down=2, counted=True)),

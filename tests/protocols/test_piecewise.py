@@ -10,7 +10,7 @@ from mpcformer.correlations.comparison import Borrow
 from mpcformer.correlations.piecewise import BORROW
 from mpcformer.errors import ProtocolError
 from mpcformer.protocols.party import Party
-from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction, clamp, relu
+from mpcformer.protocols.piecewise import Evaluation, Piece, PiecewiseFunction, relu
 from mpcformer.ring.packing import WIDTHS
 from tests.pair import dealer_bytes, integers, run_protocol, share
 
@@ -42,6 +42,12 @@ def steps(*degrees: int) -> PiecewiseFunction:
     thresholds = (-3000, -1000, -1, 0, 1, 7, 1000, 2000)
     pieces = [Piece((t,), (t + 3, 5, 2)[: d + 1]) for t, d in zip(thresholds, degrees, strict=False)]
     return PiecewiseFunction(24, tuple(pieces), 17)
+
+
+def clamp(bits: int, bound: int) -> PiecewiseFunction:
+    """Make max(-bound, min(x, bound)), which has an interval and a constant."""
+    upper, lower = Piece((bound,), (bound,)), Piece((-bound,), (bound,))
+    return PiecewiseFunction(bits, (Piece((-bound, bound), (0, 1)), upper, lower), -bound)
 
 
 @pytest.mark.parametrize(

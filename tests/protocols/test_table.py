@@ -28,7 +28,7 @@ from mpcformer.ring.random import Stream, derive_key
 from tests.pair import dealer_bytes, integers, run_protocol, share
 
 # SHA-256 of the coefficients that `test_every_processor_has_the_same_coefficients` makes.
-COEFFICIENTS = "1fcabf5cfa3d18d65338db3c281b3a593dddf7001279dcde583704b58e7fed0e"
+COEFFICIENTS = "621f33fc4d4fc9108ee6d1c619461f594b5f987e93e04f380ee754e2dc276a93"
 
 
 def functions() -> list[tuple[str, TableFunction, float, float, float]]:

@@ -19,8 +19,6 @@ from mpcformer.ring.kernels import load
 from mpcformer.ring.random import BLOCK_WORDS, block_hash
 
 MAX_PAYLOAD = 3 * BLOCK_WORDS
-# The compiled functions make so many at a time.
-MAX_COMPILED = 2 * BLOCK_WORDS
 # The lowest bits of a block's first word: the children's bits in a correction; a child's own bit, before it is cleared.
 BITS = 0b11
 
@@ -89,9 +87,7 @@ def expand(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves: torch.Te
     """
     kernels, _ = load()
     if kernels is not None and kernels.points.has_aes:
-        starts = range(0, leaves.size(1), MAX_COMPILED)
-        parts = [kernels.points.expand(rank, root, levels, leaves[:, at : at + MAX_COMPILED], at) for at in starts]
-        return parts[0] if len(parts) == 1 else torch.cat(parts)
+        return kernels.points.expand(rank, root, levels, leaves)
     return expand_by_torch(rank, root, levels, leaves)
 
 

@@ -10,14 +10,16 @@ after which only [CLS] is needed), A heads, D head size, H hidden, I intermediat
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from mpcformer.engines.base import Outcome
-from mpcformer.engines.lift.ahead import Ahead
+from mpcformer.engines.lift.ahead import Ahead, Known
 from mpcformer.engines.lift.attention import Heads, PrivateAttention, by_sentence
-from mpcformer.engines.lift.maps import Tensors
+from mpcformer.engines.lift.maps import Map, Tensors, dense_use
+from mpcformer.engines.lift.overflow import DENSE_BIAS
 from mpcformer.engines.lift.positions import Positions
 from mpcformer.engines.lift.range_check import RangeCheck
 from mpcformer.engines.lift.reveal import Classifier, reveal
@@ -44,11 +46,32 @@ from mpcformer.protocols.party import (
     shift,
     without_message,
 )
-from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.filed import Masked
 from mpcformer.ring.fused import Fused
 from mpcformer.ring.gemm import ShortMatrix
 from mpcformer.ring.packing import Operand, unpack_onto
+
+
+@dataclass(repr=False)
+class _Asked:
+    """A linear map whose input is with the model owner.
+
+    Args:
+        name, item: the map.
+        widths: the rings of its weights.
+        known: the data owner's half of the opening; None in a plan.
+        following: the correlations of the opening.
+        whole: the input under the data owner's mask, at the model owner.
+        corrections: those of the map, at the model owner.
+    """
+
+    name: str
+    item: Map
+    widths: list[int]
+    known: Known | None
+    following: Tensors
+    whole: torch.Tensor | None = field(default=None, repr=False)
+    corrections: Sequence[Operand] = ()
 
 
 class PrivateBert:
@@ -105,6 +128,11 @@ class PrivateBert:
         Returns:
             What was opened, and the correlations to use it with.
         """
+        asked = self._ask(name, x)
+        return self._answer(asked), asked.following
+
+    def _ask(self, name: str, x: torch.Tensor) -> "_Asked":
+        """Send a map's masked input at the data owner, and receive it at the model owner; arguments as in `_apply`."""
         item, party = self.maps[name], self._party
         widths = [self._constants.weight_bits(weight) for weight in item.weights]
         bits = max(widths)
@@ -114,7 +142,6 @@ class PrivateBert:
         if known is None and not is_plan:
             raise ProtocolError("a map is used online before its offline part")
         if party.rank == DATA_OWNER:
-            assert known is not None
             mask = party.store.input_mask(request)
             if name == "embeddings":
                 masked_input: Share = mask.neg_().scatter_add_(1, x, torch.ones_like(x))
@@ -123,17 +150,26 @@ class PrivateBert:
             party.send([(masked_input, bits)])
             following = [party.take_packed(request) for request in item.following]
             party.store.work_ahead()
-            return add_messages(known.message, party.receive(known.shapes), known.shapes), following
+            return _Asked(name, item, widths, known, following)
         corrections, following = party.take_packed(request), [party.take_packed(request) for request in item.following]
         shape = (item.rows, self._shapes[item.weights[0]][0])
         party.store.work_ahead()
         whole = unpack_onto(party.receive([(shape, bits)]), x.expand(shape), bits)
-        z = linear.model_owner_share(whole, self._weights(item.weights), corrections, widths)
+        return _Asked(name, item, widths, known, following, whole, corrections)
+
+    def _answer(self, asked: "_Asked") -> list[torch.Tensor]:
+        """Open what follows a map that was asked for: the model owner's product goes to the data owner."""
+        item, party, known = asked.item, self._party, asked.known
+        if party.rank == DATA_OWNER:
+            assert known is not None
+            return add_messages(known.message, party.receive(known.shapes), known.shapes)
+        assert asked.whole is not None
+        z = linear.model_owner_share(asked.whole, self._weights(item.weights), asked.corrections, asked.widths)
         z = [self._with_bias(share, weight) for share, weight in zip(z, item.weights, strict=True)]
-        halves = item.halves(z, following)
-        shapes = self.maps.half_shapes.setdefault(name, shapes_of(halves))
-        theirs = without_message(shapes, x.device) if known is None else known.message
-        return party.send_onto(halves, theirs), following
+        halves = item.halves(z, asked.following)
+        shapes = self.maps.half_shapes.setdefault(asked.name, shapes_of(halves))
+        theirs = without_message(shapes, asked.whole.device) if known is None else known.message
+        return party.send_onto(halves, theirs)
 
     def _with_bias(self, share: Fused, name: str) -> Fused:
         """Add the bias of a map, if it has one; that of the embeddings differs between positions."""
@@ -202,24 +238,49 @@ class PrivateBert:
 
     def _pool(self) -> torch.Tensor:
         """Return what the classifier takes of the last layer's rows, at row_scale: (B, H), or (B L, H) of each row."""
-        party, head, pooling = self._party, self._constants.head, self._config.pooling
-        if head.function is None:
-            if pooling != "mean":
-                return self._x
-            mask = self._last_mask
-            rows = (self._x.view(*mask.shape, -1) * mask[:, :, None]).sum(1)
-            mean: torch.Tensor = rows * by_sentence(mask, head.row_factor)
-            return mean
-        opened, tensors = self._apply("pooler", self._x)
+        head, mask = self._constants.head, self._last_mask
+        if head.dense is not None or self._config.pooling != "mean":
+            return self._x
+        rows = (self._x.view(*mask.shape, -1) * mask[:, :, None]).sum(1)
+        mean: torch.Tensor = rows * by_sentence(mask, head.row_factor)
+        return mean
+
+    def _dense(self, norm: Norm, c: torch.Tensor, tensors: Sequence[Operand], real: torch.Tensor) -> torch.Tensor:
+        """Return the head's activation of the dense layer's map of the last stream: (B, H) at row_scale.
+
+        The map takes the rows while the factor by which each is to be multiplied is found, and the factor multiplies
+        what it makes.
+        """
+        party, dense = self._party, self._constants.head.dense
+        assert dense is not None
+        stream = Opened(party, Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift), c)
+        factor = self._row_factor(norm, stream, real, is_last=True)
+        asked = self._ask("pooler", stream.value())
+        mask = Mask(asked.following[0], dense.bits, dense_use(norm))
+        factors = self._check.open([] if factor is None else [mask.factor_half(factor, party.rank)])
+        self.watch.lap("norm")
+        product = Opened(party, mask, self._answer(asked)[0])
         self.watch.lap("linear")
-        y = head.function.evaluation(tensors[0], party.rank).evaluate(party, opened[0])
-        if head.table is not None:
-            lookup = self._check.lookup(head.table, y.numel())
-            arguments = party.open(lookup.halves(y.reshape(-1)))
-            y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
-            self._tags = None if lookup.tags is None else lookup.tags.view(self._n_batch, -1)
+        down = dense.scale + norm.factor_scale - dense.argument_scale
+        argument = product.times(factors[0], down) if factors else product.value(down)
+        activated = self._head_activation(computed(self._with_bias(fused(argument), DENSE_BIAS)))
         self.watch.lap("activation")
-        return y.view(self._n_batch, -1)
+        return activated
+
+    def _head_activation(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the activation of a head with a dense layer: (B, H) at row_scale."""
+        party, dense = self._party, self._constants.head.dense
+        assert dense is not None
+        if dense.table is None:
+            assert dense.function is not None
+            function = dense.function
+            evaluation = function.evaluation(party.take(function.request(tuple(x.shape))), party.rank)
+            return evaluation.evaluate(party, self._check.open([evaluation.half(x)])[0])
+        lookup = self._check.lookup(dense.table, x.numel())
+        arguments = self._check.open(lookup.halves(x.reshape(-1)))
+        y = self._check.evaluate(lookup, arguments, torch.ones_like(arguments[0]))
+        self._tags = None if lookup.tags is None else lookup.tags.view(x.shape)
+        return y.view(x.shape)
 
     def _check_first(self, rows: torch.Tensor | None) -> None:
         """Count the data owner's own rows that are too long for a constant LayerNorm; it sees them in the clear."""
@@ -231,28 +292,39 @@ class PrivateBert:
     def _zeros(self, *shape: int) -> torch.Tensor:
         return torch.zeros(shape, dtype=torch.int64, device=self._mask.device)
 
-    def _normalise(self, norm: Norm, c: torch.Tensor, tensors: Sequence[Operand], real: torch.Tensor) -> torch.Tensor:
+    def _normalise(
+        self, norm: Norm, c: torch.Tensor, tensors: Sequence[Operand], real: torch.Tensor, *, is_last: bool = False
+    ) -> torch.Tensor:
         """Return the LayerNorm, without gain and bias, of an opened and centred stream: (rows, H) at input_scale."""
         party, scale = self._party, self._constants.rings.input_scale
         mask = Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift)
-        opened = Opened(party, mask, c)
-        squares = opened.sum_of_squares()  # (rows, 1), scale 2 norm.scale
-        if norm.function is None:
-            self._check.guard(norm.guard_bits, squares.reshape(-1), real)
-            self.watch.lap("norm")
-            return opened.value(norm.scale - scale)
-        factor = self._row_factor(norm.function, squares.reshape(-1), real, norm.stream.lift)
-        opened_factor = party.open([mask.factor_half(factor.view(-1, 1), party.rank)])[0]
-        normal = opened.times(opened_factor, norm.stream.normal_scale - scale)
+        stream = Opened(party, mask, c)
+        factor = self._row_factor(norm, stream, real, is_last)
+        if factor is None:
+            normal = stream.value(norm.scale - scale)
+        else:
+            opened_factor = self._check.open([mask.factor_half(factor, party.rank)])[0]
+            normal = stream.times(opened_factor, norm.stream.normal_scale - scale)
         self.watch.lap("norm")
         return normal
 
-    def _row_factor(
-        self, function: TableFunction, argument: torch.Tensor, real: torch.Tensor, ring: int
-    ) -> torch.Tensor:
-        lookup = self._check.lookup(function, argument.numel())
-        self._check.guard(function.guard_bits, argument, real, ring)
-        return self._check.evaluate(lookup, self._party.open(lookup.halves(argument)), real)
+    def _row_factor(self, norm: Norm, stream: Opened, real: torch.Tensor, is_last: bool) -> torch.Tensor | None:
+        """Return the inverse deviation of a stream's rows, (rows, 1), or None where a LayerNorm is constant.
+
+        The rows of the last one are the last ones that the guard looks at, so it begins.
+        """
+        squares = stream.sum_of_squares().reshape(-1)  # scale 2 norm.scale
+        if norm.function is None:
+            self._check.guard(norm.guard_bits, squares, real)
+            if is_last:
+                self._check.begin()
+                self._check.open([])
+            return None
+        lookup = self._check.lookup(norm.function, squares.numel())
+        self._check.guard(norm.function.guard_bits, squares, real, norm.stream.lift)
+        if is_last:
+            self._check.begin()
+        return self._check.evaluate(lookup, self._check.open(lookup.halves(squares)), real).view(-1, 1)
 
     def _layer(self, index: int) -> None:
         name, constants, at = f"layer.{index}", self._constants.layers[index], self.maps.positions(index)
@@ -272,7 +344,11 @@ class PrivateBert:
         self.watch.lap("activation")
         opened, tensors = self._apply(f"{name}.outer", activated)
         self.watch.lap("linear")
-        self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real)
+        is_last = index == self.maps.n_segments - 1
+        if is_last and self._constants.head.dense is not None:
+            self._x = self._dense(constants.output_norm, opened[0], tensors[0], real)
+        else:
+            self._x = self._normalise(constants.output_norm, opened[0], tensors[0], real, is_last=is_last)
 
     def _score_bias(self, name: str, at: Positions) -> torch.Tensor | None:
         """Return what the model owner adds to its share of the scores, (A, Q, L); None for nothing."""

@@ -12,6 +12,7 @@ from mpcformer.approximations import softmax_form
 from mpcformer.approximations.forms import SquaredScores
 from mpcformer.engines.base import BatchShape, PublicModel
 from mpcformer.engines.lift.attention import log_keys
+from mpcformer.engines.lift.maps import dense_use
 from mpcformer.engines.lift.positions import positions
 from mpcformer.engines.lift.range_check import guard_bits
 from mpcformer.engines.lift.reveal import zero_test_half
@@ -48,8 +49,10 @@ class BatchCost:
         self._config, self._embeddings = public.config, public.embeddings
         self._scales, self._rings, self._shape = scales, scales.rings, shape
         self._weights = weight_shapes(self._config, public.embeddings)
-        # The groups that the range guard looks at after the last layer: (rows, bits).
+        # The groups that the range guard looks at in the end: (rows, bits).
         self._guarded: list[tuple[int, int]] = []
+        # Rows and width of the last layer's stream.
+        self._last_stream = 0, 0
 
     def total(self) -> ProtocolCost:
         """Return the cost of the batch, and of the session's set-up.
@@ -61,15 +64,28 @@ class BatchCost:
         cost = self._setup() + self._first_rows()
         for index in range(self._config.num_hidden_layers):
             cost = cost + self._layer(index)
-        return cost + self._head() + guard.cost(self._guarded) + self._reveal()
+        return cost + self._last_rows() + self._reveal()
 
-    def _head(self) -> ProtocolCost:
-        """Return the cost of the head's dense layer, if there is one."""
-        head, n_batch, hidden = self._scales.head, self._shape.batch_size, self._config.hidden_size
-        if head.function is None:
-            return NOTHING
-        cost = self._maps(["pooler"], n_batch) + head.function.cost((n_batch, hidden), ahead=True)
-        return cost if head.table is None else cost + table.cost(head.table, n_batch * hidden)
+    def _last_rows(self) -> ProtocolCost:
+        """Return the cost from the last stream's sums of squares to what the classifier takes, with the guard.
+
+        Each of the guard's openings goes along with one of the head's, if there is one.
+        """
+        norm, head, rows = self._scales.layers[-1].output_norm, self._scales.head, self._last_stream
+        self._guard_rows(norm, rows[0])
+        step = guard.step_cost(self._guarded)
+        found = step if norm.function is None else step | table.cost(norm.function, rows[0])
+        factor = step if norm.function is None else step | lifted.factor_cost(rows)
+        marks = dealt(*guard.requests(self._guarded))
+        if head.dense is None:
+            return found + factor + step + marks
+        product = lifted.cost(dense_use(norm), rows, head.dense.bits, ahead=True)
+        if head.dense.table is not None:
+            activation = table.cost(head.dense.table, math.prod(rows))
+        else:
+            assert head.dense.function is not None
+            activation = head.dense.function.cost(rows)
+        return found + self._maps(["pooler"], rows[0]) + factor + product + (step | activation) + marks
 
     def _setup(self) -> ProtocolCost:
         """Return the cost of the masked weights and, with public tables, of the tables themselves."""
@@ -108,11 +124,15 @@ class BatchCost:
 
     def _normalised(self, norm: Norm, stream: tuple[int, int]) -> ProtocolCost:
         """Return the cost of a LayerNorm after the opening of its stream (rows, H)."""
+        self._guard_rows(norm, stream[0])
         if norm.function is None:
-            self._guarded.append((stream[0], norm.guard_bits))
             return NOTHING
-        self._guarded.append((stream[0], guard_bits(norm.function.guard_bits, norm.stream.lift)))
         return table.cost(norm.function, stream[0]) + lifted.factor_cost(stream)
+
+    def _guard_rows(self, norm: Norm, n_rows: int) -> None:
+        """Count the rows of a LayerNorm among those that the guard looks at."""
+        bits = norm.guard_bits if norm.function is None else guard_bits(norm.function.guard_bits, norm.stream.lift)
+        self._guarded.append((n_rows, bits))
 
     def _layer(self, index: int) -> ProtocolCost:
         name, layer = f"layer.{index}", self._scales.layers[index]
@@ -135,7 +155,12 @@ class BatchCost:
             + self._maps([f"{name}.{part}" for part in ("inner", "residual", "mean")], rows)
             + self._activation(rows)
         )
-        return cost + self._maps([f"{name}.outer"], rows) + self._norm(layer.output_norm, (rows, hidden))
+        cost = cost + self._maps([f"{name}.outer"], rows)
+        norm, stream = layer.output_norm, (rows, hidden)
+        if index < self._config.num_hidden_layers - 1:
+            return cost + self._norm(norm, stream)
+        self._last_stream = stream
+        return cost + lifted.cost(norm.op, stream, norm.stream.bits, norm.stream.lift, ahead=True)
 
     def _attention(
         self, layer: LayerScales, scores: tuple[int, ...], attended: tuple[int, ...], context: ProtocolCost
@@ -193,7 +218,7 @@ class BatchCost:
         n_batch = self._shape.batch_size
         rows = self._shape.seq_len if self._config.pooling == "each" else 1
         shape, head, sums = self._weights["classifier"], self._scales.head, zero_test_half(n_batch)
-        maps = [shape] if head.table is None else [shape, (shape[0], 1)]
+        maps = [shape, (shape[0], 1)] if head.is_tagged else [shape]
         asked = message(MODEL_OWNER, sums) | linear.cost(n_batch * rows, maps, [head.bits] * len(maps))
         told = sealed.shapes(n_batch, rows * self._config.num_labels, head.wire_bits)
         return asked + message(DATA_OWNER, sums, *told) + dealt(zero_test.request(n_batch))

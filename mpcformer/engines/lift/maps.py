@@ -44,6 +44,11 @@ class Map:
     halves: Halves
 
 
+def dense_use(norm: Norm) -> str:
+    """Return the use of the lifted mask of what a head's dense layer makes, from the LayerNorm before."""
+    return "scale" if norm.divides_later else "plain"
+
+
 class Maps:
     """The linear maps of one batch, by name; they remember the residual of the block at work.
 
@@ -103,16 +108,16 @@ class Maps:
             lift = lifted.request(before.op, (n_rows, width), before.stream.bits, before.stream.lift)
             return Map([name], n_rows, [lift], lambda z, t: [self._lifted_half(z[0], before.scale, before, t[0])])
         if name == "pooler":
-            function = self._constants.head.function
-            if function is None:
+            dense, last = self._constants.head.dense, self._constants.layers[-1].output_norm
+            if dense is None:
                 raise ProtocolError("a head without a dense layer has no pooler")
-            product = self._rings.input_scale + self._rings.pooler_weight_scale
+            use = dense_use(last)
 
             def pooled(z: list[Fused], t: Tensors) -> list[Half]:
-                share = shift(z[0], product - self._constants.head.argument_scale, self._rank)
-                return [function.evaluation(t[0], self._rank).half(share)]
+                share = shift(z[0], dense.product_scale - dense.scale, self._rank)
+                return [Mask(t[0], dense.bits, use).half(share, self._rank)]
 
-            return Map([name], self._n_batch, [function.request((self._n_batch, hidden))], pooled)
+            return Map([name], self._n_batch, [lifted.request(use, (self._n_batch, hidden), dense.bits)], pooled)
         index = int(name.split(".")[1])
         constants, at = self._constants.layers[index], self.positions(index)
         rows = self._n_batch * at.n_kept

@@ -41,6 +41,8 @@ Tensors = Mapping[str, torch.Tensor]
 MAX_VALUE_SHIFT = 4
 # Rounding may make values this much larger: the rounded ones must fit where the exact ones were thought to.
 ROUNDED_VALUES = 1.01
+# The bias of a head's dense layer joins the activation's argument, and not the map's product.
+DENSE_BIAS = "pooler.argument"
 # Rows that a constant divides are computed in a unit that their calibrated range decides, and the weights behind divide
 # them by c: errors grow by the ratio of the two. At 2^7 a context entry of usual size is right to about one percent.
 MAX_UNIT_TO_DIVISOR = 2.0**7
@@ -162,8 +164,8 @@ def rooms(scales: LiftScales, bounds: WorstCase) -> Iterator[Room]:
         yield Room(f"{name}.activation", float(bound.inner.max()), ring_room(activation.bits, activation.scale))
         yield Room(f"{name}.output", bound.output, stream_room(layer.output_norm))
     head = scales.head
-    if head.function is not None:
-        yield Room("pooler", bounds.pooler, ring_room(head.function.bits, head.argument_scale))
+    if head.dense is not None:
+        yield Room("pooler", bounds.pooler, head.dense.reach)
     yield Room("logits", bounds.logits, head.logit_room)
 
 
@@ -178,13 +180,13 @@ def rounded_rooms(config: ModelDescription, scales: LiftScales, weights: Tensors
         yield from maps.feed_forward(f"layer.{n}", layer)
         norm = layer.output_norm
     weight, bias = maps.linear("classifier", head.weight_scale, head.total_scale)
-    if head.function is None:
+    if head.dense is None:
         logits = float(column_bound(weight, bias, maps.row_length(norm, config.hidden_size)).max())
     else:
-        pooler = maps.linear("pooler", rings.pooler_weight_scale, rings.input_scale + rings.pooler_weight_scale)
+        pooler = maps.linear("pooler", rings.pooler_weight_scale, head.dense.argument_scale, DENSE_BIAS)
         largest = float(column_bound(*pooler, maps.row_length(norm, config.hidden_size)).max())
-        yield Room("pooler", largest, ring_room(head.function.bits, head.argument_scale))
-        logits = float(((1.0 if head.table else largest) * weight.abs().sum(0) + bias.abs()).max())
+        yield Room("pooler", largest, head.dense.reach)
+        logits = float(((1.0 if head.is_tagged else largest) * weight.abs().sum(0) + bias.abs()).max())
     yield Room("logits", logits, head.logit_room)
 
 
@@ -194,9 +196,9 @@ class _RoundedMaps:
     def __init__(self, config: ModelDescription, scales: LiftScales, weights: Tensors, biases: Tensors) -> None:
         self._config, self._scales, self._weights, self._biases = config, scales, weights, biases
 
-    def linear(self, name: str, scale: int, total: int) -> LinearWeights:
-        """Return a map whose weights are encoded at `scale` and whose bias is encoded at `total`."""
-        weight, bias = self._weights[name].double(), self._biases[name].double()
+    def linear(self, name: str, scale: int, total: int, bias_name: str = "") -> LinearWeights:
+        """Return a map whose weights are encoded at `scale` and whose bias, of the same name or not, at `total`."""
+        weight, bias = self._weights[name].double(), self._biases[bias_name or name].double()
         return LinearWeights(weight * 2.0**-scale, bias * 2.0**-total)
 
     def row_length(self, norm: Norm, hidden: int) -> float:

@@ -1,9 +1,11 @@
 """The check that nothing in a sentence left its calibrated range: marks of tables and guard, added up over the pass."""
 
+from collections.abc import Sequence
+
 import torch
 
 from mpcformer.protocols import guard
-from mpcformer.protocols.party import Party
+from mpcformer.protocols.party import Half, Party
 from mpcformer.protocols.table import Lookup, TableFunction
 from mpcformer.ring.packing import WORD
 
@@ -19,7 +21,8 @@ def guard_bits(bits: int, ring: int) -> int:
 class RangeCheck:
     """Adds up this party's shares of all marks by sentence; an opened total is zero if all of a sentence was in range.
 
-    The rows that it is given are those of a batch in order, as many of each sentence.
+    The rows that it is given are those of a batch in order, as many of each sentence. Tables mark rows when they are
+    looked up. The guard looks at all rows at once, from `begin` on: its openings go along with those of the head.
 
     Args:
         party: this owner.
@@ -29,8 +32,9 @@ class RangeCheck:
     def __init__(self, party: Party, mask: torch.Tensor) -> None:
         self._party, self._n_batch = party, mask.size(0)
         self._marks = mask.new_zeros(self._n_batch)
-        # What the guard looks at after the last layer: numbers, the bits of their bound, and which rows are real.
+        # What the guard looks at in the end: numbers, the bits of their bound, and which rows are real.
         self._guarded: list[tuple[torch.Tensor, int, torch.Tensor]] = []
+        self._marking: guard.Marking | None = None
 
     def lookup(self, function: TableFunction, n_rows: int) -> Lookup:
         """Return a lookup of `n_rows` numbers with its correlations."""
@@ -45,7 +49,7 @@ class RangeCheck:
         return value
 
     def guard(self, bits: int, argument: torch.Tensor, real: torch.Tensor, ring: int = WORD) -> None:
-        """Remember shares of numbers that must stay below 2^(bits + 1), for the guard after the last layer.
+        """Remember shares of numbers that must stay below 2^(bits + 1), for the guard in the end.
 
         Args:
             bits: of the bound.
@@ -63,9 +67,26 @@ class RangeCheck:
         """
         self._marks = self._marks + self._by_sentence(outside)
 
+    def begin(self) -> None:
+        """Begin the guard; no number is remembered any more."""
+        self._marking = guard.Marking(self._party, self._guarded, self._n_batch)
+
+    def open(self, halves: Sequence[Half]) -> list[torch.Tensor]:
+        """Open numbers as `Party.open` does, and the guard's next ones along with them."""
+        beside = [] if self._marking is None else self._marking.halves
+        opened = self._party.open([*halves, *beside])
+        if self._marking is not None and beside:
+            self._marking.take(opened[len(halves) :])
+        return opened[: len(halves)]
+
     def totals(self) -> torch.Tensor:
-        """Return this party's shares of the sums of all marks of each sentence, (B,)."""
-        return self._marks + guard.mark(self._party, self._guarded, self._n_batch)
+        """Return this party's shares of the sums of all marks of each sentence, (B,), after the rest of the guard."""
+        if self._marking is None:
+            self.begin()
+        assert self._marking is not None
+        while self._marking.halves:
+            self.open([])
+        return self._marks + self._marking.marks
 
     def _by_sentence(self, rows: torch.Tensor) -> torch.Tensor:
         return rows.reshape(self._n_batch, -1).sum(1)

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from mpcformer.channel import Spec
-from mpcformer.engines.lift.overflow import check_overflow, check_rounded_overflow, value_shift
+from mpcformer.engines.lift.overflow import DENSE_BIAS, check_overflow, check_rounded_overflow, value_shift
 from mpcformer.engines.lift.rounding import check_rounding
 from mpcformer.engines.lift.scales.fixed_point import Rings
 from mpcformer.engines.lift.scales.model import Activation, LiftScales
@@ -87,7 +87,8 @@ def attention_parts(config: ModelDescription, index: int) -> tuple[str, ...]:
 class OwnedWeights:
     """The weights as integers, shaped as in `weight_shapes`, and biases at the scale of the map's result.
 
-    Among the biases are also those of scores by group of distances, (groups, A), as `layer.N.attention.score_bias`.
+    Among the biases are also those of scores by group of distances, (groups, A), as `layer.N.attention.score_bias`, and
+    of a head's dense layer, at the scale of the activation's argument, as DENSE_BIAS.
     """
 
     weights: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -199,11 +200,12 @@ def owned_weights(
         _put_feed_forward(owned, name, layer, layer_scales, gain, scales.activation)
         gain = _Gain.of(layer.output_norm, layer_scales.output_norm)
     head, classifier = scales.head, weights.classifier.double()
-    if weights.pooler is None:
+    if weights.pooler is None or head.dense is None:
         classifier = gain.folded(classifier)
     else:
-        pooled = rings.input_scale + rings.pooler_weight_scale
-        owned.put_map("pooler", gain.folded(weights.pooler.double()), rings.pooler_weight_scale, pooled)
+        pooler = gain.folded(weights.pooler.double())
+        owned.put("pooler", pooler.weight, rings.pooler_weight_scale)
+        owned.biases[DENSE_BIAS] = _encode(f"{DENSE_BIAS}.bias", pooler.bias, head.dense.argument_scale)
     owned.put_map("classifier", classifier, head.weight_scale, head.total_scale)
     check_rounded_overflow(config, scales, owned.weights, owned.biases)
     return owned

@@ -21,8 +21,7 @@ CONST_CONTEXT_SCALE = 16
 # are lifted to 64 bits.
 KEY_CORRECTION_SCALE = 16
 KEY_FACTOR_BITS = 2
-# The pooler's sum is clamped, then looked up: beyond TANH_REACH, tanh is 1 to within 1.2e-5.
-TANH_SCALE, TANH_BITS, TANH_REACH, TANH_TABLE_REACH = 16, 32, 6.0, 6.1
+TANH_SCALE = 18
 POOLED_SCALE = 14
 # The scale of what the tables of tanh give.
 TABLE_SCALE = POOLED_SCALE + FACTOR_EXTRA_BITS
@@ -64,7 +63,7 @@ class Rings:
     Args:
         precision: wide or compact.
         input_scale: fraction bits of a normalised row, as it enters a linear map.
-        input_bits: the width of the ring in which it enters the map of queries and keys, and the pooler's.
+        input_bits: the width of the ring in which it enters the map of queries and keys.
         query_weight_scale, value_weight_scale, output_weight_scale, inner_weight_scale, pooler_weight_scale: fraction
             bits of the weights; the first is for queries and keys.
         value_map_bits, inner_map_bits: the rings of the products that make values, and the activation's argument.
@@ -140,7 +139,8 @@ class Rings:
         if name == "embeddings":
             return EMBEDDING_BITS
         kinds = {
-            "pooler": self.input_bits,
+            # The pooler takes rows that are not divided yet, in the ring to which they are lifted.
+            "pooler": self.output.lift,
             "attention.scores": self.input_bits,
             "attention.values": self.value_map_bits,
             "attention.residual": self.attention_residual_bits,

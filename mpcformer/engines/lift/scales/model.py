@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 from mpcformer.approximations import gelu_form
 from mpcformer.approximations.forms import LIFT, GeluForm, LiftPieces, LiftSquare, LiftWindow, ShiftedSquare
@@ -118,11 +118,14 @@ def lift_scales(config: ModelDescription, bounds: CalibratedRanges) -> LiftScale
     n_layers, hidden = config.num_hidden_layers, config.hidden_size
     rings = fp.WIDE if config.precision == WIDE else compact_rings(n_layers, hidden, bounds)
     norms = model_norms(config, bounds, rings)
+    last = f"layer.{n_layers - 1}.{NORM_PARTS[-1]}"
+    if config.has_dense and norms[last].function is not None:
+        norms[last] = replace(norms[last], divides_later=True)
     layers = tuple(
         layer_scales(name, [norms[f"{name}.{part}"] for part in NORM_PARTS], bounds, config.softmax, rings)
         for name in (f"layer.{n}" for n in range(n_layers))
     )
-    head = head_scales(config, rings)
+    head = head_scales(config, rings, norms[last], bounds)
     return LiftScales(norms["embeddings"], layers, activation(gelu_form(config.gelu), rings), head, rings)
 
 

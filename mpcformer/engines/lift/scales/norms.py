@@ -40,6 +40,7 @@ class Norm:
         guard_bits: if it is constant, the guard marks sums of squares from 2^(guard_bits + 1) on.
         limit: if it is constant, the variance at which the guard marks.
         stream: the rings of the stream before it and of the row behind it.
+        divides_later: whether rows are not divided by their deviation, but what a map makes of them is.
     """
 
     scale: int
@@ -49,11 +50,12 @@ class Norm:
     guard_bits: int = 0
     limit: float = 0.0
     stream: Stream = WIDE.attention
+    divides_later: bool = False
 
     @property
     def op(self) -> str:
         """The kind of lifted mask under which the residual is opened."""
-        return "length" if self.function is None else "norm"
+        return "length" if self.function is None or self.divides_later else "norm"
 
     @property
     def variance_limits(self) -> tuple[float, float]:
