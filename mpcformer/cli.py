@@ -12,7 +12,7 @@ import typer
 from mpcformer import __version__
 from mpcformer.console import err_console, show_error
 from mpcformer.errors import MPCFormerError, UserInputError, os_remedy
-from mpcformer.machine import spin_briefly
+from mpcformer.machine import collect_rarely, spin_briefly
 from mpcformer.options import Command
 
 PROGRAM = "mpcformer"
@@ -70,6 +70,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     spin_briefly()
+    collect_rarely()
     try:
         status = build_app()(prog_name=PROGRAM, standalone_mode=False)
     except MPCFormerError as error:

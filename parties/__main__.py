@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from mpcformer.machine import spin_briefly
+from mpcformer.machine import collect_rarely, spin_briefly
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m parties", description="Run one party from its configuration.")
@@ -13,6 +13,7 @@ if __name__ == "__main__":
     parser.add_argument("--with-parent", action="store_true", help="end a service when its standard input ends")
     arguments = parser.parse_args()
     spin_briefly()
+    collect_rarely()
     from parties.roles.start_party import run_and_exit  # loads torch
 
     run_and_exit(

@@ -22,6 +22,7 @@ from mpcformer.correlations.linear import weight_mask
 from mpcformer.correlations.requests import MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring import gemm
+from mpcformer.ring.kernels import load
 from mpcformer.ring.random import KEY_BYTES, Stream, derive_key
 
 BITS = 32
@@ -214,8 +215,7 @@ class LookupSpec:
 def ask(questions: torch.Tensor, table: torch.Tensor, spec: LookupSpec) -> torch.Tensor:
     """Multiply the vector of each bucket with the rows in that bucket.
 
-    This is a sparse product, column by column, because it reads the table once and in order; going bucket by bucket
-    would jump about in the table.
+    The table is read once and in order; going bucket by bucket would jump about in it.
 
     Args:
         questions: the vectors, (K, G, size).
@@ -225,14 +225,22 @@ def ask(questions: torch.Tensor, table: torch.Tensor, spec: LookupSpec) -> torch
     Returns:
         int64 (K, G, H) over Z_2^32.
     """
-    where, n_parts = spec.places, spec.n_parts
-    values = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
-    rows = where.bucket + spec.n_buckets * torch.arange(n_parts)[:, None, None]
-    data, indices = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (values, rows))
-    starts = torch.arange(0, values.numel() + 1, N_GROUPS * n_parts, dtype=torch.int32).numpy()
-    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * spec.n_buckets, spec.n_words))
-    product = matrix @ table[: spec.n_words].numpy().view(np.uint32)
-    return torch.from_numpy(product.view(np.int32)).view(spec.answers).long()
+    where, words = spec.places, table[: spec.n_words]
+    factors = questions[:, where.bucket, where.column].to(torch.int32)  # (K, 3, V)
+    kernels, _ = load()
+    add_up = by_bucket if kernels is None else kernels.tables.by_bucket
+    return add_up(factors, where.bucket, words, spec.n_buckets).long()
+
+
+def by_bucket(factors: torch.Tensor, buckets: torch.Tensor, table: torch.Tensor, n_buckets: int) -> torch.Tensor:
+    """Do as `ring.tables.TableKernels.by_bucket`, without the compiled functions: by a sparse product."""
+    n_parts, n_groups, n_rows = factors.shape
+    places = buckets + n_buckets * torch.arange(n_parts)[:, None, None]
+    data, indices = (x.permute(2, 0, 1).reshape(-1).to(torch.int32).numpy() for x in (factors, places))
+    starts = torch.arange(0, factors.numel() + 1, n_groups * n_parts, dtype=torch.int32).numpy()
+    matrix = csc_array((data.view(np.uint32), indices, starts), (n_parts * n_buckets, n_rows))
+    product = matrix @ table.numpy().view(np.uint32)
+    return torch.from_numpy(product.view(np.int32)).view(n_parts, n_buckets, table.size(1))
 
 
 def choose(choices: torch.Tensor, answers: torch.Tensor, types: torch.Tensor) -> torch.Tensor:

@@ -1,7 +1,8 @@
 /* Looking numbers up in tables by keys, as mpcformer/protocols/table.py describes it: one pass over the shares of the
-   indicator of each row's bin, instead of one for each product.
+   indicator of each row's bin, instead of one for each product. And sums of the rows of a large table by bucket, as
+   mpcformer/correlations/row_lookup.py describes them.
 
-   mpcformer/ring/tables.py loads this function from the same compiled file as those of kernels.c. */
+   mpcformer/ring/tables.py loads these functions from the same compiled file as those of kernels.c. */
 
 #include <stdint.h>
 
@@ -56,5 +57,27 @@ FOR_AVX2 void mpcformer_tables_look_up(const LookUp *a) {
     a->out[row] = quadratic(k, n, x, one, a->low + row * n, a->squared + row * n);
     if (a->tag_one)
       a->out_tags[row] = quadratic(k, n, x, a->tag_one + row * n, a->tag_low + row * n, a->tag_squared + row * n);
+  }
+}
+
+/* The arguments. factors: (parts, groups, rows). buckets: (groups, rows), of a row in each group, below n_buckets. table:
+   (rows, width). out: (parts, n_buckets, width), of zeros. */
+typedef struct {
+  i64 parts, groups, rows, width, n_buckets;
+  const int32_t *factors, *buckets, *table;
+  int32_t *out;
+} ByBucket;
+
+/* Add each row of the table, times its factors, to the sums of its buckets, over Z_2^32. The table is read once. */
+FOR_AVX2 void mpcformer_tables_by_bucket(const ByBucket *a) {
+  for (i64 row = 0; row < a->rows; row++) {
+    const uint32_t *restrict from = (const uint32_t *)a->table + row * a->width;
+    for (i64 part = 0; part < a->parts; part++)
+      for (i64 group = 0; group < a->groups; group++) {
+        uint32_t factor = (uint32_t)a->factors[(part * a->groups + group) * a->rows + row];
+        i64 bucket = part * a->n_buckets + a->buckets[group * a->rows + row];
+        uint32_t *restrict to = (uint32_t *)a->out + bucket * a->width;
+        for (i64 i = 0; i < a->width; i++) to[i] += factor * from[i];
+      }
   }
 }

@@ -1,6 +1,6 @@
-"""The compiled function of `tables.c`: looking numbers up in tables by keys, in one pass.
+"""The compiled functions of `tables.c`: looking numbers up in tables by keys, and sums of a table's rows by bucket.
 
-`protocols.table` computes the same with torch where `kernels.load` finds no compiled file.
+`protocols.table` and `correlations.row_lookup` compute the same where `kernels.load` finds no compiled file.
 """
 
 import ctypes
@@ -22,8 +22,17 @@ class LookUp(ctypes.Structure):
     )
 
 
+class ByBucket(ctypes.Structure):
+    """The arguments of sums by bucket, as tables.c declares them."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("parts", "groups", "rows", "width", "n_buckets")),
+        *((name, ctypes.c_void_p) for name in ("factors", "buckets", "table", "out")),
+    )
+
+
 class TableKernels:
-    """The compiled function.
+    """The compiled functions.
 
     Args:
         library: the file, loaded.
@@ -32,7 +41,39 @@ class TableKernels:
     def __init__(self, library: ctypes.CDLL) -> None:
         self._look_up = library.mpcformer_tables_look_up
         self._look_up.argtypes = [ctypes.POINTER(LookUp)]
-        self._look_up.restype = None
+        self._by_bucket = library.mpcformer_tables_by_bucket
+        self._by_bucket.argtypes = [ctypes.POINTER(ByBucket)]
+        self._look_up.restype = self._by_bucket.restype = None
+
+    def by_bucket(
+        self, factors: torch.Tensor, buckets: torch.Tensor, table: torch.Tensor, n_buckets: int
+    ) -> torch.Tensor:
+        """Add up the rows of a table by bucket, each times its factor, over Z_2^32.
+
+        Args:
+            factors: int32 (K, groups, V), for K sums that differ by the factors alone.
+            buckets: (groups, V), where each row counts, below n_buckets.
+            table: int32 (V, H).
+            n_buckets: how many buckets there are.
+
+        Returns:
+            int32 (K, n_buckets, H).
+
+        Raises:
+            ValueError: a tensor has another type or size, or a bucket is none.
+        """
+        (parts, groups, rows), width = factors.shape, table.size(1)
+        fits = buckets.shape == (groups, rows) and table.size(0) == rows
+        if not fits or factors.dtype != torch.int32 or table.dtype != torch.int32:
+            shapes = [(x.dtype, tuple(x.shape)) for x in (factors, buckets, table)]
+            raise ValueError(f"no sums by bucket of {shapes}")
+        if rows and not 0 <= int(buckets.min()) <= int(buckets.max()) < n_buckets:
+            raise ValueError(f"a bucket is none of {n_buckets}")
+        arrays = factors.contiguous(), buckets.to(torch.int32).contiguous(), table.contiguous()
+        out = torch.zeros((parts, n_buckets, width), dtype=torch.int32)
+        pointers = (x.data_ptr() for x in (*arrays, out))
+        self._by_bucket(ctypes.byref(ByBucket(parts, groups, rows, width, n_buckets, *pointers)))
+        return out
 
     def look_up(
         self,

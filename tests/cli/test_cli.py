@@ -225,6 +225,20 @@ def test_a_wrong_task_names_the_right_ones(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_loading_does_not_look_for_cycles_as_often_as_python_does() -> None:
+    code = """
+import gc, sys
+from mpcformer.cli import main
+sys.argv, usual = ["mpcformer", "--version"], gc.get_threshold()
+try:
+    main()
+except SystemExit:
+    print(gc.get_threshold() > usual)
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert result.stdout.endswith("True\n"), result.stderr
+
+
 def test_version() -> None:
     assert CliRunner().invoke(build_app(), ["--version"]).output.startswith("mpcformer ")
 

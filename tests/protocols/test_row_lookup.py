@@ -27,8 +27,9 @@ from mpcformer.errors import ProtocolError
 from mpcformer.protocols import row_lookup
 from mpcformer.protocols.linear import masked_weight
 from mpcformer.protocols.party import Party
+from mpcformer.ring import kernels
 from mpcformer.ring.packing import packed_bytes, unpack
-from mpcformer.ring.random import Stream, fresh_key
+from mpcformer.ring.random import Stream, derive_key, fresh_key
 from tests.pair import dealer_bytes, run_protocol
 
 WIDTH, N_TYPES, SALT = 8, 2, 123_456_789
@@ -280,3 +281,36 @@ def test_what_cannot_be_dealt_is_refused(request_: Request, error: str) -> None:
         validate(request_)
     with pytest.raises(ProtocolError, match=error):
         deal(request_, fresh_key(), fresh_key(), MaskKeys(fresh_key(), fresh_key()))
+
+
+FOUND, WHY_NOT = kernels.load()
+needs_kernels = pytest.mark.skipif(FOUND is None, reason=WHY_NOT)
+
+
+@needs_kernels
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**40), st.integers(1, 3), st.integers(1, 3), st.integers(0, 40), st.integers(1, 33))
+def test_the_compiled_sums_by_bucket_are_the_same(seed: int, parts: int, groups: int, rows: int, width: int) -> None:
+    assert FOUND is not None
+    stream, n_buckets = Stream(derive_key(bytes(16), seed)), 7
+    factors, table = stream.int32((parts, groups, rows)), stream.int32((rows, width))
+    buckets = stream.bits((groups, rows), 40) % n_buckets
+    found = FOUND.tables.by_bucket(factors, buckets, table, n_buckets)
+    expected = torch.zeros(parts, n_buckets, width, dtype=torch.int32)
+    for part in range(parts):
+        for group in range(groups):
+            expected[part].index_add_(0, buckets[group], factors[part, group, :, None] * table)
+    assert torch.equal(found, expected)
+    assert torch.equal(found, correlation.by_bucket(factors, buckets, table, n_buckets))
+
+
+@needs_kernels
+def test_sums_by_bucket_refuse_what_does_not_fit() -> None:
+    assert FOUND is not None
+    factors, buckets, table = (torch.zeros(shape, dtype=torch.int32) for shape in ((1, 3, 5), (3, 5), (5, 4)))
+    for wrong in ((factors.long(), buckets, table), (factors, buckets[:2], table), (factors, buckets, table[:4])):
+        with pytest.raises(ValueError, match="no sums by bucket of"):
+            FOUND.tables.by_bucket(*wrong, 3)
+    for bucket in (-1, 3):
+        with pytest.raises(ValueError, match="a bucket is none of 3"):
+            FOUND.tables.by_bucket(factors, buckets + bucket, table, 3)
