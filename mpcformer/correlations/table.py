@@ -210,13 +210,12 @@ def _pieces(spec: TableSpec) -> Pieces:
             coefficients.append((0, 0, 0))
             continue
         before, at, after = (value_at(start + steps * step) for steps in (-node, 0, node))
-        coefficients.append(
-            (
-                _rounded(at, 1),
-                _rounded(after - before, 2 * node),
-                _rounded(after - 2 * at + before, 2 * node**2),
-            )
-        )
+        bend = after - 2 * at + before
+        k2 = _rounded(bend, 2 * node**2)
+        # What rounding takes from the bend grows with the square of the distance; half of it at the ends, added
+        # everywhere, leaves half of it everywhere.
+        lost = (bend << (2 * spec.log_steps)) // (2 * node**2) - (k2 << (GUARD_BITS + 2 * spec.log_steps))
+        coefficients.append((_rounded(at + lost // 2, 1), _rounded(after - before, 2 * node), k2))
     by_power = torch.tensor(coefficients, dtype=torch.int64).view(-1, 3).t().contiguous()
     return Pieces(by_power, torch.tensor(outside).long(), torch.tensor(below).long())
 

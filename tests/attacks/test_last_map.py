@@ -125,7 +125,7 @@ def test_errors_in_the_arguments_of_tanh_are_followed_by_the_tags(
     """
     n_asked, hidden = 128, load_student(student).config.hidden_size
     signs = torch.tensor(hadamard(n_asked))[:, : hidden + 1].long()
-    # Beyond the end of the table an argument is marked, so nobody pushes it further than that.
+    # Beyond the ends of the table an argument is marked or wraps around, so nobody pushes it further than that.
     head = engine_constants(load_public_model(student)).head
     assert head.dense is not None
     end = 0.7 * head.dense.reach

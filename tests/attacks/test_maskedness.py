@@ -75,17 +75,18 @@ def test_every_value_has_a_mask_of_its_own(
 
 
 @pytest.mark.parametrize(
-    "family",
+    ("family", "norms"),
     [
-        "electra",  # a map behind the embeddings, and a head with GeLU
-        pytest.param("mpnet-tokens", marks=pytest.mark.slow),  # scores by distance, and a head for each token
-        pytest.param("distilbert", marks=pytest.mark.slow),  # a head with ReLU
+        ("electra", []),  # a map behind the embeddings, and a head with GeLU
+        pytest.param("mpnet-tokens", [], marks=pytest.mark.slow),  # scores by distance, and a head for each token
+        pytest.param("distilbert", [], marks=pytest.mark.slow),  # a head with ReLU
+        pytest.param("distilbert", ["layer.1.output"], marks=pytest.mark.slow),  # whose rows a constant divides
     ],
 )
 def test_families_have_masks_of_their_own(
-    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, family: str
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, family: str, norms: list[str]
 ) -> None:
-    folder = save_family(tmp_path / "student", data_dir, family, gelu="quad", softmax="2quad")
+    folder = save_family(tmp_path / "student", data_dir, family, gelu="quad", softmax="2quad", constant_norms=norms)
     assert prove(received(folder, monkeypatch))[0] > 100
 
 

@@ -52,7 +52,7 @@ def normal(n_rows: int, hidden: int, seed: int) -> torch.Tensor:
     ("weight", "factor", "remedy", "other"),
     [
         ("classifier.weight", 1e5, "divide the classifier's weight and bias", "older release"),
-        ("bert.pooler.dense.weight", 1e5, "lower learning rate", "older release"),
+        ("bert.pooler.dense.weight", 1e5, "or with a lower learning rate", "scores"),
         ("bert.encoder.layer.1.attention.self.query.weight", 1e4, "older release", "divide"),
     ],
 )

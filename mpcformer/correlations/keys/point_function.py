@@ -137,8 +137,8 @@ def expand_by_torch(rank: int, root: torch.Tensor, levels: torch.Tensor, leaves:
         corrected = corrected & ~_lowest()
         children = torch.stack(_children(block), dim=2)  # (R, nodes, 2 children, 2)
         own = (children[..., 0] & 1) ^ torch.stack([both & 1, both >> 1], dim=2)
-        block = ((children & ~_lowest()) ^ corrected[:, :, None]).view(rows, -1, BLOCK_WORDS)
-        bit = own.view(rows, -1)
+        block = ((children & ~_lowest()) ^ corrected[:, :, None]).view(rows, 2 << level, BLOCK_WORDS)
+        bit = own.view(rows, 2 << level)
     numbers = _numbers(block, leaves.size(1)) + leaves[:, None] * bit[..., None]
     signed = -numbers if rank == 1 else numbers
     return signed.permute(2, 0, 1).contiguous()

@@ -137,6 +137,11 @@ def _remedy(name: str) -> str:
             "distil the student again (an older release did not record how far its scores reach),"
             " or use --engine crypten"
         )
+    if name == "pooler":
+        return (
+            "distil the student again (an older release did not record how far its head's dense layer reaches),"
+            " or with a lower learning rate or another seed, or use --engine crypten"
+        )
     return "distil the student again with a lower learning rate or another seed, or use --engine crypten"
 
 

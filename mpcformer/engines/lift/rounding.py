@@ -2,7 +2,8 @@
 
 A head with large weights makes much of the rounding before it: nothing overflows, but logits are off. The model runs in
 floating point on made-up texts, once as it is, and once with the input of each LayerNorm rounded at random to the
-digits that the engine keeps there. Of all roundings these are the coarsest.
+digits that the engine keeps there, and with tanh off at random by as much as its table. Of all errors these are the
+coarsest.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from mpcformer.engines.lift.scales.head import TANH_ERROR
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.errors import RangeError
 from mpcformer.modeling.description import ModelDescription
@@ -45,12 +47,14 @@ class _Model(nn.Module):
     def __init__(self, config: ModelDescription) -> None:
         super().__init__()
         self.bert = Bert(config)
+        # What the classifier takes passes here, so that it can be disturbed.
+        self.pooled = nn.Identity()
         self.classifier = nn.Linear(config.hidden_size, config.num_labels)
 
     def forward(self, ids: torch.Tensor, observer: Observer | None = None) -> torch.Tensor:
         """Return the logits (B, ...) of texts without padding (B, L)."""
         context = Context(self.classifier.weight.new_ones(ids.size(0), 1, 1, ids.size(1)), observer, [])
-        logits: torch.Tensor = self.classifier(self.bert(ids, torch.zeros_like(ids), context)[0])
+        logits: torch.Tensor = self.classifier(self.pooled(self.bert(ids, torch.zeros_like(ids), context)[0]))
         return logits
 
     def norm(self, name: str) -> nn.Module:
@@ -113,9 +117,22 @@ def rounding_error(config: ModelDescription, scales: LiftScales, state: Mapping[
             answered.append(is_answered.clone())
         for name, norm in scales.norms.items():
             model.norm(name).register_forward_pre_hook(_rounding(norm.unit * 2.0**-norm.scale, stream))
+        if scales.head.is_tagged:
+            model.pooled.register_forward_pre_hook(_disturbing(TANH_ERROR, stream))
         moved = torch.cat([(model(ids) - exact).abs().flatten(1).amax(1) for ids, exact in texts])
     counts = torch.cat(answered)
     return float((moved[counts] if 2 * int(counts.sum()) >= N_TEXTS else moved).max())
+
+
+def _disturbing(most: float, stream: Stream) -> Callable[[nn.Module, Any], tuple[torch.Tensor]]:
+    """Return a hook that moves a module's input at random, by `most` at the most."""
+
+    def disturbed(_: nn.Module, inputs: Any) -> tuple[torch.Tensor]:
+        x = inputs[0]
+        fractions = stream.bits(tuple(x.shape), FRACTION_BITS).to(x.dtype) * 2.0**-FRACTION_BITS
+        return (x + (2 * fractions - 1) * most,)
+
+    return disturbed
 
 
 def _rounding(step: float, stream: Stream) -> Callable[[nn.Module, Any], tuple[torch.Tensor]]:

@@ -22,8 +22,8 @@ from mpcformer.modeling.ranges import POOLER_REACH
 from mpcformer.protocols.table import TableFunction
 from mpcformer.ring.packing import WORD, packing_width
 
-# Two bins of the table of tanh are at most so wide. Its values are right to within 4e-4.
-TANH_WIDTH = 0.3
+# Two bins of the table of tanh are at most so wide, and its values are off by so much at the most.
+TANH_WIDTH, TANH_ERROR = 0.3, 2.5e-4
 # The dense layer reaches no further than the student's ranges say; those of older students do not say it.
 OLD_REACH, MAX_REACH = 64.0, 512.0
 # What the dense layer makes is opened in so many bits. Products with a row's factor are shifted by at most MOST_DOWN
@@ -132,7 +132,7 @@ def head_scales(config: ModelDescription, rings: Rings, norm: Norm, bounds: Cali
         wire_bits = MEAN_WIRE_BITS if log_positions else LOGIT_WIRE_BITS
         return HeadScales(*_classifier(row_scale, rings.input_bits, wire_bits), log_positions=log_positions)
     if config.head_activation == "tanh":
-        reach = _reach(bounds)
+        reach = _reach(bounds, MAX_REACH)
         dense, argument_bits = _dense(fp.TANH_SCALE, reach, norm, rings)
         unit = 2.0**-fp.TANH_SCALE
         tanh = table(
@@ -150,7 +150,8 @@ def head_scales(config: ModelDescription, rings: Rings, norm: Norm, bounds: Cali
     bits = realisation.bits
     if isinstance(realisation, LiftPieces):
         # In a smaller ring less is counted on the wrong side of a threshold.
-        bits = min(bits, packing_width(scale + 2 + math.ceil(math.log2(_reach(bounds)))))
+        reach = min(_reach(bounds), 2.0 ** (bits - 2 - scale))
+        bits = packing_width(scale + 2 + math.ceil(math.log2(reach)))
     reach = 2.0 ** (bits - 2 - scale)
     dense, argument_bits = _dense(scale, reach, norm, rings)
     if argument_bits < bits:
@@ -160,16 +161,16 @@ def head_scales(config: ModelDescription, rings: Rings, norm: Norm, bounds: Cali
     )
 
 
-def _reach(bounds: CalibratedRanges) -> float:
+def _reach(bounds: CalibratedRanges, most: float = math.inf) -> float:
     """Return how large an argument of the head's activation may be for any text.
 
     Raises:
-        RangeError: it is not positive, or larger than tables carry.
+        RangeError: it is below one, which nobody records, or larger than `most`.
     """
     _, reach = bounds.get(POOLER_REACH, (0.0, OLD_REACH))
-    if not 0 < reach <= MAX_REACH:
+    if not 1 <= reach <= most:
         raise RangeError(
-            f"{POOLER_REACH}: the dense layer may reach {reach:.3g} for some text: 0 to {MAX_REACH:.0f} is carried",
+            f"{POOLER_REACH}: the dense layer may reach {reach:.3g} for some text: 1 to {most:.0f} is carried",
             "distil the student again, with a lower learning rate or another seed, or use --engine crypten",
         )
     return reach
