@@ -8,6 +8,7 @@ from pathlib import Path
 from distill.recipe import LABELS_ALONE, DistillRecipe, GeneralRecipe, TeacherRecipe, paper_recipe
 from experiments.kinds.models import Training
 from experiments.spec.scales import ModelSpec, StudentsScale
+from mpcformer.modeling.precision import COMPACT
 
 # The task and the seed of a teacher.
 TeacherKey = tuple[str, int]
@@ -137,8 +138,7 @@ class Trainings:
             for model in self.models:
                 if s.models is not None and model.name not in s.models:
                     continue
-                forms = ((model.gelu,) if model.gelu else s.gelu, (model.softmax,) if model.softmax else s.softmax)
-                for values in itertools.product(*forms, s.shares, s.seeds):
+                for values in itertools.product(*model.forms(s), s.shares, s.seeds):
                     yield Variant(task, model, *values)
 
     def student(self, variant: Variant, teachers: dict[TeacherKey, Teacher]) -> Training:
@@ -179,6 +179,8 @@ class Trainings:
         changes = ("replaced", "match1", "also1", "also2", "layer_rates", "learning_rate1", "start")
         own = {name: getattr(model, name) for name in changes}
         recipe = replace(recipe, **{name: value for name, value in own.items() if value is not None})
+        if model.weight_bits is not None:
+            recipe = replace(recipe, engine_precision=COMPACT, weight_bits=model.weight_bits)
         if model.untrained:
             recipe = replace(recipe, epochs1=0, epochs2=0, also1=())
         label = ", ".join(str(value) for value in variant.key().values())

@@ -14,23 +14,23 @@ from mpcformer.errors import MPCFormerError, UserInputError
 
 
 def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, path: Path) -> None:
-    """Refuse a record that was made with another scale section or other models than the experiment has now.
+    """Refuse a record that was made with another scale section or other models than the scale has now.
 
-    Tables, figures, descriptions, tolerances and the other scales may differ. A setting that the record lacks, because
-    it was introduced later, counts as its default.
+    Tables, figures, descriptions, tolerances, the other scales and the models that only they make may differ. A setting
+    that the record lacks, because it was introduced later, counts as its default.
 
     Raises:
         UserInputError: settings differ; the error lists them.
     """
-    now = {**scale.model_dump(mode="json"), "models": models_of(spec)}
+    now = settings_of(scale, models_of(spec))
     try:
         made = CountedSpec if isinstance(spec, CountsExperiment) else ModelSpec
-        models = [made.model_validate(model) for model in recorded.get("models", now["models"])]
-        before = type(scale).model_validate(recorded["settings"]).model_dump(mode="json")
+        models = [made.model_validate(model) for model in recorded.get("models", models_of(spec))]
+        before_scale = type(scale).model_validate(recorded["settings"])
     except (KeyError, ValidationError):
         other = ["keys that this version does not know"]
     else:
-        before["models"] = [model.model_dump(mode="json") for model in models]
+        before = settings_of(before_scale, [model.model_dump(mode="json") for model in models])
         keys = dict.fromkeys([*now, *before])
         other = [f"{key} {before.get(key)}, not {now.get(key)}" for key in keys if before.get(key) != now.get(key)]
     if other:
@@ -38,6 +38,13 @@ def check_settings(recorded: dict[str, Any], spec: Experiment, scale: Scale, pat
             f"--check: {path} was made with other settings: {'; '.join(other)}",
             "make the record anew with --record, or give one of these settings",
         )
+
+
+def settings_of(scale: Scale, models: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the settings of a scale as JSON, with those of an experiment's models that the scale makes."""
+    settings = scale.model_dump(mode="json")
+    chosen = settings.get("models")
+    return settings | {"models": [model for model in models if chosen is None or model["name"] in chosen]}
 
 
 def differences(

@@ -20,6 +20,7 @@ from experiments.spec.shapes import SHAPES
 from mpcformer.approximations import GELU_FORMS, SOFTMAX_FORMS
 from mpcformer.engines.registry import ALIASES, DEFAULT_ENGINE, engine_names
 from mpcformer.errors import MPCFormerError
+from mpcformer.modeling.precision import BITS
 from mpcformer.tasks import TASKS
 from parties.runs.network import network_profile
 
@@ -36,6 +37,10 @@ def _network(value: str) -> str:
 
 def _known(known: tuple[str, ...], what: str) -> Any:
     return AfterValidator(lambda value: one_of(value, known, what))
+
+
+def _known_bits(value: int) -> int:
+    return int(one_of(str(value), map(str, BITS), "number of bits"))
 
 
 def _is_none(value: object) -> bool:
@@ -75,6 +80,8 @@ class ModelSpec(Strict):
         layer_rates: the learning rate of a layer divided by that of the next higher layer; by default 1.
         learning_rate1: a rate that replaces that of the scale.
         strides: for each layer, of how many positions it keeps one; empty: all are kept.
+        weight_bits: the bits to which the weights are rounded at the end, 8, 6 or 4, for compact rings; by default they
+            stay as they are. It needs Quad, 2Quad and no constant LayerNorm.
         untrained: whether the student is left as it starts.
     """
 
@@ -94,7 +101,12 @@ class ModelSpec(Strict):
     layer_rates: Share | None = Field(default=None, exclude_if=_is_none)
     learning_rate1: Rate | None = Field(default=None, exclude_if=_is_none)
     strides: tuple[Positive, ...] = Field(default=(), exclude_if=_is_empty)
+    weight_bits: Annotated[int, AfterValidator(_known_bits)] | None = Field(default=None, exclude_if=_is_none)
     untrained: bool = False
+
+    def forms(self, scale: "StudentsScale") -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Return the forms of GeLU and of softmax that a scale makes this student with: its own, or else the scale's."""
+        return (self.gelu,) if self.gelu else scale.gelu, (self.softmax,) if self.softmax else scale.softmax
 
 
 class TeacherTraining(Strict):

@@ -4,6 +4,7 @@ The shipped files are in the package's top folder. The head of each shows the co
 """
 
 import hashlib
+import itertools
 import json
 import tomllib
 from collections.abc import Mapping
@@ -19,6 +20,7 @@ from experiments.spec.quantities import Axis
 from experiments.spec.scales import BenchScale, CountedSpec, CountsScale, FunctionsScale, ModelSpec, StudentsScale
 from experiments.spec.sentences import SentencesScale
 from mpcformer.errors import UserInputError
+from mpcformer.modeling.description import carries_compact
 
 SHIPPED = Path(__file__).parent.parent
 
@@ -80,6 +82,7 @@ class StudentsExperiment(_Experiment):
                 for task in scale.tasks
                 if published and task not in PAPER_EPOCHS
             ]
+            problems += _rounding_problems(name, scale, self.models)
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -87,6 +90,19 @@ class StudentsExperiment(_Experiment):
     def axes(self, scale: Any) -> dict[Axis, int]:
         """Return the number of points on each axis of the scale, and the number of models."""
         return {**scale.axes(), "model": len(scale.models or self.models)}
+
+
+def _rounding_problems(name: str, scale: StudentsScale, models: tuple[ModelSpec, ...]) -> list[str]:
+    """Return what is wrong with the models of a scale that have rounded weights: forms that need wide rings."""
+    made = [model for model in models if model.weight_bits and (scale.models is None or model.name in scale.models)]
+    return [
+        f"model {model.name!r}: weight_bits {model.weight_bits} needs quad with 2quad and no constant_norms, but "
+        f"scale.{name} makes it of {gelu} with {softmax}"
+        f"{' and constant_norms' if model.constant_norms else ''}; change that, or leave weight_bits out"
+        for model in made
+        for gelu, softmax in itertools.product(*model.forms(scale))
+        if not carries_compact(gelu, softmax, model.constant_norms)
+    ]
 
 
 class BenchExperiment(_Experiment):

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from experiments.records.compare import check_settings, differences
+from experiments.records.compare import check_settings, differences, settings_of
 from experiments.records.recorded import load_recorded
 from experiments.replay import ReplayOptions, run
 from experiments.spec.outputs import Tolerance, Tolerances
@@ -126,9 +126,28 @@ def test_all_errors_at_once(tmp_path: Path) -> None:
         ("glue", "learning_rate = 3e-3", 'learning_rate = 3e-3, after = "sst2"', "of sst2 cannot start from 'sst2'"),
         (
             "pareto",
-            'models = ["full", "1 layer',
+            'models = ["full", "weights of 8 bits", "weights of 6 bits", "weights of 4 bits", "1 layer',
             'models = ["whole", "1 layer',
             "scale.smoke.models: model 'whole' is unknown",
+        ),
+        ("pareto", "weight_bits = 6", "weight_bits = 5", "weight_bits: number of bits '5' is unknown.* 8, 6, 4"),
+        (
+            "pareto",
+            "weight_bits = 6",
+            'weight_bits = 6\nsoftmax = "2quad-const"',
+            "6 bits': weight_bits 6 needs quad with 2quad .* scale.smoke makes it of quad with 2quad-const; change",
+        ),
+        (
+            "pareto",
+            "weight_bits = 6",
+            'weight_bits = 6\nconstant_norms = ["attention"]',
+            "2quad and constant_norms; change that, or leave weight_bits out",
+        ),
+        (
+            "forms",
+            'name = "our recipe"',
+            'name = "our recipe"\nweight_bits = 8',
+            "'our recipe': weight_bits 8 needs .* scale.smoke makes it of gelu with softmax",
         ),
         (
             "forms",
@@ -266,7 +285,7 @@ def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
     recorded = load_recorded(path, name, scale_name)
     check_settings(recorded, spec, scale, path)
     # check_settings fills in defaults for settings that an older version lacked; a committed record must have them all.
-    assert recorded["models"] == models_of(spec)
+    assert settings_of(scale, recorded["models"]) == settings_of(scale, models_of(spec))
     assert recorded["examples"] or spec.kind != "students"
     rows = [Row.from_json(row) for row in recorded["rows"]]
     assert rows
@@ -275,6 +294,17 @@ def test_records_are_of_shipped_experiments_as_they_are_now(path: Path) -> None:
         assert set(row.values) <= set(QUANTITIES)
     assert len({tuple(row.key.items()) for row in rows}) == len(rows)
     assert differences(recorded, recorded, Tolerances(score="exact", error="exact", seconds="exact")) == []
+
+
+def test_a_record_stays_valid_when_other_models_are_added_and_not_when_its_scale_makes_them(tmp_path: Path) -> None:
+    recorded, path = record_of("pareto", "cpu"), tmp_path / "record.json"
+    added = ("[scale.smoke]", '[[models]]\nname = "5 layers"\nlayers = 5\n\n[scale.smoke]')
+    spec = load(wrong(tmp_path, "pareto", added))
+    check_settings(recorded, spec, scale_of(spec, "cpu"), path)
+    made = ('models = ["full", "3 layers, 2quad-const"]', 'models = ["full", "5 layers"]')
+    spec = load(wrong(tmp_path, "pareto", added, made))
+    with pytest.raises(UserInputError, match=r"other settings: models .*'3 layers, 2quad-const'.*, not .*'5 layers'"):
+        check_settings(recorded, spec, scale_of(spec, "cpu"), path)
 
 
 def record_of(name: str, scale: str) -> dict[str, Any]:

@@ -133,6 +133,23 @@ def test_what_a_model_asks_for_is_in_its_recipe_and_what_it_does_not_leaves_the_
     assert not set(plain.facts()["recipe"]) & {"also1", "also2", "layer_rates"}
 
 
+def test_rounded_weights_are_asked_for_with_compact_rings_and_change_no_other_hash() -> None:
+    spec = replay.load(find("pareto"))
+    assert isinstance(spec, StudentsExperiment)
+    data = {"sst2": TrainingData(192, "d")}
+    trainings = Trainings(spec.models, spec.scale["smoke"], data, "texts", None, Path("backbone"), "b", Path("models"))
+    teacher = Teacher(trainings.teacher("sst2", 0, 3e-3), "w", Path("teacher"))
+    of = {v.model.name: trainings.student(v, {("sst2", 0): teacher}) for v in trainings.variants()}
+    full = of["full"]
+    assert isinstance(full.recipe, DistillRecipe)
+    for bits in (8, 6, 4):
+        rounded = of[f"weights of {bits} bits"]
+        assert rounded.recipe == replace(full.recipe, engine_precision="compact", weight_bits=bits)
+        assert rounded.facts()["recipe"]["weight_bits"] == bits
+    assert not set(full.facts()["recipe"]) & {"engine_precision", "weight_bits"}
+    assert len({training.name for training in of.values()}) == len(of)
+
+
 def test_a_baseline_matches_no_attention() -> None:
     spec = replay.load(find("glue"))
     assert isinstance(spec, StudentsExperiment)
