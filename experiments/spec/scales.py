@@ -105,7 +105,7 @@ class ModelSpec(Strict):
     untrained: bool = False
 
     def forms(self, scale: "StudentsScale") -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Return the forms of GeLU and of softmax that a scale makes this student with: its own, or else the scale's."""
+        """Return the forms of GeLU and of softmax of a student at a scale: its own, or else the scale's."""
         return (self.gelu,) if self.gelu else scale.gelu, (self.softmax,) if self.softmax else scale.softmax
 
 
