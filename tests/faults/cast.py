@@ -39,7 +39,7 @@ START_LIMIT_S = 90.0
 # are finished by then.
 POINTS: dict[str, tuple[str, int]] = {
     "offline": ("mpcformer.engines.lift.ahead.Ahead.offline", 6),
-    "linear": ("mpcformer.engines.lift.bert.PrivateBert._apply", 20),
+    "linear": ("mpcformer.engines.lift.online_maps.OnlineMaps.apply", 20),
     "softmax": ("mpcformer.engines.lift.attention.PrivateAttention.attend", 4),
     "reveal": ("mpcformer.engines.lift.bert.reveal", 3),
     "writing": ("parties.roles.journal.Journal.add", 2),

@@ -1,24 +1,23 @@
 """BERT on shares whose weights one owner knows: one batch's pass, both owners in one text.
 
 Every linear map is followed by an opening. The data owner's share of the map's result does not depend on the input, so
-its half of that opening is computed and sent before (ahead.py). The online part of a map is one message with the
-masked input, one product at the model owner, and one message back. Between two openings all is local. Rows that are
-looked up in a large table (words.py) are the exception: there the data owner's half goes online, and last.
+its half of that opening is computed and sent before (ahead.py). The online part of a map (online_maps.py) is one
+message with the masked input, one product at the model owner, and one message back. Between two openings all is local.
 
 Letters in the shapes beside the code: B sentences, L positions, Q positions that a layer keeps (1 in the last layer,
 after which only [CLS] is needed), A heads, D head size, H hidden, I intermediate, C classes.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from mpcformer.engines.base import Outcome
-from mpcformer.engines.lift.ahead import Ahead, Known
+from mpcformer.engines.lift.ahead import Ahead
 from mpcformer.engines.lift.attention import Heads, PrivateAttention, by_sentence
-from mpcformer.engines.lift.maps import Map, Tensors, dense_use
+from mpcformer.engines.lift.maps import dense_use
+from mpcformer.engines.lift.online_maps import OnlineMaps
 from mpcformer.engines.lift.overflow import DENSE_BIAS
 from mpcformer.engines.lift.positions import Positions
 from mpcformer.engines.lift.range_check import RangeCheck
@@ -26,52 +25,17 @@ from mpcformer.engines.lift.reveal import Classifier, reveal
 from mpcformer.engines.lift.scales.model import LiftScales
 from mpcformer.engines.lift.scales.norms import Norm
 from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
-from mpcformer.engines.lift.words import PrivateWords
 from mpcformer.engines.stopwatch import Stopwatch
-from mpcformer.errors import ProtocolError
 from mpcformer.modeling.families.distances import distance_buckets
-from mpcformer.protocols import linear
 from mpcformer.protocols.lifted import Mask, Opened
 from mpcformer.protocols.party import (
-    DATA_OWNER,
-    MODEL_OWNER,
     Party,
-    Share,
-    add_halves,
-    add_message,
-    add_messages,
     computed,
     fused,
-    shapes_of,
     shift,
-    without_message,
 )
 from mpcformer.ring.filed import Masked
-from mpcformer.ring.fused import Fused
-from mpcformer.ring.gemm import ShortMatrix
-from mpcformer.ring.packing import Operand, unpack_onto
-
-
-@dataclass(repr=False)
-class _Asked:
-    """A linear map whose input is with the model owner.
-
-    Args:
-        name, item: the map.
-        widths: the rings of its weights.
-        known: the data owner's half of the opening; None in a plan.
-        following: the correlations of the opening.
-        whole: the input under the data owner's mask, at the model owner.
-        corrections: those of the map, at the model owner.
-    """
-
-    name: str
-    item: Map
-    widths: list[int]
-    known: Known | None
-    following: Tensors
-    whole: torch.Tensor | None = field(default=None, repr=False)
-    corrections: Sequence[Operand] = ()
+from mpcformer.ring.packing import Operand
 
 
 class PrivateBert:
@@ -116,90 +80,8 @@ class PrivateBert:
         self.watch = Stopwatch(party.channel.counters)
         self._check = RangeCheck(party, mask)
         self._x = torch.empty(0, device=mask.device)
-        self._words, self.maps, self._known = ahead.words, ahead.maps, ahead.known
-
-    def _apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """Compute a map of the shared x (rows, in) and the opening after it.
-
-        Args:
-            name: the map's.
-            x: this owner's share. For the embeddings, at the data owner, the columns (rows, 2) that hold a one.
-
-        Returns:
-            What was opened, and the correlations to use it with.
-        """
-        asked = self._ask(name, x)
-        return self._answer(asked), asked.following
-
-    def _ask(self, name: str, x: torch.Tensor) -> "_Asked":
-        """Send a map's masked input at the data owner, and receive it at the model owner; arguments as in `_apply`."""
-        item, party = self.maps[name], self._party
-        widths = [self._constants.weight_bits(weight) for weight in item.weights]
-        bits = max(widths)
-        request = linear.request(item.weights, item.rows, self._shapes, widths)
-        known = self._known.pop(name, None)
-        is_plan = party.rank == MODEL_OWNER and self._owned is None
-        if known is None and not is_plan:
-            raise ProtocolError("a map is used online before its offline part")
-        if party.rank == DATA_OWNER:
-            mask = party.store.input_mask(request)
-            if name == "embeddings":
-                masked_input: Share = mask.neg_().scatter_add_(1, x, torch.ones_like(x))
-            else:
-                masked_input = fused(x) - mask
-            party.send([(masked_input, bits)])
-            following = [party.take_packed(request) for request in item.following]
-            party.store.work_ahead()
-            return _Asked(name, item, widths, known, following)
-        corrections, following = party.take_packed(request), [party.take_packed(request) for request in item.following]
-        shape = (item.rows, self._shapes[item.weights[0]][0])
-        party.store.work_ahead()
-        whole = unpack_onto(party.receive([(shape, bits)]), x.expand(shape), bits)
-        return _Asked(name, item, widths, known, following, whole, corrections)
-
-    def _answer(self, asked: "_Asked") -> list[torch.Tensor]:
-        """Open what follows a map that was asked for: the model owner's product goes to the data owner."""
-        item, party, known = asked.item, self._party, asked.known
-        if party.rank == DATA_OWNER:
-            assert known is not None
-            return add_messages(known.message, party.receive(known.shapes), known.shapes)
-        assert asked.whole is not None
-        z = linear.model_owner_share(asked.whole, self._weights(item.weights), asked.corrections, asked.widths)
-        z = [self._with_bias(share, weight) for share, weight in zip(z, item.weights, strict=True)]
-        halves = item.halves(z, asked.following)
-        shapes = self.maps.half_shapes.setdefault(asked.name, shapes_of(halves))
-        theirs = without_message(shapes, asked.whole.device) if known is None else known.message
-        return party.send_onto(halves, theirs)
-
-    def _with_bias(self, share: Fused, name: str) -> Fused:
-        """Add the bias of a map, if it has one; that of the embeddings differs between positions."""
-        bias = None if self._owned is None else self._owned.biases.get(name)
-        if bias is None:
-            return share
-        return share + (bias[: self._n_positions].repeat(self._n_batch, 1) if name == "embeddings" else bias)
-
-    def _look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
-        """Do for a large table what `_apply` does for the embeddings; the data owner's half goes last."""
-        item, party = self.maps["embeddings"], self._party
-        words.take()
-        shapes = self.maps.shapes_of_halves("embeddings")
-        following = [party.take_packed(request) for request in item.following]
-        if party.rank == DATA_OWNER:
-            z, theirs = words.ask(columns, shapes)
-            halves = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]
-            party.send(halves)
-            return add_halves(halves, theirs), following
-        answers, z = words.answer()
-        if self._owned is not None:
-            z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
-        mine = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]
-        party.send([answers, *mine])
-        return add_message(mine, party.receive(shapes)), following
-
-    def _weights(self, names: list[str]) -> list[torch.Tensor | ShortMatrix]:
-        if self._owned is None:  # planning
-            return [torch.empty(self._shapes[n], dtype=torch.int64, device="meta") for n in names]
-        return [self._owned.short.get(name, self._owned.weights[name]) for name in names]
+        self._words, self.maps = ahead.words, ahead.maps
+        self._online = OnlineMaps(party, constants, self._shapes, ahead, owned, (self._n_batch, self._n_positions))
 
     def online(self, segment: int, first: torch.Tensor | None) -> Outcome | None:
         """Run a segment of the pass.
@@ -219,9 +101,9 @@ class PrivateBert:
             self._check_first(first)
         elif segment == 0:
             if self._words is None:
-                opened, tensors = self._apply("embeddings", first if first is not None else self._zeros(1, 1))
+                opened, tensors = self._online.apply("embeddings", first if first is not None else self._zeros(1, 1))
             else:
-                opened, tensors = self._look_up(self._words, first if first is not None else self._zeros(1, 2))
+                opened, tensors = self._online.look_up(self._words, first if first is not None else self._zeros(1, 2))
             self.watch.lap("embedding")
             self._x = self._normalise(self._constants.embedding_norm, opened[0], tensors[0], self._mask.reshape(-1))
         self._layer(segment)
@@ -255,15 +137,15 @@ class PrivateBert:
         assert dense is not None
         stream = Opened(party, Mask(tensors, norm.stream.bits, norm.op, norm.stream.lift), c)
         factor = self._row_factor(norm, stream, real, is_last=True)
-        asked = self._ask("pooler", stream.value())
+        asked = self._online.ask("pooler", stream.value())
         mask = Mask(asked.following[0], dense.bits, dense_use(norm))
         factors = self._check.open([] if factor is None else [mask.factor_half(factor, party.rank)])
         self.watch.lap("norm")
-        product = Opened(party, mask, self._answer(asked)[0])
+        product = Opened(party, mask, self._online.answer(asked)[0])
         self.watch.lap("linear")
         down = dense.scale + norm.factor_scale - dense.argument_scale
         argument = product.times(factors[0], down) if factors else product.value(down)
-        activated = self._head_activation(computed(self._with_bias(fused(argument), DENSE_BIAS)))
+        activated = self._head_activation(computed(self._online.with_bias(fused(argument), DENSE_BIAS)))
         self.watch.lap("activation")
         return activated
 
@@ -331,18 +213,18 @@ class PrivateBert:
         keys = self._mask[:, :: at.step]
         real = keys[:, :: at.stride].reshape(-1)
         attention = PrivateAttention(self._party, self._config.softmax, keys, at.stride, self._check, self.watch)
-        (query, key, value), masks = self._apply(f"{name}.attention", self._x)
+        (query, key, value), masks = self._online.apply(f"{name}.attention", self._x)
         self.watch.lap("linear")
         bias = self._score_bias(f"{name}.attention.score_bias", at)
         attended = attention.attend(Heads(query, key, value, *masks), constants, bias)
-        opened, tensors = self._apply(f"{name}.attention.output", attended)
+        opened, tensors = self._online.apply(f"{name}.attention.output", attended)
         self.watch.lap("linear")
         x = self._normalise(constants.attention_norm, opened[0], tensors[0], real)
-        opened, tensors = self._apply(f"{name}.inner", x)
+        opened, tensors = self._online.apply(f"{name}.inner", x)
         self.watch.lap("linear")
         activated = self._activate(opened[0], tensors[0])
         self.watch.lap("activation")
-        opened, tensors = self._apply(f"{name}.outer", activated)
+        opened, tensors = self._online.apply(f"{name}.outer", activated)
         self.watch.lap("linear")
         is_last = index == self.maps.n_segments - 1
         if is_last and self._constants.head.dense is not None:
