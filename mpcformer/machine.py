@@ -12,7 +12,8 @@ KEPT_BYTES = 1 << 30
 # Of a busy loop of GNU's OpenMP, whose default is 300,000.
 SPIN_COUNT = "10000"
 MOST_FILES, FEW_FILES = 1 << 16, 1 << 12
-# So many more new containers than freed ones, young collections and middle ones, before Python looks for cycles.
+# Python looks for cycles among new containers when it has made so many more than it has freed, and among older ones
+# each time after so many of these searches.
 COLLECTION = 5000, 20, 20
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from mpcformer.ring.aes import NONE
+from mpcformer.ring.aes import AES, NONE
 from mpcformer.ring.random import BLOCK_WORDS, block_hash, hash_key
 
 # Of points.c: numbers of payload, the hash functions of a tree, rows that are expanded together in trees of at most so
@@ -86,7 +86,11 @@ class PointKernels:
         return levels, leaves
 
     def are_right(self) -> bool:
-        """Return whether a tree of one level is made of the hashes of `random.block_hash`, and corrected for it."""
+        """Return whether a tree of one level is made of the hashes of `random.block_hash`, and corrected for it.
+
+        Larger trees must hold the payload alone, by each of the processor's instructions: small ones, more rows than
+        are expanded together, and rows so deep that each is expanded by itself.
+        """
         root, leaves = torch.tensor([[5, 9]]), torch.tensor([[1, 2, 3]])
         found = self.expand(0, root, torch.zeros(1, 1, 2, dtype=torch.int64), leaves)
         lowest = torch.tensor([3, 0])
@@ -94,10 +98,20 @@ class PointKernels:
         numbers = torch.cat([block_hash(children & ~lowest, which) for which in (2, 3)], dim=1)[:, :3]
         if not torch.equal(found[:, 0].t(), numbers + leaves * (children[:, :1] & 1)):
             return False
-        roots = root, torch.tensor([[-7, 11]])
-        parts = self.correct(roots, torch.tensor([2]), leaves, 2)
-        total = self.expand(0, roots[0], *parts) + self.expand(1, roots[1], *parts)
-        return torch.equal(total, torch.tensor([0, 0, 1, 0]) * leaves.t()[..., None])
+        sizes = (1, 2, 3), (ROWS_TOGETHER + 1, 4, MAX_PAYLOAD), (2, DEEP + 1, 1)
+        return all(self._holds(*size, level) for size in sizes for level in range(AES, self.level + 1))
+
+    def _holds(self, rows: int, n: int, n_numbers: int, level: int) -> bool:
+        """Return whether trees of 2^n places add up to their payload at its place, and to zero elsewhere."""
+        numbers = torch.arange(1, 1 + rows * (4 + n_numbers)) * 0x1E3779B97F4A7C15
+        first, second, payload = torch.split(numbers, [2 * rows, 2 * rows, n_numbers * rows])
+        roots, payload = (first.view(rows, 2), second.view(rows, 2)), payload.view(rows, n_numbers)
+        places = torch.arange(rows) * 5 % (1 << n)
+        parts = self.correct(roots, places, payload, n)
+        total = self.expand(0, roots[0], *parts, level=level) + self.expand(1, roots[1], *parts, level=level)
+        expected = torch.zeros((n_numbers, rows, 1 << n), dtype=torch.int64)
+        expected[:, torch.arange(rows), places] = payload.t()
+        return torch.equal(total, expected)
 
 
 def _hash_keys() -> bytes:

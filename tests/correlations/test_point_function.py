@@ -11,7 +11,7 @@ from mpcformer.correlations import CorrelationStore, MaskKeys, Request, deal, se
 from mpcformer.correlations.keys import point_function
 from mpcformer.correlations.table import TableSpec
 from mpcformer.errors import ProtocolError
-from mpcformer.ring import kernels
+from mpcformer.ring import kernels, points
 from mpcformer.ring.aes import AES
 from mpcformer.ring.random import Stream, block_hash, derive_key
 
@@ -63,6 +63,27 @@ def test_the_compiled_corrections_are_the_same(seed: int, n: int, width: int, ro
     rest = stream.bits((rows,), n), stream.int64((rows, width)), n
     compiled, twin = point_function.corrections(roots, *rest), point_function.corrections_by_torch(roots, *rest)
     assert all(torch.equal(a, b) for a, b in zip(compiled, twin, strict=True))
+
+
+@needs_kernels
+@pytest.mark.parametrize(("rows", "n"), [(1, 2), (points.ROWS_TOGETHER + 1, 4), (2, points.DEEP + 1)])
+def test_a_processor_on_which_an_expansion_is_wrong_does_not_use_it(
+    monkeypatch: pytest.MonkeyPatch, rows: int, n: int
+) -> None:
+    """Each way to expand is tried before it is relied on, and a single wrong number is noticed."""
+    assert FOUND is not None
+    expand, wrong_level = FOUND.points.expand, AES
+
+    def broken(rank: int, root: torch.Tensor, *corrections: torch.Tensor, level: int | None = None) -> torch.Tensor:
+        out = expand(rank, root, *corrections, level=level)
+        if rank == 0 and level == wrong_level and corrections[0].shape[:2] == (rows, n):
+            out[0, -1, -1] += 1
+        return out
+
+    assert FOUND.points.are_right()
+    monkeypatch.setattr(FOUND.points, "expand", broken)
+    for wrong_level in range(AES, FOUND.points.level + 1):
+        assert not FOUND.points.are_right()
 
 
 @needs_kernels

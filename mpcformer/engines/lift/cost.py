@@ -51,8 +51,6 @@ class BatchCost:
         self._weights = weight_shapes(self._config, public.embeddings)
         # The groups that the range guard looks at in the end: (rows, bits).
         self._guarded: list[tuple[int, int]] = []
-        # Rows and width of the last layer's stream.
-        self._last_stream = 0, 0
 
     def total(self) -> ProtocolCost:
         """Return the cost of the batch, and of the session's set-up.
@@ -71,7 +69,9 @@ class BatchCost:
 
         Each of the guard's openings goes along with one of the head's, if there is one.
         """
-        norm, head, rows = self._scales.layers[-1].output_norm, self._scales.head, self._last_stream
+        norm, head = self._scales.layers[-1].output_norm, self._scales.head
+        at = positions(self._config, self._config.num_hidden_layers - 1, self._shape.seq_len)
+        rows = self._shape.batch_size * at.n_kept, self._config.hidden_size
         self._guard_rows(norm, rows[0])
         step = guard.step_cost(self._guarded)
         found = step if norm.function is None else step | table.cost(norm.function, rows[0])
@@ -159,7 +159,6 @@ class BatchCost:
         norm, stream = layer.output_norm, (rows, hidden)
         if index < self._config.num_hidden_layers - 1:
             return cost + self._norm(norm, stream)
-        self._last_stream = stream
         return cost + lifted.cost(norm.op, stream, norm.stream.bits, norm.stream.lift, ahead=True)
 
     def _attention(

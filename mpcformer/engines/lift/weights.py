@@ -205,7 +205,7 @@ def owned_weights(
     else:
         pooler = gain.folded(weights.pooler.double())
         owned.put("pooler", pooler.weight, rings.pooler_weight_scale)
-        owned.biases[DENSE_BIAS] = _encode(f"{DENSE_BIAS}.bias", pooler.bias, head.dense.argument_scale)
+        owned.biases[DENSE_BIAS] = _encode("pooler.bias", pooler.bias, head.dense.argument_scale)
     owned.put_map("classifier", classifier, head.weight_scale, head.total_scale)
     check_rounded_overflow(config, scales, owned.weights, owned.biases)
     return owned
