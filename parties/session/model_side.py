@@ -84,7 +84,7 @@ class ModelSide:
             raise self._error
 
     def _agree_on_pool(self) -> None:
-        """Take the smaller number of both owners: they must cut a batch that is too large into the same parts."""
+        """Take the smaller number of both owners: they must agree on which batches are too large to wait."""
         asking = self._session.asking
         asking.send([torch.tensor([self._pool_bytes])])
         theirs = int(asking.receive([Spec(torch.int64, (1,))])[0])

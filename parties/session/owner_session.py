@@ -30,6 +30,7 @@ from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
+from parties.wire.arrivals import Arrivals
 from parties.wire.correlation_requests import to_wire
 from parties.wire.frame import Frame
 from parties.wire.frames import StreamEndedError, from_frames, open_channel
@@ -191,7 +192,8 @@ class OwnerSession:
                     self.check()
                     pause()
                     with self._timed(self.dealing, dealt.offline):
-                        self._offline(dealt.batch, index, segment, at, frames, dealt.offline)
+                        self._receive(frames, segment, at, dealt.offline)
+                        self._exchange(dealt.batch, index, segment, at)
                     at += len(segment)
             # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
             with self._timed(self.dealing, dealt.offline):
@@ -199,22 +201,13 @@ class OwnerSession:
             if self._audit.passes(self._part, first, requests):
                 return dealt
 
-    def _offline(
-        self,
-        batch: Batch,
-        index: int,
-        segment: list[Request],
-        first: int,
-        frames: Iterator[Frame],
-        phase: pb.Phase,
-    ) -> None:
-        """Do the offline part of a segment; its first operation is `first`, and the dealer's `frames` come now.
+    def _exchange(self, batch: Batch, index: int, segment: list[Request], first: int) -> None:
+        """Do the owners' own offline part of a segment whose first operation is `first`.
 
         The data owner sends its halves of openings while the dealer works for the model owner, and takes what the
         dealer made afterwards.
         """
         if self.rank == MODEL_OWNER:
-            self._receive(frames, segment, first, phase)
             self._pass_on(segment, first)
             batch.offline(index)
         else:
@@ -259,31 +252,37 @@ class OwnerSession:
         tell: Callable[[int, int], None] = lambda done, of: None,
         online: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> tuple[pb.BatchReport, Outcome]:
-        """Deal and compute a batch part by part, on the stream for dealing.
+        """Deal and compute a batch segment by segment, on the stream for dealing.
 
-        The segments of the plan run in groups whose correlations fit into the pool together. For each group the
-        offline part runs first, then a barrier, then the online part.
+        The dealer's corrections arrive at the model owner as far ahead as the pool has room, while the segments before
+        are computed. For each segment its offline part is finished first, then there is a barrier, then the online
+        part.
 
         Args:
             inputs: as in `compute`.
-            pool_bytes: how large the corrections of a group may be.
+            pool_bytes: how large the corrections may be that have arrived and are not used yet.
             tell: as in `compute`.
             online: entered for each online part.
         """
         dealt, segments, first = self._begin(inputs.shape)
         report, outcome = self._report(dealt), None
         dealt.batch.start(inputs, self.dealing)
-        for group in groups(segments, pool_bytes):
-            with self._timed(self.dealing, report.offline):
-                with self._dealt([request for segment in group for request in segments[segment]], first) as frames:
-                    for segment in group:
-                        self._offline(dealt.batch, segment, segments[segment], first, frames, report.offline)
-                        first += len(segments[segment])
-                self._barrier()
-            with self._timed(self.dealing, report.online), online(), scoped_keys("batch", first):
-                for segment in group:
-                    outcome = dealt.batch.online(segment)
-                    tell(segment + 1, len(segments))
+        firsts = [first + sum(map(len, segments[:index])) for index in range(len(segments))]
+        with self._dealt([request for segment in segments for request in segment], first) as frames:
+
+            def receive(index: int) -> None:
+                self._receive(frames, segments[index], firsts[index], report.offline)
+
+            with Arrivals(receive, [bytes_of(segment) for segment in segments], pool_bytes, self.check) as arrivals:
+                for index, segment in enumerate(segments):
+                    with self._timed(self.dealing, report.offline):
+                        arrivals.wait(index)
+                        self._exchange(dealt.batch, index, segment, firsts[index])
+                        self._barrier()
+                    with self._timed(self.dealing, report.online), online(), scoped_keys("batch", firsts[index]):
+                        outcome = dealt.batch.online(index)
+                    arrivals.use(index)
+                    tell(index + 1, len(segments))
         return self._measured(report, dealt), _whole(outcome)
 
     def _report(self, dealt: Dealt) -> pb.BatchReport:
@@ -364,6 +363,8 @@ class OwnerSession:
 
     def _receive(self, frames: Iterator[Frame], plan: list[Request], first: int, phase: pb.Phase) -> None:
         """Put the dealer's corrections for a part of a plan into the model owner's store."""
+        if self.rank != MODEL_OWNER:
+            return
         with self._blaming_dealer():
             for operation, item in enumerate(plan, start=first):
                 correction, n_bytes = from_frames(
@@ -433,23 +434,6 @@ class OwnerSession:
 def bytes_of(requests: list[Request]) -> int:
     """Return the bytes that wait at an owner between dealing and use of these correlations."""
     return sum(map(kept_bytes, requests))
-
-
-def groups(segments: list[list[Request]], pool_bytes: int) -> list[list[int]]:
-    """Return groups of consecutive segments whose corrections fit into the pool together.
-
-    A segment that exceeds the pool is a group of its own.
-    """
-    found: list[list[int]] = []
-    room = 0
-    for index, segment in enumerate(segments):
-        size = bytes_of(segment)
-        if size > room or not found:
-            found.append([])
-            room = pool_bytes
-        found[-1].append(index)
-        room -= size
-    return found
 
 
 def _whole(outcome: Outcome | None) -> Outcome:
