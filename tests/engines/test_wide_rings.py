@@ -2,8 +2,10 @@
 
 import pytest
 
+from mpcformer.approximations import gelu_form
 from mpcformer.engines.lift.scales import fixed_point as fp
 from mpcformer.engines.lift.scales.fixed_point import Rings
+from mpcformer.engines.lift.scales.model import activation
 from mpcformer.engines.lift.scales.norms import MIN_STREAM_SCALE
 from mpcformer.engines.lift.scales.rows import LayerScales, row_bits, row_function
 from mpcformer.ring.packing import WORD
@@ -43,3 +45,26 @@ def test_every_division_and_square_of_softmax_fits_its_ring(log_keys: int) -> No
     assert most * 2**last < 2 ** (fp.LAST_POWER_BITS - 2)
     assert most**2 * 2**squares < 2 ** (fp.POWER_BITS - 2)
     assert most * 2 ** fp.mean_scale(twice, log_keys) < 2 ** (WORD - 2)
+
+
+def test_every_map_leaves_the_bits_that_follow_it() -> None:
+    rings, widest = fp.WIDE, 52
+    query, value = (rings.input_scale + scale for scale in (rings.query_weight_scale, rings.value_weight_scale))
+    product = left(rings.input_bits, query, rings.query_scale)
+    assert left(min(product, rings.query_bits), 2 * rings.query_scale, rings.score_scale) >= rings.score_bits
+    assert left(rings.value_map_bits, value, rings.value_scale) >= rings.value_bits
+    inner = rings.input_scale + rings.inner_weight_scale
+    for name in ("quad", "relu", "gelu"):
+        argument = activation(gelu_form(name), rings)
+        assert left(rings.inner_map_bits, inner, argument.scale) >= argument.bits, name
+    for bits, scale, stream, residual in (
+        (rings.output_bits, rings.output_scale, rings.attention, rings.attention_residual_bits),
+        (rings.outer_bits, rings.outer_scale, rings.output, rings.inner_residual_bits),
+    ):
+        assert left(bits, scale, MIN_STREAM_SCALE) >= stream.bits
+        for own in (rings.residual_scale, rings.mean_scale):
+            assert left(residual, rings.input_scale + own, MIN_STREAM_SCALE) >= stream.bits
+        assert left(stream.lift, stream.normal_scale, rings.input_scale) >= rings.input_bits
+    # Products of more bits are slower, see mpcformer/ring/gemm.py.
+    shapes = ("attention.scores", "attention.values", "attention.residual", "attention.output", "inner", "outer")
+    assert max(rings.weight_bits(f"layer.0.{name}") for name in shapes) <= widest
