@@ -115,7 +115,7 @@ class Lifted(Kind):
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw [r], with a factor [beta], and at rank 1 the rest."""
-        drawn = [reduce(stream.int64(request.shapes[0]), request.bits)]
+        drawn = [stream.bits(request.shapes[0], request.bits)]
         drawn += [stream.int64(shape) for shape in request.shapes[1:]]
         return drawn + self.draw_corrected(request, stream, rank)
 

@@ -87,7 +87,7 @@ class Piecewise(Lifted):
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw [r], the masks and, at rank 1, the rest."""
         x = request.shapes[0]
-        drawn = [reduce(stream.int64(x), request.bits), stream.int64(x), stream.int64(x)]
+        drawn = [stream.bits(x, request.bits), stream.int64(x), stream.int64(x)]
         return drawn + self.draw_corrected(request, stream, rank)
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -259,7 +259,7 @@ class Table(Kind):
 
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw [r] and the owner's root."""
-        return [reduce(stream.int64(request.shapes[0]), TableSpec.BITS), stream.int64((*request.shapes[0], 2))]
+        return [stream.bits(request.shapes[0], TableSpec.BITS), stream.int64((*request.shapes[0], 2))]
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:
         """Compute the point function's corrections."""

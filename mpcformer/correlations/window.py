@@ -192,8 +192,8 @@ class Window(Kind):
     def draw(self, request: Request, stream: Stream, rank: int) -> list[torch.Tensor]:
         """Draw [r], the masks and, at rank 1, the rest."""
         spec = WindowSpec.of(request)
-        drawn = [reduce(stream.int64(spec.shape), spec.bits), *(stream.int64(spec.shape) for _ in range(2))]
-        drawn += [reduce(stream.int64(spec.shape), bits) for bits in spec.opened_bits]
+        drawn = [stream.bits(spec.shape, spec.bits), *(stream.int64(spec.shape) for _ in range(2))]
+        drawn += [stream.bits(spec.shape, bits) for bits in spec.opened_bits]
         return drawn + self.draw_corrected(request, stream, rank)
 
     def correct(self, request: Request, share_0: list[torch.Tensor], share_1: list[torch.Tensor]) -> list[torch.Tensor]:

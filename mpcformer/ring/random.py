@@ -150,7 +150,7 @@ class Stream:
         """Return the next uniform integers in [0, 2^n_bits), as int64 of `shape`; n_bits in 1..63."""
         if not 1 <= n_bits <= 63:
             raise ValueError(f"n_bits ({n_bits}) must lie in 1..63")
-        return self.int64(shape) & ((1 << n_bits) - 1)
+        return self.int64(shape).bitwise_and_((1 << n_bits) - 1)
 
     def __repr__(self) -> str:
         return "Stream(<key hidden>)"
