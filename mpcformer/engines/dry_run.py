@@ -167,8 +167,8 @@ RULES |= dict.fromkeys(
 )
 RULES |= dict.fromkeys(
     _methods(
-        "neg neg_ add_ sub_ mul_ copy_ masked_fill clone square __iadd__ __isub__ __imul__ __iand__ __ior__ __ixor__"
-        " __ilshift__ __irshift__"
+        "neg neg_ add_ sub_ mul_ bitwise_and_ copy_ masked_fill clone square __iadd__ __isub__ __imul__ __iand__"
+        " __ior__ __ixor__ __ilshift__ __irshift__"
     ),
     _same,
 )
