@@ -16,6 +16,7 @@ import pytest
 from mpcformer.errors import PartyError
 from parties.runs import simulation
 from parties.runs.simulation import LocalRunOptions
+from parties.session.pool import Pool
 from parties.settings.job import JobDescription
 from parties.stubs import parties_pb2 as pb
 from tests.forked import ForkedProcesses, context
@@ -32,10 +33,21 @@ def job_for(student: Path, data_dir: Path) -> LocalRunOptions:
 @pytest.mark.parametrize(
     "how", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)], ids=["kill", "stop"]
 )
-@pytest.mark.parametrize("victim", ["dealer", "model-owner", "data-owner"])
+@pytest.mark.parametrize(
+    ("victim", "in_parts"),
+    [("dealer", False), ("model-owner", False), ("data-owner", False), ("dealer", True)],
+    ids=["dealer", "model-owner", "data-owner", "dealer in parts"],
+)
 def test_a_party_that_fails_is_named_and_ends_the_others(
-    student: Path, data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: str, how: signal.Signals
+    student: Path,
+    data_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    victim: str,
+    in_parts: bool,
+    how: signal.Signals,
 ) -> None:
+    """Batches that are dealt in parts come from the dealer in a thread of their own."""
     made: list[ForkedProcesses] = []
     hit: list[float] = []
 
@@ -50,6 +62,8 @@ def test_a_party_that_fails_is_named_and_ends_the_others(
             os.kill(made[0].running[victim].pid, how)
 
     monkeypatch.setattr(simulation, "Processes", Watched)
+    if in_parts:
+        monkeypatch.setattr(Pool, "fits", lambda pool, shape: False)
     with pytest.raises(PartyError) as caught:
         simulation.simulate(job_for(student, data_dir), tmp_path, on_progress=strike)
     assert hit, "the job ended before it was hit"
