@@ -37,6 +37,9 @@ from parties.wire.frames import StreamEndedError, from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
 log = logging.getLogger(__name__)
+# Of a batch that is dealt in parts, room for so many of the largest are kept. With more, the dealer would be done long
+# before the owners, who then leave a part of the machine idle.
+SEGMENTS_AHEAD = 2
 
 
 @dataclass
@@ -254,9 +257,9 @@ class OwnerSession:
     ) -> tuple[pb.BatchReport, Outcome]:
         """Deal and compute a batch segment by segment, on the stream for dealing.
 
-        The dealer's corrections arrive at the model owner as far ahead as the pool has room, while the segments before
-        are computed. For each segment its offline part is finished first, then there is a barrier, then the online
-        part.
+        The dealer's corrections arrive at the model owner a segment or two ahead, if the pool has room, while the
+        segments before are computed. For each segment its offline part is finished first, then there is a barrier, then
+        the online part.
 
         Args:
             inputs: as in `compute`.
@@ -273,7 +276,9 @@ class OwnerSession:
             def receive(index: int) -> None:
                 self._receive(frames, segments[index], firsts[index], report.offline)
 
-            with Arrivals(receive, [bytes_of(segment) for segment in segments], pool_bytes, self.check) as arrivals:
+            sizes = [bytes_of(segment) for segment in segments]
+            room = min(pool_bytes, SEGMENTS_AHEAD * max(sizes))
+            with Arrivals(receive, sizes, room, self.check) as arrivals:
                 for index, segment in enumerate(segments):
                     with self._timed(self.dealing, report.offline):
                         arrivals.wait(index)
