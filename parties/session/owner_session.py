@@ -37,9 +37,9 @@ from parties.wire.frames import StreamEndedError, from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
 log = logging.getLogger(__name__)
-# Of a batch that is dealt in parts, room for so many of the largest are kept. With more, the dealer would be done long
-# before the owners, who then leave a part of the machine idle.
-SEGMENTS_AHEAD = 2
+# A batch that is dealt in parts has room for so many of its largest segment, of which one is computed. With more room
+# the dealer would be done long before the owners, who then leave a part of the machine idle.
+SEGMENTS_HELD = 2
 
 
 @dataclass
@@ -257,8 +257,8 @@ class OwnerSession:
     ) -> tuple[pb.BatchReport, Outcome]:
         """Deal and compute a batch segment by segment, on the stream for dealing.
 
-        The dealer's corrections arrive at the model owner a segment or two ahead, if the pool has room, while the
-        segments before are computed. For each segment its offline part is finished first, then there is a barrier, then
+        The dealer's corrections of a segment arrive at the model owner while the one before is computed, if the pool
+        has room for both. For each segment its offline part is finished first, then there is a barrier, then
         the online part.
 
         Args:
@@ -277,7 +277,7 @@ class OwnerSession:
                 self._receive(frames, segments[index], firsts[index], report.offline)
 
             sizes = [bytes_of(segment) for segment in segments]
-            room = min(pool_bytes, SEGMENTS_AHEAD * max(sizes))
+            room = min(pool_bytes, SEGMENTS_HELD * max(sizes))
             with Arrivals(receive, sizes, room, self.check) as arrivals:
                 for index, segment in enumerate(segments):
                     with self._timed(self.dealing, report.offline):
@@ -401,10 +401,13 @@ class OwnerSession:
 
     def _noting_when(self, frames: Iterator[Frame]) -> Iterator[Frame]:
         self._asked_dealer_at = time.monotonic()
-        for frame in frames:
+        try:
+            for frame in frames:
+                self._asked_dealer_at = None
+                yield frame
+                self._asked_dealer_at = time.monotonic()
+        finally:
             self._asked_dealer_at = None
-            yield frame
-            self._asked_dealer_at = time.monotonic()
 
     def _dealer_waited_s(self) -> float:
         since = self._asked_dealer_at

@@ -1,5 +1,6 @@
 """What a party receives ahead in a thread of its own, part by part, while it works on the parts before."""
 
+import contextvars
 import threading
 from collections.abc import Callable, Sequence
 
@@ -27,7 +28,9 @@ class Arrivals:
         self._n_arrived = self._n_used = 0
         self._ended = False
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="arrivals", daemon=True)
+        # The context has the session's name, which log lines begin with.
+        run = contextvars.copy_context().run
+        self._thread = threading.Thread(target=run, args=(self._run,), name="arrivals", daemon=True)
 
     def wait(self, part: int) -> None:
         """Return when a part is there.

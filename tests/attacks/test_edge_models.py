@@ -4,6 +4,7 @@ In the attack models at the edge of acceptance, with constant LayerNorms and lar
 Nothing overflowed, and their private logits were up to 4% off.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -106,6 +107,25 @@ def test_a_large_classifier_behind_a_small_pooler_is_off_by_no_more_than_is_prom
     with_head(folder, 1.0, classifier=accepted)
     assert rounding.SLACK * found_of(folder) < rounding.WIDE_LIMIT
     assert error_of(folder, data_dir, monkeypatch) < rounding.WIDE_LIMIT + 2.0**-9
+
+
+def test_rows_are_rounded_no_finer_than_the_engine_does(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The row behind a constant LayerNorm is the stream itself, whose finer digits the next map does not take."""
+    folder = edge_model(tmp_path / "student", data_dir, head=1.0, seed=0, norms=("attention",))
+    scales, steps, make = engine_constants(load_public_model(folder)), [], rounding._rounding
+    fine = {name: replace(norm, scale=norm.scale + 4) for name, norm in scales.norms.items()}
+    monkeypatch.setattr(type(scales), "norms", property(lambda _: fine))
+    monkeypatch.setattr(rounding, "_rounding", lambda step, stream: steps.append(step) or make(step, stream))
+    row_steps: list[float] = []
+    make_row = rounding._row_rounding
+    monkeypatch.setattr(rounding, "_row_rounding", lambda step, s: row_steps.append(step) or make_row(step, s))
+    public = load_public_model(folder)
+    rounding.rounding_error(public.config, scales, load_student(folder).state_dict())
+    row_step, constant = 2.0**-scales.rings.input_scale, [norm.function is None for norm in fine.values()]
+    assert [step >= norm.unit * row_step for step, norm in zip(steps, fine.values(), strict=True)] == constant
+    assert row_steps == [row_step] * constant.count(False)
 
 
 def test_equal_models_are_accepted_always_or_never(tmp_path: Path, data_dir: Path) -> None:

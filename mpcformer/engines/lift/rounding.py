@@ -1,11 +1,12 @@
 """How far rounding moves the logits of a model, which is known before it answers anybody.
 
 A head with large weights makes much of the rounding before it: nothing overflows, but logits are off. The model runs in
-floating point on made-up texts, once as it is, and once with the input of each LayerNorm rounded at random to the
-digits that the engine keeps there, and with tanh off at random by as much as its table. Of all errors these are the
-coarsest.
+floating point on made-up texts, once as it is, and once with the input of each LayerNorm and the normalised row
+rounded at random to the digits that the engine keeps there, and with tanh off at random by as much as its table. Of all
+errors these are the coarsest.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -115,13 +116,32 @@ def rounding_error(config: ModelDescription, scales: LiftScales, state: Mapping[
             is_answered.fill_(True)
             texts.append((ids, model(ids, observe)))
             answered.append(is_answered.clone())
+        row_step = 2.0**-scales.rings.input_scale
         for name, norm in scales.norms.items():
-            model.norm(name).register_forward_pre_hook(_rounding(norm.unit * 2.0**-norm.scale, stream))
+            step = norm.unit * 2.0**-norm.scale
+            if norm.function is None:
+                # The row behind a constant LayerNorm is the stream itself, in the stream's unit.
+                step = max(step, norm.unit * row_step)
+            else:
+                model.norm(name).register_forward_hook(_row_rounding(row_step, stream))
+            model.norm(name).register_forward_pre_hook(_rounding(step, stream))
         if scales.head.is_tagged:
             model.pooled.register_forward_pre_hook(_disturbing(TANH_ERROR, stream))
         moved = torch.cat([(model(ids) - exact).abs().flatten(1).amax(1) for ids, exact in texts])
     counts = torch.cat(answered)
     return float((moved[counts] if 2 * int(counts.sum()) >= N_TEXTS else moved).max())
+
+
+def _row_rounding(step: float, stream: Stream) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
+    """Return a hook that moves a LayerNorm's rows, before its gain, as much as rounding to multiples of `step` does."""
+
+    def rounded(norm: nn.Module, _: Any, y: torch.Tensor) -> torch.Tensor:
+        # Rounding up or down at random has this variance on average: that of numbers within step / sqrt(2).
+        fractions = stream.bits(tuple(y.shape), FRACTION_BITS).to(y.dtype) * 2.0**-FRACTION_BITS
+        gain = norm.get_parameter("weight")
+        return y + gain * (2 * fractions - 1) * (step / math.sqrt(2.0))
+
+    return rounded
 
 
 def _disturbing(most: float, stream: Stream) -> Callable[[nn.Module, Any], tuple[torch.Tensor]]:
