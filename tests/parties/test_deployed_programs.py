@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from mpcformer.engines.crypten.compat import crypten
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError, UserInputError
+from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from parties.diagnosis import holdings
 from parties.program_process.process import Part, task_of
 from parties.programs.deployed import run_deployed
