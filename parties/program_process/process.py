@@ -102,13 +102,15 @@ class Part:
         """
         deadline = time.monotonic() + limit_s
         while True:
-            check()
+            # What it has said already counts first: others may have noticed the same, and ended the session.
             with suppress(queue.Empty):
                 said = self._said.get(timeout=POLL_S)
                 break
+            check()
             if time.monotonic() > deadline:
                 raise PartyError(self._party_id, late, remedy)
         if said is None:
+            check()
             raise PartyError(self._party_id, f"the process of its program {_ending(self._process.wait())}")
         if said["event"] == "failed":
             raise self._error(said)

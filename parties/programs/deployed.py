@@ -10,6 +10,7 @@ from mpcformer.errors import MPCFormerError, PartyError, UserInputError
 from parties.program_process.process import Part, Results, entry_of, task_of
 from parties.program_process.task import DRY_RUN_LIMIT_S, LOADING_LIMIT_S
 from parties.session.data_side import BudgetError
+from parties.session.evidence import said
 from parties.session.failure import as_known
 from parties.session.membership import peak_rss_bytes
 from parties.session.own_session import OwnSession
@@ -119,6 +120,9 @@ def play(config: DataOwnerConfig, entry: ProgramEntry, part: Part, told: dict[st
 
 
 def _own_words(error: MPCFormerError, verdict: MPCFormerError, party_id: str) -> MPCFormerError:
-    """Return the first cause; this party's own error says more than what the others were told of it."""
-    is_own = isinstance(verdict, PartyError) and verdict.party == party_id
+    """Return the first cause; this party's own error says more than what the others were told of it.
+
+    Where another party has noticed the same, the error is this party's own too, whichever of both was first.
+    """
+    is_own = isinstance(verdict, PartyError) and (verdict.party == party_id or said(verdict) == said(error))
     return error if is_own and not isinstance(error, PartyError) else verdict

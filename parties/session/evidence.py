@@ -68,10 +68,10 @@ class Evidence:
         causal = [error for error in pieces if not (isinstance(error, PartyError) and error.party in self._accused)]
         if weight == Weight.ACCUSED and causal:
             pieces = causal
-        alike = [error for error in pieces if _said(error) == _said(pieces[0])]
+        alike = [error for error in pieces if said(error) == said(pieces[0])]
         return weight, min(alike, key=lambda error: error.what)
 
 
-def _said(error: MPCFormerError) -> str:
+def said(error: MPCFormerError) -> str:
     """Return what happened, without the party that it happened to."""
     return error.what.removeprefix(f"{error.party}: ") if isinstance(error, PartyError) else error.what
