@@ -128,6 +128,18 @@ def test_rows_are_rounded_no_finer_than_the_engine_does(
     assert row_steps == [row_step] * constant.count(False)
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_rows_of_fourteen_bits_hardly_move_logits_more_than_rows_of_eighteen(
+    tmp_path: Path, data_dir: Path, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Wide rings rounded rows to 2^-18 once. The stream before a LayerNorm is rounded about as coarsely as rows now."""
+    folder, make = save_student(tmp_path / "student", data_dir, seed=seed), rounding._row_rounding
+    assert engine_constants(load_public_model(folder)).rings.input_scale == 14
+    now = found_of(folder)
+    monkeypatch.setattr(rounding, "_row_rounding", lambda step, stream: make(step / 16, stream))
+    assert now < 1.25 * found_of(folder)
+
+
 def test_equal_models_are_accepted_always_or_never(tmp_path: Path, data_dir: Path) -> None:
     folder = edge_model(tmp_path / "student", data_dir, head=2.0, seed=0)
     torch.manual_seed(1)
