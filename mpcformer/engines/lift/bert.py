@@ -28,12 +28,7 @@ from mpcformer.engines.lift.weights import OwnedWeights, weight_shapes
 from mpcformer.engines.stopwatch import Stopwatch
 from mpcformer.modeling.families.distances import distance_buckets
 from mpcformer.protocols.lifted import Mask, Opened
-from mpcformer.protocols.party import (
-    Party,
-    computed,
-    fused,
-    shift,
-)
+from mpcformer.protocols.party import Party, computed, fused, shift
 from mpcformer.ring.filed import Masked
 from mpcformer.ring.packing import Operand
 

@@ -132,14 +132,18 @@ def rounding_error(config: ModelDescription, scales: LiftScales, state: Mapping[
     return float((moved[counts] if 2 * int(counts.sum()) >= N_TEXTS else moved).max())
 
 
+def _fractions(x: torch.Tensor, stream: Stream) -> torch.Tensor:
+    """Return uniform numbers in [0, 1), one for each element of x."""
+    return stream.bits(tuple(x.shape), FRACTION_BITS).to(x.dtype) * 2.0**-FRACTION_BITS
+
+
 def _row_rounding(step: float, stream: Stream) -> Callable[[nn.Module, Any, torch.Tensor], torch.Tensor]:
     """Return a hook that moves a LayerNorm's rows, before its gain, as much as rounding to multiples of `step` does."""
 
     def rounded(norm: nn.Module, _: Any, y: torch.Tensor) -> torch.Tensor:
         # Rounding up or down at random has this variance on average: that of numbers within step / sqrt(2).
-        fractions = stream.bits(tuple(y.shape), FRACTION_BITS).to(y.dtype) * 2.0**-FRACTION_BITS
         gain = norm.get_parameter("weight")
-        return y + gain * (2 * fractions - 1) * (step / math.sqrt(2.0))
+        return y + gain * (2 * _fractions(y, stream) - 1) * (step / math.sqrt(2.0))
 
     return rounded
 
@@ -149,8 +153,7 @@ def _disturbing(most: float, stream: Stream) -> Callable[[nn.Module, Any], tuple
 
     def disturbed(_: nn.Module, inputs: Any) -> tuple[torch.Tensor]:
         x = inputs[0]
-        fractions = stream.bits(tuple(x.shape), FRACTION_BITS).to(x.dtype) * 2.0**-FRACTION_BITS
-        return (x + (2 * fractions - 1) * most,)
+        return (x + (2 * _fractions(x, stream) - 1) * most,)
 
     return disturbed
 
@@ -160,7 +163,6 @@ def _rounding(step: float, stream: Stream) -> Callable[[nn.Module, Any], tuple[t
 
     def rounded(_: nn.Module, inputs: Any) -> tuple[torch.Tensor]:
         x = inputs[0]
-        fractions = stream.bits(tuple(x.shape), FRACTION_BITS).to(x.dtype) * 2.0**-FRACTION_BITS
-        return (torch.floor(x / step + fractions) * step,)
+        return (torch.floor(x / step + _fractions(x, stream)) * step,)
 
     return rounded
