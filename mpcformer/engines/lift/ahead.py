@@ -32,8 +32,10 @@ class Known:
 class Ahead:
     """The part of one batch that does not depend on its text.
 
+    A segment's part may run in one thread while another one computes the segments before it.
+
     Args:
-        party: this owner.
+        party: this owner, with the channel for dealing.
         config, constants: the public configuration and scales.
         size: B and L, the sentences and the padded length.
         owned: the weights at the model owner, else None.
@@ -73,7 +75,7 @@ class Ahead:
             wanted = size[0] * size[1], config.type_vocab_size, self._shapes["embeddings"]
             if row_lookup.is_cheaper(*wanted):
                 request = row_lookup.request("embeddings", *wanted, salt)
-                self.words = PrivateWords(party, request, owned, table_mask, masked, is_plan)
+                self.words = PrivateWords(request, owned, table_mask, masked, is_plan)
         one_hot = embeddings == "private_table" and self.words is None
         self.maps = Maps(party.rank, config, constants, size, self._shapes, one_hot, half_shapes)
 
@@ -85,7 +87,7 @@ class Ahead:
             starts: the index of each map's first operation in the plan, by the name of its first weight.
         """
         if segment == 0 and self.words is not None:
-            self.words.offline(starts["embeddings"])
+            self.words.offline(self._party, starts["embeddings"])
         for name in self.maps.of_segment(segment):
             if self._party.rank == DATA_OWNER:
                 self.known[name] = self._sent(self.maps[name], starts)

@@ -131,11 +131,10 @@ class LiftEngine:
         """Begin a batch of this shape."""
         planned = self._planned(shape)
         starts = {name: at + store.next_operation for name, at in planned.starts.items()}
-        party = Party(self._rank, channel, store)
         is_owner, n_keys = self._owned is not None, self._config.hidden_size
         tag_keys = weight_mask(store.batch_key(), TAGS, (n_keys,), WORD) if is_owner else None
         ahead = Ahead(
-            party,
+            Party(self._rank, channel, store),
             self._config,
             self._constants,
             (shape.batch_size, shape.seq_len),
@@ -147,9 +146,9 @@ class LiftEngine:
             half_shapes=planned.half_shapes,
         )
 
-        def begin(inputs: BatchInputs) -> PrivateBert:
+        def begin(inputs: BatchInputs, channel: Channel) -> PrivateBert:
             return PrivateBert(
-                party,
+                Party(self._rank, channel, store),
                 self._config,
                 self._constants,
                 inputs.attention_mask,
@@ -161,7 +160,7 @@ class LiftEngine:
                 tag_keys=tag_keys,
             )
 
-        return LiftBatch(party, ahead, starts, begin, self._first)
+        return LiftBatch(self._rank, ahead, starts, begin, self._first)
 
     def _first(self, inputs: BatchInputs) -> torch.Tensor:
         """Return the data owner's input of the first segment, which `PrivateBert.online` describes."""
@@ -186,22 +185,22 @@ class LiftBatch:
     """One owner's side of one batch. `Batch` describes the methods.
 
     Args:
-        party: this owner. Its channel is that of the offline part until the batch starts.
+        rank: this owner's rank.
         ahead: the part that does not depend on the text.
         starts: the index of each map's first operation in the store.
-        begin: makes the pass, from the inputs.
+        begin: makes the pass, from the inputs and the channel for the online part.
         first: makes the data owner's input of the first segment, from the inputs.
     """
 
     def __init__(
         self,
-        party: Party,
+        rank: int,
         ahead: Ahead,
         starts: dict[str, int],
-        begin: Callable[[BatchInputs], PrivateBert],
+        begin: Callable[[BatchInputs, Channel], PrivateBert],
         first: Callable[[BatchInputs], torch.Tensor],
     ) -> None:
-        self._party, self._ahead, self._starts, self._begin, self._first = party, ahead, starts, begin, first
+        self._rank, self._ahead, self._starts, self._begin, self._first = rank, ahead, starts, begin, first
         self._bert: PrivateBert | None = None
         self._inputs: BatchInputs | None = None
 
@@ -211,14 +210,14 @@ class LiftBatch:
 
     def start(self, inputs: BatchInputs, channel: Channel) -> None:
         """Take the inputs."""
-        self._party.channel, self._inputs = channel, inputs
-        self._bert = self._begin(inputs)
+        self._inputs = inputs
+        self._bert = self._begin(inputs, channel)
 
     def online(self, segment: int) -> Outcome | None:
         """Run a segment of the pass on shares."""
         if self._bert is None or self._inputs is None:
             raise ProtocolError("a batch runs online after its start")
-        first = self._first(self._inputs) if segment == 0 and self._party.rank == DATA_OWNER else None
+        first = self._first(self._inputs) if segment == 0 and self._rank == DATA_OWNER else None
         return self._bert.online(segment, first)
 
     def breakdown(self) -> dict[str, float]:

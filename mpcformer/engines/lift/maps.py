@@ -5,6 +5,7 @@ Letters in the shapes beside the code are those of bert.py.
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -81,6 +82,12 @@ class Maps:
         # What the residual of the block at work adds, before it is shifted: this owner's share, and that of its mean,
         # which a residual that is centred itself does not have.
         self._residual: tuple[torch.Tensor, torch.Tensor | None] | None = None
+
+    def anew(self) -> "Maps":
+        """Return the same maps with a residual of their own, for another thread."""
+        made = copy(self)
+        made._residual = None
+        return made
 
     @property
     def n_segments(self) -> int:

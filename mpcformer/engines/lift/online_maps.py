@@ -78,7 +78,7 @@ class OnlineMaps:
         size: tuple[int, int],
     ) -> None:
         self._party, self._constants, self._shapes, self._owned = party, constants, shapes, owned
-        self._maps, self._known = ahead.maps, ahead.known
+        self._maps, self._known = ahead.maps.anew(), ahead.known
         self._n_batch, self._n_positions = size
 
     def apply(self, name: str, x: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
@@ -144,15 +144,15 @@ class OnlineMaps:
     def look_up(self, words: PrivateWords, columns: torch.Tensor) -> tuple[list[torch.Tensor], Tensors]:
         """Do for a large table what `apply` does for the embeddings; the data owner's half goes last."""
         item, party = self._maps["embeddings"], self._party
-        words.take()
+        words.take(party)
         shapes = self._maps.shapes_of_halves("embeddings")
         following = [party.take_packed(request) for request in item.following]
         if party.rank == DATA_OWNER:
-            z, theirs = words.ask(columns, shapes)
+            z, theirs = words.ask(party, columns, shapes)
             halves = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]
             party.send(halves)
             return add_halves(halves, theirs), following
-        answers, z = words.answer()
+        answers, z = words.answer(party)
         if self._owned is not None:
             z += self._owned.biases["embeddings"][: self._n_positions].repeat(self._n_batch, 1)
         mine = [(computed(x), bits) for x, bits in item.halves([Fused(z)], following)]

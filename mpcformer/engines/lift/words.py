@@ -19,8 +19,9 @@ NAME = "embeddings"
 class PrivateWords:
     """The lookup of one batch. Unlike the result of a linear map, the data owner does not know its share ahead.
 
+    Its offline part may run in another thread, and on another channel, than its online part.
+
     Args:
-        party: this owner.
         request: the request for the lookup's correlation.
         owned: the weights at the model owner, else None.
         mask: the mask of the table at the model owner, else None.
@@ -30,35 +31,37 @@ class PrivateWords:
 
     def __init__(
         self,
-        party: Party,
         request: Request,
         owned: OwnedWeights | None,
         mask: torch.Tensor | None,
         masked: Mapping[str, Masked] | None,
         is_plan: bool,
     ) -> None:
-        self._party, self._request, self._owned, self._masked = party, request, owned, masked
+        self._request, self._owned, self._masked = request, owned, masked
         self._mask, self._is_plan, self._spec = mask, is_plan, LookupSpec.of(request)
         self._tensors: list[torch.Tensor] = []
         self._asked: row_lookup.Asked | None = None
 
-    def offline(self, operation: int) -> None:
+    def offline(self, party: Party, operation: int) -> None:
         """Expand the data owner's masks; both owners find out the places of this session."""
         _ = self._spec.places
-        if self._party.rank == DATA_OWNER:
-            self._asked = row_lookup.Asked(self._request, self._party.store.preview(operation, self._request).shares)
+        if party.rank == DATA_OWNER:
+            self._asked = row_lookup.Asked(self._request, party.store.preview(operation, self._request).shares)
 
-    def take(self) -> None:
+    def take(self, party: Party) -> None:
         """Use up the correlation, of which the data owner has done its part `offline`."""
-        if self._party.rank == DATA_OWNER:
-            self._party.store.skip(self._request)
+        if party.rank == DATA_OWNER:
+            party.store.skip(self._request)
         else:
-            self._tensors = self._party.take(self._request)
+            self._tensors = party.take(self._request)
 
-    def ask(self, columns: torch.Tensor, following: Sequence[HalfShape]) -> tuple[torch.Tensor, list[NumbersAndBits]]:
+    def ask(
+        self, party: Party, columns: torch.Tensor, following: Sequence[HalfShape]
+    ) -> tuple[torch.Tensor, list[NumbersAndBits]]:
         """Ask for the rows, at the data owner, and receive the answer.
 
         Args:
+            party: the data owner.
             columns: (B L, 2), the columns at which one-hot rows of words and types have their ones.
             following: shape and bits of the halves that come with the answer.
 
@@ -70,17 +73,17 @@ class PrivateWords:
             raise ProtocolError("words are asked for before their offline part")
         asked, self._asked = self._asked, None
         words, types = columns.unbind(1)
-        self._party.send(asked.halves(words, types - self._spec.n_words))
+        party.send(asked.halves(words, types - self._spec.n_words))
         shapes = [(self._spec.answers, BITS), *following]
-        (answers, _), *halves = split(self._party.receive(shapes), shapes)
+        (answers, _), *halves = split(party.receive(shapes), shapes)
         return asked.share(words, answers, table), halves
 
-    def answer(self) -> tuple[Half, torch.Tensor]:
+    def answer(self, party: Party) -> tuple[Half, torch.Tensor]:
         """Answer, at the model owner: return the answers, which are to be sent, and its share of the rows, (B L, H)."""
         spec = self._spec
         tensors, self._tensors = self._tensors, []
         shapes: list[HalfShape] = [(spec.questions, BITS), (spec.choices, BITS)]
-        (questions, _), (choices, _) = split(self._party.receive(shapes), shapes)
+        (questions, _), (choices, _) = split(party.receive(shapes), shapes)
         if self._is_plan:
             return (tensors[1], BITS), tensors[2].view(-1, spec.width)[: spec.n_lookups]
         if self._owned is None or self._mask is None:
