@@ -92,6 +92,9 @@ def bench(
         bool, flag("--products", group=MACHINE, about="Measure matrix products alone, in each way that is here.")
     ] = False,
     batches: Annotated[int, option(group=MACHINE, about="Batches in a run; each is dealt beside another.")] = 1,
+    overlap: Annotated[
+        bool, flag("--overlap", group=MACHINE, about="Compute a batch while it is dealt; by default, after that.")
+    ] = False,
     repeat: Annotated[int, option(group=MACHINE, about="Runs of each engine, in turns.")] = 2,
     json: Annotated[Path | None, option(group=OUTPUT, about="Write the figures to this new file.")] = None,
 ) -> None:
@@ -114,6 +117,7 @@ def bench(
         network=network_profile(network),
         **_forms(model, gelu=gelu, softmax=softmax, strides=strides, precision=precision),
         batches=batches,
+        overlap=overlap,
         repeat=repeat,
         threads=threads,
         device=device,
@@ -121,9 +125,9 @@ def bench(
     )
     if transport and products:
         raise UserInputError("--transport and --products measure different things", "give one of them")
-    if batches != 1 and (transport or products):
-        other = "--transport" if transport else "--products"
-        raise UserInputError(f"--batches {batches}: {other} measures a number of its own", "leave --batches out")
+    if (batches != 1 or overlap) and (transport or products):
+        other, given = "--transport" if transport else "--products", "--overlap" if overlap else f"--batches {batches}"
+        raise UserInputError(f"{given}: {other} decides that itself", f"leave {given.split()[0]} out")
     (products_alone.run if products else transports.run if transport else run)(options)
 
 

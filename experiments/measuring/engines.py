@@ -37,6 +37,7 @@ class BenchOptions:
     seq_len: int = 128
     batch_size: int = 1
     batches: int = 1
+    overlap: bool = False
     engines: tuple[str, ...] = engine_names()
     network: NetworkProfile | None = None
     gelu: str = "quad"
@@ -54,6 +55,10 @@ def measure(options: BenchOptions) -> dict[str, Any]:
 
     Seconds are medians over the runs. Keys name their unit: `online_seconds`, `online_bytes`, `rounds`. Of several
     batches in a run, seconds and bytes are those of one on average.
+
+    A single batch is dealt before it is computed, so that both are measured alone. With `options.overlap` it is
+    computed while it is dealt, as in a session whose first question nothing was dealt for. Offline seconds are then
+    those in which the data owner only dealt or waited for that, so the sum of both is the time until the answer.
 
     Raises:
         UserInputError: an option is wrong; nothing has run then.
@@ -115,7 +120,12 @@ def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> Loc
     return LocalRunOptions(
         student=student,
         teacher=None,
-        job=JobDescription(task=TASK, batch_size=options.batch_size, engine=engine),
+        job=JobDescription(
+            task=TASK,
+            batch_size=options.batch_size,
+            engine=engine,
+            overlap=options.overlap or options.batches > 1,
+        ),
         data_dir=data,
         network=options.network,
         threads=options.threads,
@@ -125,6 +135,11 @@ def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> Loc
 
 def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Results]]) -> dict[str, Any]:
     median = statistics.median
+    dealing: Role = "data-owner" if options.overlap else "model-owner"
+
+    def offline(results: Results) -> float:
+        return _mean(results, *(batch.offline.seconds for batch in results.batches[dealing]))
+
     engines: dict[str, Any] = {}
     for engine, results in runs.items():
         plan = create_engine(engine, rank=1, public=public, channel=None, weights=None).plan(
@@ -132,7 +147,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         )
         engines[engine] = {
             "online_seconds": median(_online(r) for r in results),
-            "offline_seconds": median(_offline(r) for r in results),
+            "offline_seconds": median(offline(r) for r in results),
             "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
             "sentences_per_second": median(options.batches * options.batch_size / r.seconds for r in results),
             "online_bytes": _bytes(results[0], lambda report: report.online.bytes_received),
@@ -144,7 +159,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
             "breakdown": {name: median(_mean(r, breakdown(r).get(name, 0.0)) for r in results) for name in OPERATIONS},
             "online_seconds_each": [_online(r) for r in results],
-            "offline_seconds_each": [_offline(r) for r in results],
+            "offline_seconds_each": [offline(r) for r in results],
         }
     values: dict[str, Any] = {
         "model": options.model,
@@ -152,6 +167,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
         "batches": options.batches,
+        "overlap": options.overlap,
         "gelu": public.config.gelu,
         "softmax": public.config.softmax,
         "strides": list(public.config.strides),
@@ -166,18 +182,14 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         pairs = list(zip(*(runs[name] for name in engine_names()[:2]), strict=True))
         values["ratio"] = {
             "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
-            "online_to_whole": median(_online(a) / (_online(b) + _offline(b)) for a, b in pairs),
-            "total_seconds": median((_online(a) + _offline(a)) / (_online(b) + _offline(b)) for a, b in pairs),
+            "online_to_whole": median(_online(a) / (_online(b) + offline(b)) for a, b in pairs),
+            "total_seconds": median((_online(a) + offline(a)) / (_online(b) + offline(b)) for a, b in pairs),
         }
     return values
 
 
 def _online(results: Results) -> float:
     return _mean(results, *(batch.online.seconds for batch in results.batches["data-owner"]))
-
-
-def _offline(results: Results) -> float:
-    return _mean(results, *(batch.offline.seconds for batch in results.batches["model-owner"]))
 
 
 def _bytes(results: Results, of: Callable[[Any], int]) -> int:

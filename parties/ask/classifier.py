@@ -135,8 +135,8 @@ class Classifier:
             answer is {"label": name, "score": probability}, with the score that a plaintext pipeline gives: a softmax,
             or for regression the value. A text that was refused has {"label": None, "score": None, "refused": True,
             "reason": ...}. With `details` there are also "logits" (C numbers), "seconds" (of the whole batch, with
-            dealing if nothing was dealt ahead), "online_seconds", "rounds", "bytes" (of the online part, both ways),
-            "batch" (texts, tokens) and "dealt_ahead".
+            dealing if nothing was dealt ahead), "online_seconds" (without the waiting for what was not dealt yet),
+            "rounds", "bytes" (of the online part, both ways), "batch" (texts, tokens) and "dealt_ahead".
 
         Raises:
             UserInputError: an input is no text.

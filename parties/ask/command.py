@@ -251,7 +251,8 @@ def _shown(answer: dict[str, Any]) -> str:
 
 def _cost(answer: dict[str, Any]) -> str:
     size, length = answer["batch"]
-    dealt = "dealt ahead" if answer["dealt_ahead"] else f"{answer['seconds'] - answer['online_seconds']:.2f} s dealing"
+    waited_s = answer["seconds"] - answer["online_seconds"]
+    dealt = "dealt ahead" if answer["dealt_ahead"] else f"{waited_s:.2f} s waiting for the dealer's part"
     return (
         f"{answer['online_seconds']:.2f} s online, {dealt}, {answer['rounds']} rounds,"
         f" {answer['bytes'] / 2**20:.1f} MiB, batch {size} x {length}"

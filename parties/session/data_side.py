@@ -145,9 +145,9 @@ class DataSide:
         membership.watch(job.model_owner, channel.waited_s)
         return channel
 
-    def _deal(self, shape: BatchShape, pause: Callable[[], None]) -> Dealt:
+    def _deal(self, shape: BatchShape, pause: Callable[[], None], begun: Callable[[Dealt], None]) -> None:
         tell(self.session.dealing, Verb.DEAL, shape.batch_size, shape.seq_len)
-        return self.session.deal(shape, pause)
+        self.session.deal(shape, pause, begun)
 
     def ask(
         self, inputs: BatchInputs, n_told: int, tell_progress: Tell = lambda done, of: None, *, seen: bool = False
@@ -171,6 +171,8 @@ class DataSide:
         # From here on nothing is dealt for the stock, so that the batch is not computed beside it.
         with self.pool.asking():
             number, dealt, was_ready = self.pool.take(inputs.shape)
+            if not self._job.overlap:
+                dealt.wait(dealt.n_segments, self.session.check)
             metrics.asked_batches.labels(metrics.AHEAD if was_ready else metrics.LATE).inc()
             before = channel.counters.copy()
             tell(channel, Verb.ASK, number, n_told)

@@ -128,11 +128,14 @@ class ModelSide:
             self._require_room(session.size_of(shape))
             with self._changed:
                 self._n_begun += 1
-            dealt = session.deal(shape)
-            with self._changed:
-                self._waiting[self._n_dealt] = dealt
-                self._n_dealt += 1
-                self._changed.notify_all()
+            session.deal(shape, begun=self._keep)
+
+    def _keep(self, dealt: Dealt) -> None:
+        """Keep a batch that may be asked for from now on."""
+        with self._changed:
+            self._waiting[self._n_dealt] = dealt
+            self._n_dealt += 1
+            self._changed.notify_all()
 
     def _require_room(self, n_bytes: int) -> None:
         """Wait for room. The data owner takes a batch and fills its room, but says so on two streams."""

@@ -1,6 +1,7 @@
 """What both owners do in a session: agree on everything public, deal batches ahead, and compute them."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -40,11 +41,13 @@ log = logging.getLogger(__name__)
 # A batch that is dealt in parts has room for so many of its largest segment, of which one is computed. With more room
 # the dealer would be done long before the owners, who then leave a part of the machine idle.
 SEGMENTS_HELD = 2
+# How often a wait asks whether the session still stands.
+POLL_S = 0.5
 
 
 @dataclass
 class Dealt:
-    """A batch whose offline part is done.
+    """A batch that was dealt, or is being dealt: its segments can be computed as soon as they are dealt themselves.
 
     Args:
         shape: the batch.
@@ -52,7 +55,7 @@ class Dealt:
         n_segments: how many parts its computation has.
         n_bytes: the size of its corrections.
         first_operation: the index of its first operation in the session.
-        offline: what the offline part took.
+        offline: what the offline part took; complete when the batch is.
     """
 
     shape: BatchShape
@@ -61,6 +64,46 @@ class Dealt:
     n_bytes: int
     first_operation: int = 0
     offline: pb.Phase = field(default_factory=pb.Phase)
+    _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
+    _n_ready: int = 0
+    _is_whole: bool = False
+    _error: BaseException | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all of the batch is dealt."""
+        return self._is_whole
+
+    def note(self, n_ready: int, *, is_whole: bool = False) -> None:
+        """Say that so many segments are dealt, and whether all is done that belongs to the batch's offline part."""
+        with self._changed:
+            self._n_ready, self._is_whole = n_ready, is_whole
+            self._changed.notify_all()
+
+    def fail(self, error: BaseException) -> None:
+        """Say that dealing has failed; whoever waits for a segment gets the error."""
+        with self._changed:
+            self._error = error
+            self._changed.notify_all()
+
+    def wait(self, segment: int, check: Callable[[], None]) -> float:
+        """Wait until a segment is dealt, or all of the batch if there is no such segment; return the seconds waited.
+
+        Args:
+            segment: its number.
+            check: called while this waits; it raises if there is nothing to wait for any more.
+
+        Raises:
+            MPCFormerError: dealing failed, or `check` found a reason.
+        """
+        start = time.perf_counter()
+        with self._changed:
+            while not self._is_whole and self._n_ready <= segment:
+                if self._error is not None:
+                    raise self._error
+                check()
+                self._changed.wait(POLL_S)
+        return time.perf_counter() - start
 
 
 class OwnerSession:
@@ -175,7 +218,12 @@ class OwnerSession:
             self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
         return self._sizes[shape]
 
-    def deal(self, shape: BatchShape, pause: Callable[[], None] = lambda: None) -> Dealt:
+    def deal(
+        self,
+        shape: BatchShape,
+        pause: Callable[[], None] = lambda: None,
+        begun: Callable[[Dealt], None] = lambda dealt: None,
+    ) -> Dealt:
         """Do the offline part of a batch. Both owners call this at the same time, for one batch after the other.
 
         A batch that the owners choose to audit is dropped, and another one takes its place.
@@ -183,26 +231,45 @@ class OwnerSession:
         Args:
             shape: the batch.
             pause: called before each segment, to let more urgent work pass.
+            begun: called with the batch as soon as it may be computed, segment by segment: when it is planned, or once
+                it is clear that it is not audited.
 
         Raises:
             PartyError: an audit found that the dealer dealt wrongly.
         """
         while True:
             dealt, segments, first = self._begin(shape)
-            requests, at = [request for segment in segments for request in segment], first
-            with self._dealt(requests, first) as frames:
-                for index, segment in enumerate(segments):
-                    self.check()
-                    pause()
-                    with self._timed(self.dealing, dealt.offline):
-                        self._receive(frames, segment, at, dealt.offline)
-                        self._exchange(dealt.batch, index, segment, at)
-                    at += len(segment)
-            # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
-            with self._timed(self.dealing, dealt.offline):
-                self._barrier()
+            if not self.config.audit_rate:
+                begun(dealt)
+            try:
+                requests = self._deal_segments(dealt, segments, first, pause)
+            except BaseException as error:
+                dealt.fail(error)
+                raise
             if self._audit.passes(self._part, first, requests):
+                dealt.note(dealt.n_segments, is_whole=True)
+                if self.config.audit_rate:
+                    begun(dealt)
                 return dealt
+
+    def _deal_segments(
+        self, dealt: Dealt, segments: list[list[Request]], first: int, pause: Callable[[], None]
+    ) -> list[Request]:
+        """Deal the segments of a batch whose first operation is `first`; return its whole plan."""
+        requests, at = [request for segment in segments for request in segment], first
+        with self._dealt(requests, first) as frames:
+            for index, segment in enumerate(segments):
+                self.check()
+                pause()
+                with self._timed(self.dealing, dealt.offline):
+                    self._receive(frames, segment, at, dealt.offline)
+                    self._exchange(dealt.batch, index, segment, at)
+                dealt.note(index + 1)
+                at += len(segment)
+        # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
+        with self._timed(self.dealing, dealt.offline):
+            self._barrier()
+        return requests
 
     def _exchange(self, batch: Batch, index: int, segment: list[Request], first: int) -> None:
         """Do the owners' own offline part of a segment whose first operation is `first`.
@@ -233,19 +300,28 @@ class OwnerSession:
     def compute(
         self, dealt: Dealt, inputs: BatchInputs, tell: Callable[[int, int], None] = lambda done, of: None
     ) -> tuple[pb.BatchReport, Outcome]:
-        """Do the online part of a batch that was dealt; return its measurements and its outcome.
+        """Do the online part of a batch; return its measurements and its outcome.
+
+        If the batch is still being dealt, each segment waits until it is. Offline seconds are then those that passed
+        before this began, and those that it waited.
 
         Args:
             dealt: the batch.
             inputs: the mask, and at the data owner the tokens; of the shape that was dealt.
             tell: called after each segment, with how many are done and how many there are.
         """
-        report, outcome = self._report(dealt), None
+        report, outcome, offline_s = self._report(dealt), None, dealt.offline.seconds
+        waited_s = 0.0
         with self._timed(self.asking, report.online), scoped_keys("batch", dealt.first_operation):
             dealt.batch.start(inputs, self.asking)
             for segment in range(dealt.n_segments):
+                waited_s += dealt.wait(segment, self.check)
                 outcome = dealt.batch.online(segment)
                 tell(segment + 1, dealt.n_segments)
+            waited_s += dealt.wait(dealt.n_segments, self.check)
+        report.offline.CopyFrom(dealt.offline)
+        report.offline.seconds = offline_s + waited_s
+        report.online.seconds -= waited_s
         return self._measured(report, dealt), _whole(outcome)
 
     def deal_and_compute(

@@ -23,7 +23,8 @@ class Pool:
     """Batches that wait for their texts.
 
     Args:
-        deal: does the offline part of a batch; `pause` is called before each segment.
+        deal: does the offline part of a batch; `pause` is called before each segment, and `begun` with the batch as
+            soon as its computation may begin.
         forget: drops a batch, given its number in the order of dealing, at both owners.
         size_of: the bytes that a batch keeps until its use.
         limit_bytes: the most bytes that wait here.
@@ -34,7 +35,7 @@ class Pool:
     def __init__(
         self,
         *,
-        deal: Callable[[BatchShape, Callable[[], None]], Dealt],
+        deal: Callable[[BatchShape, Callable[[], None], Callable[[Dealt], None]], None],
         forget: Callable[[int], None],
         size_of: Callable[[BatchShape], int],
         limit_bytes: int,
@@ -51,6 +52,10 @@ class Pool:
         self._stock: Counter[BatchShape] = Counter()
         self._n_dealt = 0
         self._busy: BatchShape | None = None
+        # The batch that is being dealt, from when its computation may begin, unless somebody has taken it; its number
+        # stays until it is dealt.
+        self._current: tuple[int, Dealt] | None = None
+        self._current_number: int | None = None
         self._asking = self._awaited = 0
         self._sealed = False
         self._ended = False
@@ -127,14 +132,17 @@ class Pool:
     def take(self, shape: BatchShape) -> tuple[int, Dealt, bool]:
         """Take a batch, which is dealt first if none waits.
 
+        A batch that is being dealt is taken as soon as its computation may begin.
+
         Returns:
-            Its number, the batch, and whether it was waiting.
+            Its number, the batch, and whether all of it was waiting.
 
         Raises:
             UserInputError: no batch of this shape waits, and the dealer has left.
         """
         with self._changed:
-            ready = (found := self._pop(shape)) is not None
+            found = self._pop(shape)
+            ready = found is not None and found[1].is_whole
             if found is None and self._sealed:
                 raise self.used_up(shape)
             if found is None:
@@ -144,21 +152,25 @@ class Pool:
                     self._coming.remove(shape)
                     self._urgent.append(shape)
                 self._changed.notify_all()
-            self._awaited += found is None
+            is_waiting = found is None
+            self._awaited += is_waiting
             try:
                 while found is None:
                     self._raise()
                     self._changed.wait(0.5)
                     found = self._pop(shape)
             finally:
-                self._awaited -= not ready
+                self._awaited -= is_waiting
             self._changed.notify_all()
         return *found, ready
 
     def put_back(self, number: int, dealt: Dealt) -> None:
         """Take back a batch that was not used after all."""
         with self._changed:
-            self._waiting.appendleft((number, dealt))
+            if number == self._current_number:
+                self._current = number, dealt
+            else:
+                self._waiting.appendleft((number, dealt))
             self._changed.notify_all()
 
     def deal_and_seal(self, shapes: Sequence[BatchShape]) -> None:
@@ -225,7 +237,11 @@ class Pool:
             if item[1].shape == shape:
                 self._waiting.remove(item)
                 return item
-        return None
+        current = self._current
+        if current is None or current[1].shape != shape:
+            return None
+        self._current = None
+        return current
 
     def _n_bytes(self) -> int:
         return sum(dealt.n_bytes for _, dealt in self._waiting)
@@ -262,11 +278,11 @@ class Pool:
                     while not self._has_room(shape) and self._waiting:
                         number, _ = self._waiting.popleft()
                         self._forget(number)
-                dealt = self._deal(shape, (lambda: None) if is_wanted else self._yield)
+                self._deal(shape, (lambda: None) if is_wanted else self._yield, self._begun)
                 with self._changed:
-                    self._waiting.append((self._n_dealt, dealt))
-                    self._n_dealt += 1
-                    self._busy = None
+                    if self._current is not None:
+                        self._waiting.append(self._current)
+                    self._current = self._current_number = self._busy = None
                     self._changed.notify_all()
         except BaseException as error:
             with self._changed:
@@ -274,12 +290,21 @@ class Pool:
                 self._changed.notify_all()
             self._on_failure(error)
 
-    def _yield(self) -> None:
-        """Wait a limited time while somebody asks, unless that somebody waits for the pool."""
+    def _begun(self, dealt: Dealt) -> None:
         with self._changed:
-            self._changed.wait_for(
-                lambda: not self._asking or self._urgent or self._awaited or self._ended, MAX_PAUSE_S
-            )
+            self._current, self._current_number = (self._n_dealt, dealt), self._n_dealt
+            self._n_dealt += 1
+            self._changed.notify_all()
+
+    def _yield(self) -> None:
+        """Wait a limited time while somebody asks, unless that somebody waits for the pool or for this very batch."""
+
+        def needless() -> bool:
+            is_taken = self._current_number is not None and self._current is None
+            return bool(not self._asking or self._urgent or self._awaited or is_taken or self._ended)
+
+        with self._changed:
+            self._changed.wait_for(needless, MAX_PAUSE_S)
 
 
 class Asking:

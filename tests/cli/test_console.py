@@ -137,7 +137,7 @@ def test_bench(capsys: pytest.CaptureFixture[str]) -> None:
     }
     values = {
         "model": f"model {ODD}", "layers": 1, "gelu": "quad", "softmax": "2quad", "strides": [], "precision": "wide",
-        "batch_size": 1, "batches": 3, "seq_len": 8,
+        "batch_size": 1, "batches": 3, "overlap": False, "seq_len": 8,
         "threads_per_party": 1, "network": {"profile": "none"}, "engines": {"e": engine},
     }  # fmt: skip
     bench_command.show(values)

@@ -92,9 +92,10 @@ def test_estimate_on_the_command_line(student: Path) -> None:
 
 
 @pytest.mark.parametrize("other", ["--transport", "--products"])
-def test_batches_are_for_the_engines(other: str) -> None:
-    with pytest.raises(UserInputError, match=f"--batches 3: {other} measures a number of its own"):
-        CliRunner().invoke(build_app(), ["bench", "--batches", "3", other], catch_exceptions=False)
+@pytest.mark.parametrize("given", ["--batches 3", "--overlap"])
+def test_batches_are_for_the_engines(other: str, given: str) -> None:
+    with pytest.raises(UserInputError, match=f"{given}: {other} decides that itself"):
+        CliRunner().invoke(build_app(), ["bench", *given.split(), other], catch_exceptions=False)
 
 
 @pytest.mark.parametrize(

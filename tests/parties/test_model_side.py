@@ -64,6 +64,8 @@ class Session:
         self.config = SimpleNamespace(id="model-owner")
         self.open = threading.Event()
         self.open.set()
+        self.may_finish_dealing = threading.Event()
+        self.may_finish_dealing.set()
         self.computing = self.most_computing = 0
         self.dealt: list[BatchShape] = []
         self.pools: list[int] = []
@@ -77,10 +79,13 @@ class Session:
     def size_of(self, shape: BatchShape) -> int:
         return SIZE
 
-    def deal(self, shape: BatchShape) -> Dealt:
+    def deal(self, shape: BatchShape, *, begun: Callable[[Dealt], None] = lambda dealt: None) -> Dealt:
         self.dealt.append(shape)
         batch: Any = None
-        return Dealt(shape, batch, 2, SIZE)
+        dealt = Dealt(shape, batch, 2, SIZE)
+        begun(dealt)
+        self.may_finish_dealing.wait(10)
+        return dealt
 
     def compute(self, dealt: Dealt, inputs: BatchInputs) -> tuple[pb.BatchReport, Outcome]:
         self.computing += 1
@@ -161,6 +166,19 @@ def test_a_question_and_the_batch_for_its_room_may_arrive_in_any_order() -> None
     served.has_dealt(2)
     assert served.ask(0) == GRANTED
     served.has_dealt(3)
+    assert served.end() == []
+
+
+def test_a_batch_is_computed_while_it_is_dealt() -> None:
+    served = Served()
+    served.session.may_finish_dealing.clear()
+    served.deal()
+    assert served.ask(0) == GRANTED
+    deadline = time.monotonic() + 5
+    while not served.done and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert len(served.done) == 1
+    served.session.may_finish_dealing.set()
     assert served.end() == []
 
 

@@ -22,6 +22,7 @@ class Table:
 
     Attributes:
         dealt, forgotten: the shapes that were dealt, and the numbers of the batches that were dropped.
+        begins_early: whether batches may be taken before they are dealt, as they may where nothing is audited.
     """
 
     def __init__(self, limit: int = 100) -> None:
@@ -31,7 +32,7 @@ class Table:
         self.open = threading.Event()
         self.open.set()
         self.pauses = 0
-        self.fails = False
+        self.fails = self.begins_early = False
         self.pool = Pool(
             deal=self._deal,
             forget=self.forgotten.append,
@@ -40,7 +41,11 @@ class Table:
             on_failure=self.failures.append,
         )
 
-    def _deal(self, shape: BatchShape, pause: Callable[[], None]) -> Dealt:
+    def _deal(self, shape: BatchShape, pause: Callable[[], None], begun: Callable[[Dealt], None]) -> None:
+        batch: Any = None
+        dealt = Dealt(shape, batch, 2, SIZES[shape])
+        if self.begins_early:
+            begun(dealt)
         for _ in range(2):
             pause()
             self.pauses += 1
@@ -48,8 +53,9 @@ class Table:
         if self.fails:
             raise PartyError("dealer", "it left")
         self.dealt.append(shape)
-        batch: Any = None
-        return Dealt(shape, batch, 2, SIZES[shape])
+        dealt.note(2, is_whole=True)
+        if not self.begins_early:
+            begun(dealt)
 
     def has_dealt(self, *shapes: BatchShape) -> None:
         """Wait until these shapes were dealt, and a little longer to see that no others follow."""
@@ -100,6 +106,90 @@ def test_a_question_that_waits_for_the_stock_does_not_pause_it(table: Table) -> 
     table.open.set()
     with table.pool.asking():
         assert table.pool.take(ONE)[1].shape == ONE
+
+
+def begin(table: Table, *, stock: bool = False) -> None:
+    """Let a batch of ONE begin, which may be computed from now on and is not dealt to its end before `open` is set."""
+    table.begins_early = True
+    table.open.clear()
+    if stock:
+        table.pool.stock_only([ONE], 1)
+    else:
+        table.pool.coming([ONE])
+    while not table.pauses:
+        time.sleep(0.01)
+
+
+def test_a_batch_can_be_taken_while_it_is_dealt(table: Table) -> None:
+    begin(table)
+    number, dealt, was_waiting = table.pool.take(ONE)
+    assert (number, was_waiting, dealt.is_whole) == (0, False, False)
+    table.open.set()
+    table.has_dealt(ONE)
+    assert dealt.is_whole
+    assert not table.pool.has(ONE), "it was taken"
+    assert table.pool.take(ONE)[0] == 1
+
+
+def test_a_batch_that_is_dealt_fits_no_question_of_another_shape(table: Table) -> None:
+    begin(table)
+    taken: list[tuple[int, BatchShape]] = []
+
+    def take() -> None:
+        number, dealt, _ = table.pool.take(FOUR)
+        taken.append((number, dealt.shape))
+
+    thread = threading.Thread(target=take)
+    thread.start()
+    time.sleep(0.1)
+    assert taken == []
+    table.open.set()
+    thread.join(10)
+    assert taken == [(1, FOUR)]
+    assert table.pool.has(ONE)
+
+
+@pytest.mark.parametrize("is_dealt", [False, True])
+def test_what_was_taken_early_and_not_used_goes_back(table: Table, is_dealt: bool) -> None:
+    begin(table)
+    number, dealt, _ = table.pool.take(ONE)
+    if is_dealt:
+        table.open.set()
+        table.has_dealt(ONE)
+    table.pool.put_back(number, dealt)
+    table.open.set()
+    table.has_dealt(ONE)
+    assert table.pool.take(ONE) == (number, dealt, True)
+
+
+def test_a_question_that_takes_what_is_dealt_for_the_stock_does_not_pause_it(table: Table) -> None:
+    begin(table, stock=True)
+    with table.pool.asking():
+        _, dealt, _ = table.pool.take(ONE)
+        table.open.set()
+        assert dealt.wait(2, lambda: None) < 10
+        assert table.dealt == [ONE]
+
+
+def test_who_waits_for_a_segment_hears_of_a_failure(table: Table) -> None:
+    begin(table)
+    _, dealt, _ = table.pool.take(ONE)
+    dealt.note(1)
+    assert dealt.wait(0, lambda: None) < 1
+    dealt.fail(PartyError("dealer", "it left"))
+    with pytest.raises(PartyError, match="dealer: it left"):
+        dealt.wait(1, lambda: None)
+
+
+def test_who_waits_for_a_segment_hears_of_the_end_of_the_session(table: Table) -> None:
+    begin(table)
+    _, dealt, _ = table.pool.take(ONE)
+
+    def check() -> None:
+        raise PartyError("model-owner", "it left the session")
+
+    with pytest.raises(PartyError, match="it left the session"):
+        dealt.wait(0, check)
 
 
 def test_what_is_asked_for_now_comes_before_what_was_said_to_come(table: Table) -> None:
