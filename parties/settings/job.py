@@ -54,8 +54,8 @@ class JobDescription:
         model: the model's name at the model owner; empty where the data owner may ask a single one.
         on_refusal: whether sentences that left their ranges are skipped, or end the run with an error once all of it is
             computed (stop); until then nobody but the data owner can tell that there was one.
-        overlap: whether a batch is dealt while the one before it is computed. That is faster, but what single batches
-            took is then not what they would take alone.
+        overlap: whether a batch is dealt while it and the one before it are computed. That is faster, but what single
+            batches took is then not what they would take alone.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
