@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
-import grpc
 import torch
 
 from mpcformer.channel import Spec
@@ -20,7 +19,7 @@ from mpcformer.correlations import (
     kept_bytes,
 )
 from mpcformer.engines.base import MODEL_OWNER, Batch, BatchInputs, BatchShape, Engine, Outcome, PublicModel
-from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
+from mpcformer.errors import MPCFormerError, ProtocolError
 from mpcformer.machine import give_freed_memory_back
 from mpcformer.ring.random import scoped_keys
 from parties.session import attestation, transcript
@@ -29,12 +28,10 @@ from parties.session.membership import Membership, peak_rss_bytes
 from parties.settings import metrics
 from parties.settings.config import DataOwnerConfig, ModelOwnerConfig
 from parties.stubs import parties_pb2 as pb
-from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
 from parties.wire.arrivals import Arrivals
-from parties.wire.correlation_requests import to_wire
+from parties.wire.dealer_link import DealerLink
 from parties.wire.frame import Frame
-from parties.wire.frames import StreamEndedError, from_frames, open_channel
 from parties.wire.peer_channel import PeerChannel
 
 log = logging.getLogger(__name__)
@@ -139,38 +136,22 @@ class OwnerSession:
         self._engine: Engine | None = None
         self._ready_at: float | None = None
         self._sizes: dict[BatchShape, int] = {}
-        self._asked_dealer_at: float | None = None
-        self._dealer_channel = open_channel(job.dealer_address, job.dealer, config.credentials)
-        membership.watch(job.dealer, self._dealer_waited_s)
+        self._dealer = DealerLink(job.dealer, job.dealer_address, config.credentials, job.session_id)
+        membership.watch(job.dealer, self._dealer.waited_s)
         try:
-            self._dealer = rpc.DealerStub(self._dealer_channel)
-            membership.on_abort(lambda error: self._dealer_channel.close())
-            seed = self._open_dealer()
+            membership.on_abort(lambda error: self._dealer.close())
+            reply = self._dealer.open(config.join_timeout_s)
+            attestation.check(config.check_dealer, job.dealer, bytes(reply.evidence))
             # What a coordinator chose enters no protocol.
             self.drawn_id = transcript.draw_together(asking, rank, job.session_id)
-            self.store = CorrelationStore(rank=rank, seed=seed, session_id=self.drawn_id)
+            self.store = CorrelationStore(rank=rank, seed=bytes(reply.seed), session_id=self.drawn_id)
             self.store.next_operation = job.first_operation
             self._audit = Audit(
                 rank=rank, rate=config.audit_rate, channel=dealing, session_id=self.drawn_id, dealer=job.dealer
             )
         except BaseException:
-            self._dealer_channel.close()
+            self._dealer.close()
             raise
-
-    def _open_dealer(self) -> bytes:
-        try:
-            reply = self._dealer.OpenSession(
-                iter([pb.OpenSessionRequest(session_id=self.job.session_id)]),
-                timeout=self.config.join_timeout_s,
-                wait_for_ready=True,
-            )
-        except grpc.RpcError as error:
-            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                timeout_s = self.config.join_timeout_s
-                raise causes.unreachable(self.job.dealer, self.job.dealer_address, timeout_s) from None
-            raise causes.of_call(self.job.dealer, error) from None
-        attestation.check(self.config.check_dealer, self.job.dealer, bytes(reply.evidence))
-        return bytes(reply.seed)
 
     def setup(self, engine: Engine, public: PublicModel, student: str, started: float) -> None:
         """Agree with the other owner on everything public, then set up the engine.
@@ -404,60 +385,23 @@ class OwnerSession:
 
     @contextmanager
     def _dealt(self, plan: list[Request], first: int) -> Iterator[Iterator[Frame]]:
-        """Ask the dealer for a plan whose first operation is `first`, and give the frames in which it comes.
-
-        The dealer goes on while what has come is used, as far as the stream lets it.
-        """
+        """Ask the dealer for a plan whose first operation is `first`, and give the frames in which it comes."""
         if self.rank != MODEL_OWNER or not plan:
             yield iter(())
             return
-        request = pb.DealRequest(
-            session_id=self.job.session_id,
-            drawn_id=self.drawn_id,
-            first_operation=first,
-            batch_operation=self._part.first_operation,
-            plan=[to_wire(item) for item in plan],
-        )
-        with self._blaming_dealer():
-            call = self._dealer.Deal(iter([request]))
-        try:
-            frames = self._noting_when(call)
+        batch = self._part.first_operation
+        with self._dealer.dealing(plan, drawn_id=self.drawn_id, batch_operation=batch, first=first) as frames:
             yield frames
-            with self._blaming_dealer():
-                if next(frames, None) is not None:
-                    raise PartyError(self.job.dealer, "it dealt more than the plan")
-        finally:
-            self._asked_dealer_at = None
-            call.cancel()
-
-    @contextmanager
-    def _blaming_dealer(self) -> Iterator[None]:
-        """Turn what can go wrong with the dealer's stream into an error that names the dealer."""
-        try:
-            yield
-        except grpc.RpcError as error:
-            raise causes.of_call(self.job.dealer, error) from None
-        except StreamEndedError:
-            raise PartyError(self.job.dealer, "it dealt less than the plan") from None
-        except ProtocolError as error:
-            raise PartyError(self.job.dealer, error.what, error.remedy) from None
 
     def _receive(self, frames: Iterator[Frame], plan: list[Request], first: int, phase: pb.Phase) -> None:
         """Put the dealer's corrections for a part of a plan into the model owner's store."""
-        if self.rank != MODEL_OWNER:
-            return
-        with self._blaming_dealer():
-            for operation, item in enumerate(plan, start=first):
-                correction, n_bytes = from_frames(
-                    frames,
-                    correction_specs(item),
-                    session_id=self.job.session_id,
-                    sender=self.job.dealer,
-                    operation=operation,
-                )
-                self._audit.note(operation, correction)
-                self._part.put(operation, item, correction)
-                phase.bytes_from_dealer += n_bytes
+
+        def keep(operation: int, request: Request, correction: list[torch.Tensor]) -> None:
+            self._audit.note(operation, correction)
+            self._part.put(operation, request, correction)
+
+        if self.rank == MODEL_OWNER:
+            phase.bytes_from_dealer += self._dealer.receive(frames, plan, first, keep)
 
     def _pass_on(self, plan: list[Request], first: int) -> None:
         """Pass those corrections on that the data owner needs too, and expand them; the first operation is `first`."""
@@ -474,20 +418,6 @@ class OwnerSession:
                 self._part.put(operation, request, correction)
         for operation, _ in shared:
             self._part.prepare(operation)
-
-    def _noting_when(self, frames: Iterator[Frame]) -> Iterator[Frame]:
-        self._asked_dealer_at = time.monotonic()
-        try:
-            for frame in frames:
-                self._asked_dealer_at = None
-                yield frame
-                self._asked_dealer_at = time.monotonic()
-        finally:
-            self._asked_dealer_at = None
-
-    def _dealer_waited_s(self) -> float:
-        since = self._asked_dealer_at
-        return 0.0 if since is None else time.monotonic() - since
 
     def report(self, examples_digest: bytes = b"", scores: pb.Scores | None = None) -> None:
         """Send the last report to whoever ordered the session, and close the channel to the dealer.
@@ -512,7 +442,7 @@ class OwnerSession:
 
     def close(self) -> None:
         """Close the channel to the dealer; nothing happens the second time."""
-        self._dealer_channel.close()
+        self._dealer.close()
 
 
 def bytes_of(requests: list[Request]) -> int:
