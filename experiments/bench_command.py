@@ -27,7 +27,7 @@ def show(values: dict[str, Any]) -> None:
     head += f" strides {', '.join(map(str, values['strides']))}," if values["strides"] else ""
     head += f" {values['batch_size']} x {values['seq_len']} tokens,"
     tail = f"{values['threads_per_party']} thread(s) a party, network {values['network']['profile']}"
-    tail += ", computed while it is dealt" if values["overlap"] else ""
+    tail += ", computed while it is dealt" if values["overlap"] and values["batches"] == 1 else ""
     engines = values["engines"]
     grid = PlainTable(f"{head} {tail}", "quantity", *engines)
 

@@ -167,7 +167,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
         "batches": options.batches,
-        "overlap": options.overlap,
+        "overlap": options.overlap or options.batches > 1,
         "gelu": public.config.gelu,
         "softmax": public.config.softmax,
         "strides": list(public.config.strides),

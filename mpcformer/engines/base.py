@@ -2,8 +2,8 @@
 
 Rank 0 is the model owner, who has the weights; rank 1 is the data owner, who has the text. Both call the same methods
 in the same order: `setup` once a session; then for each shape of a batch `plan`, which is public and local and returns
-segments, and `batch`, which begins one. A batch runs `offline` (what does not depend on the input) and later, when its
-text is there, `start` and `online`.
+segments, and `batch`, which begins one. A batch runs `offline` (what does not depend on the input) and, when its text
+is there, `start` and `online`.
 """
 
 import json
@@ -199,9 +199,10 @@ class Engine(Protocol):
 
 
 class Batch(Protocol):
-    """One owner's side of one batch: first all that does not depend on the text, then the computation.
+    """One owner's side of one batch: of each segment first what does not depend on the text, then the computation.
 
-    A segment's `offline` and `online` run when its correlations are in the store.
+    A segment's `offline` and `online` run when its correlations are in the store. While one thread runs `start` and the
+    `online` of segments, another one may run the `offline` of later segments, on another channel and the same store.
     """
 
     def offline(self, segment: int) -> None:

@@ -177,7 +177,7 @@ class ModelSide:
                     self._done(session.compute(dealt, inputs)[0])
 
     def _taken(self, number: int) -> Dealt:
-        """Take a batch that was dealt. The data owner may have finished its part of dealing it a little earlier."""
+        """Take a batch that was dealt, or is being dealt. The data owner may have begun with it a little earlier."""
         with self._changed:
             while self._n_dealt <= number < self._n_begun and self._error is None:
                 self._session.check()

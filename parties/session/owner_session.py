@@ -245,8 +245,11 @@ class OwnerSession:
                 with self._timed(self.dealing, dealt.offline):
                     self._receive(frames, segment, at, dealt.offline)
                     self._exchange(dealt.batch, index, segment, at)
-                dealt.note(index + 1)
                 at += len(segment)
+                # The data owner may be done with a segment without tables before the model owner has it. The last
+                # segment, which may be the only one, waits for both, or the data owner would count that as computing.
+                if index + 1 < len(segments):
+                    dealt.note(index + 1)
         # The data owner waits for the keys of tables alone, and would be done before the model owner has the rest.
         with self._timed(self.dealing, dealt.offline):
             self._barrier()
@@ -283,8 +286,8 @@ class OwnerSession:
     ) -> tuple[pb.BatchReport, Outcome]:
         """Do the online part of a batch; return its measurements and its outcome.
 
-        If the batch is still being dealt, each segment waits until it is. Offline seconds are then those that passed
-        before this began, and those that it waited.
+        If the batch is still being dealt, each segment waits until it is. Offline seconds are then those of segments
+        that were dealt before this began, and those that it waited; dealing beside the computation is not counted.
 
         Args:
             dealt: the batch.

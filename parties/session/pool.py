@@ -80,7 +80,8 @@ class Pool:
         # A plan may take seconds, in which nobody shall wait for the lock.
         fitting = [shape for shape in shapes if self.fits(shape)]
         with self._changed:
-            held = Counter(dealt.shape for _, dealt in self._waiting)
+            current = [self._current] if self._current is not None else []
+            held = Counter(dealt.shape for _, dealt in [*self._waiting, *current])
             self._coming.clear()
             for shape in fitting:
                 if held[shape]:
@@ -109,7 +110,7 @@ class Pool:
         """
         with self._changed:
             waiting = [dealt.shape for _, dealt in self._waiting]
-            waiting += [self._busy] if self._busy is not None else []
+            waiting += [self._busy] if self._busy is not None and not self._is_taken() else []
         lengths = range(shape.seq_len, 2 * shape.seq_len + 1)
         fits = [each for each in waiting if each.batch_size == shape.batch_size and each.seq_len in lengths]
         return min(fits, key=lambda each: each.seq_len, default=shape)
@@ -146,10 +147,10 @@ class Pool:
             if found is None and self._sealed:
                 raise self.used_up(shape)
             if found is None:
-                if self._busy != shape and shape not in self._coming:
-                    self._urgent.append(shape)
-                elif shape in self._coming:
+                if shape in self._coming:
                     self._coming.remove(shape)
+                    self._urgent.append(shape)
+                elif self._busy != shape or self._is_taken():
                     self._urgent.append(shape)
                 self._changed.notify_all()
             is_waiting = found is None
@@ -243,6 +244,10 @@ class Pool:
         self._current = None
         return current
 
+    def _is_taken(self) -> bool:
+        """Return whether somebody has taken the batch that is being dealt; called with the lock held."""
+        return self._current_number is not None and self._current is None
+
     def _n_bytes(self) -> int:
         return sum(dealt.n_bytes for _, dealt in self._waiting)
 
@@ -286,7 +291,8 @@ class Pool:
                     self._changed.notify_all()
         except BaseException as error:
             with self._changed:
-                self._error, self._busy = error, None
+                self._error = error
+                self._current = self._current_number = self._busy = None
                 self._changed.notify_all()
             self._on_failure(error)
 
@@ -300,8 +306,7 @@ class Pool:
         """Wait a limited time while somebody asks, unless that somebody waits for the pool or for this very batch."""
 
         def needless() -> bool:
-            is_taken = self._current_number is not None and self._current is None
-            return bool(not self._asking or self._urgent or self._awaited or is_taken or self._ended)
+            return bool(not self._asking or self._urgent or self._awaited or self._is_taken() or self._ended)
 
         with self._changed:
             self._changed.wait_for(needless, MAX_PAUSE_S)

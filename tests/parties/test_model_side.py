@@ -173,6 +173,7 @@ def test_a_batch_is_computed_while_it_is_dealt() -> None:
     served = Served()
     served.session.may_finish_dealing.clear()
     served.deal()
+    served.has_dealt(1)
     assert served.ask(0) == GRANTED
     deadline = time.monotonic() + 5
     while not served.done and time.monotonic() < deadline:

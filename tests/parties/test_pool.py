@@ -171,6 +171,30 @@ def test_a_question_that_takes_what_is_dealt_for_the_stock_does_not_pause_it(tab
         assert table.dealt == [ONE]
 
 
+def test_a_batch_that_is_taken_and_not_quite_dealt_serves_no_second_question(table: Table) -> None:
+    """The first question may be answered a moment before the pool's thread has done its last step."""
+    begin(table)
+    assert table.pool.take(ONE)[0] == 0
+    taken: list[int] = []
+    thread = threading.Thread(target=lambda: taken.append(table.pool.take(ONE)[0]))
+    with table.pool.asking():
+        assert table.pool.fitting(BatchShape(1, 16)) == BatchShape(1, 16), "what is taken answers nobody else"
+        thread.start()
+        time.sleep(0.1)
+        table.open.set()
+        thread.join(10)
+    assert taken == [1]
+
+
+def test_a_batch_that_is_being_dealt_counts_among_what_is_coming(table: Table) -> None:
+    begin(table, stock=True)
+    table.pool.coming([ONE])
+    table.pool.take(ONE)
+    with table.pool.asking():
+        table.open.set()
+        table.has_dealt(ONE)
+
+
 def test_who_waits_for_a_segment_hears_of_a_failure(table: Table) -> None:
     begin(table)
     _, dealt, _ = table.pool.take(ONE)

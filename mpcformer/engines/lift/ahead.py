@@ -1,4 +1,4 @@
-"""What the owners do for a batch before its text is there: the data owner sends its halves of the openings ahead."""
+"""What the owners do for a batch without its text: the data owner sends its halves of the openings ahead."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -42,7 +42,7 @@ class PrivateBert:
         mask: public int64 (B, L), 1 at real tokens.
         owned: the weights at the model owner, else None.
         masked: the masked weights at the data owner, else None.
-        ahead: what was done before the text was there.
+        ahead: what is done without the text.
         embeddings: private_table or public_table; with public tables the data owner normalises the first rows itself.
         asked: bool (B,), which sentences are asked about; None for all.
         tag_keys: at the model owner, the keys (H,) of the tags of what enters the last map; else None.

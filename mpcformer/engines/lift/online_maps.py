@@ -1,6 +1,6 @@
 """The online part of a batch's linear maps: one masked input, one product, and one message back.
 
-The data owner's half of the opening behind a map was sent before the text was there (ahead.py). Rows that are looked up
+The data owner's half of the opening behind a map was sent without the text (ahead.py). Rows that are looked up
 in a large table (words.py) are the exception: there the data owner's half goes online, and last.
 """
 
@@ -63,7 +63,7 @@ class OnlineMaps:
         party: this owner.
         constants: the public scales.
         shapes: the shape of every weight, see `weight_shapes`.
-        ahead: what was done before the text was there.
+        ahead: what is done without the text.
         owned: the weights at the model owner, else None.
         size: B and L.
     """
