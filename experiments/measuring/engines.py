@@ -56,9 +56,10 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     Seconds are medians over the runs. Keys name their unit: `online_seconds`, `online_bytes`, `rounds`. Of several
     batches in a run, seconds and bytes are those of one on average.
 
-    A single batch is dealt before it is computed, so that both are measured alone. With `options.overlap` it is
-    computed while it is dealt, as in a session whose first question nothing was dealt for. Offline seconds are then
-    those in which the data owner only dealt or waited for that, so the sum of both is the time until the answer.
+    Online and offline seconds are the data owner's, so their sum is the time until the answer. A single batch is
+    dealt before it is computed, so that both are measured alone. With `options.overlap` it is computed while it is
+    dealt, as in a session whose first question nothing was dealt for. Offline seconds are then those in which the data
+    owner only dealt or waited for that.
 
     Raises:
         UserInputError: an option is wrong; nothing has run then.
@@ -135,11 +136,6 @@ def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> Loc
 
 def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Results]]) -> dict[str, Any]:
     median = statistics.median
-    dealing: Role = "data-owner" if options.overlap else "model-owner"
-
-    def offline(results: Results) -> float:
-        return _mean(results, *(batch.offline.seconds for batch in results.batches[dealing]))
-
     engines: dict[str, Any] = {}
     for engine, results in runs.items():
         plan = create_engine(engine, rank=1, public=public, channel=None, weights=None).plan(
@@ -147,7 +143,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         )
         engines[engine] = {
             "online_seconds": median(_online(r) for r in results),
-            "offline_seconds": median(offline(r) for r in results),
+            "offline_seconds": median(_offline(r) for r in results),
             "setup_seconds": median(r.reports["model-owner"].setup.seconds for r in results),
             "sentences_per_second": median(options.batches * options.batch_size / r.seconds for r in results),
             "online_bytes": _bytes(results[0], lambda report: report.online.bytes_received),
@@ -159,7 +155,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
             "peak_rss_bytes": {role: max(r.reports[role].peak_rss_bytes for r in results) for role in get_args(Role)},
             "breakdown": {name: median(_mean(r, breakdown(r).get(name, 0.0)) for r in results) for name in OPERATIONS},
             "online_seconds_each": [_online(r) for r in results],
-            "offline_seconds_each": [offline(r) for r in results],
+            "offline_seconds_each": [_offline(r) for r in results],
         }
     values: dict[str, Any] = {
         "model": options.model,
@@ -182,14 +178,18 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         pairs = list(zip(*(runs[name] for name in engine_names()[:2]), strict=True))
         values["ratio"] = {
             "online_seconds": median(_online(a) / _online(b) for a, b in pairs),
-            "online_to_whole": median(_online(a) / (_online(b) + offline(b)) for a, b in pairs),
-            "total_seconds": median((_online(a) + offline(a)) / (_online(b) + offline(b)) for a, b in pairs),
+            "online_to_whole": median(_online(a) / (_online(b) + _offline(b)) for a, b in pairs),
+            "total_seconds": median((_online(a) + _offline(a)) / (_online(b) + _offline(b)) for a, b in pairs),
         }
     return values
 
 
 def _online(results: Results) -> float:
     return _mean(results, *(batch.online.seconds for batch in results.batches["data-owner"]))
+
+
+def _offline(results: Results) -> float:
+    return _mean(results, *(batch.offline.seconds for batch in results.batches["data-owner"]))
 
 
 def _bytes(results: Results, of: Callable[[Any], int]) -> int:
