@@ -49,6 +49,11 @@ class BenchOptions:
     device: str = "cpu"
     json: Path | None = None
 
+    @property
+    def dealt_beside(self) -> bool:
+        """Whether batches are computed while they, or later ones, are dealt."""
+        return self.overlap or self.batches > 1
+
 
 def measure(options: BenchOptions) -> dict[str, Any]:
     """Run every engine `options.repeat` times and return the figures; write them as JSON if `options.json` is set.
@@ -125,7 +130,7 @@ def job_of(options: BenchOptions, engine: str, student: Path, data: Path) -> Loc
             task=TASK,
             batch_size=options.batch_size,
             engine=engine,
-            overlap=options.overlap or options.batches > 1,
+            overlap=options.dealt_beside,
         ),
         data_dir=data,
         network=options.network,
@@ -163,7 +168,7 @@ def _values(options: BenchOptions, public: PublicModel, runs: dict[str, list[Res
         "seq_len": options.seq_len,
         "batch_size": options.batch_size,
         "batches": options.batches,
-        "overlap": options.overlap or options.batches > 1,
+        "overlap": options.dealt_beside,
         "gelu": public.config.gelu,
         "softmax": public.config.softmax,
         "strides": list(public.config.strides),

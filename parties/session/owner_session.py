@@ -61,10 +61,10 @@ class Dealt:
     n_bytes: int
     first_operation: int = 0
     offline: pb.Phase = field(default_factory=pb.Phase)
-    _changed: threading.Condition = field(default_factory=threading.Condition, repr=False)
-    _n_ready: int = 0
-    _is_whole: bool = False
-    _error: BaseException | None = None
+    _changed: threading.Condition = field(default_factory=threading.Condition, init=False, repr=False)
+    _n_ready: int = field(default=0, init=False)
+    _is_whole: bool = field(default=False, init=False)
+    _error: BaseException | None = field(default=None, init=False, repr=False)
 
     @property
     def is_whole(self) -> bool:
