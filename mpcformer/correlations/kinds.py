@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
@@ -15,7 +16,7 @@ from mpcformer.correlations.lifted import Lifted
 from mpcformer.correlations.linear import Linear
 from mpcformer.correlations.matmul import MatmulMasks
 from mpcformer.correlations.piecewise import Piecewise
-from mpcformer.correlations.requests import MaskKeys, Request, Shape
+from mpcformer.correlations.requests import KEPT_REQUESTS, MaskKeys, Request, Shape
 from mpcformer.correlations.row_lookup import RowLookup
 from mpcformer.correlations.table import Table
 from mpcformer.correlations.window import Window
@@ -45,6 +46,7 @@ KINDS: dict[str, Kind] = {
 MAX_NAME, MAX_OPERANDS, MAX_DIMENSIONS, MAX_PARAMS = 1024, 16, 16, 32
 
 
+@lru_cache(KEPT_REQUESTS)
 def validate(request: Request) -> None:
     """Refuse a request that cannot be dealt, before any memory is taken for it.
 
@@ -67,7 +69,7 @@ def validate(request: Request) -> None:
             raise ProtocolError(f"{request.kind} with {n} {what}, more than {limit}")
     _check_sizes(request.shapes)
     kind.check(request)
-    _check_sizes([shape for shape, _ in kind.layout(request)])
+    _check_sizes([shape for shape, _ in _layout(request)])
     total = n_elements(request)
     if total > MAX_ELEMENTS:
         raise ProtocolError(
@@ -75,9 +77,15 @@ def validate(request: Request) -> None:
         )
 
 
+@lru_cache(KEPT_REQUESTS)
+def _layout(request: Request) -> tuple[tuple[Shape, int], ...]:
+    return tuple(KINDS[request.kind].layout(request))
+
+
+@lru_cache(KEPT_REQUESTS)
 def n_elements(request: Request) -> int:
     """Return the number of elements of all tensors of a correlation."""
-    made = [shape for shape, _ in KINDS[request.kind].layout(request)]
+    made = [shape for shape, _ in _layout(request)]
     return sum(math.prod(shape) for shape in (*request.shapes, *made))
 
 
@@ -87,9 +95,10 @@ def _check_sizes(shapes: Sequence[Shape]) -> None:
             raise ProtocolError(f"correlation shape {shape} is empty or exceeds {MAX_ELEMENTS} elements")
 
 
-def correction_specs(request: Request) -> list[Spec]:
+@lru_cache(KEPT_REQUESTS)
+def correction_specs(request: Request) -> tuple[Spec, ...]:
     """Return the dtypes and shapes of the tensors that the dealer sends to rank 0 for `request`."""
-    return KINDS[request.kind].correction_specs(request)
+    return tuple(KINDS[request.kind].correction_specs(request))
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,7 @@ def deal(request: Request, key_0: bytes, key_1: bytes, masks: MaskKeys) -> list[
     share_0 = kind.draw(request, Stream(key_0), 0) + kind.weight_masks(request, masks)
     share_1 = kind.draw(request, Stream(key_1), 1)
     corrections = kind.correct(request, share_0, share_1)
-    layout = kind.layout(request)
+    layout = _layout(request)
     return [c if bits == 64 else pack(c, bits) for c, (_, bits) in zip(corrections, layout, strict=True)]
 
 
@@ -156,7 +165,7 @@ def stays_packed(request: Request) -> bool:
 
 def as_packed(request: Request, correction: list[torch.Tensor]) -> list[PackedMatrix]:
     """Return the dealer's packed tensors with their shapes and widths."""
-    layout = KINDS[request.kind].layout(request)
+    layout = _layout(request)
     return [PackedMatrix(c, shape, bits) for c, (shape, bits) in zip(correction, layout, strict=True)]
 
 
@@ -178,6 +187,7 @@ def is_shared(request: Request) -> bool:
     return KINDS[request.kind].is_shared(request)
 
 
+@lru_cache(KEPT_REQUESTS)
 def kept_bytes(request: Request) -> int:
     """Return the bytes that wait at an owner between dealing and use."""
     return KINDS[request.kind].kept_bytes(request)
@@ -204,5 +214,5 @@ def sketch(request: Request, rank: int) -> Dealt:
     kind = KINDS[request.kind]
     shares = kind.draw(request, _MetaStream(), rank)
     if rank == 0 or kind.is_shared(request):
-        shares += [torch.empty(shape, dtype=torch.int64, device="meta") for shape, _ in kind.layout(request)]
+        shares += [torch.empty(shape, dtype=torch.int64, device="meta") for shape, _ in _layout(request)]
     return Dealt(request, kind.prepared(request, shares, rank))

@@ -1,11 +1,12 @@
 """The correlation for opening a value in a small ring and going on in the large one; see `protocols.lifted`."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 
 from mpcformer.correlations.base import Kind, check_width
-from mpcformer.correlations.requests import Request, Shape
+from mpcformer.correlations.requests import KEPT_REQUESTS, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.kernels import load
 from mpcformer.ring.packing import WIDTHS, WORD, logical_shift, reduce
@@ -58,6 +59,7 @@ class LiftedSpec:
         return Request("lifted", shapes, op=self.use, bits=self.bits, params=params)
 
     @staticmethod
+    @lru_cache(KEPT_REQUESTS)
     def of(request: Request) -> "LiftedSpec":
         """Read a request.
 

@@ -10,10 +10,13 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from mpcformer.ring.random import derive_key
 
 Shape = tuple[int, ...]
+# What is computed from a request alone is kept for so many requests: those of the plans of a few shapes of batches.
+KEPT_REQUESTS = 4096
 
 
 @dataclass(frozen=True)
@@ -39,8 +42,15 @@ class Request:
 
     def digest(self) -> bytes:
         """Return 32 bytes that differ whenever two requests do, and stay the same when a request has travelled."""
-        fields = [self.kind, self.shapes, self.op, self.bits, [float(number) for number in self.params]]
-        return hashlib.sha256(json.dumps(fields).encode()).digest()
+        return _digest(self)
+
+
+@lru_cache(KEPT_REQUESTS)
+def _digest(request: Request) -> bytes:
+    # Requests with 0.0 and -0.0 are equal, so they need the same digest: adding 0.0 takes the sign.
+    params = [float(number) + 0.0 for number in request.params]
+    fields = [request.kind, request.shapes, request.op, request.bits, params]
+    return hashlib.sha256(json.dumps(fields).encode()).digest()
 
 
 def session_key(seed: bytes, session_id: bytes, operation: int, request: Request) -> bytes:

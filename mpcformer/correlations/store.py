@@ -98,7 +98,7 @@ class CorrelationStore:
         self._require_own(operation)
         if operation < self.next_operation or operation in self._corrections:
             raise ProtocolError(f"operation {operation} has its correlation already: a correlation is used once")
-        arrived = [Spec.of(tensor) for tensor in correction]
+        arrived = tuple(Spec.of(tensor) for tensor in correction)
         if arrived != correction_specs(request):
             raise ProtocolError(f"operation {operation}: correction {arrived} for {request}")
         self._corrections[operation] = request, correction

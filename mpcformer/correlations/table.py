@@ -22,17 +22,17 @@ error falls with the cube.
 
 import math
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 
 import torch
 
 from mpcformer.correlations.base import Kind
 from mpcformer.correlations.keys import point_function
 from mpcformer.correlations.linear import TAGS, weight_mask
-from mpcformer.correlations.requests import MaskKeys, Request, Shape
+from mpcformer.correlations.requests import KEPT_REQUESTS, MaskKeys, Request, Shape
 from mpcformer.errors import ProtocolError
 from mpcformer.ring.packing import WORD, reduce
 from mpcformer.ring.random import Stream
@@ -114,9 +114,11 @@ class TableSpec:
 
     def request(self, rows: int) -> Request:
         """Return the request for the dealer, for so many rows."""
-        return Request("table", ((rows,),), op=self.function, bits=self.BITS, params=astuple(self)[1:])
+        params = tuple(getattr(self, field.name) for field in fields(self)[1:])
+        return Request("table", ((rows,),), op=self.function, bits=self.BITS, params=params)
 
     @staticmethod
+    @lru_cache(KEPT_REQUESTS)
     def of(request: Request) -> "TableSpec":
         """Read a request.
 
@@ -186,7 +188,7 @@ class Pieces:
 
 def pieces(spec: TableSpec) -> Pieces:
     """Fit the quadratics of a table, through three nodes each. Whether results are tagged changes nothing."""
-    return _pieces(replace(spec, tags=0))
+    return _pieces(replace(spec, tags=0) if spec.tags else spec)
 
 
 @cache

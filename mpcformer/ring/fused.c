@@ -21,15 +21,16 @@ typedef struct {
 } Step;
 
 /* All results but `bits`, the width of the packed ones, may be null. `opened` is the sum with `theirs`, which is packed
-   too, modulo 2^bits. */
+   too, modulo 2^bits. fused.py writes all of it as words. */
 typedef struct {
   i64 sizes[N_SIZES], n_steps, bits;
-  const Step *steps;
   u8 *packed;
   i64 *stored;
   const u8 *theirs;
   i64 *opened;
+  Step steps[];
 } Fused;
+_Static_assert(sizeof(void *) == sizeof(i64), "pointers are words");
 
 INLINE i64 shifted(i64 x, i64 down) { return down >= 0 ? x >> down : (i64)((u64)x << -down); }
 

@@ -6,9 +6,10 @@ with the compiled function of `fused.c`, or else one by one with torch, which gi
 """
 
 import ctypes
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+import struct
+from collections.abc import Sequence
+from functools import cache, lru_cache
+from typing import NamedTuple, TypeGuard
 
 import torch
 
@@ -29,33 +30,15 @@ from mpcformer.ring.packing import (
 # The kinds of steps, as fused.c numbers them.
 SET, ADD, SUBTRACT, MULTIPLY, SET_PACKED, ADD_PACKED, ADD_NUMBER, SHIFT = range(8)
 N_SIZES = 4
+# The words before the steps in the structure of fused.c, and those of each step.
+N_WORDS, N_STEP_WORDS = N_SIZES + 6, N_SIZES + 3
+# The strides of an operand that is not there, and of one that lies in memory as the result does.
+NO_STRIDES, IN_ORDER = (0,) * N_SIZES, (0, 0, 0, 1)
+# So many ways in which operands lie in memory are remembered: several times those of a model.
+KEPT_LAYOUTS = 1024
 
 
-class StepArguments(ctypes.Structure):
-    """A step, as fused.c declares it."""
-
-    _fields_ = (
-        ("kind", ctypes.c_int64),
-        ("number", ctypes.c_int64),
-        ("at", ctypes.c_void_p),
-        ("strides", ctypes.c_int64 * N_SIZES),
-    )
-
-
-class FusedArguments(ctypes.Structure):
-    """All steps and results, as fused.c declares them."""
-
-    _fields_ = (
-        ("sizes", ctypes.c_int64 * N_SIZES),
-        ("n_steps", ctypes.c_int64),
-        ("bits", ctypes.c_int64),
-        ("steps", ctypes.POINTER(StepArguments)),
-        *((name, ctypes.c_void_p) for name in ("packed", "stored", "theirs", "opened")),
-    )
-
-
-@dataclass(frozen=True, repr=False)
-class _Step:
+class _Step(NamedTuple):
     kind: int
     number: int = 0
     operand: Operand | None = None
@@ -192,9 +175,29 @@ class Fused:
         """Return the compiled function, if it is of use here: a plan has no numbers."""
         return None if self.device.type == "meta" else compiled()
 
-    def _run(self, function: "CompiledFused", bits: int, **results: torch.Tensor) -> None:
-        """Compute into `results`, which are named as in `FusedArguments`; of these `theirs` is read."""
-        if function(self._arguments(bits, results)):
+    def _run(
+        self,
+        function: "CompiledFused",
+        bits: int,
+        *,
+        packed: torch.Tensor | None = None,
+        stored: torch.Tensor | None = None,
+        theirs: torch.Tensor | None = None,
+        opened: torch.Tensor | None = None,
+    ) -> None:
+        """Compute into the tensors that are given, which fused.c explains; of these `theirs` is read."""
+        sizes, strides, operands = self._layout()
+        words = [*sizes, len(self._steps), bits]
+        words += [0 if each is None else each.data_ptr() for each in (packed, stored, theirs, opened)]
+        for step, operand, own in zip(self._steps, operands, strides, strict=True):
+            if isinstance(operand, PackedMatrix):
+                at = operand.packed
+                if at.numel() != packed_bytes(self.numel(), operand.bits) or not at.is_contiguous():
+                    raise ValueError(f"{at.numel()} bytes are not {tuple(self.shape)} of {operand.bits} bits")
+                words += (step.kind, operand.bits, at.data_ptr(), *own)
+            else:
+                words += (step.kind, step.number, 0 if operand is None else operand.data_ptr(), *own)
+        if function(struct.pack(f"{len(words)}q", *words)):
             raise ValueError(f"fused.c does not compute {tuple(self.shape)} with results of {bits} bits")
 
     def _by_torch(self) -> torch.Tensor:
@@ -205,37 +208,24 @@ class Fused:
             hand = _stepped(hand, step)
         return hand
 
-    def _arguments(self, bits: int, results: Mapping[str, torch.Tensor]) -> FusedArguments:
-        operands: list[torch.Tensor] = []
-        for step in self._steps:
-            if isinstance(step.operand, torch.Tensor):
-                if step.operand.dtype != torch.int64:
-                    raise ValueError(f"an operand is {step.operand.dtype}, not int64")
-                operands.append(step.operand.expand(self.shape))
-        sizes, strides = collapsed(self.shape, [operand.stride() for operand in operands])
-        if len(sizes) > N_SIZES:
-            operands = [operand.contiguous() for operand in operands]
-            sizes, strides = collapsed(self.shape, [operand.stride() for operand in operands])
-        missing = N_SIZES - len(sizes)
-        steps, at = (StepArguments * len(self._steps))(), 0
-        for arguments, step in zip(steps, self._steps, strict=True):
-            arguments.kind, arguments.number = step.kind, step.number
-            if isinstance(step.operand, PackedMatrix):
-                packed, arguments.number = step.operand.packed, step.operand.bits
-                if packed.numel() != packed_bytes(self.numel(), step.operand.bits) or not packed.is_contiguous():
-                    raise ValueError(f"{packed.numel()} bytes are not {tuple(self.shape)} of {step.operand.bits} bits")
-                arguments.at = packed.data_ptr()
-            elif step.operand is not None:
-                arguments.at = operands[at].data_ptr()
-                arguments.strides[missing:] = strides[at]
-                at += 1
-        found = FusedArguments(n_steps=len(steps), bits=bits, steps=steps)
-        found.sizes[:] = [*[1] * missing, *sizes]
-        for name, tensor in results.items():
-            setattr(found, name, tensor.data_ptr())
-        # Copies live as long as the structure that points to them.
-        found.operands = operands
-        return found
+    def _layout(self) -> tuple[Sequence[int], Sequence[Sequence[int]], list[Operand | None]]:
+        """Return N_SIZES sizes, and each step's strides and operand; operands that do not fit are copied."""
+        operands, in_order = [step.operand for step in self._steps], True
+        for operand in operands:
+            if isinstance(operand, torch.Tensor):
+                if operand.dtype != torch.int64:
+                    raise ValueError(f"an operand is {operand.dtype}, not int64")
+                in_order = in_order and operand.shape == self.shape and operand.is_contiguous()
+        if in_order:
+            strides = [IN_ORDER if isinstance(each, torch.Tensor) else NO_STRIDES for each in operands]
+            return (1, 1, 1, self.numel()), strides, operands
+        operands = [each.expand(self.shape) if _is_other(each, self.shape) else each for each in operands]
+        found = _collapsed(self.shape, _strides(operands))
+        if found is None:
+            operands = [each.contiguous() if isinstance(each, torch.Tensor) else each for each in operands]
+            found = _collapsed(self.shape, _strides(operands))
+            assert found is not None, "tensors in order have one size"
+        return *found, operands
 
     def __repr__(self) -> str:
         return f"Fused({tuple(self.shape)}, {len(self._steps)} steps)"
@@ -257,6 +247,30 @@ def _shifted(x: torch.Tensor, down: int) -> torch.Tensor:
     if not down:
         return x
     return x >> down if down > 0 else x << -down
+
+
+def _is_other(operand: Operand | None, shape: torch.Size) -> TypeGuard[torch.Tensor]:
+    """Return whether this is a tensor of another shape."""
+    return isinstance(operand, torch.Tensor) and operand.shape != shape
+
+
+def _strides(operands: Sequence[Operand | None]) -> tuple[tuple[int, ...], ...]:
+    """Return the strides of each operand, or none."""
+    return tuple(each.stride() if isinstance(each, torch.Tensor) else () for each in operands)
+
+
+@lru_cache(KEPT_LAYOUTS)
+def _collapsed(
+    shape: tuple[int, ...], strides: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[int, ...], list[tuple[int, ...]]] | None:
+    """Do as `collapsed`, with N_SIZES sizes and strides; None if there are more. Operands without strides get none."""
+    sizes, found = collapsed(shape, [own for own in strides if own])
+    missing = N_SIZES - len(sizes)
+    if missing < 0:
+        return None
+    left = iter(found)
+    padded = [(*[0] * missing, *next(left)) if own else NO_STRIDES for own in strides]
+    return (*[1] * missing, *sizes), padded
 
 
 def collapsed(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[list[int], list[list[int]]]:
@@ -284,7 +298,7 @@ def collapsed(shape: Sequence[int], strides: Sequence[Sequence[int]]) -> tuple[l
 
 
 class CompiledFused:
-    """The compiled function; it takes a `FusedArguments`, and returns 0 if it knows all steps and widths.
+    """The compiled function; it takes the words of a `Fused` of fused.c, and returns 0 if it knows steps and widths.
 
     Args:
         library: the file, loaded.
@@ -295,11 +309,11 @@ class CompiledFused:
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._run = library.mpcformer_fused_run
-        self._run.argtypes = [ctypes.POINTER(FusedArguments)]
+        self._run.argtypes = [ctypes.c_char_p]
 
-    def __call__(self, arguments: FusedArguments) -> int:
+    def __call__(self, arguments: bytes) -> int:
         """Run; return 0, or 1 if there is no such step or width."""
-        return int(self._run(ctypes.byref(arguments)))
+        return int(self._run(arguments))
 
     def are_right(self) -> bool:
         """Return whether all kinds of steps and widths give what torch gives, for some numbers."""

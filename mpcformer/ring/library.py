@@ -16,7 +16,7 @@ OFF = f"{SWITCH} is off"
 NO_FILE = "the set-up found no C compiler, or one that failed"
 OTHER_FILE = "the compiled file is of another machine or version"
 # The version of the functions' arguments; to be raised in kernels.c too whenever a structure changes.
-ARGUMENTS_VERSION = 3
+ARGUMENTS_VERSION = 4
 
 
 def compiled_file() -> Path | None:

@@ -1,5 +1,7 @@
 """A fused computation gives the bits of its steps done one by one, compiled or not."""
 
+import struct
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -114,10 +116,11 @@ def test_a_function_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -
     assert COMPILED.are_right()
     run = CompiledFused.__call__
 
-    def without_rounding(function: CompiledFused, arguments: fused.FusedArguments) -> int:
-        for step in arguments.steps[: arguments.n_steps]:
-            step.number -= step.kind == fused.ADD_NUMBER
-        return run(function, arguments)
+    def without_rounding(function: CompiledFused, arguments: bytes) -> int:
+        words = list(struct.unpack(f"{len(arguments) // 8}q", arguments))
+        for step in range(fused.N_WORDS, len(words), fused.N_STEP_WORDS):
+            words[step + 1] -= words[step] == fused.ADD_NUMBER
+        return run(function, struct.pack(f"{len(words)}q", *words))
 
     monkeypatch.setattr(CompiledFused, "__call__", without_rounding)
     assert not COMPILED.are_right()
