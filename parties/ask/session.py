@@ -77,11 +77,11 @@ class AskingSession:
 
     def coming(self, shapes: Sequence[BatchShape]) -> None:
         """Say what will be asked next, so that it is dealt ahead."""
-        self._side.pool.coming(shapes)
+        self._side.coming(shapes)
 
     def stock(self, shapes: Sequence[BatchShape], n: int) -> None:
         """Hold `n` batches of each of these shapes, and of no other, while nobody asks."""
-        self._side.pool.stock_only(shapes, n)
+        self._side.stock_only(shapes, n)
 
     def fitting(self, shape: BatchShape) -> BatchShape:
         """Return the shape that answers a question of this shape soonest."""
@@ -93,7 +93,7 @@ class AskingSession:
         Raises:
             UserInputError: so many batches do not fit into the pool; the session goes on as it was.
         """
-        self._side.pool.deal_and_seal(shapes)
+        self._side.deal_and_seal(shapes)
         self._guarded(self._orderer.let_dealer_leave)
 
     def ask(self, inputs: BatchInputs, *, seen: bool = False) -> Asked:

@@ -107,7 +107,7 @@ def run(config: DataOwnerConfig, membership: Membership) -> None:
         made_up_scores(data.task)
     side = DataSide(config, job, membership, public, student)
     if asked.overlap:
-        side.pool.coming([item.shape for item in inputs])
+        side.coming([item.shape for item in inputs])
     answers: list[pb.Predictions] = []
     for index, (batch, item) in enumerate(zip(todo, inputs, strict=True)):
         told = Progress(membership, side, index, len(todo))

@@ -1,7 +1,8 @@
 """The data owner in a session: joins the model owner's two streams, fills the pool, and asks."""
 
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -94,6 +95,8 @@ class DataSide:
         started = time.perf_counter()
         public = replace(public, embeddings=job.embeddings)
         self._config, self._job = config, job
+        # Held while somebody asks.
+        self._stream_in_use = threading.Lock()
         self._link = open_channel(job.model_owner_address, job.model_owner, config.credentials)
         address, timeout_s = job.model_owner_address, config.join_timeout_s
         wait_until_ready(self._link, job.model_owner, address, timeout_s, membership.check)
@@ -149,6 +152,39 @@ class DataSide:
         tell(self.session.dealing, Verb.DEAL, shape.batch_size, shape.seq_len)
         self.session.deal(shape, pause, begun)
 
+    def coming(self, shapes: Sequence[BatchShape]) -> None:
+        """Do as `Pool.coming`, after the model owner was told what to plan."""
+        self._announce(shapes)
+        self.pool.coming(shapes)
+
+    def stock_only(self, shapes: Sequence[BatchShape], n: int) -> None:
+        """Do as `Pool.stock_only`, after the model owner was told what to plan."""
+        self._announce(shapes)
+        self.pool.stock_only(shapes, n)
+
+    def deal_and_seal(self, shapes: Sequence[BatchShape]) -> None:
+        """Do as `Pool.deal_and_seal`, after the model owner was told what to plan.
+
+        Raises:
+            UserInputError: so many do not fit into the pool.
+        """
+        self._announce(shapes)
+        self.pool.deal_and_seal(shapes)
+
+    def _announce(self, shapes: Sequence[BatchShape]) -> None:
+        """Tell the model owner of which new shapes this owner will make plans now, so that both make them at once.
+
+        It needs no instruction for that: while somebody asks, none can be sent, and it plans when a batch is dealt.
+        """
+        if not self._stream_in_use.acquire(blocking=False):
+            return
+        try:
+            for shape in dict.fromkeys(shapes):
+                if not self.session.is_planned(shape):
+                    tell(self.session.asking, Verb.PLAN, shape.batch_size, shape.seq_len)
+        finally:
+            self._stream_in_use.release()
+
     def ask(
         self, inputs: BatchInputs, n_told: int, tell_progress: Tell = lambda done, of: None, *, seen: bool = False
     ) -> Asked:
@@ -165,8 +201,13 @@ class DataSide:
             UserInputError: the dealer has left, and no batch of this shape waits.
         """
         inputs = replace(inputs, n_told=n_told)
+        self._announce([inputs.shape])
         if not self.pool.fits(inputs.shape):
             return self._compute_in_parts(inputs, n_told, tell_progress, seen)
+        with self._stream_in_use:
+            return self._ask(inputs, n_told, tell_progress, seen)
+
+    def _ask(self, inputs: BatchInputs, n_told: int, tell_progress: Tell, seen: bool) -> Asked:
         channel = self.session.asking
         # From here on nothing is dealt for the stock, so that the batch is not computed beside it.
         with self.pool.asking():

@@ -22,9 +22,11 @@ class Verb(IntEnum):
 
     On the stream for dealing: DEAL (sentences, padded length) makes the correlations of one batch. FORGET (number of
     the batch) drops them. COMPUTE (sentences, padded length, sentences to tell) deals and computes a batch part by
-    part, because its correlations are too large to wait. On the stream for asking: ASK (number of the batch, sentences
-    to tell) computes a batch that was dealt, or is being dealt. END (on both) closes the stream. After COMPUTE and ASK
-    the model owner answers whether its budget allows that, and if it does, the data owner sends the mask of the batch.
+    part, because its correlations are too large to wait. On the stream for asking: PLAN (sentences, padded length) says
+    for which batches the data owner makes a plan now, so that the model owner makes it at the same time. ASK (number of
+    the batch, sentences to tell) computes a batch that was dealt, or is being dealt. END (on both) closes the stream.
+    After COMPUTE and ASK the model owner answers whether its budget allows that, and if it does, the data owner sends
+    the mask of the batch.
     """
 
     END = 0
@@ -32,6 +34,7 @@ class Verb(IntEnum):
     FORGET = 2
     COMPUTE = 3
     ASK = 4
+    PLAN = 5
 
 
 def tell(channel: PeerChannel, verb: Verb, *numbers: int) -> None:

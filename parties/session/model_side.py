@@ -160,9 +160,12 @@ class ModelSide:
     def _ask(self) -> None:
         session = self._session
         while True:
-            verb, (number, n_told, _) = next_instruction(session.asking, Verb.ASK)
+            verb, (number, n_told, _) = next_instruction(session.asking, Verb.ASK, Verb.PLAN)
             if verb == Verb.END:
                 return
+            if verb == Verb.PLAN:
+                session.size_of(self._checked(number, n_told))  # which plans it
+                continue
             dealt = self._taken(number)
             word = self._charged(dealt.shape, n_told)
             if word != GRANTED:

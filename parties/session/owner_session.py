@@ -136,6 +136,7 @@ class OwnerSession:
         self._engine: Engine | None = None
         self._ready_at: float | None = None
         self._sizes: dict[BatchShape, int] = {}
+        self._planning = threading.Lock()
         self._dealer = DealerLink(job.dealer, job.dealer_address, config.credentials, job.session_id)
         membership.watch(job.dealer, self._dealer.waited_s)
         try:
@@ -194,10 +195,16 @@ class OwnerSession:
         return self._engine
 
     def size_of(self, shape: BatchShape) -> int:
-        """Return the bytes that a batch keeps at an owner between dealing and use."""
-        if shape not in self._sizes:
-            self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
-        return self._sizes[shape]
+        """Return the bytes that a batch keeps at an owner between dealing and use; the first time, plan it."""
+        # A thread that wants a plan waits for another one that makes it.
+        with self._planning:
+            if shape not in self._sizes:
+                self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
+            return self._sizes[shape]
+
+    def is_planned(self, shape: BatchShape) -> bool:
+        """Return whether the size of this shape is known, which a plan tells."""
+        return shape in self._sizes
 
     def deal(
         self,
@@ -271,13 +278,14 @@ class OwnerSession:
     def _begin(self, shape: BatchShape) -> tuple[Dealt, list[list[Request]], int]:
         """Plan a batch; return it, its plan by segments, and the index of its first operation."""
         start = time.perf_counter()
+        n_bytes = self.size_of(shape)
         segments = self.engine.plan(shape)
         requests = [request for segment in segments for request in segment]
         self._compare_plans(requests)
         first = self.store.next_operation
         self._part = self.store.reserve(len(requests), requests)
         batch = self.engine.batch(shape, self._part, self.dealing)
-        dealt = Dealt(shape, batch, len(segments), bytes_of(requests), first)
+        dealt = Dealt(shape, batch, len(segments), n_bytes, first)
         dealt.offline.seconds = time.perf_counter() - start
         return dealt, segments, first
 

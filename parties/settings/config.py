@@ -11,7 +11,7 @@ from mpcformer.errors import UserInputError
 from mpcformer.tasks import OwnData
 from parties.settings.job import JobDescription
 
-PROTOCOL_VERSION = 12
+PROTOCOL_VERSION = 13
 Role = Literal["dealer", "model-owner", "data-owner"]
 Device = Literal["cpu", "cuda"]
 # RFC 2544 reserves these addresses for tests of networks; routers of the internet do not forward them.

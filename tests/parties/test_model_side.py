@@ -69,6 +69,7 @@ class Session:
         self.computing = self.most_computing = 0
         self.dealt: list[BatchShape] = []
         self.pools: list[int] = []
+        self.planned: list[BatchShape] = []
 
     def check(self) -> None:
         """Nobody aborts this session."""
@@ -77,6 +78,7 @@ class Session:
         """Nobody orders this session, so nobody is told of an error."""
 
     def size_of(self, shape: BatchShape) -> int:
+        self.planned.append(shape)
         return SIZE
 
     def deal(self, shape: BatchShape, *, begun: Callable[[Dealt], None] = lambda dealt: None) -> Dealt:
@@ -166,6 +168,18 @@ def test_a_question_and_the_batch_for_its_room_may_arrive_in_any_order() -> None
     served.has_dealt(2)
     assert served.ask(0) == GRANTED
     served.has_dealt(3)
+    assert served.end() == []
+
+
+def test_a_batch_is_planned_before_it_is_dealt() -> None:
+    served = Served()
+    served.session.asking.tell(Verb.PLAN, SHAPE.batch_size, SHAPE.seq_len)
+    deadline = time.monotonic() + 5
+    while not served.session.planned and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert served.session.planned == [SHAPE]
+    served.deal()
+    assert served.ask(0) == GRANTED
     assert served.end() == []
 
 
@@ -260,7 +274,8 @@ def test_one_batch_is_computed_at_a_time() -> None:
 def test_a_batch_is_used_once_and_limits_hold() -> None:
     spoils: list[tuple[Callable[[Served], object], str]] = [
         (lambda served: served.session.asking.tell(Verb.ASK, 0, 4), "which does not wait: each is used once"),
-        (lambda served: served.session.asking.tell(Verb.DEAL, 1, 16), "sent instruction 1 on a stream for ASK"),
+        (lambda served: served.session.asking.tell(Verb.DEAL, 1, 16), "sent instruction 1 on a stream for ASK, PLAN"),
+        (lambda served: served.session.asking.tell(Verb.PLAN, 1, 33), "a batch of 1 x 33 tokens"),
         (lambda served: served.session.dealing.tell(Verb.DEAL, 17, 16), "a batch of 17 x 16 tokens"),
     ]
     for spoil, message in spoils:
