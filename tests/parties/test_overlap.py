@@ -8,6 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from mpcformer.correlations import Request
+from mpcformer.engines.base import BatchShape
+from mpcformer.engines.lift.engine import LiftEngine
 from mpcformer.protocols.party import DATA_OWNER, MODEL_OWNER
 from parties.roles.results import Results
 from parties.session.owner_session import Dealt, OwnerSession
@@ -94,3 +97,21 @@ def test_a_batch_that_may_be_audited_is_dealt_before_it_is_computed(
     watch = Watch(monkeypatch, holds=False)
     run({name: {"audit_rate": 0.01} for name in ("model-owner", "data-owner")}, overlap=True)
     assert watch.was_whole == {MODEL_OWNER: [True] * 2, DATA_OWNER: [True] * 2}
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_both_owners_plan_a_batch_at_the_same_time(
+    run: Callable[..., Results], monkeypatch: pytest.MonkeyPatch, overlap: bool
+) -> None:
+    """An owner that planned after the other one would let it wait here for ever."""
+    plan, met, planned = LiftEngine.plan, threading.Barrier(2), set()
+
+    def planning(engine: LiftEngine, shape: BatchShape) -> list[list[Request]]:
+        if engine._channel is not None and (engine._rank, shape) not in planned:
+            planned.add((engine._rank, shape))
+            met.wait(TIMEOUT_S)
+        return plan(engine, shape)
+
+    monkeypatch.setattr(LiftEngine, "plan", planning)
+    run(overlap=overlap)
+    assert {rank for rank, _ in planned} == {MODEL_OWNER, DATA_OWNER}
