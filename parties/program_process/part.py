@@ -16,13 +16,12 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import grpc
 import torch
 from pydantic import TypeAdapter
 
@@ -49,6 +48,7 @@ from parties.stubs import parties_pb2 as pb
 from parties.stubs import parties_pb2_grpc as rpc
 from parties.wire import causes
 from parties.wire.callers import SESSION_HEADER, STREAM_HEADER
+from parties.wire.dealer_link import DealerLink
 from parties.wire.frames import open_channel, wait_until_ready
 from parties.wire.peer_channel import PeerChannel
 
@@ -187,17 +187,17 @@ class _Run:
         self._config, self._job, self._rank = config, job, task.rank
         self._peer = job.data_owner if task.rank == MODEL_OWNER else job.model_owner
         self._channel = PeerChannel(party_id=config.id, peer_id=self._peer, session_id=job.session_id, stream=STREAM)
-        self._store: ProgramStore | None = None
 
     def run(self) -> NoReturn:
         """Run the program, save the results, say how it went, and wait for the end of this process."""
         with ExitStack() as left:
-            credentials = self._config.credentials
-            dealer = left.enter_context(open_channel(self._job.dealer_address, self._job.dealer, credentials))
+            job = self._job
+            dealer = DealerLink(job.dealer, job.dealer_address, self._config.credentials, job.session_id)
+            left.callback(dealer.close)
             self._join(left)
-            left.enter_context(self._patience(dealer.close))
+            left.enter_context(self._patience(dealer))
             try:
-                self._compute(rpc.DealerStub(dealer))
+                self._compute(dealer)
             except Exception as error:
                 self._channel.abort(as_known(error, self._config.id))
                 raise
@@ -216,9 +216,10 @@ class _Run:
         call = rpc.PeerStub(owner).Exchange(self._channel.outgoing(), metadata=headers)
         self._channel.attach(call, call.cancel)
 
-    def _compute(self, dealer: rpc.DealerStub) -> None:
+    def _compute(self, dealer: DealerLink) -> None:
         channel, loaded, plan = self._channel, self._prepared.loaded, self._prepared.plan
-        seed = self._seed(dealer)
+        reply = dealer.open(self._config.join_timeout_s)
+        attestation.check(self._config.check_dealer, self._job.dealer, bytes(reply.evidence))
         # Nobody chooses what keys are bound to, as in a session of a student.
         drawn_id = transcript.draw_together(channel, self._rank, self._job.session_id)
         agreed = transcript.compare(
@@ -232,12 +233,11 @@ class _Run:
             session_id=drawn_id,
             dealer=self._job.dealer,
         )
-        self._store = store = ProgramStore(
+        store = ProgramStore(
             rank=self._rank,
-            seed=seed,
+            seed=bytes(reply.seed),
             drawn_id=drawn_id,
             plan=plan.requests,
-            job=self._job,
             dealer=dealer,
             channel=channel,
             pool_bytes=self._pool_bytes(),
@@ -256,6 +256,7 @@ class _Run:
         results = run_program(loaded, state, self._prepared.values)
         if store.n_left:
             raise ProtocolError(f"program: {store.n_left} of {len(plan.requests)} planned correlations were not used")
+        store.end()
         seconds = time.perf_counter() - began
         channel.finish()
         for name, value in results.items():
@@ -274,18 +275,6 @@ class _Run:
             transcript=agreed.hex(),
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
-
-    def _seed(self, dealer: rpc.DealerStub) -> bytes:
-        try:
-            request = pb.OpenSessionRequest(session_id=self._job.session_id)
-            reply = dealer.OpenSession(iter([request]), timeout=self._config.join_timeout_s, wait_for_ready=True)
-        except grpc.RpcError as error:
-            if isinstance(error, grpc.Call) and error.code() == grpc.StatusCode.DEADLINE_EXCEEDED:
-                address, timeout_s = self._job.dealer_address, self._config.join_timeout_s
-                raise causes.unreachable(self._job.dealer, address, timeout_s) from None
-            raise causes.of_call(self._job.dealer, error) from None
-        attestation.check(self._config.check_dealer, self._job.dealer, bytes(reply.evidence))
-        return bytes(reply.seed)
 
     def _facts(self, drawn_id: bytes) -> dict[str, str]:
         """Return name -> value of everything that both owners must agree on."""
@@ -338,17 +327,17 @@ class _Run:
         return False
 
     @contextmanager
-    def _patience(self, leave_dealer: Callable[[], None]) -> Iterator[None]:
+    def _patience(self, dealer: DealerLink) -> Iterator[None]:
         """End the run if the other owner or the dealer keeps this owner waiting for too long."""
         done, limit_s = threading.Event(), self._config.deadline_s
 
         def watch() -> None:
             while not done.wait(POLL_S):
-                store_waited = 0.0 if self._store is None else self._store.waited_s()
-                for party, waited_s in ((self._peer, self._channel.waited_s()), (self._job.dealer, store_waited)):
+                waited = (self._peer, self._channel.waited_s()), (self._job.dealer, dealer.waited_s())
+                for party, waited_s in waited:
                     if waited_s > limit_s:
                         self._channel.abort(causes.kept_waiting(party, limit_s))
-                        leave_dealer()
+                        dealer.close()
                         return
 
         threading.Thread(target=watch, name="patience", daemon=True).start()
