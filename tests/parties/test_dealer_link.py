@@ -1,4 +1,4 @@
-"""What comes from a dealer that does not do as it was asked is an error that names the dealer, in sessions and programs."""
+"""A dealer that does not do as it was asked is named by the error, in sessions and in programs."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
