@@ -1,6 +1,7 @@
 """Stand-ins for channel and store, with which an engine's own forward pass on meta tensors tells its plan."""
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch.overrides import TorchFunctionMode
 from mpcformer.channel import Counters, Spec
 from mpcformer.correlations import Dealt, Request, sketch
 from mpcformer.ring.packing import Operand
+
+# Tensors without values have few shapes and types, each many times.
+KEPT_TENSORS = 1024
 
 
 class PlanRecorder:
@@ -86,8 +90,13 @@ class WithoutValues(TorchFunctionMode):
 
 
 def without_values(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Return a tensor whose elements all share one place in memory."""
-    return torch.zeros((), dtype=dtype).expand(tuple(shape))
+    """Return a tensor whose elements all share one place in memory. It may be another result's too: none is changed."""
+    return _without_values(tuple(shape), dtype)
+
+
+@lru_cache(KEPT_TENSORS)
+def _without_values(shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    return torch.zeros((), dtype=dtype).expand(shape)
 
 
 def _combined(first: Any, second: Any, **_: Any) -> torch.Tensor:
@@ -133,9 +142,10 @@ def _converted(value: torch.Tensor, *options: Any, dtype: torch.dtype | None = N
     return without_values(value.shape, dtype or (dtypes[0] if dtypes else value.dtype))
 
 
-def _empty(*shape: Any, **options: Any) -> torch.Tensor:
-    found = torch.empty(*shape, **(options | {"device": "meta"}))
-    return without_values(found.shape, found.dtype)
+def _empty(*sizes: Any, size: Any = None, dtype: torch.dtype | None = None, **_: Any) -> torch.Tensor:
+    if size is None:
+        size = sizes if not sizes or isinstance(sizes[0], int) else sizes[0]
+    return without_values(size, dtype or torch.get_default_dtype())
 
 
 def _methods(names: str) -> list[Any]:
