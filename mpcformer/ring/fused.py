@@ -43,6 +43,9 @@ class _Step(NamedTuple):
     number: int = 0
     operand: Operand | None = None
 
+    def __repr__(self) -> str:
+        return f"_Step(kind={self.kind})"
+
 
 class Fused:
     """A computation modulo 2^64 on the elements of int64 tensors, which is carried out when a result is wanted.

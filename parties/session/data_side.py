@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 
 import grpc
@@ -14,7 +14,7 @@ from mpcformer.engines.base import DATA_OWNER, BatchInputs, BatchShape, Outcome,
 from mpcformer.engines.registry import create_engine
 from mpcformer.errors import MPCFormerError, PartyError
 from parties.session.failure import as_known, telling
-from parties.session.instructions import GRANTED, Verb, receive_answer, tell
+from parties.session.instructions import GRANTED, MOST_PLANNED, Verb, receive_answer, tell
 from parties.session.membership import Membership
 from parties.session.owner_session import Dealt, OwnerSession
 from parties.session.pool import Pool
@@ -159,7 +159,7 @@ class DataSide:
 
     def stock_only(self, shapes: Sequence[BatchShape], n: int) -> None:
         """Do as `Pool.stock_only`, after the model owner was told what to plan."""
-        self._announce(shapes)
+        self._announce(shapes if n else [])
         self.pool.stock_only(shapes, n)
 
     def deal_and_seal(self, shapes: Sequence[BatchShape]) -> None:
@@ -172,15 +172,17 @@ class DataSide:
         self.pool.deal_and_seal(shapes)
 
     def _announce(self, shapes: Sequence[BatchShape]) -> None:
-        """Tell the model owner of which new shapes this owner will make plans now, so that both make them at once.
+        """Tell the model owner which new shapes this owner plans first now, so that both plan them at once.
 
-        It needs no instruction for that: while somebody asks, none can be sent, and it plans when a batch is dealt.
+        Nothing depends on it: while somebody asks, it cannot be sent, and the model owner plans when a batch is dealt.
         """
         if not self._stream_in_use.acquire(blocking=False):
             return
+        new = [shape for shape in dict.fromkeys(shapes) if not self.session.is_planned(shape)]
         try:
-            for shape in dict.fromkeys(shapes):
-                if not self.session.is_planned(shape):
+            # Whoever asks next hears why the stream has ended, if it has.
+            with suppress(MPCFormerError):
+                for shape in new[:MOST_PLANNED]:
                     tell(self.session.asking, Verb.PLAN, shape.batch_size, shape.seq_len)
         finally:
             self._stream_in_use.release()

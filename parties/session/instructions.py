@@ -13,6 +13,8 @@ from mpcformer.errors import ProtocolError
 from parties.wire.peer_channel import PeerChannel
 
 SPEC = Spec(torch.int64, (4,))
+# For so many shapes the data owner says at most that it plans them, until it asks again. The model owner does no more.
+MOST_PLANNED = 8
 # What the model owner answers when a batch may go on.
 GRANTED = 0
 
@@ -23,10 +25,10 @@ class Verb(IntEnum):
     On the stream for dealing: DEAL (sentences, padded length) makes the correlations of one batch. FORGET (number of
     the batch) drops them. COMPUTE (sentences, padded length, sentences to tell) deals and computes a batch part by
     part, because its correlations are too large to wait. On the stream for asking: PLAN (sentences, padded length) says
-    for which batches the data owner makes a plan now, so that the model owner makes it at the same time. ASK (number of
-    the batch, sentences to tell) computes a batch that was dealt, or is being dealt. END (on both) closes the stream.
-    After COMPUTE and ASK the model owner answers whether its budget allows that, and if it does, the data owner sends
-    the mask of the batch.
+    for which batches the data owner makes a plan now, so that the model owner makes it at the same time; it is a hint,
+    which may be passed over. ASK (number of the batch, sentences to tell) computes a batch that was dealt, or is being
+    dealt. END (on both) closes the stream. After COMPUTE and ASK the model owner answers whether its budget allows
+    that, and if it does, the data owner sends the mask of the batch.
     """
 
     END = 0

@@ -11,7 +11,7 @@ from mpcformer.engines.base import BatchInputs, BatchShape
 from mpcformer.errors import MPCFormerError, ProtocolError
 from mpcformer.ring.random import scoped_keys
 from parties.session.failure import as_known
-from parties.session.instructions import GRANTED, Verb, answer, next_instruction
+from parties.session.instructions import GRANTED, MOST_PLANNED, Verb, answer, next_instruction
 from parties.session.owner_session import Dealt, OwnerSession
 from parties.settings.logs import session_log
 from parties.stubs import parties_pb2 as pb
@@ -158,14 +158,18 @@ class ModelSide:
         )
 
     def _ask(self) -> None:
-        session = self._session
+        session, n_planned = self._session, 0
         while True:
             verb, (number, n_told, _) = next_instruction(session.asking, Verb.ASK, Verb.PLAN)
             if verb == Verb.END:
                 return
             if verb == Verb.PLAN:
-                session.size_of(self._checked(number, n_told))  # which plans it
+                # A plan costs nothing of the budget, and what is not allowed is refused when it is dealt.
+                if n_planned < MOST_PLANNED and self._is_allowed(number, n_told):
+                    session.size_of(BatchShape(number, n_told))  # which plans it
+                    n_planned += 1
                 continue
+            n_planned = 0
             dealt = self._taken(number)
             word = self._charged(dealt.shape, n_told)
             if word != GRANTED:
@@ -199,9 +203,12 @@ class ModelSide:
             raise ProtocolError(f"the data owner asked for {n_told} answers of a batch of {shape.batch_size}")
         return self._charge(n_told)
 
-    def _checked(self, batch_size: int, seq_len: int) -> BatchShape:
+    def _is_allowed(self, batch_size: int, seq_len: int) -> bool:
         fits = 1 <= batch_size <= self._max_sentences and 1 <= seq_len <= self._positions
-        if not fits or batch_size * seq_len > self._max_tokens:
+        return fits and batch_size * seq_len <= self._max_tokens
+
+    def _checked(self, batch_size: int, seq_len: int) -> BatchShape:
+        if not self._is_allowed(batch_size, seq_len):
             raise ProtocolError(
                 f"the data owner announced a batch of {batch_size} x {seq_len} tokens; the model has {self._positions}"
                 f" positions, the job's batches have {self._max_sentences} sentences, max_batch_tokens is"

@@ -136,7 +136,6 @@ class OwnerSession:
         self._engine: Engine | None = None
         self._ready_at: float | None = None
         self._sizes: dict[BatchShape, int] = {}
-        self._planning = threading.Lock()
         self._dealer = DealerLink(job.dealer, job.dealer_address, config.credentials, job.session_id)
         membership.watch(job.dealer, self._dealer.waited_s)
         try:
@@ -196,11 +195,9 @@ class OwnerSession:
 
     def size_of(self, shape: BatchShape) -> int:
         """Return the bytes that a batch keeps at an owner between dealing and use; the first time, plan it."""
-        # A thread that wants a plan waits for another one that makes it.
-        with self._planning:
-            if shape not in self._sizes:
-                self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
-            return self._sizes[shape]
+        if shape not in self._sizes:
+            self._sizes[shape] = bytes_of([request for segment in self.engine.plan(shape) for request in segment])
+        return self._sizes[shape]
 
     def is_planned(self, shape: BatchShape) -> bool:
         """Return whether the size of this shape is known, which a plan tells."""

@@ -14,6 +14,7 @@ from mpcformer.correlations import (
     deal,
     expand,
     mask_keys,
+    requests,
     session_key,
     unpacked,
 )
@@ -220,6 +221,15 @@ def test_plan_digest_sees_every_field_and_the_order() -> None:
     a, b = Request("truncation", ((4,),), bits=16), Request("truncation", ((4,),), bits=17)
     plans = [[a, b], [b, a], [a], [Request("square_pair", ((4,),)), b]]
     assert len({correlation_plan_digest(plan) for plan in plans}) == len(plans)
+
+
+def test_equal_requests_have_equal_digests() -> None:
+    """A digest is kept for all requests that are equal, and numbers may have another type or sign of zero."""
+    first = Request("table", ((4,),), op="rsqrt", bits=24, params=(5, 0.0))
+    for params in ((5.0, 0.0), (5, -0.0), (5, 0)):
+        other = Request("table", ((4,),), op="rsqrt", bits=24, params=params)
+        assert other == first
+        assert requests._digest.__wrapped__(other) == first.digest()
 
 
 def test_shares_are_hidden_from_repr() -> None:

@@ -14,7 +14,7 @@ from mpcformer.channel import Spec
 from mpcformer.engines.base import BatchInputs, BatchShape, Outcome
 from mpcformer.errors import MPCFormerError, PartyError, ProtocolError
 from parties.session import model_side
-from parties.session.instructions import GRANTED, Verb
+from parties.session.instructions import GRANTED, MOST_PLANNED, Verb
 from parties.session.model_side import ModelSide
 from parties.session.owner_session import Dealt
 from parties.stubs import parties_pb2 as pb
@@ -183,6 +183,21 @@ def test_a_batch_is_planned_before_it_is_dealt() -> None:
     assert served.end() == []
 
 
+def test_hints_cost_the_model_owner_little() -> None:
+    """They are not charged, so a data owner could send them without end, or for batches that are not allowed."""
+    served = Served()
+    for seq_len in [33, *[16] * (MOST_PLANNED + 3)]:
+        served.session.asking.tell(Verb.PLAN, 1, seq_len)
+    served.deal()
+    served.has_dealt(1)
+    assert served.ask(0) == GRANTED
+    served.session.asking.tell(Verb.PLAN, 2, 16)
+    assert served.end() == []
+    # The one that is dealt is looked at too, by the other thread.
+    hinted = [shape for shape in served.session.planned if shape != SHAPE]
+    assert hinted == [BatchShape(1, 16)] * MOST_PLANNED + [BatchShape(2, 16)]
+
+
 def test_a_batch_is_computed_while_it_is_dealt() -> None:
     served = Served()
     served.session.may_finish_dealing.clear()
@@ -275,7 +290,6 @@ def test_a_batch_is_used_once_and_limits_hold() -> None:
     spoils: list[tuple[Callable[[Served], object], str]] = [
         (lambda served: served.session.asking.tell(Verb.ASK, 0, 4), "which does not wait: each is used once"),
         (lambda served: served.session.asking.tell(Verb.DEAL, 1, 16), "sent instruction 1 on a stream for ASK, PLAN"),
-        (lambda served: served.session.asking.tell(Verb.PLAN, 1, 33), "a batch of 1 x 33 tokens"),
         (lambda served: served.session.dealing.tell(Verb.DEAL, 17, 16), "a batch of 17 x 16 tokens"),
     ]
     for spoil, message in spoils:

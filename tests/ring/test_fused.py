@@ -126,6 +126,12 @@ def test_a_function_that_is_wrong_is_not_used(monkeypatch: pytest.MonkeyPatch) -
     assert not COMPILED.are_right()
 
 
+def test_numbers_are_hidden_from_repr() -> None:
+    computation = Fused(torch.tensor([123_456_789])) + 5
+    for shown in (computation, computation._steps):
+        assert "123456789" not in repr(shown).replace("_", "")
+
+
 def test_words_are_packed_as_they_are() -> None:
     x = torch.arange(6) - 3
     packed, numbers = Fused(x).packed_and_opened(WORD, pack(x, WORD))

@@ -3,6 +3,7 @@
 The name comes from the lifted openings (`mpcformer.protocols.lifted`) that the pass is built of.
 """
 
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 
@@ -64,6 +65,7 @@ class LiftEngine:
         # Public tables at the data owner: words and token types (V + T, H), positions (P, H); centred, real.
         self._tables: list[torch.Tensor] = []
         self._plans: dict[BatchShape, Planned] = {}
+        self._planning = threading.Lock()
 
     @staticmethod
     def encode(public: PublicModel, weights: Mapping[str, torch.Tensor], *, frees: bool = False) -> OwnedWeights:
@@ -118,13 +120,17 @@ class LiftEngine:
         return self._planned(shape).segments
 
     def _planned(self, shape: BatchShape) -> "Planned":
-        # One thread may deal while another asks: what is found is kept, whatever the other one drops.
+        # One thread may deal while another one asks. A thread that wants a plan waits for another one that makes it.
         found = self._plans.get(shape)
-        if found is None:
-            found = dry_run(self._public, shape, self._salt)
-            while len(self._plans) >= MAX_PLANS:
-                self._plans.pop(next(iter(self._plans)), None)
-            self._plans[shape] = found
+        if found is not None:
+            return found
+        with self._planning:
+            found = self._plans.get(shape)
+            if found is None:
+                found = dry_run(self._public, shape, self._salt)
+                while len(self._plans) >= MAX_PLANS:
+                    self._plans.pop(next(iter(self._plans)))
+                self._plans[shape] = found
         return found
 
     def batch(self, shape: BatchShape, store: CorrelationStore, channel: Channel) -> "LiftBatch":
