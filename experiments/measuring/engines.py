@@ -62,10 +62,10 @@ def measure(options: BenchOptions) -> dict[str, Any]:
     batches in a run, seconds and bytes are those of one on average.
 
     Online and offline seconds are the data owner's. Their sum is the time until the answer, but for the plan of a shape
-    that is asked for the first time, which both owners make before. A single batch is
-    dealt before it is computed, so that both are measured alone. With `options.overlap` it is computed while it is
-    dealt, as in a session whose first question nothing was dealt for. Offline seconds are then those in which the data
-    owner only dealt or waited for that.
+    that is asked for the first time, which both owners make before. A single batch is dealt before it is computed, so
+    that both are measured alone. With `options.overlap` it is computed while it is dealt, as in a session whose first
+    question nothing was dealt for. Offline seconds are then those in which the data owner only dealt or waited for
+    that.
 
     Raises:
         UserInputError: an option is wrong; nothing has run then.

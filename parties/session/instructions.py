@@ -13,7 +13,7 @@ from mpcformer.errors import ProtocolError
 from parties.wire.peer_channel import PeerChannel
 
 SPEC = Spec(torch.int64, (4,))
-# For so many shapes the data owner says at most that it plans them, until it asks again. The model owner does no more.
+# The data owner tells of at most so many new shapes at once. Between two questions the model owner plans no more.
 MOST_PLANNED = 8
 # What the model owner answers when a batch may go on.
 GRANTED = 0

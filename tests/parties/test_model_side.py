@@ -179,6 +179,7 @@ def test_a_batch_is_planned_before_it_is_dealt() -> None:
         time.sleep(0.01)
     assert served.session.planned == [SHAPE]
     served.deal()
+    served.has_dealt(1)
     assert served.ask(0) == GRANTED
     assert served.end() == []
 
